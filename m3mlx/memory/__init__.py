@@ -1,0 +1,1 @@
+"""Explicit memory: written from references, packed into records, read by attention."""

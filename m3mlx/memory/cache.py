@@ -1,0 +1,266 @@
+"""How memories reach attention: through mlx-lm's cache protocol, and nowhere else.
+
+Each layer has a ``MemoryCache``: an ordinary mlx-lm cache that holds prefix and context, with
+the layer's memories in front of what it returns. MLX aligns its causal mask to the lower right,
+so keys in front are seen by every query and the models of mlx-lm run unmodified.
+
+Where a mask must be an array — heads that keep different numbers of tokens, sliding windows —
+mlx-lm makes one for all layers, while memories need one for each. ``widen_masks`` gives the
+attention modules of a model a subclass of their own class that asks the layer's cache to
+widen the mask; ``restore_masks`` takes it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import ConcatenateKVCache, KVCache, QuantizedKVCache, make_prompt_cache
+
+from ..config import MemoryConfig
+from ..errors import ModelError
+from .codec import PADDING, Memory
+
+PrefixStates = list[tuple[mx.array, mx.array]]  # keys and values, (1, KV heads, prefix, head_dim)
+
+
+class MemoryCache:
+    """One layer's cache: memories in front of prefix and context.
+
+    ``gap`` is the number of positions between the end of the prefix and the first context token
+    that belong to the references; position is not length once memories are present.
+    """
+
+    def __init__(self, base: Any):
+        self.base = base
+        self.gap = 0
+        self.keys = self.values = None  # (1, KV heads, M, head_dim), or quantized triples of it
+        self.valid: mx.array | None = None  # bool (KV heads, M); None where all are
+        self.positions: mx.array | None = None  # int32 (KV heads, M), only with a sliding window
+        self.length = 0
+
+    def attach(
+        self, keys: mx.array, values: mx.array, valid: np.ndarray, positions: np.ndarray, gap: int
+    ) -> None:
+        """Show the context that follows these memories, in place of any before them.
+
+        Args:
+            keys, values: (1, KV heads, M, head_dim), keys after RoPE.
+            valid: bool (KV heads, M), False for padding.
+            positions: int (KV heads, M), the positions that the keys carry.
+            gap: positions set apart for references; stays when the memories go.
+        """
+        self.gap = gap
+        self.length = valid.shape[1]
+        if not valid.any():
+            self.detach()
+            return
+        if hasattr(self.base, "bits"):
+            size = {"group_size": self.base.group_size, "bits": self.base.bits}
+            keys, values = mx.quantize(keys, **size), mx.quantize(values, **size)
+        self.keys, self.values = keys, values
+        self.valid = None if valid.all() else mx.array(valid)
+        self.positions = mx.array(positions) if self._window() else None
+
+    def detach(self) -> None:
+        """Forget the memories; what follows sees prefix and context only."""
+        self.keys = self.values = self.valid = self.positions = None
+        self.length = 0
+
+    # --- mlx-lm's cache protocol
+
+    @property
+    def offset(self) -> int:
+        """Position of the next token."""
+        return self.base.offset + self.gap
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple:
+        keys, values = self.base.update_and_fetch(keys, values)
+        if self.keys is None:
+            return keys, values
+        return _join(self.keys, keys), _join(self.values, values)
+
+    def make_mask(self, *args: Any, **kwargs: Any) -> mx.array | str | None:
+        """The mask over the base's keys alone; ``widen`` adds the memories."""
+        return self.base.make_mask(*args, **kwargs)
+
+    @property
+    def state(self) -> Any:
+        return self.base.state
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what tells mlx-lm that keys and values are quantized.
+        if name in ("bits", "group_size"):
+            return getattr(self.base, name)
+        raise AttributeError(name)
+
+    # --- the mask
+
+    def _window(self) -> int | None:
+        return getattr(self.base, "max_size", None)
+
+    def _memory_mask(self, queries: int) -> mx.array | None:
+        """bool (KV heads, queries or 1, M) of the keys seen, None where all are."""
+        mask = None if self.valid is None else self.valid[:, None]
+        if self.positions is None:
+            return mask
+        # A layer with a sliding window sees a memory as long as it would see the text itself.
+        at = mx.arange(self.offset, self.offset + queries)[None, :, None]
+        near = at - self.positions[:, None] < self._window()
+        return near if mask is None else mask & near
+
+    def widen(self, mask: mx.array | str | None, queries: int, query_heads: int) -> Any:
+        """Turn a mask over the base's keys into one over memories and those keys.
+
+        Args:
+            mask: None, "causal", or a bool array (…, queries, keys).
+            queries: number of query tokens.
+            query_heads: number of query heads.
+        """
+        if self.keys is None:
+            return mask
+        memory = self._memory_mask(queries)
+        if memory is None and not isinstance(mask, mx.array):
+            return mask
+        if isinstance(mask, mx.array):
+            base = mask
+        elif mask == "causal":
+            keys = self.base.offset + queries
+            base = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
+        else:
+            base = mx.ones((1, min(self.base.offset + 1, self._window() or 1 << 62)), mx.bool_)
+        if memory is None:
+            memory = mx.ones((1, 1, self.length), mx.bool_)
+        elif not hasattr(self.base, "bits"):  # the quantized attention wants KV heads
+            memory = mx.repeat(memory, query_heads // len(memory), axis=0)
+        heads = len(memory)
+        base = base.reshape(*(1,) * (3 - base.ndim), *base.shape) if base.ndim < 3 else base[0]
+        memory = mx.broadcast_to(memory, (heads, queries, self.length))
+        base = mx.broadcast_to(base, (heads, queries, base.shape[-1]))
+        return mx.concatenate([memory, base], axis=-1)[None]
+
+
+def _join(memory: Any, context: Any) -> Any:
+    if isinstance(context, (tuple, list)):
+        return tuple(map(_join, memory, context))
+    return mx.concatenate([memory.astype(context.dtype), context], axis=-2)
+
+
+def widen_masks(model: nn.Module) -> None:
+    """Let the caches of each layer widen its mask; parameters and their names do not change."""
+    for layer in model.layers:
+        attention = layer.self_attn
+        if not hasattr(attention, "_plain_class"):
+            attention.__class__ = _widening(type(attention))
+
+
+def restore_masks(model: nn.Module) -> None:
+    """Undo ``widen_masks``."""
+    for layer in model.layers:
+        plain = getattr(layer.self_attn, "_plain_class", None)
+        if plain is not None:
+            layer.self_attn.__class__ = plain
+
+
+def _widening(plain: type) -> type:
+    def __call__(self, x, mask=None, cache=None):
+        if isinstance(cache, MemoryCache):
+            heads = getattr(self, "n_heads", None) or self.num_attention_heads
+            mask = cache.widen(mask, x.shape[1], heads)
+        return plain.__call__(self, x, mask, cache)
+
+    return type(plain.__name__, (plain,), {"__call__": __call__, "_plain_class": plain})
+
+
+def read_prefix(model: nn.Module, prefix: Sequence[int]) -> PrefixStates:
+    """Keys and values of the constant prefix, at every layer (section 3.2 of the paper)."""
+    caches = [ConcatenateKVCache() for _ in model.layers]
+    model(mx.array([list(prefix)]), cache=caches)
+    states = [(cache.keys, cache.values) for cache in caches]
+    mx.eval(states)
+    return states
+
+
+def make_cache(
+    model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = None
+) -> list[MemoryCache]:
+    """Caches for one conversation, one for each layer, with the prefix in place.
+
+    Args:
+        prefix: what ``read_prefix`` gave.
+        kv_bits: 8 or 4 to keep the context quantized; layers with a sliding window stay as is.
+
+    Raises:
+        ModelError: the head dimension does not allow a quantized context.
+    """
+    caches = []
+    for base, (keys, values) in zip(make_prompt_cache(model), prefix, strict=True):
+        if kv_bits and isinstance(base, KVCache):
+            head_dim = keys.shape[-1]
+            group = next((size for size in (64, 32) if head_dim % size == 0), None)
+            if group is None:
+                raise ModelError(
+                    f"a quantized context needs a head dimension divisible by 32, this model "
+                    f"has {head_dim}; run without --kv-bits"
+                )
+            base = QuantizedKVCache(group_size=group, bits=kv_bits)
+        base.update_and_fetch(keys, values)
+        caches.append(MemoryCache(base))
+    return caches
+
+
+class Layout:
+    """Where each layer's and head's tokens stand in a flat memory."""
+
+    def __init__(self, config: MemoryConfig):
+        self.first = len(config.prefix)
+        self.gap = config.reference_tokens
+        self.rows: list[tuple[mx.array, np.ndarray] | None] = []  # index and its bool padding
+        start = 0
+        for counts in config.counts:
+            most = max(counts)
+            index = np.zeros((len(counts), most), np.int64)
+            real = np.zeros((len(counts), most), bool)
+            for head, count in enumerate(counts):
+                index[head, :count] = np.arange(start, start + count)
+                real[head, :count] = True
+                start += count
+            self.rows.append((index, real) if most else None)
+
+    def attach(self, caches: Sequence[MemoryCache], memory: Memory | None) -> None:
+        """Put a batch of memories, in any order, before the caches of all layers.
+
+        All memories share the interval of positions that follows the prefix. None or an empty
+        batch takes the memories away.
+        """
+        for cache, row in zip(caches, self.rows, strict=True):
+            if memory is None or not len(memory):
+                cache.detach()
+            elif row is None:
+                cache.detach()
+                cache.gap = self.gap
+            else:
+                index, real = row
+                places = memory.positions[:, index]  # (batch, heads, most)
+                cache.attach(
+                    _lay_out(memory.keys, index),
+                    _lay_out(memory.values, index),
+                    _side_by_side((places != PADDING) & real),
+                    self.first + _side_by_side(places.astype(np.int32)),
+                    self.gap,
+                )
+
+
+def _lay_out(array: mx.array, index: np.ndarray) -> mx.array:
+    """(batch, kept, head_dim) to (1, heads, batch·most, head_dim)."""
+    picked = array[:, mx.array(index)]  # (batch, heads, most, head_dim)
+    batch, heads, most, head_dim = picked.shape
+    return picked.transpose(1, 0, 2, 3).reshape(1, heads, batch * most, head_dim)
+
+
+def _side_by_side(array: np.ndarray) -> np.ndarray:
+    """(batch, heads, most) to (heads, batch·most)."""
+    return array.transpose(1, 0, 2).reshape(array.shape[1], -1)

@@ -1,0 +1,141 @@
+"""Memories to record bytes and back: the one bridge between MLX and NumPy.
+
+A record is, without gaps, for N kept tokens and vectors of D values:
+
+    positions       N bytes: place of each kept token in its reference, 255 for padding
+    keys, values    each one of
+                      16 bits: N·D bfloat16 values
+                      8, 4 bits: the codes, then a float16 scale and a float16 bias for each group
+
+All numbers are little-endian. The N tokens are ordered by layer, then by KV head, as
+``MemoryConfig.counts`` gives them. Quantization is affine, ``value = code · scale + bias``, over
+groups of consecutive values; groups run over the flattened (N, D) array, so that head dimensions
+that no group size divides (80, 96) work too. 4-bit codes lie two in a byte, the low half first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+
+from ..config import MemoryConfig
+from ..errors import M3Error
+
+PADDING = 255
+
+
+@dataclass
+class Memory:
+    """The kept keys and values of a batch of references.
+
+    Attributes:
+        keys, values: (batch, kept, head_dim), keys after RoPE, ordered as the counts are.
+        positions: uint8 (batch, kept), place in the reference, or 255 for padding.
+    """
+
+    keys: mx.array
+    values: mx.array
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def take(self, rows: Sequence[int]) -> Memory:
+        """The memories of these rows, in this order."""
+        index = np.array(rows, np.int32)
+        at = mx.array(index)
+        return Memory(self.keys[at], self.values[at], self.positions[index])
+
+    @staticmethod
+    def join(parts: Sequence[Memory]) -> Memory:
+        """One batch of several."""
+        return Memory(
+            mx.concatenate([part.keys for part in parts]),
+            mx.concatenate([part.values for part in parts]),
+            np.concatenate([part.positions for part in parts]),
+        )
+
+
+class Codec:
+    """Packs memories of one configuration into records of one size.
+
+    The error of a value is at most 0.63 of a step for 8 bits and 0.51 for 4, where a step is the
+    spread of its group over 255 or 15; 16 bits round to bfloat16. Tested.
+    """
+
+    def __init__(self, config: MemoryConfig):
+        self.kept, self.head_dim = config.kept, config.head_dim
+        self.group = 64 if config.head_dim % 64 == 0 else 32
+        self.bits = (config.key_bits, config.value_bits)
+        self.record_bytes = self.kept + sum(map(self._array_bytes, self.bits))
+
+    def pack(self, memory: Memory) -> np.ndarray:
+        """Encode a batch.
+
+        Returns:
+            uint8 (batch, record_bytes).
+
+        Raises:
+            M3Error: a key or value is NaN or infinite, or too large for its format.
+        """
+        arrays = [
+            self._encode(memory.keys, self.bits[0]),
+            self._encode(memory.values, self.bits[1]),
+        ]
+        return np.concatenate([memory.positions, *arrays], axis=1)
+
+    def unpack(self, records: np.ndarray, dtype: mx.Dtype = mx.float32) -> Memory:
+        """Decode records.
+
+        Args:
+            records: uint8 (batch, record_bytes).
+            dtype: of the keys and values returned.
+        """
+        batch = len(records)
+        split = self.kept + self._array_bytes(self.bits[0])
+        keys = self._decode(records[:, self.kept : split], self.bits[0], batch)
+        values = self._decode(records[:, split:], self.bits[1], batch)
+        return Memory(keys.astype(dtype), values.astype(dtype), records[:, : self.kept].copy())
+
+    def _groups(self) -> int:
+        return -(-self.kept * self.head_dim // self.group)
+
+    def _array_bytes(self, bits: int) -> int:
+        if bits == 16:
+            return 2 * self.kept * self.head_dim
+        return self._groups() * (self.group * bits // 8 + 4)
+
+    def _encode(self, array: mx.array, bits: int) -> np.ndarray:
+        if not mx.all(mx.isfinite(array)).item():
+            raise M3Error(
+                "a memory holds NaN or infinite values; the model overflows on this text, "
+                "try it with another dtype"
+            )
+        flat = array.reshape(len(array), -1)
+        if bits == 16:
+            return np.array(flat.astype(mx.bfloat16).view(mx.uint8))
+        pad = self._groups() * self.group - flat.shape[1]
+        flat = mx.pad(flat.astype(mx.float32), [(0, 0), (0, pad)])
+        codes, scales, biases = mx.quantize(flat, group_size=self.group, bits=bits)
+        scales, biases = scales.astype(mx.float16), biases.astype(mx.float16)
+        if not (mx.all(mx.isfinite(scales)).item() and mx.all(mx.isfinite(biases)).item()):
+            raise M3Error("a memory holds values too large for 8 or 4 bits; use --codec k16v16")
+        parts = [part.view(mx.uint8) for part in (codes, scales, biases)]
+        return np.concatenate([np.array(part) for part in parts], axis=1)
+
+    def _decode(self, data: np.ndarray, bits: int, batch: int) -> mx.array:
+        shape = (batch, self.kept, self.head_dim)
+        data = mx.array(np.ascontiguousarray(data))
+        if bits == 16:
+            return data.view(mx.bfloat16).reshape(shape)
+        groups = self._groups()
+        end = groups * self.group * bits // 8
+        codes = mx.contiguous(data[:, :end]).view(mx.uint32)
+        scales = mx.contiguous(data[:, end : end + 2 * groups]).view(mx.float16)
+        biases = mx.contiguous(data[:, end + 2 * groups :]).view(mx.float16)
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        flat = mx.dequantize(codes, scales, biases, group_size=self.group, bits=bits)
+        return flat[:, : self.kept * self.head_dim].reshape(shape)

@@ -1,0 +1,211 @@
+"""References to memories: run the model once, score every token, keep the best of each head.
+
+A reference is read after the constant prefix and by itself (section 3.2 of the paper). Its
+keys are kept after RoPE, with the positions they had. Two scores say which tokens to keep:
+
+``attention``, the paper's (section 3.3): softmax over the reference's own keys, of queries and
+keys before RoPE and without causal mask, summed over the queries and the query heads of a group.
+
+``reconstruction``, after KVzip (arXiv 2505.23416): the largest causal attention that a token
+receives while the model recites the reference. It keeps what is needed to repeat the text,
+where the paper's keeps what the text itself attends to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import create_attention_mask
+
+from ..config import MemoryConfig
+from .cache import PrefixStates
+from .codec import PADDING, Memory
+
+SELECTIONS = ("reconstruction", "attention")
+
+
+class Writer:
+    """Writes memories with one model.
+
+    Args:
+        model: a decoder of mlx-lm.
+        prefix: keys and values of the constant prefix, from ``read_prefix``.
+        recite: token ids that ask for the reference again, for ``reconstruction``.
+    """
+
+    def __init__(self, model: nn.Module, prefix: PrefixStates, recite: Sequence[int]):
+        self.model = model
+        self.prefix = prefix
+        self.recite = list(recite)
+
+    def write(self, references: Sequence[Sequence[int]], config: MemoryConfig) -> Memory:
+        """Make the memories of a batch of references.
+
+        Args:
+            references: token ids, each 1 to ``config.reference_tokens`` long.
+
+        Returns:
+            A batch in the order given; a reference shorter than its budget is padded.
+        """
+        return keep(*self.score(references, config.selection), config.counts)
+
+    def score(
+        self, references: Sequence[Sequence[int]], selection: str
+    ) -> tuple[np.ndarray, mx.array, mx.array]:
+        """Rank the tokens of a batch of references.
+
+        Returns:
+            Scores, float32 (batch, layers, KV heads, longest), -1 behind a reference's end;
+            keys after RoPE and values, (batch, layers, KV heads, longest, head_dim).
+        """
+        lengths = np.array([len(tokens) for tokens in references])
+        longest = int(lengths.max())
+        if selection == "reconstruction":
+            rows = [[*tokens, *self.recite, *tokens] for tokens in references]
+        else:
+            rows = [list(tokens) for tokens in references]
+        width = max(map(len, rows))
+        tokens = mx.array([row + [0] * (width - len(row)) for row in rows])
+
+        recorders = [_Recorder(*state) for state in self.prefix]
+        taps = [_Tap(layer.self_attn) for layer in self.model.layers]
+        try:
+            self.model(tokens, cache=recorders)  # the logits are never evaluated
+        finally:
+            for tap in taps:
+                tap.remove()
+
+        real = mx.array(np.arange(longest) < lengths[:, None])  # (batch, longest)
+        scores = []
+        for recorder, tap in zip(recorders, taps, strict=True):
+            if selection == "reconstruction":
+                start = mx.array(lengths + len(self.recite))
+                score = _reconstruction(recorder, tap, start, real)
+            else:
+                score = _attention(tap, real)
+            scores.append(mx.where(real[:, None], score, -1.0))
+        keys = mx.stack([r.keys[:, :, :longest] for r in recorders], axis=1)
+        values = mx.stack([r.values[:, :, :longest] for r in recorders], axis=1)
+        scores = mx.stack(scores, axis=1).astype(mx.float32)
+        mx.eval(scores, keys, values)
+        return np.array(scores), keys, values
+
+
+def keep(
+    scores: np.ndarray, keys: mx.array, values: mx.array, counts: Sequence[Sequence[int]]
+) -> Memory:
+    """Keep the best tokens of each head, of what ``Writer.score`` gave.
+
+    Args:
+        counts: tokens to keep, by layer and KV head.
+    """
+    positions, flat = _choose(scores, counts)
+    index = mx.array(flat)[..., None]
+    batch, head_dim = len(keys), keys.shape[-1]
+    keys = mx.take_along_axis(keys.reshape(batch, -1, head_dim), index, axis=1)
+    values = mx.take_along_axis(values.reshape(batch, -1, head_dim), index, axis=1)
+    mx.eval(keys, values)
+    return Memory(keys, values, positions)
+
+
+class _Recorder:
+    """A cache that shows the prefix, and keeps what one forward pass brings."""
+
+    def __init__(self, keys: mx.array, values: mx.array):
+        self.prefix = keys, values
+        self.offset = keys.shape[2]
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
+        return create_attention_mask(N, self.offset, return_array, window_size)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        self.keys, self.values = keys, values
+        return tuple(
+            mx.concatenate([mx.broadcast_to(old, (len(new), *old.shape[1:])), new], axis=2)
+            for old, new in zip(self.prefix, (keys, values), strict=True)
+        )
+
+
+class _Tap:
+    """Stands in for the rotary embedding of one attention module during one forward pass.
+
+    mlx-lm rotates the queries first, then the keys; the tap keeps both, before and after.
+    """
+
+    def __init__(self, attention: nn.Module):
+        self.attention, self.rope = attention, attention.rope
+        self.scale = getattr(attention, "scale", None)
+        self.before: list[mx.array] = []
+        self.after: list[mx.array] = []
+        attention.rope = self
+
+    def __call__(self, x: mx.array, *args, **kwargs) -> mx.array:
+        rotated = self.rope(x, *args, **kwargs)
+        self.before.append(x)
+        self.after.append(rotated)
+        return rotated
+
+    def remove(self) -> None:
+        self.attention.rope = self.rope
+
+
+def _attention(tap: _Tap, real: mx.array) -> mx.array:
+    """Attention received within the reference, without RoPE and mask: (batch, heads, longest)."""
+    queries, keys = (x[:, :, : real.shape[1]] for x in tap.before)
+    weights = _weights(tap, queries, keys, real[:, None, None, None])
+    return (weights * real[:, None, None, :, None]).sum(axis=(2, 3))
+
+
+def _reconstruction(recorder: _Recorder, tap: _Tap, start: mx.array, real: mx.array) -> mx.array:
+    """Largest attention received while the reference is recited: (batch, heads, longest)."""
+    longest, prefix = real.shape[1], recorder.offset
+    queries, keys = tap.after
+    at = mx.minimum(start[:, None] + mx.arange(longest), queries.shape[2] - 1)  # (batch, longest)
+    queries = mx.take_along_axis(queries, at[:, None, :, None], axis=2)
+    old = mx.broadcast_to(recorder.prefix[0], (len(keys), *recorder.prefix[0].shape[1:]))
+    keys = mx.concatenate([old, keys], axis=2)
+    seen = mx.arange(keys.shape[2]) <= prefix + at[..., None]  # (batch, longest, keys)
+    weights = _weights(tap, queries, keys, seen[:, None, None])
+    weights = weights[..., prefix : prefix + longest] * real[:, None, None, :, None]
+    return weights.max(axis=(2, 3))
+
+
+def _weights(tap: _Tap, queries: mx.array, keys: mx.array, seen: mx.array) -> mx.array:
+    """Softmax attention, (batch, KV heads, queries per KV head, queries, keys)."""
+    batch, query_heads, length, head_dim = queries.shape
+    heads = keys.shape[1]
+    queries = queries.reshape(batch, heads, query_heads // heads, length, head_dim)
+    scale = tap.scale if tap.scale is not None else head_dim**-0.5
+    logits = (queries * scale) @ keys[:, :, None].swapaxes(-1, -2)
+    logits = mx.where(seen, logits, mx.finfo(logits.dtype).min)
+    return mx.softmax(logits, axis=-1, precise=True)
+
+
+def _choose(scores: np.ndarray, counts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the best tokens of each head.
+
+    Args:
+        scores: (batch, layers, KV heads, longest), negative where there is no token.
+        counts: tokens to keep, by layer and head.
+
+    Returns:
+        Positions, uint8 (batch, kept), ascending in each head, 255 for padding; and for a
+        gather the places in (layers · KV heads · longest), 0 for padding.
+    """
+    batch, layers, heads, longest = scores.shape
+    order = np.argsort(-scores, axis=-1, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=-1)
+    order = np.where(ranked >= 0, order, PADDING)
+    positions, flat = [], []
+    for layer in range(layers):
+        for head in range(heads):
+            count = counts[layer][head]
+            kept = np.full((batch, count), PADDING)
+            kept[:, :longest] = order[:, layer, head, :count]
+            kept.sort(axis=-1)
+            positions.append(kept)
+            flat.append(np.where(kept == PADDING, 0, (layer * heads + head) * longest + kept))
+    return np.concatenate(positions, axis=1).astype(np.uint8), np.concatenate(flat, axis=1)

@@ -1,0 +1,82 @@
+"""A model's chat template, cut where a reference would stand.
+
+What the template puts before the user's first words is the constant prefix; the rest belongs
+to the context. A system prompt of the user's own therefore goes to the head of the context: the
+prefix stays a constant of the model, which is what makes memories readable (DESIGN, section 4).
+A model without a template has the prefix of the paper, ``<bos>Reference:`` (section 3.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ModelError
+
+_USER, _ANSWER, _NEXT = "m3mlxfirstuser", "m3mlxfirstanswer", "m3mlxseconduser"
+RECITE = "Repeat the text above word for word."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Tokens of one user turn, and which of them are the user's own words.
+
+    ``words`` is half open; what lies outside is the template's.
+    """
+
+    tokens: tuple[int, ...]
+    words: tuple[int, int]
+
+
+class Template:
+    """Renders turns as token ids.
+
+    Args:
+        tokenizer: mlx-lm's ``TokenizerWrapper``.
+
+    Raises:
+        ModelError: the chat template drops or repeats the user's message.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        if getattr(tokenizer, "chat_template", None):
+            first = self._render([("user", _USER)])
+            both = self._render([("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)])
+            if first.count(_USER) != 1 or both.count(_ANSWER) != 1 or both.count(_NEXT) != 1:
+                raise ModelError(
+                    "the chat template of this model does not show each message once; "
+                    "use a model with another template"
+                )
+            self.prefix_text, self._after = first.split(_USER)
+            self._between = both.split(_ANSWER)[1].split(_NEXT)[0]
+        else:
+            self.prefix_text = f"{getattr(tokenizer, 'bos_token', None) or ''}Reference:"
+            self._after = self._between = "\n"
+        self.prefix = tuple(self.encode(self.prefix_text))
+
+    @property
+    def recite(self) -> tuple[int, ...]:
+        """Token ids that stand behind a reference and ask for its text again."""
+        return self.turn(RECITE).tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text, without special tokens around it."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def turn(self, message: str, *, system: str | None = None, first: bool = True) -> Turn:
+        """Token ids from the end of the prefix, or of the last answer, to the next answer."""
+        head = "\n\n" if first else self._between
+        if system and first:
+            message = f"{system}\n\n{message}"
+        before, words, after = map(self.encode, (head, message, self._after))
+        start = len(before)
+        return Turn((*before, *words, *after), (start, start + len(words)))
+
+    def _render(self, messages: list[tuple[str, str]]) -> str:
+        return self._tokenizer.apply_chat_template(
+            [{"role": role, "content": content} for role, content in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )

@@ -1,0 +1,104 @@
+"""Tiny random models of every verified family, and a byte tokenizer with a chat template."""
+
+import importlib
+import json
+from pathlib import Path
+
+import mlx.core as mx
+from mlx.utils import tree_flatten, tree_map
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+TEMPLATE = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|s|>You help.<|e|>"
+    "{% endif %}<|{{ m.role[0] }}|>{{ m.content }}<|e|>{% endfor %}"
+    "{% if add_generation_prompt %}<|a|>{% endif %}"
+)
+SPECIAL = ["<|s|>", "<|u|>", "<|a|>", "<|e|>"]
+VOCABULARY = 256 + len(SPECIAL)
+
+COMMON = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 2048,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+}
+FAMILIES = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {},
+    "mistral": {},
+    "smollm3": {"no_rope_layer_interval": 4},
+    # every layer but the second and fourth has a sliding window
+    "gemma3_text": {
+        "sliding_window": 512,
+        "sliding_window_pattern": 2,
+        "query_pre_attn_scalar": 16,
+        "rope_local_base_freq": 10000.0,
+    },
+}
+
+
+def tiny_config(family: str, **changes) -> dict:
+    return {"model_type": family, **COMMON, **FAMILIES[family], **changes}
+
+
+def tiny_model(family: str = "llama", seed: int = 0, **changes):
+    """A random float32 model of mlx-lm whose attention is far from uniform."""
+    config = tiny_config(family, **changes)
+    name = {"mistral": "llama"}.get(family, family)
+    module = importlib.import_module(f"mlx_lm.models.{name}")
+    model = module.Model(module.ModelArgs.from_dict(config))
+    if hasattr(model, "sanitize"):
+        model.sanitize({})
+    mx.random.seed(seed)
+    scale = {"q_proj": 1.5, "k_proj": 1.5}
+    weights = [
+        (name, mx.random.normal(w.shape) * 0.15 * scale.get(name.split(".")[-2], 1.0))
+        if w.ndim > 1
+        else (name, w + 0.1 * mx.random.normal(w.shape))
+        for name, w in tree_flatten(model.parameters())
+    ]
+    model.load_weights(weights, strict=False)
+    model.update(tree_map(lambda x: x.astype(mx.float32), model.parameters()))
+    mx.eval(model.parameters())
+    return model
+
+
+def byte_tokenizer(folder: Path) -> Path:
+    """Write tokenizer files: one token for each byte, and the special tokens of the template."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(s, special=True) for s in SPECIAL])
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|e|>",
+        "chat_template": TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def save_model(folder: Path, family: str = "llama", seed: int = 0, **changes) -> Path:
+    """Write a tiny model directory in the layout that mlx-lm loads."""
+    byte_tokenizer(folder)
+    model = tiny_model(family, seed, **changes)
+    mx.save_safetensors(
+        str(folder / "model.safetensors"),
+        dict(tree_flatten(model.parameters())),
+        metadata={"format": "mlx"},
+    )
+    config = tiny_config(family, eos_token_id=VOCABULARY - 1, **changes)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
