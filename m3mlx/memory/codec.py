@@ -62,8 +62,9 @@ class Memory:
 class Codec:
     """Packs memories of one configuration into records of one size.
 
-    The error of a value is at most 0.63 of a step for 8 bits and 0.51 for 4, where a step is the
-    spread of its group over 255 or 15; 16 bits round to bfloat16. Tested.
+    A value is off by at most 1.5 steps in 8 bits and one step in 4, where a step is the spread of
+    its group over 255 or 15 (MLX keeps the largest magnitude exact, and may cut the other end),
+    and by float16's rounding; 16 bits round to bfloat16.
     """
 
     def __init__(self, config: MemoryConfig):

@@ -1,0 +1,42 @@
+# make demo: see it work. make test: run the tests. Both make .venv first if it is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The back end of MLX for this machine: Metal on a Mac, CUDA with a driver that fits, else CPU.
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1)
+ifeq ($(shell uname),Darwin)
+EXTRAS := test
+else ifeq ($(shell test "$(DRIVER)" -ge 580 2>/dev/null && echo yes),yes)
+EXTRAS := cuda13,test
+else ifeq ($(shell test "$(DRIVER)" -ge 551 2>/dev/null && echo yes),yes)
+EXTRAS := cuda12,test
+else
+EXTRAS := cpu,test
+endif
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/m3mlx demo
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/ready
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "m3mlx needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,224 @@
+"""Find, once per model, how many tokens each attention head needs.
+
+The need is very uneven: of all (layer, KV head) pairs of a model a few hold nearly everything
+(section 3.3 of the paper proposes to look for such heads). Sample texts that come with the
+package are scored; the tokens of all heads are ranked together, and a head's budget is how many
+of the best it holds on average. With the average set to ``auto`` the smallest one is taken that
+keeps 95 % of what whole memories give for answering questions on the samples, read as they are
+in use: alone, and among the memories of other texts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from ..config import MEMORIES, REFERENCE_TOKENS, MemoryConfig, cache_folder, digest
+from ..errors import M3Error
+from ..generate import Conversation
+from ..models import Decoder
+from ..template import Template
+from .cache import PrefixStates, read_prefix
+from .codec import Memory
+from .write import Writer, keep
+
+AVERAGES = (4, 8, 16, 32, 64)
+ENOUGH = 0.95  # of what whole memories give
+BATCH = 8
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+def calibrate(
+    decoder: Decoder,
+    *,
+    selection: str = "reconstruction",
+    budget: str = "calibrated",
+    tokens_per_head: int | None = None,
+    key_bits: int = 8,
+    value_bits: int = 8,
+    progress: Progress | None = None,
+) -> MemoryConfig:
+    """The memory configuration of a model, from the cache folder or by measuring.
+
+    Args:
+        selection: "reconstruction" or "attention".
+        budget: "calibrated" or "uniform".
+        tokens_per_head: average over all layers and KV heads; None to find it.
+
+    Raises:
+        M3Error: the model gains nothing from memories, so that no budget can be found.
+    """
+    template = Template(decoder.tokenizer)
+    texts = _samples()
+    wanted = {
+        "weights": decoder.weights,
+        "adapter": decoder.adapter,
+        "tokenizer": decoder.tokenizer_hash,
+        "selection": selection,
+        "budget": budget,
+        "tokens_per_head": tokens_per_head,
+        "samples": digest(texts),
+        "reference": REFERENCE_TOKENS,
+    }
+    path = cache_folder() / "calibrations" / f"{digest(wanted)[:32]}.json"
+    found = _load(path, wanted)
+    if found is None:
+        measure = _Measure(decoder, template, texts, selection, progress)
+        if tokens_per_head is None:
+            counts, kept = measure.smallest(budget)
+        else:
+            counts, kept = measure.counts(budget, tokens_per_head), {}
+        found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
+        _save(path, found)
+    return MemoryConfig(
+        selection=selection,
+        budget=budget,
+        counts=tuple(map(tuple, found["counts"])),
+        head_dim=decoder.head_dim,
+        prefix=tuple(found["prefix"]),
+        key_bits=key_bits,
+        value_bits=value_bits,
+    )
+
+
+def head_budget(scores: Sequence[np.ndarray], average: int) -> list[list[int]]:
+    """Tokens for each head, so that all heads together keep ``average`` each.
+
+    Args:
+        scores: for each reference (layers, KV heads, tokens), negative for padding.
+
+    Returns:
+        counts[layer][head], which add up to average · layers · KV heads.
+    """
+    layers, heads, _ = scores[0].shape
+    total = average * layers * heads
+    share = np.zeros((layers, heads))
+    for score in scores:
+        flat = score.reshape(-1)
+        best = np.argsort(-flat, kind="stable")[: min(total, int((flat >= 0).sum()))]
+        layer, head, _ = np.unravel_index(best, score.shape)
+        np.add.at(share, (layer, head), 1 / len(scores))
+    # What short references could not fill is spread as the rest is; then largest remainders.
+    share = np.minimum(share * total / share.sum(), REFERENCE_TOKENS)
+    counts = np.floor(share).astype(int)
+    room = np.where(counts < REFERENCE_TOKENS, share - counts, -1.0)
+    for index in np.argsort(-room.reshape(-1), kind="stable")[: total - counts.sum()]:
+        counts.reshape(-1)[index] += 1
+    return counts.tolist()
+
+
+class _Measure:
+    """The samples, scored once, and what a budget is worth on them."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        template: Template,
+        texts: list[dict],
+        selection: str,
+        progress: Progress | None,
+    ):
+        self.decoder = decoder
+        self.config = MemoryConfig(
+            selection=selection,
+            budget="calibrated",
+            counts=((0,) * decoder.kv_heads,) * decoder.layers,
+            head_dim=decoder.head_dim,
+            prefix=template.prefix,
+        )
+        self.progress = progress or (lambda what, done, total: None)
+        self.prefix: PrefixStates = read_prefix(decoder.model, template.prefix)
+        writer = Writer(decoder.model, self.prefix, template.recite)
+        references = [template.encode(t["document"])[:REFERENCE_TOKENS] for t in texts]
+        self.turns = [template.turn(t["question"]) for t in texts]
+        self.answers = [template.encode(t["answer"]) for t in texts]
+        self.parts = []
+        for start in range(0, len(references), BATCH):
+            self.progress("scoring sample texts", start, len(references))
+            self.parts.append(writer.score(references[start : start + BATCH], selection))
+        self.progress("scoring sample texts", len(references), len(references))
+        self.scores = [score for part in self.parts for score in part[0]]
+
+    def counts(self, budget: str, average: int) -> list[list[int]]:
+        layers, heads, _ = self.scores[0].shape
+        if budget == "uniform":
+            return [[average] * heads] * layers
+        return head_budget(self.scores, average)
+
+    def smallest(self, budget: str) -> tuple[list[list[int]], dict[str, float]]:
+        """The smallest average that is enough, and the share that each one tried keeps."""
+        self.done, self.steps = 0, 2 + len(AVERAGES)
+        none = self.loss(None)
+        whole = self.loss(self.counts("uniform", REFERENCE_TOKENS))
+        if none - whole < 0.1:
+            raise M3Error(
+                f"{self.decoder.name} answers questions no better with whole memories than "
+                f"without; it needs training with memories, or name --tokens-per-head yourself"
+            )
+        kept = {}
+        for average in AVERAGES:
+            counts = self.counts(budget, average)
+            kept[str(average)] = (none - self.loss(counts)) / (none - whole)
+            if kept[str(average)] >= ENOUGH:
+                break
+        self.progress("choosing tokens per head", self.steps, self.steps)
+        return counts, kept
+
+    def loss(self, counts: list[list[int]] | None) -> float:
+        """Mean negative log-likelihood of the answers, alone and among other memories."""
+        self.progress("choosing tokens per head", self.done, self.steps)
+        self.done += 1
+        if counts is None:
+            return self._answer(None, None)
+        config = replace(self.config, counts=tuple(map(tuple, counts)))
+        memory = Memory.join([keep(*part, counts) for part in self.parts])
+        return np.mean([self._answer(config, memory, n) for n in (1, MEMORIES)])
+
+    def _answer(self, config: MemoryConfig | None, memory: Memory | None, among: int = 1) -> float:
+        losses = []
+        for i, (turn, answer) in enumerate(zip(self.turns, self.answers, strict=True)):
+            slots = [_Slot((i + n) % len(self.turns)) for n in range(among)]
+            conversation = Conversation(
+                self.decoder,
+                self.prefix,
+                config,
+                search=memory and (lambda texts, k, slots=slots: [slots] * len(texts)),
+                read=memory and memory.take,
+            )
+            losses.append(conversation.negative_log_likelihood(turn, answer))
+        return float(np.mean(losses))
+
+
+@dataclass
+class _Slot:
+    """A hit of a search whose result is known beforehand."""
+
+    slot: int
+
+
+def _samples() -> list[dict]:
+    text = resources.files("m3mlx").joinpath("data/calibration.jsonl").read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _load(path: Path, wanted: dict) -> dict | None:
+    """A calibration made under the same conditions; a damaged file is as good as none."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if all(found.get(key) == value for key, value in wanted.items()) else None
+
+
+def _save(path: Path, data: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(data), "utf-8")
+    temporary.replace(path)
