@@ -1,0 +1,118 @@
+"""The tokenizer in a GGUF file's metadata, as the files that Hugging Face's classes load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, processors
+from tokenizers import Tokenizer as FastTokenizer
+from tokenizers import pre_tokenizers as pre
+
+from .gguf_file import GgufFile
+
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+def _split(digits: str) -> pre.PreTokenizer:
+    words = pre.Split(Regex(_WORDS + digits + _REST), behavior="isolated")
+    return pre.Sequence([words, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+# By the names that llama.cpp gives to the ways of cutting text into words.
+PRE_TOKENIZERS: dict[str, Callable[[], pre.PreTokenizer]] = {
+    "gpt-2": lambda: pre.ByteLevel(add_prefix_space=False),
+    "smollm": lambda: pre.Sequence(
+        [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False)]
+    ),
+    "qwen2": lambda: _split(r"\p{N}"),
+    "llama-bpe": lambda: _split(r"\p{N}{1,3}"),
+}
+# Control tokens that end an answer even where the metadata names only one of them.
+END_TOKENS = {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>"}
+CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+
+
+class Tokenizer(NamedTuple):
+    """What goes into tokenizer.json, tokenizer_config.json and generation_config.json."""
+
+    fast: FastTokenizer
+    config: dict[str, Any]
+    generation: dict[str, Any]
+
+
+def read_tokenizer(gguf: GgufFile, rows: int) -> Tokenizer:
+    """Build the tokenizer of a GGUF file.
+
+    Args:
+        rows: of the embedding matrix; there may be fewer tokens, but not more.
+
+    Raises:
+        ConvertError: it is broken, or of a kind that is not supported.
+    """
+    kind = gguf.get("tokenizer.ggml.model", str)
+    if kind != "gpt2":
+        raise gguf.error(f"tokenizer {kind} is not supported, only gpt2 (byte-level BPE)")
+    split = gguf.get("tokenizer.ggml.pre", str, "default")
+    if split not in PRE_TOKENIZERS:
+        known = ", ".join(PRE_TOKENIZERS)
+        raise gguf.error(f"pre-tokenizer {split} is not supported, only {known}")
+    tokens = gguf.strings("tokenizer.ggml.tokens")
+    types = gguf.get("tokenizer.ggml.token_type", list, [1] * len(tokens))
+    if not 0 < len(set(tokens)) == len(tokens) == len(types) <= rows:
+        reason = f"its {len(tokens)} tokens repeat, or do not match {len(types)} types, {rows} rows"
+        raise gguf.error(reason)
+    marked = list(zip(tokens, types, strict=True))
+
+    fast = _byte_level_bpe(gguf, tokens, split)
+    special = [AddedToken(t, special=True, normalized=False) for t, k in marked if k == CONTROL]
+    fast.add_special_tokens(special)
+    fast.add_tokens([AddedToken(t, normalized=False) for t, k in marked if k == USER_DEFINED])
+
+    ids = {}
+    for role in ("bos", "eos", "eot", "eom", "padding", "unknown"):
+        key = f"tokenizer.ggml.{role}_token_id"
+        if key in gguf.metadata:
+            ids[role] = gguf.get(key, int)
+            if not 0 <= ids[role] < len(tokens):
+                raise gguf.error(f"{key} is {ids[role]}, but there are {len(tokens)} tokens")
+    # llama.cpp adds the first token by default for Llama 3 only. No token is added at the end,
+    # whatever the file says, since this is a model that goes on writing.
+    if "bos" in ids and gguf.get("tokenizer.ggml.add_bos_token", bool, split == "llama-bpe"):
+        bos = tokens[ids["bos"]]
+        fast.post_processor = processors.TemplateProcessing(
+            single=[bos, "$A"], special_tokens=[(bos, ids["bos"])]
+        )
+
+    config: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    }
+    for role, name in {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}.items():
+        if role in ids:
+            config[f"{name}_token"] = tokens[ids[role]]
+    if template := gguf.get("tokenizer.chat_template", str, ""):
+        config["chat_template"] = template
+    ends = [ids[role] for role in ("eos", "eot", "eom") if role in ids]
+    ends += [n for n, (t, k) in enumerate(marked) if k == CONTROL and t in END_TOKENS]
+    generation: dict[str, Any] = {"eos_token_id": list(dict.fromkeys(ends))}
+    if "bos" in ids:
+        generation["bos_token_id"] = ids["bos"]
+    return Tokenizer(fast, config, generation)
+
+
+def _byte_level_bpe(gguf: GgufFile, tokens: list[str], split: str) -> FastTokenizer:
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    merges = [tuple(merge.split(" ")) for merge in gguf.strings("tokenizer.ggml.merges")]
+    # Llama 3 takes a word that is a token as it is, even where no merges lead to it.
+    whole_words = split == "llama-bpe"
+    try:
+        fast = FastTokenizer(models.BPE(vocabulary, merges, ignore_merges=whole_words))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise gguf.error(f"the merges of its tokenizer are broken ({error})") from error
+    if split == "qwen2":
+        fast.normalizer = normalizers.NFC()
+    fast.pre_tokenizer = PRE_TOKENIZERS[split]()
+    fast.decoder = decoders.ByteLevel()
+    return fast
