@@ -1,0 +1,108 @@
+"""What the store asks of the file system: private files, durable bytes, one writer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import StoreError
+
+try:
+    import fcntl
+except ImportError:  # no advisory locks on this platform: SQLite alone keeps writers apart
+    fcntl = None
+
+NEW = ".new"  # ending of a file that is still being written
+
+
+def sync(descriptor: int) -> None:
+    """Return when the written bytes are on the disk, not only in its cache where that can be."""
+    if sys.platform == "darwin" and fcntl:
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+        except OSError:  # network and some external volumes do not know it
+            pass
+    os.fsync(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Make names that were added to, changed in or removed from a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def create_private(path: Path) -> None:
+    """Make an empty file that only its owner can read, in place of any that is there."""
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield an empty private file to fill; it then becomes ``path`` at once, or not at all."""
+    new = path.with_name(path.name + NEW)
+    create_private(new)
+    try:
+        yield new
+        descriptor = os.open(new, os.O_RDWR)
+        try:
+            sync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(new, path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn errors of the file system into StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or path}: {error.strerror or error}. Make room or allow access, "
+            f"then try again."
+        ) from error
+
+
+class WriterLock:
+    """The right to write to a store: held by one opener at a time, freed when its process ends."""
+
+    def __init__(self, path: Path, wait: float):
+        """Wait at most ``wait`` seconds. Raises StoreError that names the process in the way."""
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        deadline = time.monotonic() + wait
+        while not self._taken():
+            if time.monotonic() >= deadline:
+                owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+                self.release()
+                raise StoreError(
+                    f"{path.parent}: another process ({owner or 'unknown'}) is writing to this "
+                    f"store. Wait until it has finished, then try again."
+                )
+            time.sleep(0.05)
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _taken(self) -> bool:
+        if fcntl is None:
+            return True
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self) -> None:
+        os.close(self._descriptor)

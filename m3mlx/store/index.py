@@ -1,0 +1,135 @@
+"""Nearest neighbours: exact while a store is small, a USearch graph when it is large.
+
+vectors.usearch is derived from the catalog, and USearch trusts the files it opens: a damaged
+graph can kill the process. So the catalog keeps a seal of the file, which is checked before the
+file is opened; without a valid seal the search is exact. USearch's own removal leaves the
+removed bytes in the file, so an index that holds too much is built anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from usearch.index import Index
+
+from .files import replacing
+
+UNIT_TOLERANCE = 1e-3  # of the length of a stored vector
+_EXPANSION = 128  # candidates that a search of the graph keeps; USearch's 64 loses recall
+_BLOCK = 2**24  # distances that an exact search holds at a time
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What an index file must be: the catalog's word against the file's.
+
+    Attributes:
+        commit: the state of the store that the file indexes.
+        length: of the file, in bytes.
+        sha256: of the file, in hexadecimal.
+    """
+
+    commit: int
+    length: int
+    sha256: str
+
+
+class Unsealed(Exception):
+    """A file is not the one that a seal describes: it is missing, damaged, older or newer."""
+
+
+def are_unit(vectors: np.ndarray) -> bool:
+    """Whether every row is finite and of length one."""
+    lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+    return bool(np.all(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # false for NaN
+
+
+class Exact:
+    """Search by comparing with every vector."""
+
+    def __init__(self, slots: np.ndarray, vectors: np.ndarray):
+        self._slots = slots  # int64 (references,)
+        self._vectors = vectors  # float32 (references, dimensions)
+
+    def search(self, queries: np.ndarray, count: int) -> list[list[int]]:
+        """For each query the slots of the ``count`` nearest vectors, nearest first."""
+        count = min(count, len(self._slots))
+        if not count:
+            return [[] for _ in queries]
+        found = []
+        rows = max(1, _BLOCK // len(self._slots))
+        for start in range(0, len(queries), rows):
+            distances = -(queries[start : start + rows] @ self._vectors.T)
+            nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
+            for row, chosen in zip(distances, nearest, strict=True):
+                order = np.lexsort((self._slots[chosen], row[chosen]))
+                found.append(self._slots[chosen[order]].tolist())
+        return found
+
+
+class Graph:
+    """Search of an index file, which is mapped and never changed."""
+
+    def __init__(self, path: Path, seal: Seal):
+        """Open the sealed file. Raises Unsealed if it is missing or another."""
+        self._map = _mapped(path, seal)  # the index reads from it as long as it lives
+        self._index = Index.restore(self._map, view=True)
+
+    def search(self, queries: np.ndarray, count: int) -> list[list[int]]:
+        """For each query the slots of about the ``count`` nearest vectors, nearest first."""
+        self._index.expansion_search = max(_EXPANSION, 2 * count)
+        # one by one: results of a batch are padded with a valid key
+        return [self._index.search(query, count).keys.tolist() for query in queries]
+
+
+def save(
+    path: Path, slots: np.ndarray, vectors: np.ndarray, commit: int, seal: Seal | None
+) -> Seal:
+    """Index vectors in a file, starting from the present one where it holds no others.
+
+    Args:
+        slots: int64 ``(references,)``, the keys.
+        vectors: float32 ``(references, dimensions)``.
+        commit: the state of the store that these vectors are.
+        seal: of the present file, if there is one.
+    """
+    index = Index(ndim=vectors.shape[1], metric="cos", dtype="f16", multi=False)
+    held = slots[:0]
+    with suppress(Unsealed):
+        present = Index.restore(_mapped(path, seal), view=False)
+        keys = np.array(present.keys[:], dtype=np.int64)
+        if np.isin(keys, slots).all():
+            index, held = present, keys
+        else:
+            path.unlink()  # erased now, not only when the new one is built
+    new = ~np.isin(slots, held)
+    if new.any():
+        index.add(slots[new].astype(np.uint64), np.ascontiguousarray(vectors[new]))
+    with replacing(path) as file:
+        index.save(file)
+        with file.open("rb") as saved:
+            sha256 = hashlib.file_digest(saved, "sha256").hexdigest()
+        return Seal(commit=commit, length=file.stat().st_size, sha256=sha256)
+
+
+def _mapped(path: Path, seal: Seal | None) -> mmap.mmap:
+    """Map a file and prove that these very bytes are the sealed ones."""
+    if seal is None:
+        raise Unsealed(path)
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != seal.length:
+                raise Unsealed(path)
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise Unsealed(path) from error
+    if hashlib.sha256(mapped).hexdigest() != seal.sha256:
+        mapped.close()
+        raise Unsealed(path)
+    return mapped

@@ -1,0 +1,190 @@
+"""memories.kv: exact bytes, and no wrong memory ever."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m3mlx.errors import StoreError
+from m3mlx.store.bank import PAGE, Bank, DamagedRecord, stride
+
+ID = bytes(range(16))
+
+
+def new_bank(path, record_bytes=10, store_id=ID):
+    Bank.create(path, store_id, record_bytes)
+    return Bank(path, store_id, record_bytes, write=True)
+
+
+def test_the_bytes_of_the_file_are_those_of_the_format(tmp_path):
+    bank = new_bank(tmp_path / "b", record_bytes=5)
+    bank.write({1: b"hello"})
+    bank.close()
+    head = b"m3mlx.kv" + bytes.fromhex("01000000 04030201 00400000 00000000")
+    head += bytes.fromhex("0500000000000000 0040000000000000") + ID
+    head = head.ljust(16380, b"\0")
+    seal = zlib.crc32(ID + b"\1\0\0\0\0\0\0\0" + b"hello")
+    record = b"hello" + struct.pack("<I", seal)
+    wanted = head + struct.pack("<I", zlib.crc32(head)) + bytes(16384) + record.ljust(16384, b"\0")
+    assert (tmp_path / "b").read_bytes() == wanted
+    assert record.hex() == "68656c6c6ff59cbee9"
+
+
+@pytest.mark.parametrize(
+    ("record_bytes", "distance"),
+    [(1, PAGE), (PAGE - 4, PAGE), (PAGE - 3, 2 * PAGE), (129_600, 8 * PAGE)],
+)
+def test_records_start_at_pages(record_bytes, distance):
+    assert stride(record_bytes) == distance
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    record_bytes=st.integers(1, 40_000),
+    slots=st.lists(st.integers(0, 30), min_size=1, max_size=8, unique=True),
+    seed=st.integers(0, 2**32),
+)
+def test_what_is_written_is_read_in_any_order(tmp_path_factory, record_bytes, slots, seed):
+    bank = new_bank(tmp_path_factory.mktemp("bank") / "b", record_bytes)
+    random = np.random.default_rng(seed)
+    memories = {slot: random.bytes(record_bytes) for slot in slots}
+    for slot in slots[: len(slots) // 2]:
+        bank.write({slot: random.bytes(record_bytes)})  # is written over
+    bank.write(memories)
+    wanted = [*reversed(slots), slots[0]]
+    read = bank.read(wanted)
+    assert read.dtype == np.uint8
+    assert [bytes(row) for row in read] == [memories[slot] for slot in wanted]
+    bank.close()
+
+
+def test_every_changed_byte_of_a_record_is_noticed(tmp_path):
+    bank = new_bank(tmp_path / "b")
+    bank.write({0: b"0123456789", 1: b"abcdefghij"})
+    good = (tmp_path / "b").read_bytes()
+    for offset in range(PAGE, PAGE + 14):
+        for bit in range(8):
+            bad = bytearray(good)
+            bad[offset] ^= 1 << bit
+            (tmp_path / "b").write_bytes(bad)
+            with pytest.raises(DamagedRecord) as caught:
+                bank.read([1, 0])
+            assert caught.value.slot == 0
+            assert bytes(bank.read([1])[0]) == b"abcdefghij"
+    bank.close()
+
+
+def test_a_record_in_the_place_of_another_is_refused(tmp_path):
+    bank = new_bank(tmp_path / "b")
+    bank.write({0: b"0123456789", 1: b"abcdefghij"})
+    data = (tmp_path / "b").read_bytes()
+    swapped = data[:PAGE] + data[2 * PAGE :] + data[PAGE : 2 * PAGE]
+    (tmp_path / "b").write_bytes(swapped)
+    with pytest.raises(DamagedRecord):
+        bank.read([0])
+    bank.close()
+
+
+def test_a_record_of_another_store_is_refused(tmp_path):
+    mine, other = new_bank(tmp_path / "a"), new_bank(tmp_path / "b", store_id=bytes(16))
+    mine.write({0: b"0123456789"})
+    other.write({0: b"0123456789"})
+    header = (tmp_path / "a").read_bytes()[:PAGE]
+    (tmp_path / "a").write_bytes(header + (tmp_path / "b").read_bytes()[PAGE:])
+    with pytest.raises(DamagedRecord):
+        mine.read([0])
+    mine.close()
+    other.close()
+
+
+@pytest.mark.parametrize("slot", [0, 1, 2, 1000])
+def test_a_slot_without_a_memory_is_refused(tmp_path, slot):
+    bank = new_bank(tmp_path / "b")
+    bank.write({3: b"0123456789", 1: b"abcdefghij"})
+    bank.erase([1])
+    with pytest.raises(DamagedRecord):
+        bank.read([slot])
+    bank.close()
+
+
+def test_erasing_leaves_zeros_and_no_byte_of_the_memory(tmp_path):
+    bank = new_bank(tmp_path / "b")
+    bank.write({0: b"0123456789", 1: b"abcdefghij", 2: b"ABCDEFGHIJ"})
+    bank.erase([1, 7])
+    data = (tmp_path / "b").read_bytes()
+    assert not any(data[2 * PAGE : 3 * PAGE])
+    assert len(data) == 4 * PAGE
+    assert [bytes(row) for row in bank.read([0, 2])] == [b"0123456789", b"ABCDEFGHIJ"]
+    bank.close()
+
+
+def test_erasing_holes_takes_no_disk(tmp_path):
+    bank = new_bank(tmp_path / "b")
+    bank.write({4000: b"0123456789"})
+    before = (tmp_path / "b").stat().st_blocks
+    bank.erase(range(4000))
+    assert (tmp_path / "b").stat().st_blocks <= before
+    bank.close()
+
+
+def test_trimming_cuts_behind_the_last_record_only(tmp_path):
+    bank = new_bank(tmp_path / "b")
+    bank.write({0: b"0123456789", 1: b"abcdefghij"})
+    bank.trim(5)
+    assert bank.records == 2
+    bank.trim(1)
+    assert bank.records == 1
+    assert bytes(bank.read([0])[0]) == b"0123456789"
+    with pytest.raises(DamagedRecord):
+        bank.read([1])
+    bank.close()
+
+
+def changed(offset, data):
+    def change(good):
+        return good[:offset] + data + good[offset + len(data) :]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda good: b"", "cut short"),
+        (lambda good: good[: PAGE - 1], "cut short"),
+        (changed(0, b"GGUF"), "wrong magic"),
+        (changed(8, b"\2"), "format version is 2"),
+        (changed(12, b"\1\2\3\4"), "byte order"),
+        (changed(16, b"\0\x10"), "pages"),
+        (changed(24, b"\x0b"), "memories have 11 bytes where the catalog says 10"),
+        (changed(40, b"x"), "another store"),
+        (changed(5000, b"x"), "checksum"),
+        (changed(PAGE - 1, b"x"), "checksum"),
+    ],
+)
+def test_a_wrong_header_is_named(tmp_path, change, words):
+    path = tmp_path / "b"
+    bank = new_bank(path)
+    bank.write({0: b"0123456789"})
+    bank.close()
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(StoreError, match=words) as caught:
+        Bank(path, ID, 10)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named_and_not_made(tmp_path):
+    with pytest.raises(StoreError, match="missing"):
+        Bank(tmp_path / "b", ID, 10, write=True)
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("memory", [b"", b"123456789", b"12345678901"])
+def test_a_memory_of_another_length_is_refused(tmp_path, memory):
+    bank = new_bank(tmp_path / "b")
+    with pytest.raises(StoreError, match="bytes"):
+        bank.check([b"0123456789", memory])
+    bank.close()
