@@ -5,8 +5,17 @@ import json
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 
 TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|s|>You help.<|e|>"
@@ -54,10 +63,10 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes):
     config = tiny_config(family, **changes)
     name = {"mistral": "llama"}.get(family, family)
     module = importlib.import_module(f"mlx_lm.models.{name}")
+    mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
     if hasattr(model, "sanitize"):
         model.sanitize({})
-    mx.random.seed(seed)
     scale = {"q_proj": 1.5, "k_proj": 1.5}
     weights = [
         (name, mx.random.normal(w.shape) * 0.15 * scale.get(name.split(".")[-2], 1.0))
@@ -101,4 +110,49 @@ def save_model(folder: Path, family: str = "llama", seed: int = 0, **changes) ->
     )
     config = tiny_config(family, eos_token_id=VOCABULARY - 1, **changes)
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_encoder(folder: Path) -> Path:
+    """A random BERT that knows single letters."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz0123456789.,?"]
+    words += [f"##{word}" for word in words[4:]]
+    width = 32
+    config = {
+        "model_type": "bert",
+        "vocab_size": len(words),
+        "hidden_size": width,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": width,
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 64,
+        "type_vocab_size": 1,
+    }
+    layer = "encoder.layer.0"
+    dense = ["attention.self.query", "attention.self.key", "attention.self.value"]
+    dense += ["attention.output.dense", "intermediate.dense", "output.dense"]
+    norms = ["embeddings.LayerNorm"]
+    norms += [f"{layer}.{part}.LayerNorm" for part in ("attention.output", "output")]
+    shapes = {
+        "embeddings.word_embeddings.weight": (len(words), width),
+        "embeddings.position_embeddings.weight": (64, width),
+        "embeddings.token_type_embeddings.weight": (1, width),
+        **{f"{layer}.{part}.weight": (width, width) for part in dense},
+        **{f"{layer}.{part}.bias": (width,) for part in dense},
+        **{f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")},
+    }
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    mx.save_safetensors(
+        str(folder / "model.safetensors"),
+        {k: mx.array(rng.normal(0, 0.4, s).astype(np.float32)) for k, s in shapes.items()},
+    )
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = Tokenizer(models.WordPiece({w: n for n, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.save(str(folder / "tokenizer.json"))
     return folder

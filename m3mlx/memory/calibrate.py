@@ -192,7 +192,7 @@ class _Measure:
                 search=memory and (lambda texts, k, slots=slots: [slots] * len(texts)),
                 read=memory and memory.take,
             )
-            losses.append(conversation.negative_log_likelihood(turn, answer))
+            losses.append(conversation.loss(turn, answer))
         return float(np.mean(losses))
 
 
@@ -214,7 +214,8 @@ def _load(path: Path, wanted: dict) -> dict | None:
         found = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return found if all(found.get(key) == value for key, value in wanted.items()) else None
+    same = isinstance(found, dict) and wanted.items() <= found.items()
+    return found if same else None
 
 
 def _save(path: Path, data: dict) -> None:

@@ -1,0 +1,52 @@
+"""PDF to text, page by page."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import unicodedata
+from pathlib import Path
+
+from pypdf import PdfReader
+from pypdf.errors import DependencyError, LimitReachedError
+
+from ..errors import DocumentError
+
+HYPHEN = re.compile(r"(\w+)[-\u00ad]\n(\w+)")
+GARBLED = 0.1  # share of characters that are no characters
+
+# it logs every oddity of a file, of which all but the last word is noise
+logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+
+
+def read(path: Path, data: bytes) -> list[str]:
+    reader = PdfReader(io.BytesIO(data))
+    try:
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise DocumentError(path, "is encrypted; save a copy without a password")
+        pages = [page.extract_text() for page in reader.pages]
+    except DependencyError as error:
+        raise DocumentError(path, "is encrypted with AES; save a copy without it") from error
+    except LimitReachedError as error:
+        raise DocumentError(path, f"is too large when unpacked ({error})") from error
+    whole = "".join(pages)
+    if not whole.strip():
+        raise DocumentError(path, "holds no text, its pages are pictures; run it through OCR")
+    odd = sum(c == "\ufffd" or unicodedata.category(c) in ("Co", "Cn", "Cs") for c in whole)
+    if odd > GARBLED * len(whole):
+        raise DocumentError(path, "holds no text, its fonts do not say which letters they show")
+    words = set(re.findall(r"\w+-\w+", whole))
+    return [_join_hyphens(page, words) for page in pages]
+
+
+def _join_hyphens(page: str, words: set[str]) -> str:
+    """Join words divided at line ends; one that is written so elsewhere keeps its hyphen."""
+
+    def join(match: re.Match[str]) -> str:
+        first, second = match.groups()
+        if f"{first}-{second}" in words or not (first[-1].islower() and second[0].islower()):
+            return f"{first}-{second}"
+        return first + second
+
+    return HYPHEN.sub(join, page)

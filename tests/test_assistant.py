@@ -1,0 +1,195 @@
+"""The orchestrator with tiny models: the same answers cold and warm, and memories kept apart."""
+
+import numpy as np
+import pytest
+from tiny import save_encoder, save_model
+
+from m3mlx import Assistant, MemoryStore
+from m3mlx.assistant import collect
+from m3mlx.errors import FingerprintError, M3Error, StoreError
+from m3mlx.memorize import BATCH
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = tmp_path_factory.mktemp("world")
+    save_model(world / "decoder")
+    save_model(world / "other", seed=1)
+    save_encoder(world / "encoder")
+    notes = world / "notes"
+    notes.mkdir()
+    (notes / "boiler.md").write_text("# Boiler\n\nThe boiler was serviced by Ada Quill in May.\n")
+    (notes / "boat.txt").write_text("The blue boat lies at pier nine.\n\n" * 12)
+    return world
+
+
+@pytest.fixture
+def make(world, tmp_path, monkeypatch):
+    monkeypatch.setenv("M3MLX_HOME", str(tmp_path / "home"))
+
+    def make(model="decoder", store="store", **options):
+        options = {"encoder": str(world / "encoder"), "tokens_per_head": 4, **options}
+        return Assistant(str(world / model), tmp_path / store, **options)
+
+    return make
+
+
+def tokens(steps):
+    return [(step.token, step.span, [hit.slot for hit in step.sources]) for step in steps]
+
+
+def test_cold_and_warm_memories_give_the_same_tokens(make, world):
+    with make(store="warm") as warm, make(store="cold") as cold:
+        warm.memorize([world / "notes"])
+        cold.memorize([world / "notes"], cold=True)
+        assert cold.status()["cold"] == cold.status()["references"] > 0
+        question = "Who serviced the boiler, and where is the boat?"
+        answers = [
+            tokens(assistant.chat().send(question, max_tokens=140)) for assistant in (warm, cold)
+        ]
+        assert answers[0] == answers[1]
+        assert {span for _, span, _ in answers[0]} == {0, 1, 2}
+        assert cold.status()["cold"] < cold.status()["references"]
+        assert tokens(cold.chat().send(question, max_tokens=140)) == answers[0]
+
+
+def test_a_chunk_reads_what_recall_shows(make, world):
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+        answer = assistant.ask("Where is the boat?", max_tokens=5)
+        hits = assistant.recall("Where is the boat?")
+        assert [source.start for source in answer.sources] == [hit.start for hit in hits]
+        assert answer.timings.retrievals == 1
+
+
+def test_text_mode_pastes_what_explicit_mode_reads(make, world):
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+        explicit = assistant.ask("Where is the boat?", max_tokens=3)
+        text = assistant.ask("Where is the boat?", memory="text", max_tokens=3)
+        off = assistant.ask("Where is the boat?", memory="off", max_tokens=3)
+        assert [s.text for s in text.sources] == [s.text for s in explicit.sources]
+        pasted = sum(len(assistant.template.encode(s.text)) for s in text.sources)
+        assert text.timings.prompt_tokens > pasted > 0
+        assert off.timings.prompt_tokens == explicit.timings.prompt_tokens
+        assert off.sources == [] and off.timings.retrievals == 0
+        assert text.timings.retrieve_seconds > 0
+
+
+def test_without_memory_neither_store_nor_calibration_is_needed(make):
+    with make(tokens_per_head=None) as assistant:
+        assert assistant.ask("Hello?", memory="off", max_tokens=3).sources == []
+        with pytest.raises(StoreError, match="m3mlx memorize"):
+            assistant.ask("Hello?", max_tokens=3)
+
+
+def test_changes_to_the_store_are_seen_by_an_open_conversation(make, world, tmp_path):
+    note = tmp_path / "new.txt"
+    note.write_text("A kite hangs in the pear tree.")
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+        chat = assistant.chat()
+        list(chat.send("Where is the kite?", max_tokens=2))
+        assistant.memorize([note])
+        steps = list(chat.send("Where is the kite?", max_tokens=2))
+        assert str(note) in {hit.path for hit in steps[-1].sources}
+        assistant.forget([str(note)])
+        steps = list(chat.send("Where is the kite?", max_tokens=2))
+        assert str(note) not in {hit.path for hit in steps[-1].sources}
+
+
+def test_messages_grow_as_the_answer_does(make):
+    with make() as assistant:
+        chat = assistant.chat(memory="off")
+        stream = chat.send("Hello?", max_tokens=50)
+        text = next(stream).text + next(stream).text
+        stream.close()
+        assert chat.messages == [
+            {"role": "user", "content": "Hello?"},
+            {"role": "assistant", "content": text},
+        ]
+        answer = collect(chat.send("Go on.", max_tokens=4), "off")
+        assert chat.messages[-1]["content"] == answer.text
+        chat.reset()
+        assert chat.messages == []
+
+
+@pytest.mark.parametrize(
+    "changes, field",
+    [
+        ({"model": "other"}, "weights"),
+        ({"selection": "attention"}, "selection"),
+        ({"budget": "uniform"}, "budget"),
+        ({"codec": "k4v4"}, "key_bits"),
+        ({"tokens_per_head": 8}, "tokens_per_head"),
+    ],
+)
+def test_memories_made_otherwise_are_refused_by_name(make, world, changes, field):
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+    with make(**changes) as assistant:
+        for use in (
+            lambda: assistant.ask("Where?", max_tokens=1),
+            lambda: assistant.memorize([world / "notes"]),
+        ):
+            with pytest.raises(FingerprintError, match=field):
+                use()
+
+
+def test_settings_left_open_are_those_of_the_store(make, world):
+    with make(selection="attention", budget="uniform", codec="k4v16") as assistant:
+        assistant.memorize([world / "notes"])
+        config = assistant.config
+    with make(tokens_per_head=None) as assistant:
+        assistant.ask("Where?", max_tokens=1)
+        assert assistant.config == config
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(make, tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Line {i} tells of thing number {i * 7}.\n\n" for i in range(200)))
+    with make() as assistant:
+        whole = assistant.memorize([book], cold=True)
+    assert whole.references > 3 * BATCH
+
+    class Stop(Exception):
+        pass
+
+    def stop(what, done, total):
+        if what == "memorizing" and done > total / 2:
+            raise Stop
+
+    with make(store="part", progress=stop) as assistant, pytest.raises(Stop):
+        assistant.memorize([book], cold=True)
+    with make(store="part") as assistant:
+        assert not assistant.documents()[0].complete
+        rest = assistant.memorize([book], cold=True)
+        assert 0 < rest.references < whole.references / 2 + BATCH
+        (document,) = assistant.documents()
+        assert document.complete and document.references == whole.references
+        assert assistant.memorize([book], cold=True).unchanged == [str(book)]
+
+
+def test_wrong_arguments_are_named(make):
+    with make() as assistant:
+        with pytest.raises(M3Error, match="explicit, text, off"):
+            assistant.chat(memory="on")
+        with pytest.raises(M3Error, match="empty"):
+            assistant.ask("  \n")
+
+
+def test_sampled_answers_repeat_with_their_seed(make):
+    with make() as assistant:
+        options = {"memory": "off", "max_tokens": 12, "temp": 1.5}
+        first = assistant.ask("Hello?", seed=3, **options).text
+        assert assistant.ask("Hello?", seed=3, **options).text == first
+        assert assistant.ask("Hello?", seed=4, **options).text != first
+
+
+def test_a_store_can_be_read_without_any_model(make, world, tmp_path):
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+    with MemoryStore.open(tmp_path / "store") as store:
+        assert len(store.documents()) == 2
+        hits = store.search(np.eye(1, store.dimensions), ["boiler"], 1, "text")[0]
+        assert "Ada Quill" in hits[0].text

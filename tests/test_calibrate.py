@@ -1,0 +1,108 @@
+"""The budget of each head: its arithmetic, its choice, and that it is found once."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import save_model
+
+from m3mlx.config import REFERENCE_TOKENS, cache_folder
+from m3mlx.errors import M3Error
+from m3mlx.memory import calibrate as module
+from m3mlx.memory.calibrate import ENOUGH, calibrate, head_budget
+from m3mlx.models import load_decoder
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory):
+    return load_decoder(str(save_model(tmp_path_factory.mktemp("model"))))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("M3MLX_HOME", str(tmp_path))
+
+
+def scores(seed, references, layers, heads):
+    """Random scores of references of different lengths, some heads much larger than others."""
+    rng = np.random.default_rng(seed)
+    size = rng.exponential(1, (layers, heads, 1)) ** 3
+    made = []
+    for _ in range(references):
+        score = (rng.random((layers, heads, REFERENCE_TOKENS)) * size).astype(np.float32)
+        score[..., int(rng.integers(1, REFERENCE_TOKENS + 1)) :] = -1
+        made.append(score)
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    references=st.integers(1, 5),
+    layers=st.integers(1, 6),
+    heads=st.integers(1, 4),
+    average=st.sampled_from([1, 4, 8, 64, 128]),
+)
+def test_budgets_add_up_and_no_head_exceeds_a_reference(seed, references, layers, heads, average):
+    counts = np.array(head_budget(scores(seed, references, layers, heads), average))
+    assert counts.shape == (layers, heads)
+    assert counts.sum() == average * layers * heads
+    assert counts.min() >= 0 and counts.max() <= REFERENCE_TOKENS
+
+
+def test_heads_get_what_they_hold_of_the_best_tokens():
+    score = np.full((1, 2, REFERENCE_TOKENS), 0.1, np.float32)
+    score[0, 1, :6] = 0.9
+    assert head_budget([score], 3) == [[0, 6]]
+
+
+def test_one_head_that_holds_nothing_keeps_nothing_but_the_total_stays():
+    score = scores(0, 1, 3, 2)[0]
+    score[1, 1, :] = np.where(score[1, 1] >= 0, 0.0, -1)
+    assert head_budget([score], 8)[1][1] == 0
+
+
+@pytest.mark.parametrize("budget", ["calibrated", "uniform"])
+def test_a_given_average_is_kept_and_found_again_without_measuring(decoder, budget, monkeypatch):
+    config = calibrate(decoder, budget=budget, tokens_per_head=8, key_bits=4)
+    assert config.tokens_per_head == 8 and config.key_bits == 4
+    assert (budget == "uniform") == (len({c for layer in config.counts for c in layer}) == 1)
+    monkeypatch.setattr(module, "_Measure", None)  # measuring again would fail
+    assert calibrate(decoder, budget=budget, tokens_per_head=8, key_bits=4) == config
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'"text"', b"\xff\xfe"])
+def test_a_damaged_calibration_is_made_again(decoder, damage):
+    config = calibrate(decoder, tokens_per_head=4)
+    (file,) = (cache_folder() / "calibrations").iterdir()
+    file.write_bytes(damage)
+    assert calibrate(decoder, tokens_per_head=4) == config
+    assert json.loads(file.read_text())["tokens_per_head"] == 4
+
+
+def test_auto_takes_the_smallest_average_that_is_enough(decoder, monkeypatch):
+    worth = {4: 0.5, 8: ENOUGH - 0.01, 16: ENOUGH, 32: 1.0}
+
+    def loss(self, counts):
+        if counts is None:
+            return 6.0
+        average = np.mean(counts)
+        return 2.0 if average == REFERENCE_TOKENS else 6.0 - 4.0 * worth[average]
+
+    monkeypatch.setattr(module._Measure, "loss", loss)
+    assert calibrate(decoder).tokens_per_head == 16
+
+
+def test_a_model_that_gains_nothing_from_memories_says_so(decoder):
+    # A random model answers no better with the text than without.
+    with pytest.raises(M3Error, match="--tokens-per-head"):
+        calibrate(decoder)
+
+
+def test_progress_is_told(decoder):
+    told = []
+    calibrate(decoder, tokens_per_head=4, progress=lambda *step: told.append(step))
+    assert told[0] == ("scoring sample texts", 0, 24)
+    assert told[-1] == ("scoring sample texts", 24, 24)
