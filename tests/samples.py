@@ -39,10 +39,12 @@ def write_pdf(path: Path, pages: list[list[str]]) -> Path:
     return path
 
 
-def write_encrypted_pdf(path: Path, user: str, owner: str = "owner") -> Path:
+def write_encrypted_pdf(
+    path: Path, user: str, owner: str = "owner", algorithm: str = "RC4-128"
+) -> Path:
     write_pdf(path, [["The safe opens with 4711."]])
     writer = PdfWriter(clone_from=PdfReader(path))
-    writer.encrypt(user, owner, algorithm="RC4-128")
+    writer.encrypt(user, owner, algorithm=algorithm)
     writer.write(path)
     return path
 

@@ -130,9 +130,23 @@ def test_words_divided_in_a_pdf_are_joined_and_compounds_keep_their_hyphen(tmp_p
     assert text.count("well-known") == 2
 
 
-def test_a_pdf_that_only_its_owner_may_change_is_read(tmp_path):
-    path = write_encrypted_pdf(tmp_path / "a.pdf", user="", owner="secret")
+@pytest.mark.parametrize("algorithm", ["RC4-128", "AES-128", "AES-256"])
+def test_a_pdf_that_only_its_owner_may_change_is_read(tmp_path, algorithm):
+    path = write_encrypted_pdf(tmp_path / "a.pdf", user="", owner="secret", algorithm=algorithm)
     assert "4711" in read(path).text
+
+
+def test_a_pdf_encrypted_with_aes_is_named_as_encrypted(tmp_path):
+    path = write_pdf(tmp_path / "a.pdf", [["secret"]])
+    zeros, key = "00" * 48, "00" * 32
+    encrypt = (
+        f"<< /Filter /Standard /V 5 /R 6 /Length 256 /P -1 /O <{zeros}> /U <{zeros}> /OE <{key}>"
+        f" /UE <{key}> /Perms <{key[:32]}> /StmF /StdCF /StrF /StdCF"
+        " /CF << /StdCF << /CFM /AESV3 /Length 32 >> >> >>"
+    )
+    entry = f"trailer << /Encrypt {encrypt} /ID [<00> <00>]".encode()
+    path.write_bytes(path.read_bytes().replace(b"trailer <<", entry))
+    assert "encrypted" in reason(path)
 
 
 def test_a_docx_keeps_order_headings_lists_links_and_insertions(tmp_path):
@@ -161,6 +175,15 @@ def test_a_docx_keeps_order_headings_lists_links_and_insertions(tmp_path):
     assert read(tmp_path / "a.docx").text == (
         "## Lamps\n\nLit by Orrin\n\nc0 | c1 | c2\nc3 c4 | c5\n\n- second\n\nin a control"
     )
+
+
+def test_a_table_in_a_table_of_a_docx_is_read_once(tmp_path):
+    file = docx.Document()
+    table = file.add_table(1, 2)
+    inner = table.cell(0, 0).add_table(1, 1)
+    inner.cell(0, 0).text, table.cell(0, 1).text = "inside", "beside"
+    file.save(str(tmp_path / "a.docx"))
+    assert read(tmp_path / "a.docx").text == "inside | beside"
 
 
 def test_a_docx_leaves_out_what_was_deleted_and_says_text_boxes_once(tmp_path):

@@ -33,14 +33,19 @@ def _blocks(parent, names: dict[str, str]) -> Iterator[str]:
             if text := _paragraph(child, names):
                 yield text
         elif child.tag == TABLE:
-            rows = (" | ".join(_cells(row, names)) for row in child.iter(ROW))
+            rows = (" | ".join(_cells(row, names)) for row in _own(child, ROW))
             yield "\n".join(row for row in rows if row.strip(" |"))
         elif child.tag not in SKIPPED:
             yield from _blocks(child, names)
 
 
+def _own(parent, tag: str) -> Iterator:
+    """Rows of a table or cells of a row, without those of the tables inside."""
+    return (e for e in parent.iter(tag) if next(e.iterancestors(parent.tag)) is parent)
+
+
 def _cells(row, names: dict[str, str]) -> Iterator[str]:
-    for cell in row.iter(CELL):
+    for cell in _own(row, CELL):
         yield " ".join(" ".join(_blocks(cell, names)).split())
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from pathlib import Path
 
 from pypdf import PdfReader
-from pypdf.errors import DependencyError, LimitReachedError
+from pypdf.errors import LimitReachedError
 
 from ..errors import DocumentError
 
@@ -21,13 +21,11 @@ logging.getLogger("pypdf").setLevel(logging.CRITICAL)
 
 
 def read(path: Path, data: bytes) -> list[str]:
-    reader = PdfReader(io.BytesIO(data))
     try:
+        reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
             raise DocumentError(path, "is encrypted; save a copy without a password")
         pages = [page.extract_text() for page in reader.pages]
-    except DependencyError as error:
-        raise DocumentError(path, "is encrypted with AES; save a copy without it") from error
     except LimitReachedError as error:
         raise DocumentError(path, f"is too large when unpacked ({error})") from error
     whole = "".join(pages)

@@ -1,0 +1,227 @@
+"""Folders are walked as git would walk them, and what was named is taken or complained about."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from m3mlx.documents import find, read
+from m3mlx.errors import DocumentError
+
+
+def write(path: Path, content: str | bytes = "text\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def names(root: Path, *paths: str | Path, **patterns) -> list[str]:
+    """What is found, relative to a folder; there must be no errors."""
+    found = list(find(paths or [root], **patterns))
+    assert not [error for error in found if isinstance(error, DocumentError)]
+    return [path.relative_to(root.resolve()).as_posix() for path in found]
+
+
+def only_error(*paths: Path) -> DocumentError:
+    found = list(find(paths))
+    assert len(found) == 1
+    assert isinstance(found[0], DocumentError)
+    return found[0]
+
+
+@pytest.fixture
+def nobody(tmp_path) -> Iterator[Path]:
+    """A folder used without the rights of root, to whom every file is readable."""
+    root = os.geteuid() == 0
+    folder = Path(tempfile.mkdtemp()).resolve() if root else tmp_path
+    if root:
+        os.chown(folder, 65534, 65534)
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+        shutil.rmtree(folder)
+
+
+def test_files_come_once_in_the_order_of_their_names(tmp_path):
+    for name in ("b.md", "a/z.txt", "a/b/c.py", "c.txt"):
+        write(tmp_path / name)
+    assert names(tmp_path) == ["a/b/c.py", "a/z.txt", "b.md", "c.txt"]
+    everything = [tmp_path / "c.txt", tmp_path, tmp_path / "a", tmp_path / "a" / ".." / "b.md"]
+    assert names(tmp_path, *everything) == ["c.txt", "a/b/c.py", "a/z.txt", "b.md"]
+
+
+def test_relative_paths_become_absolute(tmp_path, monkeypatch):
+    write(tmp_path / "a.md")
+    monkeypatch.chdir(tmp_path)
+    for path in (".", "a.md", "./a.md", Path("a.md")):
+        assert list(find([path])) == [tmp_path.resolve() / "a.md"]
+
+
+def test_hidden_binary_and_unknown_files_in_folders_are_left_out_quietly(tmp_path):
+    for name in (".hidden.md", ".git/a.md", "a/.b/c.md", "photo.jpg", "movie.xyz", "LICENSE"):
+        write(tmp_path / name)
+    write(tmp_path / "data.txt", b"zero\0byte")
+    write(tmp_path / "package/__init__.py", "")  # empty code means something
+    write(tmp_path / "wide.txt", "wide".encode("utf-16"))
+    assert names(tmp_path) == ["LICENSE", "wide.txt"]
+
+
+def test_an_empty_text_is_found_so_that_it_can_be_reported(tmp_path):
+    write(tmp_path / "empty.txt", "")
+    assert names(tmp_path) == ["empty.txt"]
+
+
+def test_what_is_named_itself_is_taken_even_if_hidden_or_of_unknown_suffix(tmp_path):
+    hidden = write(tmp_path / ".journal" / ".today.md")
+    unknown = write(tmp_path / "song.xyz")
+    assert names(tmp_path, hidden, unknown) == [".journal/.today.md", "song.xyz"]
+    assert names(tmp_path, tmp_path / ".journal") == []
+    assert read(unknown).text == "text\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [("a.jpg", b"\xff\xd8\xff\0", "binary"), ("a.txt", b"a\0b", "binary")],
+)
+def test_a_named_binary_file_is_an_error(tmp_path, name, content, word):
+    path = write(tmp_path / name, content)
+    error = only_error(path)
+    assert error.path == str(path)
+    assert word in error.reason
+
+
+def test_missing_and_odd_paths_are_errors_and_the_rest_goes_on(tmp_path):
+    good = write(tmp_path / "good.md")
+    (tmp_path / "loop.md").symlink_to("loop.md")
+    (tmp_path / "dangling.md").symlink_to("nowhere.md")
+    os.mkfifo(tmp_path / "pipe.md")
+    odd = {"none.md": "exist", "loop.md": "links", "dangling.md": "exist", "pipe.md": "neither"}
+    found = list(find([tmp_path / "none.md", *(tmp_path / name for name in odd), good]))
+    assert found[-1] == good
+    for error, name in zip(found[1:-1], odd, strict=True):
+        assert isinstance(error, DocumentError)
+        assert error.path == str(tmp_path / name)
+        assert odd[name] in error.reason
+    assert names(tmp_path) == ["good.md"]
+    with pytest.raises(DocumentError, match="not a file"):
+        read(tmp_path / "pipe.md")
+
+
+def test_unreadable_files_and_folders_are_errors_and_the_rest_goes_on(nobody):
+    write(nobody / "a" / "x.md").chmod(0)
+    write(nobody / "b" / "y.md")
+    (nobody / "b").chmod(0)
+    good = write(nobody / "c" / "z.md")
+    try:
+        found = list(find([nobody]))
+        assert [str(e.path) for e in found[:2]] == [str(nobody / "a" / "x.md"), str(nobody / "b")]
+        assert all("Permission denied" in error.reason for error in found[:2])
+        assert found[2:] == [good]
+        with pytest.raises(DocumentError, match="Permission denied"):
+            read(nobody / "a" / "x.md")
+    finally:
+        (nobody / "b").chmod(0o700)
+
+
+def test_a_name_that_is_no_text_is_an_error(tmp_path):
+    try:
+        write(tmp_path / os.fsdecode(b"caf\xe9.md"))
+    except OSError:  # file systems of a Mac refuse such names themselves
+        return
+    error = only_error(tmp_path)
+    assert "UTF-8" in error.reason
+    str(error).encode()
+
+
+# --- links
+
+
+def test_links_in_folders_are_not_followed(tmp_path):
+    outside = write(tmp_path / "outside" / "secret.md").parent
+    folder = write(tmp_path / "folder" / "a.md").parent
+    (folder / "out").symlink_to(outside)
+    (folder / "file.md").symlink_to(outside / "secret.md")
+    (folder / "again.md").symlink_to(folder / "a.md")
+    (folder / "loop").symlink_to(folder)
+    assert names(folder) == ["a.md"]
+
+
+def test_a_link_named_itself_is_followed_under_its_own_name(tmp_path):
+    target = write(tmp_path / "far" / "a.md")
+    (tmp_path / "link.md").symlink_to(target)
+    (tmp_path / "folder").symlink_to(tmp_path / "far")
+    assert list(find([tmp_path / "link.md"])) == [tmp_path / "link.md"]
+    assert read(tmp_path / "link.md").path == str(tmp_path / "link.md")
+    assert list(find([tmp_path / "folder"])) == [target]
+    assert list(find([tmp_path / "folder" / "a.md"])) == [target]
+    assert list(find([tmp_path / "link.md", target])) == [tmp_path / "link.md"]
+
+
+# --- patterns
+
+
+def tree(root: Path, *files: str, **rules: str) -> Path:
+    """Files, and a .gitignore in each folder named (``top`` is the root, ``__`` a slash)."""
+    for name in files:
+        write(root / name)
+    for folder, lines in rules.items():
+        below = "" if folder == "top" else folder.replace("__", "/")
+        write(root / below / ".gitignore", lines)
+    return root
+
+
+CASES = [  # files, rules, and what `git ls-files --others --exclude-standard` says
+    (["a.log", "b.md", "x/c.log"], {"top": "*.log\n"}, ["b.md"]),
+    (
+        ["a.log", "keep.log", "x/keep.log"],
+        {"top": "*.log\n!keep.log\n"},
+        ["keep.log", "x/keep.log"],
+    ),
+    (["build/a.md", "x/build/b.md", "build.md"], {"top": "build/\n"}, ["build.md"]),
+    (["build/a.md", "build/keep.md"], {"top": "build/\n!build/keep.md\n"}, []),
+    (["build/a.md", "build/keep.md"], {"top": "build/*\n!build/keep.md\n"}, ["build/keep.md"]),
+    (["docs/a.md", "x/docs/b.md", "top.md"], {"top": "/docs\n"}, ["top.md", "x/docs/b.md"]),
+    (["docs/a.md", "docs/x/b.md", "top.md"], {"top": "/*\n!/docs\n"}, ["docs/a.md", "docs/x/b.md"]),
+    (["a.md", "x/b.md", "x/c.txt"], {"top": "*\n!*/\n!*.md\n"}, ["a.md", "x/b.md"]),
+    (["x/a.md", "x/b.md", "a.md"], {"x": "a.md\n"}, ["a.md", "x/b.md"]),
+    (["logs/a.log", "logs/tmp/b.md", "logs/c.md"], {"top": "*.log\ntmp\n!logs/\n"}, ["logs/c.md"]),
+    (["x/a.md", "y/a.md", "z.md"], {"top": "*/\n!y/\n"}, ["y/a.md", "z.md"]),
+    (["x/a.md", "x/y/a.md", "x/y/b.md"], {"top": "a.md\n", "x__y": "!a.md\nb.md\n"}, ["x/y/a.md"]),
+    (["a.md", "#b.md", "c d.md"], {"top": "# comment\n\\#b.md\nc\\ d.md\n\n"}, ["a.md"]),
+    (["a/x/b/c.md", "a/b/c.md", "a/c.md"], {"top": "a/**/c.md\n"}, []),
+    (["foo/bar/a.md", "x/foo/bar/b.md"], {"top": "foo/bar\n"}, ["x/foo/bar/b.md"]),
+    (["a1.md", "a2.md", "ab.md"], {"top": "a[0-9].md\r\n"}, ["ab.md"]),
+]
+
+
+@pytest.mark.parametrize(("files", "rules", "left"), CASES)
+def test_gitignore_means_what_it_means_to_git(tmp_path, files, rules, left):
+    assert sorted(names(tree(tmp_path, *files, **rules))) == left
+
+
+def test_rules_above_a_folder_count_within_its_repository_only(tmp_path):
+    tree(tmp_path, "repo/docs/a.md", "repo/docs/a.log", top="*.md\n", repo="*.log\ndraft/\n")
+    write(tmp_path / "repo" / "draft" / "b.md")
+    (tmp_path / "repo" / ".git").mkdir()
+    assert names(tmp_path, tmp_path / "repo" / "docs") == ["repo/docs/a.md"]
+    # a folder that is named is meant, whatever the repository thinks of it
+    assert names(tmp_path, tmp_path / "repo" / "draft") == ["repo/draft/b.md"]
+
+
+def test_include_takes_only_what_matches(tmp_path):
+    tree(tmp_path, "a.md", "a.txt", "x/b.md", "x/y/c.md", "notes/d.txt", top="x/b.md\n")
+    assert names(tmp_path, include=["*.md"]) == ["a.md", "x/y/c.md"]
+    assert names(tmp_path, include=["notes/", "/a.*"]) == ["a.md", "a.txt", "notes/d.txt"]
+    assert names(tmp_path, include=["*.md", "!a.md"]) == ["x/y/c.md"]
+
+
+def test_exclude_leaves_out_what_matches(tmp_path):
+    tree(tmp_path, "a.md", "x/b.md", "x/y/c.md", "d.txt")
+    assert names(tmp_path, exclude=["x/"]) == ["a.md", "d.txt"]
+    assert names(tmp_path, exclude=["*.md"]) == ["d.txt"]
+    assert names(tmp_path, include=["*.md"], exclude=["x/y"]) == ["a.md", "x/b.md"]
+    assert names(tmp_path, tmp_path / "a.md", tmp_path / "d.txt", exclude=["*.txt"]) == ["a.md"]
