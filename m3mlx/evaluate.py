@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from math import nan
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -113,36 +114,82 @@ def evaluate(
     Raises:
         M3Error: a document could not be memorized.
     """
-    report = progress or (lambda what, done, total: None)
-    with tempfile.TemporaryDirectory(prefix="m3mlx-eval-") as folder:
-        assistant = Assistant(store=Path(folder) / "store", progress=progress, **options)
-        with assistant:
-            paths = _write_documents(questions, Path(folder) / "documents")
-            memorized = assistant.memorize([Path(folder) / "documents"])
-            if memorized.failed:
-                raise M3Error(f"a document was not memorized: {memorized.failed[0]}")
-            results: dict[str, list[tuple[float, bool, float]]] = {mode: [] for mode in MODES}
-            for number, (question, path) in enumerate(zip(questions, paths, strict=True)):
-                report("answering", number, len(questions))
-                right, hits = _references(assistant, question, path, memories)
-                for mode in MODES:
-                    pasted = {"oracle": [right], "text": hits}.get(mode, [])
-                    read = hits if mode == "explicit" else []
-                    results[mode].append(_answer(assistant, question, pasted, read))
-            report("answering", len(questions), len(questions))
-            average = assistant.config.tokens_per_head
-    nll = {mode: mean(loss for loss, _, _ in results[mode]) for mode in MODES}
+    with Trial(questions, progress=progress, **options) as trial:
+        results = trial.measure(MODES, memories)
+        average = trial.assistant.config.tokens_per_head
+    nll = {mode: mean(result.nll for result in results[mode]) for mode in MODES}
     gain = nll["off"] - nll["oracle"]
     scores = {
         mode: Score(
             nll=nll[mode],
-            recovered=(nll["off"] - nll[mode]) / gain if gain else float("nan"),
-            right=mean(right for _, right, _ in results[mode]),
-            first_token_seconds=median(seconds for _, _, seconds in results[mode]),
+            recovered=(nll["off"] - nll[mode]) / gain if gain else nan,
+            right=mean(result.right for result in results[mode]),
+            first_token_seconds=median(result.first_token_seconds for result in results[mode]),
         )
         for mode in MODES
     }
     return Report(scores, len(questions), memories, average)
+
+
+@dataclass
+class Result:
+    """One question in one mode: loss of the right answer, whether the greedy one contains it."""
+
+    nll: float
+    right: bool
+    first_token_seconds: float
+
+
+class Trial:
+    """The documents of questions in a temporary store, ready for measuring.
+
+    Args:
+        options: of ``Assistant``, without ``store``.
+    """
+
+    def __init__(
+        self, questions: Sequence[Question], *, progress: Progress | None = None, **options: Any
+    ):
+        self.questions = questions
+        self.progress = progress or (lambda what, done, total: None)
+        self._folder = tempfile.TemporaryDirectory(prefix="m3mlx-eval-")
+        folder = Path(self._folder.name)
+        self.assistant = Assistant(store=folder / "store", progress=progress, **options)
+        self._paths = _write_documents(questions, folder / "documents")
+
+    def __enter__(self) -> Trial:
+        try:
+            memorized = self.assistant.memorize([Path(self._folder.name) / "documents"])
+            if memorized.failed:
+                raise M3Error(f"a document was not memorized: {memorized.failed[0]}")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.assistant.close()
+        self._folder.cleanup()
+
+    def measure(
+        self, modes: Sequence[str], memories: int, answer_tokens: int = ANSWER_TOKENS
+    ) -> dict[str, list[Result]]:
+        """Ask every question in every mode.
+
+        Args:
+            answer_tokens: length of the greedy answers; 0 for none.
+        """
+        results: dict[str, list[Result]] = {mode: [] for mode in modes}
+        for number, (question, path) in enumerate(zip(self.questions, self._paths, strict=True)):
+            self.progress("answering", number, len(self.questions))
+            right, hits = _references(self.assistant, question, path, memories)
+            for mode in modes:
+                pasted = {"oracle": [right], "text": hits}.get(mode, [])
+                read = hits if mode == "explicit" else []
+                result = _answer(self.assistant, question, pasted, read, answer_tokens)
+                results[mode].append(result)
+        self.progress("answering", len(self.questions), len(self.questions))
+        return results
 
 
 def _write_documents(questions: Iterable[Question], folder: Path) -> list[str]:
@@ -165,26 +212,29 @@ def _references(
     found = assistant.search([question.question], everything)[0]
     same = [hit for hit in found if hit.path == path]
     right = next((hit for hit in same if question.answer.lower() in hit.text.lower()), same[0])
-    others = [hit for hit in found if hit.slot != right.slot][: count - 1]
+    others = [hit for hit in found if hit.slot != right.slot][: max(count - 1, 0)]
     return right, [hit for hit in found if hit is right or hit in others]
 
 
 def _answer(
-    assistant: Assistant, question: Question, pasted: list[Hit], read: list[Hit]
-) -> tuple[float, bool, float]:
-    """Loss of the right answer, whether the greedy one contains it, seconds to its start."""
+    assistant: Assistant,
+    question: Question,
+    pasted: list[Hit],
+    read: list[Hit],
+    answer_tokens: int,
+) -> Result:
     text = "\n\n".join([*(hit.text for hit in pasted), question.question])
     conversation = _conversation(assistant, read)
     logits = conversation.prefill(assistant.template.turn(text), query="message")
     tokens = assistant.template.encode(question.answer)
     loss = conversation.fork().loss_after(logits, tokens)
     said, right = "", False
-    for step in conversation.decode(logits, ANSWER_TOKENS):
+    for step in conversation.decode(logits, answer_tokens):
         said += step.text
         right = question.answer.lower() in said.lower()
         if right:  # what comes after it cannot change that
             break
-    return loss, right, conversation.timings.first_token_seconds
+    return Result(loss, right, conversation.timings.first_token_seconds)
 
 
 def _conversation(assistant: Assistant, hits: list[Hit]) -> Conversation:
