@@ -18,20 +18,25 @@ import numpy as np
 from mlx_lm.sample_utils import make_sampler
 
 from . import models
-from .config import MEMORIES, MemoryConfig, check_fingerprint, default_store, fingerprint
+from .config import (
+    CODECS,
+    MEMORIES,
+    MODES,
+    MemoryConfig,
+    check_fingerprint,
+    default_store,
+    fingerprint,
+)
 from .embed import Encoder
 from .errors import FingerprintError, M3Error, StoreError
 from .generate import Conversation, Step, Timings
 from .memorize import BATCH, Memorized, Memorizing, Progress
-from .memory.cache import PrefixStates, read_prefix, widen_masks
+from .memory.cache import Layout, PrefixStates, read_prefix, widen_masks
 from .memory.calibrate import calibrate
 from .memory.codec import Codec, Memory
 from .memory.write import Writer
 from .store import Hit, MemoryStore, Residue, StoredDocument
 from .template import Template
-
-MODES = ("explicit", "text", "off")
-CODECS = {f"k{k}v{v}": (k, v) for k in (16, 8, 4) for v in (16, 8, 4)}
 
 
 @dataclass
@@ -211,7 +216,7 @@ class Assistant:
         if not MemoryStore.exists(self.store_path):
             return MemoryStore.create(
                 self.store_path,
-                fingerprint=self.fingerprint,
+                fingerprint={**self.fingerprint, "model": self.decoder.name},
                 memory=self.config.to_json(),
                 encoder=self.encoder.identity,
                 dimensions=self.encoder.dimensions,
@@ -406,7 +411,8 @@ class Chat:
 
         Raises:
             M3Error: the message is empty.
-            StoreError: nothing is memorized yet, or the store is damaged.
+            StoreError: nothing is memorized yet, or the store is damaged; what was raised while
+                the model was reading resets the conversation.
             FingerprintError: the memories were made by another model or other settings.
         """
         if not message.strip():
@@ -431,14 +437,18 @@ class Chat:
         steps = conversation.stream(
             turn, max_tokens=max_tokens, sampler=make_sampler(temp, top_p), query=query
         )
-        for step in steps:
-            if self.memory == "text":
-                step.sources = sources
-                if step.timings.retrieve_seconds == 0:
-                    step.timings.retrieve_seconds = searched
-                    step.timings.first_token_seconds += searched
-            answer["content"] += step.text
-            yield step
+        try:
+            for step in steps:
+                if self.memory == "text":
+                    step.sources = sources
+                    if step.timings.retrieve_seconds == 0:
+                        step.timings.retrieve_seconds = searched
+                        step.timings.first_token_seconds += searched
+                answer["content"] += step.text
+                yield step
+        except Exception:
+            self.reset()  # nobody knows how much of the turn the caches hold
+            raise
 
     def _continue(self) -> Conversation:
         """The conversation's caches, switched to the present kind of memory."""
@@ -453,6 +463,8 @@ class Chat:
                 memories=assistant.memories,
                 kv_bits=assistant.kv_bits,
             )
+        if explicit and self._conversation.layout is None:  # the store was made meanwhile
+            self._conversation.layout = Layout(assistant.config)
         self._conversation.search = assistant.search if explicit else None
         self._conversation.read = assistant.read if explicit else None
         return self._conversation

@@ -18,6 +18,13 @@ REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
 
+# The choices that users have, here so that the command line knows them without loading more.
+MODES = ("explicit", "text", "off")  # read memories, paste the same references, or neither
+SELECTIONS = ("reconstruction", "attention")  # scores that rank tokens
+BUDGETS = ("calibrated", "uniform")  # what each head needs, or all as many
+RETRIEVALS = ("hybrid", "dense", "text")  # by meaning and words, by meaning, by words
+CODECS = {f"k{k}v{v}": (k, v) for k in (16, 8, 4) for v in (16, 8, 4)}  # bits of keys and values
+
 
 def cache_folder() -> Path:
     """Folder of what may vanish: converted models, calibrations, hashes."""

@@ -9,7 +9,8 @@ tail of a prompt is a chunk, however short.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from copy import copy, deepcopy
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -142,6 +143,7 @@ class Conversation:
         before = self.timings.retrieve_seconds + self.timings.read_seconds
         if self.search is None:
             self._attach(None)
+            self.sources = []
         tokens = [*self._pending, *turn.tokens]
         shift = len(self._pending)
         words = range(turn.words[0] + shift, turn.words[1] + shift)
@@ -175,14 +177,24 @@ class Conversation:
             max_tokens: at most so many are generated.
             sampler: log probabilities (1, vocabulary) to a token (1,); greedy when None.
         """
-        start = perf_counter()
-        timings = self.timings = Timings()
-        logits = self.prefill(turn, query=query)
+        self.timings = Timings()
+        yield from self.decode(self.prefill(turn, query=query), max_tokens, sampler)
+
+    def decode(
+        self, logits: mx.array, max_tokens: int, sampler: Sampler | None = None
+    ) -> Iterator[Step]:
+        """Generate an answer behind what was fed, as ``stream`` does.
+
+        Args:
+            logits: what ``prefill`` returned.
+        """
+        timings = self.timings
+        waited = timings.retrieve_seconds + timings.read_seconds + timings.prefill_seconds
         detokenizer = self.decoder.tokenizer.detokenizer
         generated: list[int] = []
         span, decoding, reason = 0, 0.0, "length"
         while len(generated) < max_tokens:
-            before = perf_counter()
+            start = perf_counter()
             if generated:
                 fed = len(generated) - 1
                 if self.search and fed and fed % CHUNK_TOKENS == 0:
@@ -190,13 +202,13 @@ class Conversation:
                     span += 1
                 logits = self._feed(generated[-1:])
                 self._pending = []
-            logprobs = (logits - mx.logsumexp(logits, axis=-1, keepdims=True))[0]
+            logprobs = _logprobs(logits)[-1]
             drawn = sampler(logprobs[None]) if sampler else mx.argmax(logprobs)
             token = int(drawn.item())
             if generated:
-                decoding += perf_counter() - before
+                decoding += perf_counter() - start
             else:
-                timings.first_token_seconds = perf_counter() - start
+                timings.first_token_seconds = waited + perf_counter() - start
             if token in self.decoder.tokenizer.eos_token_ids:
                 reason = "stop"
                 break
@@ -211,13 +223,23 @@ class Conversation:
         detokenizer.finalize()
         yield Step(detokenizer.last_segment, None, None, span, self.sources, timings, reason)
 
-    def negative_log_likelihood(self, turn: Turn, answer: Sequence[int]) -> float:
+    def loss(self, turn: Turn, answer: Sequence[int]) -> float:
         """Mean negative log-likelihood of an answer's tokens after a turn, in nats per token."""
         both = Turn((*turn.tokens, *answer[:-1]), turn.words)
-        logits = self.prefill(both, query="message", rows=len(answer))
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        target = mx.array(list(answer))[:, None]
-        return -float(mx.take_along_axis(logprobs, target, axis=-1).mean().item())
+        return _loss(self.prefill(both, query="message", rows=len(answer)), answer)
+
+    def loss_after(self, logits: mx.array, answer: Sequence[int]) -> float:
+        """The same behind what was fed; ``logits`` is what ``prefill`` returned."""
+        if len(answer) > 1:
+            logits = mx.concatenate([logits[-1:], self._feed(list(answer[:-1]), len(answer) - 1)])
+        return _loss(logits, answer)
+
+    def fork(self) -> Conversation:
+        """A copy that goes on from here by itself."""
+        other = copy(self)
+        other.caches = deepcopy(self.caches)
+        other.timings = replace(self.timings)
+        return other
 
     def _feed(self, tokens: list[int], rows: int = 1) -> mx.array:
         """Run tokens through the model; the last logits, float32 (rows, vocabulary)."""
@@ -282,3 +304,12 @@ class Conversation:
         memory = self.read(slots) if slots else None
         self.timings.read_seconds += perf_counter() - start
         return memory
+
+
+def _logprobs(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _loss(logits: mx.array, answer: Sequence[int]) -> float:
+    target = mx.array(list(answer))[:, None]
+    return -float(mx.take_along_axis(_logprobs(logits), target, axis=-1).mean().item())

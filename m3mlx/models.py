@@ -57,7 +57,7 @@ class Decoder:
 
 
 def load_decoder(
-    name: str | None = None,
+    name: str | Path | None = None,
     *,
     adapter_path: str | Path | None = None,
     progress: Progress | None = None,
@@ -75,7 +75,7 @@ def load_decoder(
     Raises:
         ModelError: it cannot be found, fetched or loaded, or cannot carry explicit memory.
     """
-    name = name or DEFAULT_DECODER
+    name = str(name or DEFAULT_DECODER)
     path = _find(name, "decoder", progress or (lambda what, done, total: None))
     settings = _settings(path)
     if settings.get("is_encoder_decoder"):
@@ -116,7 +116,9 @@ def load_decoder(
     )
 
 
-def load_encoder(name: str | None = None, *, progress: Progress | None = None) -> embed.Encoder:
+def load_encoder(
+    name: str | Path | None = None, *, progress: Progress | None = None
+) -> embed.Encoder:
     """Load a sentence encoder, fetching it first where that is needed.
 
     Args:
@@ -126,7 +128,7 @@ def load_encoder(name: str | None = None, *, progress: Progress | None = None) -
     Raises:
         ModelError: it cannot be found, fetched or loaded, or is of an unsupported type.
     """
-    name = name or DEFAULT_ENCODER
+    name = str(name or DEFAULT_ENCODER)
     return embed.load(_find(name, "encoder", progress or (lambda what, done, total: None)))
 
 

@@ -155,9 +155,11 @@ def test_a_long_conversation_equals_one_pass_over_all_of_it(world):
 def test_the_loss_of_an_answer_is_that_of_its_tokens_one_by_one(world):
     turn, answer = plain_turn(world, "who?"), world.template.encode("nobody at all")
     conversation = world.conversation()
-    loss = conversation.negative_log_likelihood(turn, answer)
+    loss = conversation.loss(turn, answer)
     conversation, total = world.conversation(), 0.0
-    logits = conversation.prefill(turn, query="message")[-1]
+    logits = conversation.prefill(turn, query="message")
+    assert abs(conversation.fork().loss_after(logits, answer) - loss) < 1e-4
+    logits = logits[-1]
     for token in answer:
         total += (mx.logsumexp(logits) - logits[token]).item()
         logits = conversation._feed([token])[-1]
@@ -214,8 +216,9 @@ def test_memory_can_be_switched_off_between_turns(world):
     world.generate(conversation, world.template.turn("hello"), 3)
     assert conversation.caches[0].length
     conversation.search = conversation.read = None
-    world.generate(conversation, world.template.turn("more", first=False), 3)
+    _, steps = world.generate(conversation, world.template.turn("more", first=False), 3)
     assert not conversation.caches[0].length
+    assert steps[-1].sources == []
 
 
 def test_memories_change_what_is_said(world):

@@ -7,10 +7,10 @@ from mlx_lm.models.base import create_causal_mask
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from tiny import FAMILIES, tiny_model
 
-from m3mlx.config import MemoryConfig
+from m3mlx.config import SELECTIONS, MemoryConfig
 from m3mlx.memory.cache import Layout, make_cache, read_prefix, restore_masks, widen_masks
 from m3mlx.memory.codec import Codec, Memory
-from m3mlx.memory.write import SELECTIONS, Writer
+from m3mlx.memory.write import Writer
 
 PREFIX = (256, 7, 30, 11)
 RECITE = (9, 9, 8)

@@ -24,8 +24,6 @@ from ..config import MemoryConfig
 from .cache import PrefixStates
 from .codec import PADDING, Memory
 
-SELECTIONS = ("reconstruction", "attention")
-
 
 class Writer:
     """Writes memories with one model.

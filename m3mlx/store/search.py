@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..config import RETRIEVALS
 from ..errors import StoreError
 from . import index
 from .catalog import Catalog
 from .files import NEW
 
 EXACT_REFERENCES = 20_000  # up to so many, comparing with all is as fast as any index
-MODES = ("hybrid", "dense", "text")
 _FUSION = 60  # damps the first ranks (Cormack, Clarke and Buettcher 2009)
 _DEPTH = 64  # ranks of each list that take part in the fusion, at least
 
@@ -59,8 +59,8 @@ class Search:
 
     def hits(self, queries: np.ndarray, texts: Sequence[str], k: int, mode: str) -> list[list[Hit]]:
         """See ``MemoryStore.search``. All of it sees one commit."""
-        if mode not in MODES:
-            raise StoreError(f"{mode}: no such way to search. Use one of {', '.join(MODES)}.")
+        if mode not in RETRIEVALS:
+            raise StoreError(f"{mode}: no such way to search. Use one of {', '.join(RETRIEVALS)}.")
         if len(queries) != len(texts) or k < 1:
             raise StoreError(
                 f"{len(queries)} vectors, {len(texts)} texts and k = {k} do not make a search. "

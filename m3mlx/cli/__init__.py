@@ -1,0 +1,99 @@
+"""The command line: parse, call ``Assistant``, show.
+
+Results go to stdout; progress, notes and errors to stderr. Exit codes: 0, 1 for bad data,
+2 for bad flags, 130 after Ctrl-C. What is heavy is imported inside the commands, so that
+``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from .. import __version__
+from ..errors import M3Error
+from . import answers, chat, documents
+from .options import common_options, is_verbose
+from .render import one_line
+
+
+class _Commands(click.Group):
+    """The one place where exceptions become a line on stderr and an exit code."""
+
+    def main(self, *args: Any, **settings: Any) -> None:
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):  # None when closed
+                stream.reconfigure(errors="replace")
+        try:
+            code = super().main(*args, **{**settings, "standalone_mode": False})
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except click.UsageError as error:
+            command = error.ctx.command_path if error.ctx else "m3mlx"
+            _say(f"{error.format_message().rstrip('.')}. See {command} --help.")
+            code = error.exit_code
+        except click.ClickException as error:
+            _say(error.format_message())
+            code = error.exit_code
+        except click.Abort:
+            click.echo("Interrupted.", err=True)
+            code = 130
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which they are needed
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, EOFError):
+            raise
+        except (M3Error, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader has enough, and click ends silently
+            _trace()
+            _say(str(error))
+        except Exception as error:
+            _trace()
+            _say(
+                f"unexpected {type(error).__name__}: {error}. This is a bug in m3mlx; "
+                f"please report it with what the same command prints with -v."
+            )
+        ctx.exit(1)
+
+
+def _trace() -> None:
+    if is_verbose():
+        click.echo(traceback.format_exc(), err=True, nl=False)
+
+
+def _say(message: str) -> None:
+    click.echo(f"Error: {one_line(message)}", err=True)
+
+
+@click.group(
+    "m3mlx",
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@common_options
+@click.version_option(__version__, prog_name="m3mlx", message="%(prog)s %(version)s")
+def main() -> None:
+    """A language model on your laptop that remembers your documents as explicit memory."""
+    if not is_verbose():  # of the libraries below, which speak on stderr by themselves
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        if not (sys.stderr and sys.stderr.isatty()):
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+for command in (
+    *(documents.memorize, documents.list_documents, documents.status, documents.forget),
+    *(documents.recall, answers.ask, chat.chat, answers.eval_file, answers.demo),
+):
+    main.add_command(command)

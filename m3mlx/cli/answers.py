@@ -1,0 +1,168 @@
+"""Commands that answer: ask, eval, demo."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from ..errors import M3Error
+from .options import (
+    READING,
+    chosen_model,
+    common_options,
+    generation_options,
+    is_verbose,
+    json_option,
+    memory_mode,
+    memory_options,
+    open_assistant,
+    system_prompt,
+)
+from .render import (
+    dim,
+    echo_answer,
+    echo_json,
+    echo_sources,
+    echo_table,
+    human_seconds,
+    note,
+    one_line,
+)
+
+
+@click.command()
+@click.argument("question")
+@memory_mode
+@generation_options(query="chunk")
+@system_prompt
+@click.option("--no-sources", is_flag=True, help="Print the answer alone.")
+@memory_options(*READING)
+@json_option
+@common_options
+def ask(
+    question: str,
+    memory: str,
+    generation: dict[str, Any],
+    system_prompt: str | None,
+    no_sources: bool,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Answer one question from memory. QUESTION - reads it from standard input."""
+    question = _from_stdin() if question == "-" else question
+    with open_assistant(**options) as assistant:
+        if as_json:
+            answer = assistant.ask(question, memory=memory, system=system_prompt, **generation)
+            fields = asdict(answer)
+            echo_json(
+                {
+                    "answer": answer.text,
+                    **{key: fields[key] for key in ("memory", "sources", "timings")},
+                }
+            )
+            return
+        chat = assistant.chat(memory=memory, system=system_prompt)
+        spans, timings = echo_answer(chat.send(question, **generation))
+    if spans and not no_sources:
+        click.echo()
+        echo_sources(spans)
+    if is_verbose() and timings:
+        note(
+            f"first token after {human_seconds(timings.first_token_seconds)} "
+            f"(retrieval {human_seconds(timings.retrieve_seconds)}, "
+            f"memories {human_seconds(timings.read_seconds)}, "
+            f"prompt of {timings.prompt_tokens} tokens {human_seconds(timings.prefill_seconds)}), "
+            f"then {timings.decode_tokens_per_second:.1f} tokens/s"
+        )
+
+
+def _from_stdin() -> str:
+    if sys.stdin is None:
+        raise M3Error("there is no standard input to read the question from")
+    return sys.stdin.read()
+
+
+@click.command("eval")
+@click.argument("file", metavar="FILE.jsonl")
+@click.option(
+    "--memories",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="The right reference and so many less one others.",
+)
+@memory_options(*(name for name in READING if name != "memories"))
+@json_option
+@common_options
+def eval_file(file: str, memories: int, options: dict[str, Any], as_json: bool) -> None:
+    """Measure what memory is worth.
+
+    Each line of FILE.jsonl is an object with document, question and answer."""
+    from ..evaluate import evaluate, read_questions
+
+    report = evaluate(read_questions(file), memories=memories, **chosen_model(), **options)
+    data = report.to_json()
+    if as_json:
+        for scores in data["modes"].values():
+            scores.update({key: value if value == value else None for key, value in scores.items()})
+        echo_json(data)
+        return
+    echo_table(
+        ("mode", "loss", "recovered", "right", "first token"),
+        (
+            (
+                mode,
+                f"{score['nll']:.3f}",
+                f"{score['recovered']:.0%}",
+                f"{score['right']:.0%}",
+                human_seconds(score["first_token_seconds"]),
+            )
+            for mode, score in data["modes"].items()
+        ),
+    )
+    dim(
+        f"{data['questions']} questions, {memories} memories of {data['tokens_per_head']:g} tokens "
+        f"per head. Loss is nats per token of the right answer; recovered is the share of what "
+        f"the right reference, pasted as text (oracle), gains."
+    )
+
+
+@click.command()
+@memory_options(*READING)
+@json_option
+@common_options
+def demo(options: dict[str, Any], as_json: bool) -> None:
+    """See what memory does, on a few documents."""
+    from ..demo import run
+
+    result = run(**chosen_model(), **options)
+    if as_json:
+        echo_json(asdict(result))
+        return
+    click.echo(
+        f"Memorized {len(result.documents)} documents ({result.references} references) in "
+        f"{human_seconds(result.memorize_seconds)}: {', '.join(result.documents)}."
+    )
+    for exchange in result.exchanges:
+        click.echo(f"\n{exchange.question}")
+        echo_table(
+            ("memory", "answer", "sources", "first token"),
+            (
+                (
+                    mode,
+                    one_line(reply.answer),
+                    ", ".join(reply.sources[:2]),
+                    human_seconds(reply.first_token_seconds),
+                )
+                for mode, reply in exchange.replies.items()
+            ),
+        )
+    click.echo(
+        "\nThe model never saw these documents in training: with explicit memory it answers from "
+        "what it has read once, and nothing is pasted into its prompt; with text the same "
+        "references are pasted; with off it can only guess.\n"
+        "Next: m3mlx memorize PATH, then m3mlx chat."
+    )

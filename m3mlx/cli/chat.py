@@ -1,0 +1,238 @@
+"""The chat in the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..config import CHUNK_TOKENS, cache_folder
+from ..errors import M3Error
+from .documents import INTERRUPTED
+from .options import (
+    MODES,
+    READING,
+    common_options,
+    generation_options,
+    memory_mode,
+    memory_options,
+    open_assistant,
+    system_prompt,
+)
+from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note, one_line, place
+
+if TYPE_CHECKING:
+    from ..assistant import Assistant
+
+HELP = """\
+/help                         this list
+/sources                      what the last answer drew on
+/memorize PATH                read a file or folder into memory
+/forget PATH                  erase a document or folder from memory
+/memory explicit|text|off     read memories, paste the same text, or neither
+/reset                        begin a new conversation
+/save FILE                    keep the conversation, as Markdown (.md) or JSON lines
+/quit                         end; so does Ctrl-D. Ctrl-C stops an answer"""
+
+
+@click.command()
+@memory_mode
+@generation_options(query="message")
+@system_prompt
+@memory_options(*READING)
+@common_options
+def chat(
+    memory: str,
+    generation: dict[str, Any],
+    system_prompt: str | None,
+    options: dict[str, Any],
+) -> None:
+    """Talk with the model about your documents."""
+    if sys.stdin is None:
+        raise M3Error("there is no standard input to chat from")
+    with open_assistant(**options) as assistant:
+        session = _Session(assistant, memory, system_prompt, generation)
+        session.begin()
+        with _editing():
+            for line in _lines():
+                if not session.answer(line.strip()):
+                    break
+
+
+class _Session:
+    """One conversation in the terminal."""
+
+    def __init__(
+        self,
+        assistant: Assistant,
+        memory: str,
+        system: str | None,
+        generation: dict[str, Any],
+    ):
+        self.assistant, self.generation = assistant, generation
+        self.chat = assistant.chat(memory=memory, system=system)
+        self.spans: Spans = {}  # of the last answer
+
+    def begin(self) -> None:
+        """Load what the first answer needs, so that what is wrong shows at once."""
+        from ..store import MemoryStore
+
+        known = MemoryStore.exists(self.assistant.store_path)
+        if known and self.chat.memory != "off":
+            self.assistant.check()
+        name = self.assistant.decoder.name
+        count = len(self.assistant.documents()) if known else 0
+        note(f"{name}, {count} documents in memory. /help lists commands.")
+
+    def answer(self, line: str) -> bool:
+        """Do what a line says. False ends the chat."""
+        if line == "/quit":
+            return False
+        try:
+            if line.startswith("/"):
+                self._command(line)
+            elif line:
+                self._send(line)
+        except M3Error as error:
+            click.echo(f"Error: {one_line(str(error))}", err=True)
+        except KeyboardInterrupt:  # a second one, or one that came too late
+            if not sys.stdin.isatty():
+                raise
+            click.echo()
+        return True
+
+    def _send(self, message: str) -> None:
+        said = len(self.chat.messages)
+        try:
+            with _stoppable() as stopped:
+                steps = self.chat.send(message, **self.generation)
+                self.spans, _ = echo_answer(steps, stopped)
+        except (KeyboardInterrupt, M3Error):
+            if len(self.chat.messages) != said:  # nobody knows what its caches hold
+                self.chat.reset()
+                note("The conversation starts anew.")
+            raise
+        for span, hits in self.spans.items():
+            first = span * CHUNK_TOKENS + 1
+            names = dict.fromkeys(place(hit).rpartition(os.sep)[2] for hit in hits)
+            if names:
+                dim(f"[tokens {first}–{first + CHUNK_TOKENS - 1}: {', '.join(names)}]")
+
+    def _command(self, line: str) -> None:
+        name, _, rest = line.partition(" ")
+        try:
+            words = shlex.split(rest)
+        except ValueError:  # an apostrophe, and not a quote
+            words = [rest.strip()]
+        match name, words:
+            case "/help", []:
+                click.echo(HELP)
+            case "/sources", []:
+                echo_sources(self.spans)
+            case "/memorize", [_, *_]:
+                try:
+                    echo_memorized(self.assistant.memorize(words))
+                except KeyboardInterrupt:
+                    note(INTERRUPTED)
+            case "/forget", [_, *_]:
+                for document in self.assistant.forget(words)[0]:
+                    click.echo(f"Forgot {one_line(document.path)}")
+            case "/memory", []:
+                click.echo(self.chat.memory)
+            case "/memory", [mode] if mode in MODES:
+                self.chat.memory = mode
+            case "/reset", []:
+                self.chat.reset()
+                self.spans = {}
+            case "/save", [file]:
+                _save(self.chat.messages, Path(file).expanduser())
+            case _:
+                raise M3Error(f"{line}: no such command; /help lists them")
+
+
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C was pressed.
+
+    An answer ends between two tokens, so that the conversation's caches stay whole. Who does
+    not want to wait for that presses again.
+    """
+    pressed = False
+
+    def press(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lines() -> Iterator[str]:
+    """What the user types, or a script pipes in."""
+    typed = sys.stdin.isatty()
+    prompt = "> " if typed and sys.stdout and sys.stdout.isatty() else ""
+    while True:
+        try:
+            yield input(prompt)
+        except EOFError:
+            if prompt:
+                click.echo()
+            return
+        except KeyboardInterrupt:
+            if not typed:
+                raise
+            click.echo()
+
+
+@contextmanager
+def _editing() -> Iterator[None]:
+    """Line editing and a history in a terminal, where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        readline = None
+    if readline is None or not sys.stdin.isatty():
+        yield
+        return
+    file = cache_folder() / "chat-history"
+    with suppress(OSError):  # there is none, or it is of another readline
+        readline.read_history_file(file)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # a history is not worth an error
+            file.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds what was asked
+            readline.set_history_length(1000)
+            readline.write_history_file(file)
+            file.chmod(0o600)
+
+
+def _save(messages: list[dict[str, str]], file: Path) -> None:
+    if file.suffix.lower() in (".md", ".markdown"):
+        parts = [f"**{m['role'].capitalize()}:**\n\n{m['content'].strip()}\n" for m in messages]
+        text = "\n".join(parts)
+    else:
+        text = "".join(json.dumps(message, ensure_ascii=False) + "\n" for message in messages)
+    try:
+        with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as opened:
+            opened.write(text.encode("utf-8", "replace"))
+    except FileExistsError as error:
+        raise M3Error(f"{file}: it exists already; name another file") from error
+    except OSError as error:
+        raise M3Error(f"{file}: cannot be written ({error.strerror})") from error
+    note(f"Saved {len(messages)} messages to {file}.")

@@ -1,0 +1,176 @@
+"""Commands around the store: memorize, list, status, forget, recall."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .options import (
+    WRITING,
+    common_options,
+    is_verbose,
+    json_option,
+    memory_options,
+    open_assistant,
+)
+from .render import (
+    echo_json,
+    echo_memorized,
+    echo_references,
+    echo_table,
+    human_bytes,
+    memorized_json,
+    one_line,
+)
+
+INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
+@click.option("--cold", is_flag=True, help="Write each memory at its first use.")
+@click.option("--prune", is_flag=True, help="Forget documents whose files have vanished.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; tell what would be written.")
+@memory_options(*WRITING)
+@json_option
+@common_options
+def memorize(
+    paths: tuple[str, ...],
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    cold: bool,
+    prune: bool,
+    dry_run: bool,
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Read files and folders into memory."""
+    with open_assistant(**options) as assistant:
+        try:
+            done = assistant.memorize(
+                paths, include=include, exclude=exclude, cold=cold, prune=prune, dry_run=dry_run
+            )
+        except KeyboardInterrupt:
+            click.echo(INTERRUPTED, err=True)
+            raise click.exceptions.Exit(130) from None
+    if as_json:
+        echo_json(memorized_json(done, dry_run))
+    else:
+        echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
+    if done.failed:
+        raise click.exceptions.Exit(1)
+
+
+@click.command("list")
+@json_option
+@common_options
+def list_documents(as_json: bool) -> None:
+    """List the documents in memory."""
+    with open_assistant() as assistant:
+        documents = assistant.documents()
+    rows = []
+    for document in documents:
+        state = "warm" if document.warm == document.references else "cold"
+        rows.append({**vars(document), "state": state if document.complete else "partial"})
+    if as_json:
+        keys = ("id", "path", "references", "bytes", "added", "state", "warm", "size", "hash")
+        echo_json({"documents": [{key: row[key] for key in keys} for row in rows]})
+        return
+    echo_table(
+        ("id", "references", "memories", "added", "state", "path"),
+        (
+            (
+                row["id"],
+                row["references"],
+                human_bytes(row["bytes"]),
+                row["added"][:16].replace("T", " "),
+                row["state"],
+                row["path"],
+            )
+            for row in rows
+        ),
+    )
+
+
+@click.command()
+@json_option
+@common_options
+def status(as_json: bool) -> None:
+    """Show what the store holds and how."""
+    with open_assistant() as assistant:
+        state = assistant.status()
+    memory = state["memory"]
+    if as_json:
+        echo_json(state)
+        return
+    kept = sum(map(sum, memory["counts"])) / sum(map(len, memory["counts"]))
+    rows = [
+        ("store", state["store"]),
+        ("documents", state["documents"]),
+        ("references", f"{state['references']}, of which {state['cold']} cold"),
+        *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
+        ("selection", memory["selection"]),
+        ("budget", f"{memory['budget']}, {kept:g} tokens per head"),
+        ("codec", f"keys {memory['key_bits']} bits, values {memory['value_bits']} bits"),
+        ("reference", f"{memory['reference_tokens']} tokens"),
+        *((f"fingerprint {part}", value) for part, value in state["fingerprint"].items()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:{width}}  {one_line(str(value))}")
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="PATH|ID…")
+@click.option("--verify", is_flag=True, help="Search the store's files for what was erased.")
+@json_option
+@common_options
+def forget(names: tuple[str, ...], verify: bool, as_json: bool) -> None:
+    """Erase documents: text, vectors, index and memories."""
+    with open_assistant() as assistant:
+        gone, residue = assistant.forget(names, verify=verify)
+    if as_json:
+        keys = ("id", "path", "references")
+        echo_json(
+            {
+                "forgotten": [{key: vars(document)[key] for key in keys} for document in gone],
+                "found": None if residue is None else [vars(left) for left in residue],
+            }
+        )
+    else:
+        for document in gone:
+            click.echo(f"Forgot {one_line(document.path)} ({document.references} references)")
+        if residue == []:
+            click.echo(
+                "Searched every byte of the store's files for names, text, words, tokens, vectors "
+                "and memories of what was erased: nothing was found."
+            )
+    for left in residue or ():
+        click.echo(
+            f"Found: {left.kind} of {one_line(left.path)} in {left.file} at byte {left.offset}",
+            err=True,
+        )
+    if residue:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.argument("query")
+@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
+@memory_options("encoder", "retrieval")
+@json_option
+@common_options
+def recall(query: str, k: int, options: dict[str, Any], as_json: bool) -> None:
+    """Show the references that fit a query best."""
+    if not query.strip():
+        raise click.UsageError("The query is empty.")
+    with open_assistant(**options) as assistant:
+        hits = assistant.recall(query, k)
+    if as_json:
+        keys = ("path", "start", "end", "page", "line", "text", "distance")
+        echo_json({"references": [{key: getattr(hit, key) for key in keys} for hit in hits]})
+        return
+    echo_references(hits)

@@ -1,0 +1,218 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from ..config import (
+    BUDGETS,
+    CODECS,
+    MEMORIES,
+    MODES,
+    REFERENCE_TOKENS,
+    RETRIEVALS,
+    SELECTIONS,
+)
+from .render import Progress
+
+if TYPE_CHECKING:
+    from ..assistant import Assistant
+
+_META = "m3mlx."  # of the keys of the context's notes, which all commands share
+
+
+class _Tokens(click.ParamType):
+    name = "auto|N"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "auto":
+            return 0
+        try:
+            return click.IntRange(1, REFERENCE_TOKENS).convert(value, param, ctx)
+        except click.BadParameter:
+            self.fail(f"{value!r} is neither auto nor 1 to {REFERENCE_TOKENS}.", param, ctx)
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number.", ctx, param)
+    return value
+
+
+def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Keep an option for every command; what stands behind the command's name comes last."""
+    key = _META + param.name
+    typed = ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
+    if value and (typed or key not in ctx.meta):
+        ctx.meta[key] = value
+
+
+def common_options(command: Callable) -> Callable:
+    """--model, --store and -v, before or behind the name of the command."""
+    keep = {"expose_value": False, "callback": _note}
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Tell more.", **keep),
+        click.option(
+            "--store", metavar="DIR", envvar="M3MLX_STORE", help="Folder of memories.", **keep
+        ),
+        click.option(
+            "--model",
+            metavar="NAME",
+            envvar="M3MLX_MODEL",
+            help="Directory, hub id or built-in name of the language model.",
+            **keep,
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def is_verbose() -> bool:
+    return bool(_noted("verbose"))
+
+
+def _noted(name: str) -> Any:
+    ctx = click.get_current_context(silent=True)
+    return ctx.meta.get(_META + name) if ctx else None
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+memory_mode = click.option(
+    "--memory",
+    type=click.Choice(MODES),
+    default="explicit",
+    show_default=True,
+    help="Read memories, paste the same references as text, or neither.",
+)
+
+system_prompt = click.option(
+    "--system-prompt", metavar="TEXT", help="Instructions before the first message."
+)
+
+_MEMORY = {
+    "encoder": click.option(
+        "--encoder", metavar="NAME", help="Directory or name of the sentence encoder."
+    ),
+    "adapter_path": click.option("--adapter-path", metavar="DIR", help="LoRA adapter of mlx-lm."),
+    "selection": click.option(
+        "--selection",
+        type=click.Choice(SELECTIONS),
+        help="Score that picks the tokens a memory keeps.",
+    ),
+    "budget": click.option(
+        "--budget",
+        type=click.Choice(BUDGETS),
+        help="Give each attention head what it needs, or all as many.",
+    ),
+    "tokens_per_head": click.option(
+        "--tokens-per-head", type=_Tokens(), help="Tokens that a memory keeps; auto finds out."
+    ),
+    "codec": click.option(
+        "--codec", type=click.Choice(CODECS), help="Bits of keys and values on disk."
+    ),
+    "memories": click.option(
+        "--memories",
+        type=click.IntRange(min=1),
+        default=MEMORIES,
+        show_default=True,
+        help="Memories read by each 64 tokens.",
+    ),
+    "kv_bits": click.option(
+        "--kv-bits", type=click.Choice([4, 8]), help="Keep the context quantized."
+    ),
+    "retrieval": click.option(
+        "--retrieval",
+        type=click.Choice(RETRIEVALS),
+        default="hybrid",
+        show_default=True,
+        help="Search by meaning and words, by meaning, or by words.",
+    ),
+}
+WRITING = ("encoder", "adapter_path", "selection", "budget", "tokens_per_head", "codec")
+READING = (*WRITING, "memories", "kv_bits", "retrieval")
+
+
+def memory_options(*names: str) -> Callable[[Callable], Callable]:
+    """Some options of ``Assistant``; the command gets them as one mapping ``options``."""
+    return _gathered("options", {name: _MEMORY[name] for name in names})
+
+
+def generation_options(query: str) -> Callable[[Callable], Callable]:
+    """Options of ``Chat.send``, as one mapping ``generation``; ``query`` is a default."""
+    return _gathered(
+        "generation",
+        {
+            "max_tokens": click.option(
+                "--max-tokens",
+                type=click.IntRange(min=1),
+                default=256,
+                show_default=True,
+                help="Length of an answer, at most.",
+            ),
+            "temp": click.option(
+                "--temp",
+                type=click.FloatRange(min=0),
+                default=0.0,
+                show_default=True,
+                callback=_finite,
+                help="Temperature; 0 always takes the likeliest token.",
+            ),
+            "top_p": click.option(
+                "--top-p",
+                type=click.FloatRange(0, 1),
+                default=1.0,
+                show_default=True,
+                callback=_finite,
+                help="Draw from the likeliest tokens that add up to this.",
+            ),
+            "seed": click.option(
+                "--seed",
+                type=click.IntRange(0, 2**64 - 1),
+                help="Makes drawing repeatable.",
+            ),
+            "query": click.option(
+                "--query",
+                type=click.Choice(["chunk", "message"]),
+                default=query,
+                show_default=True,
+                help="Retrieve with each 64 tokens of the prompt, or with all of it.",
+            ),
+        },
+    )
+
+
+def _gathered(name: str, options: Mapping[str, Callable]) -> Callable[[Callable], Callable]:
+    def decorate(command: Callable) -> Callable:
+        @functools.wraps(command)
+        def gathering(**params: Any) -> Any:
+            return command(**{name: {key: params.pop(key) for key in options}}, **params)
+
+        for option in reversed(options.values()):
+            gathering = option(gathering)
+        return gathering
+
+    return decorate
+
+
+def chosen_model() -> dict[str, Any]:
+    """What --model and -v say, as arguments of whatever makes an assistant."""
+    return {"model": _noted("model"), "progress": Progress.of_context()}
+
+
+@contextmanager
+def open_assistant(**options: Any) -> Iterator[Assistant]:
+    """The assistant that the command's options describe."""
+    from ..assistant import Assistant
+
+    with Assistant(store=_noted("store"), **chosen_model(), **options) as assistant:
+        yield assistant

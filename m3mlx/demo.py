@@ -1,0 +1,83 @@
+"""The demonstration: documents that no model knows, and questions about them in every mode."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .assistant import Answer, Assistant
+from .config import MODES
+
+DATA = Path(__file__).parent / "data"
+ANSWER_TOKENS = 40
+
+
+@dataclass
+class Reply:
+    """An answer, the names of the files it drew on, and seconds to its first token."""
+
+    answer: str
+    sources: list[str]
+    first_token_seconds: float
+
+    @classmethod
+    def of(cls, answer: Answer) -> Reply:
+        names = dict.fromkeys(Path(source.path).name for source in answer.sources)
+        return cls(answer.text.strip(), list(names), answer.timings.first_token_seconds)
+
+
+@dataclass
+class Exchange:
+    """A question, the words a right answer has, the file that tells, and a reply by mode."""
+
+    question: str
+    answer: str
+    path: str
+    replies: dict[str, Reply]
+
+
+@dataclass
+class Demo:
+    """What was memorized, and what was answered."""
+
+    documents: list[str]
+    references: int
+    memorize_seconds: float
+    exchanges: list[Exchange]
+
+
+def run(*, progress: Callable[[str, int, int], None] | None = None, **options: Any) -> Demo:
+    """Memorize the documents that come with m3mlx in a temporary store, and ask about them.
+
+    Args:
+        progress: called with what is being done, how much is done and the total.
+        options: of ``Assistant``, without ``store``.
+
+    Raises:
+        M3Error: the model cannot be fetched, loaded, or used with memories.
+    """
+    report = progress or (lambda what, done, total: None)
+    questions = json.loads((DATA / "demo.json").read_text("utf-8"))["questions"]
+    with tempfile.TemporaryDirectory(prefix="m3mlx-demo-") as name:
+        # A copy, so that no .gitignore around an installed package hides them.
+        folder = shutil.copytree(DATA / "demo", Path(name) / "documents")
+        with Assistant(store=Path(name) / "store", progress=progress, **options) as assistant:
+            memorized = assistant.memorize([folder])
+            exchanges = []
+            for number, question in enumerate(questions):
+                replies = {}
+                for place, mode in enumerate(MODES):
+                    report("answering", number * len(MODES) + place, len(questions) * len(MODES))
+                    answer = assistant.ask(
+                        question["question"], memory=mode, max_tokens=ANSWER_TOKENS
+                    )
+                    replies[mode] = Reply.of(answer)
+                exchanges.append(Exchange(**question, replies=replies))
+            report("answering", 1, 1)
+    documents = [Path(path).name for path in memorized.added]
+    return Demo(documents, memorized.references, memorized.seconds, exchanges)

@@ -1,0 +1,773 @@
+"""The command line with tiny random models: what it prints, writes, refuses, and its exit codes."""
+
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import samples
+import tiny
+from click.testing import CliRunner, Result
+
+from m3mlx import assistant, evaluate
+from m3mlx.cli import main
+from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
+
+COMMANDS = ["memorize", "list", "status", "forget", "recall", "ask", "chat", "eval", "demo"]
+SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
+TIMING_KEYS = {
+    *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
+    *("decode_tokens_per_second", "prompt_tokens", "generated_tokens", "retrievals"),
+}
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A folder with two decoders, an encoder, documents, and a store of them."""
+    world = tmp_path_factory.mktemp("world")
+    tiny.save_model(world / "decoder")
+    tiny.save_model(world / "other", seed=1)
+    tiny.save_encoder(world / "encoder")
+    samples.write_good_folder(world / "documents")
+    result = run(world, "memorize", world / "documents", *made(world), store=world / "store")
+    assert result.exit_code == 0, result.stderr
+    return world
+
+
+@pytest.fixture
+def m3(world, tmp_path) -> Callable[..., Result]:
+    """Run a command against an empty store of the test's own."""
+    return lambda *args, **kwargs: run(world, *args, **{"store": tmp_path / "store", **kwargs})
+
+
+def made(world: Path) -> list:
+    """How a tiny model's memories are written."""
+    return ["--encoder", world / "encoder", "--tokens-per-head", "4"]
+
+
+def environment(world: Path, store: Path) -> dict[str, str]:
+    return {
+        "M3MLX_HOME": str(world / "home"),
+        "M3MLX_MODEL": str(world / "decoder"),
+        "M3MLX_STORE": str(store),
+    }
+
+
+def run(world: Path, *args: object, store: Path, input: str | bytes | None = None) -> Result:
+    runner = CliRunner()
+    return runner.invoke(main, [*map(str, args)], input=input, env=environment(world, store))
+
+
+def good(result: Result) -> Result:
+    assert result.exit_code == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+def refused(result: Result, code: int, words: str = "") -> None:
+    """One clear line on stderr, nothing on stdout."""
+    lines = result.stderr.splitlines()
+    assert (result.exit_code, result.stdout, len(lines)) == (code, "", 1), result.output
+    assert lines[0].startswith("Error: ") and "bug" not in lines[0]
+    assert re.search(words, lines[0]), lines[0]
+
+
+def shell(world: Path, command: str, store: Path, **settings) -> subprocess.CompletedProcess:
+    """The same in a process of its own, started by a shell; ``m3mlx`` stands for the program."""
+    program = f"{sys.executable} -m m3mlx"
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command.replace("m3mlx", program)],
+        env={**os.environ, **environment(world, store), **settings},
+        cwd=ROOT,
+        capture_output=True,
+        timeout=120,
+    )
+
+
+# --- what is wrong with the command line: exit code 2
+
+BAD_FLAGS = f"""
+    frob | --frob | --model
+    memorize | memorize x --frob | memorize x --codec k3v3 | memorize x --selection random
+    memorize x --budget none | memorize x --memories 5 | memorize --include
+    memorize x --tokens-per-head 0 | memorize x --tokens-per-head 129
+    memorize x --tokens-per-head many | list x | list --frob | status x | status --frob
+    forget | forget x --frob | recall | recall x y | recall x -k 0 | recall x -k many
+    recall x --retrieval web | recall x --kv-bits 8
+    ask | ask x y | ask x --memory sometimes | ask x --max-tokens 0 | ask x --max-tokens -1
+    ask x --max-tokens many | ask x --temp -1 | ask x --temp nan | ask x --temp inf
+    ask x --temp hot | ask x --top-p 2 | ask x --top-p -0.1 | ask x --top-p nan
+    ask x --seed -1 | ask x --seed x | ask x --seed {2**64} | ask x --query all
+    ask x --memories 0 | ask x --kv-bits 5 | ask x --codec k8
+    chat x | chat --json | chat --memory sometimes | chat --max-tokens 0 | chat --temp nan
+    eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
+"""
+
+
+@pytest.mark.parametrize(
+    "args", [args.strip() for line in BAD_FLAGS.strip().splitlines() for args in line.split("|")]
+)
+def test_a_bad_flag_is_one_line_and_exit_code_2(m3, args, tmp_path):
+    result = m3(*args.split())
+    refused(result, 2, r"See m3mlx.* --help\.$")
+    assert not (tmp_path / "store").exists()
+
+
+def test_without_a_command_there_is_help(m3):
+    result = m3()
+    assert result.exit_code == 2
+    assert "memorize" in result.stderr and "Error" not in result.stderr
+
+
+# --- what is wrong with the data: exit code 1
+
+
+@pytest.mark.parametrize("args", ["list", "status", "forget 1", "recall x", "ask x"])
+@pytest.mark.parametrize("state", ["missing", "file", "damaged", "foreign"])
+def test_a_store_that_cannot_be_read_is_one_line(m3, world, tmp_path, args, state):
+    store = tmp_path / "store"
+    if state == "file":
+        store.write_text("x")
+    elif state == "damaged":
+        store.mkdir()
+        (store / "catalog.sqlite").write_bytes(b"no database" * 100)
+    elif state == "foreign":
+        store.mkdir()
+        (store / "diary.txt").write_text("x")
+    flags = ["--encoder", world / "encoder"] if args in ("recall x", "ask x") else []
+    refused(m3(*args.split(), *flags), 1, re.escape(str(store)))
+
+
+@pytest.mark.parametrize("state", ["file", "damaged", "foreign"])
+def test_nothing_is_memorized_into_what_is_no_store(m3, world, tmp_path, state):
+    store = tmp_path / "store"
+    if state == "file":
+        store.write_text("x")
+    else:
+        store.mkdir()
+        name = {"damaged": "catalog.sqlite", "foreign": "diary.txt"}[state]
+        (store / name).write_bytes(b"no database" * 100)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    refused(m3("memorize", world / "documents" / "notes.md", *made(world)), 1, "store")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--model", "/nowhere/decoder"],
+        ["--model", "no such name"],
+        ["--model", "all-minilm-l6-v2"],
+        ["--model", "{world}/documents"],
+        ["--model", "{world}/encoder"],
+        ["--model", "{world}/documents/notes.md"],
+        ["--encoder", "/nowhere/encoder"],
+        ["--encoder", "{world}/documents"],
+        ["--adapter-path", "/nowhere/adapter"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("command", ["ask", "memorize", "eval", "chat"])
+def test_a_model_that_cannot_be_loaded_is_one_line(world, tmp_path, command, flags):
+    question = tmp_path / "one.jsonl"
+    question.write_text('{"document": "a b", "question": "c", "answer": "a"}')
+    argument = {"ask": ["x"], "memorize": [world / "documents"], "eval": [question], "chat": []}
+    flags = [flag.format(world=world) for flag in flags]
+    encoder = [] if "--encoder" in flags else ["--encoder", world / "encoder"]
+    result = run(world, command, *argument[command], *flags, *encoder, store=world / "store")
+    refused(result, 1)
+
+
+def test_memories_of_another_model_or_way_of_writing_are_refused_by_name(world):
+    store = world / "store"
+    other = ["--model", world / "other", "--encoder", world / "encoder"]
+    for command in (["ask", "x"], ["memorize", world / "documents"]):
+        refused(run(world, *command, *other, store=store), 1, "weights")
+    mine = ["--encoder", world / "encoder"]
+    for flag, value, name in (
+        ("--codec", "k4v4", "key_bits"),
+        ("--tokens-per-head", "5", "tokens_per_head"),
+        ("--selection", "attention", "selection"),
+        ("--budget", "uniform", "budget"),
+    ):
+        refused(run(world, "ask", "x", *mine, flag, value, store=store), 1, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "cannot be read"),
+        ("", "no questions"),
+        ("{", "line 1"),
+        ("[]", "line 1"),
+        ('{"document": "a", "question": "b", "answer": "c"}\n{"question": "b"}', "line 2"),
+        ('{"document": "a", "question": "b", "answer": 3}', "line 1"),
+        ('{"document": "a", "question": "", "answer": "c"}', "line 1"),
+        (b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_questions_that_cannot_be_read_are_one_line(m3, tmp_path, text, words):
+    file = tmp_path / "questions.jsonl"
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(m3("eval", file), 1, words)
+
+
+def test_eval_of_a_folder_is_one_line(m3, tmp_path):
+    refused(m3("eval", tmp_path), 1, re.escape(str(tmp_path)))
+
+
+def test_an_empty_question_or_query_is_refused(world):
+    flags = ["--encoder", world / "encoder"]
+    for question in ("", "  ", "-"):
+        refused(run(world, "ask", question, *flags, store=world / "store", input=""), 1, "empty")
+    refused(run(world, "recall", " ", *flags, store=world / "store"), 2, "empty")
+
+
+def test_forgetting_what_is_not_there_erases_nothing(world):
+    store = world / "store"
+    before = run(world, "list", "--json", store=store).stdout
+    for name in ("99", "/nowhere", "", "notes"):
+        refused(run(world, "forget", "1", name, store=store), 1, "m3mlx list")
+    assert run(world, "list", "--json", store=store).stdout == before
+
+
+def test_a_missing_path_is_named_and_the_rest_goes_on(m3, world):
+    result = m3("memorize", "/nowhere/x", world / "documents" / "notes.md", *made(world))
+    assert result.exit_code == 1
+    assert re.fullmatch(r"Failed: /nowhere/x: .+\n", result.stderr)
+    assert "1 added" in result.stdout and "1 failed" in result.stdout
+
+
+def test_unexpected_errors_are_one_line_and_a_traceback_only_on_demand(m3, monkeypatch):
+    def broken(*args, **kwargs):
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(assistant.Assistant, "status", broken)
+    result = m3("status")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1 and "report" in result.stderr
+    for args in (("-v", "status"), ("status", "-v")):
+        result = m3(*args)
+        assert result.exit_code == 1 and "Traceback" in result.stderr
+        assert result.stderr.splitlines()[-1].startswith("Error: unexpected KeyError")
+
+
+# --- help, versions, options
+
+
+@pytest.mark.parametrize("command", [None, *COMMANDS])
+def test_every_command_has_help(m3, command):
+    result = good(m3(*([command] if command else []), "--help"))
+    assert "--model" in result.stdout and "--store" in result.stdout
+    assert ("--json" in result.stdout) == (command not in (None, "chat"))
+
+
+def test_the_list_of_commands_is_complete(m3):
+    listed = good(m3("--help")).stdout.partition("Commands:")[2]
+    assert [line.split()[0] for line in listed.strip().splitlines()] == COMMANDS
+
+
+def test_help_and_wrong_flags_import_nothing_heavy():
+    code = (
+        "import sys\nfrom m3mlx.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print([m for m in ('mlx', 'mlx_lm', 'numpy', 'rich', 'transformers', 'usearch',"
+        " 'sqlite_utils') if m in sys.modules])"
+    )
+    for args in (["--help"], ["ask", "--help"], ["ask"], ["--version"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.stdout.splitlines()[-1] == "[]", (args, done.stdout)
+
+
+def test_version_and_module(world, tmp_path):
+    done = shell(world, "m3mlx --version", tmp_path)
+    assert re.fullmatch(rb"m3mlx \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_model_and_store_come_from_flags_before_or_behind_or_the_environment(world, tmp_path):
+    path = world / "store"
+
+    def documents(*args):
+        result = run(world, *args, "--json", store=tmp_path / "none")
+        return result.exit_code, result.exit_code or len(json.loads(result.stdout)["documents"])
+
+    count = len(list((world / "documents").iterdir()))
+    assert documents("list") == (1, 1)
+    assert documents("list", "--store", path) == (0, count)
+    assert documents("--store", path, "list") == (0, count)
+    assert documents("--store", tmp_path / "no", "list", "--store", path) == (0, count)
+    found = CliRunner().invoke(main, ["list"], env={"M3MLX_STORE": str(path)})
+    assert found.exit_code == 0
+    home = {"M3MLX_HOME": str(tmp_path / "home"), "M3MLX_STORE": None}
+    found = CliRunner().invoke(main, ["list"], env=home)
+    assert str(tmp_path / "home" / "store") in found.stderr
+    wrong = run(world, "--model", "/nowhere/m", "ask", "x", store=path)
+    refused(wrong, 1, "/nowhere/m")
+    wrong = run(world, "ask", "x", "--model", "/nowhere/m", store=path)
+    refused(wrong, 1, "/nowhere/m")
+
+
+# --- memorize, list, status, forget, recall
+
+
+def test_good_files_are_memorized_bad_ones_named_and_twice_changes_nothing(m3, world, tmp_path):
+    folder = tmp_path / "mixed"
+    known = samples.write_good_folder(folder)
+    bad = samples.write_bad_files(folder / "bad")
+    result = m3("memorize", folder, *made(world))
+    assert result.exit_code == 1
+    failed = dict(re.findall(r"^Failed: (.+?): (.+)$", result.stderr, re.M))
+    assert {Path(path).name for path in failed} == set(bad)
+    for path, reason in failed.items():
+        assert bad[Path(path).name].lower() in reason.lower()
+    assert f"{len(known)} added" in result.stdout and f"{len(bad)} failed" in result.stdout
+
+    listed = m3("list", "--json").stdout
+    stored = json.loads(listed)["documents"]
+    assert {Path(document["path"]).name for document in stored} == set(known)
+    assert all(document["state"] == "warm" for document in stored)
+    again = json.loads(m3("memorize", folder, *made(world), "--json").stdout)
+    assert (again["added"], again["changed"], again["references"]) == ([], [], 0)
+    assert len(again["unchanged"]) == len(known) and len(again["failed"]) == len(bad)
+    assert m3("list", "--json").stdout == listed
+
+
+def test_changed_vanished_and_pruned_files_are_told(m3, world, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for name in "abc":
+        (folder / f"{name}.txt").write_text(f"The note {name} is about the weather.")
+    good(m3("memorize", folder, *made(world)))
+    (folder / "a.txt").write_text("It is about the sea now.")
+    (folder / "b.txt").unlink()
+    result = good(m3("memorize", folder, *made(world)))
+    assert "0 added, 1 changed, 1 unchanged, 1 vanished, 0 failed" in result.stdout
+    assert f"vanished {folder / 'b.txt'}" in result.stdout and "--prune" in result.stderr
+    data = json.loads(good(m3("memorize", folder, *made(world), "--prune", "--json")).stdout)
+    assert data["vanished"] == [str(folder / "b.txt")] and data["pruned"]
+    assert [d["id"] for d in json.loads(m3("list", "--json").stdout)["documents"]] == [3, 4]
+
+
+def test_json_of_memorize(m3, world):
+    flags = ["--include", "*.md", "--include", "*.txt", "--exclude", "old.*", "--json"]
+    data = json.loads(good(m3("memorize", world / "documents", *made(world), *flags)).stdout)
+    assert set(data) == {
+        *("added", "changed", "unchanged", "vanished", "failed", "pruned", "dry_run"),
+        *("references", "bytes", "seconds"),
+    }
+    assert {Path(path).name for path in data["added"]} == {"notes.md", "plain.txt"}
+    assert data["references"] >= 2 and data["bytes"] > 0 and data["seconds"] > 0
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_dry_run_writes_nothing_and_tells_what_it_would_write(m3, world, tmp_path, known):
+    note = tmp_path / "note.txt"
+    note.write_text("Nothing of this is written.")
+    if known:
+        good(m3("memorize", world / "documents" / "notes.md", *made(world)))
+    store = tmp_path / "store"
+    before = {path: path.read_bytes() for path in store.rglob("*")}
+    result = good(m3("memorize", note, *made(world), "--dry-run"))
+    assert "1 references would be written" in result.stdout and "about" in result.stdout
+    data = json.loads(good(m3("memorize", note, *made(world), "--dry-run", "--json")).stdout)
+    assert data["dry_run"] and data["references"] == 1 and data["bytes"] > 0
+    assert {path: path.read_bytes() for path in store.rglob("*")} == before
+
+
+def test_a_list_has_a_line_for_each_document_that_no_pipe_cuts(m3, world, tmp_path):
+    long = tmp_path / ("long-" * 40 + "[bold]name.txt")
+    long.write_text("A long name.")
+    good(m3("memorize", long, *made(world), "--cold"))
+    listed = good(m3("list")).stdout
+    assert str(long) in listed and "cold" in listed
+
+
+def test_status_tells_what_the_store_holds(world):
+    text = good(run(world, "status", store=world / "store")).stdout
+    for word in ("documents", "references", "bytes of memories", "fingerprint weights", "codec"):
+        assert re.search(rf"^{word} +\S", text, re.M), word
+    data = json.loads(good(run(world, "status", "--json", store=world / "store")).stdout)
+    assert data["documents"] == len(list((world / "documents").iterdir()))
+    assert data["references"] >= data["documents"] and data["cold"] == 0
+    assert set(data["bytes"]) == {"catalog", "memories", "index"}
+    assert data["memory"]["key_bits"] == 8 and data["fingerprint"]["codec"] == "k8v8"
+
+
+def test_what_is_forgotten_is_proved_to_be_gone(m3, world, tmp_path):
+    good(m3("memorize", world / "documents", *made(world)))
+    result = good(m3("forget", world / "documents" / "paper.pdf", "--verify"))
+    assert "paper.pdf" in result.stdout and "nothing was found" in result.stdout
+    every = b"".join(p.read_bytes() for p in (tmp_path / "store").iterdir())
+    assert b"comet" not in every and b"quince" in every
+    number = json.loads(m3("list", "--json").stdout)["documents"][0]["id"]
+    data = json.loads(good(m3("forget", number, "--verify", "--json")).stdout)
+    assert data["forgotten"][0]["id"] == number and data["found"] == []
+    data = json.loads(good(m3("forget", world / "documents", "--json")).stdout)
+    assert len(data["forgotten"]) > 10 and data["found"] is None
+    assert json.loads(m3("list", "--json").stdout) == {"documents": []}
+    assert good(m3("list")).stdout.count("\n") >= 1
+    flags = ["--encoder", world / "encoder"]
+    assert json.loads(good(m3("recall", "comet", *flags, "--json")).stdout) == {"references": []}
+
+
+def test_what_is_found_after_forgetting_is_named_and_exit_code_1(m3, world, tmp_path):
+    path = world / "documents" / "notes.md"
+    good(m3("memorize", path, *made(world)))
+    (tmp_path / "store" / "copy").write_bytes(path.read_bytes())
+    result = m3("forget", path, "--verify")
+    assert result.exit_code == 1
+    assert re.search(r"^Found: text of .*notes\.md in copy at byte \d+$", result.stderr, re.M)
+
+
+def test_recall_shows_places_and_snippets(world):
+    flags = ["--encoder", world / "encoder", "--retrieval", "text"]
+    result = good(run(world, "recall", "comet returns", *flags, "-k", "2", store=world / "store"))
+    assert re.search(r"^\d\.\d{3}  .*paper\.pdf, page 1$", result.stdout, re.M)
+    assert "The comet returns in 2061." in result.stdout
+    result = run(world, "recall", "quince tree", *flags, "--json", store=world / "store")
+    first = json.loads(result.stdout)["references"][0]
+    assert set(first) == SOURCE_KEYS - {"span"}
+    assert first["path"].endswith("notes.md") and first["line"] and "quince" in first["text"]
+
+
+# --- ask
+
+
+def test_json_of_ask_has_the_documented_shape(world):
+    flags = ["--encoder", world / "encoder", "--max-tokens", "6", "--json"]
+    for mode in ("explicit", "text", "off"):
+        result = good(run(world, "ask", "quince?", *flags, "--memory", mode, store=world / "store"))
+        data = json.loads(result.stdout)
+        assert list(data) == ["answer", "memory", "sources", "timings"]
+        assert data["memory"] == mode and set(data["timings"]) == TIMING_KEYS
+        assert data["timings"]["generated_tokens"] <= 6
+        assert bool(data["sources"]) == (mode != "off")
+        assert all(set(source) == SOURCE_KEYS for source in data["sources"])
+        assert result.stderr == ""
+
+
+def test_the_streamed_answer_is_that_of_json_and_sources_follow_it(world):
+    flags = ["--encoder", world / "encoder", "--max-tokens", "80"]
+    store = world / "store"
+    data = json.loads(run(world, "ask", "quince?", *flags, "--json", store=store).stdout)
+    alone = good(run(world, "ask", "quince?", *flags, "--no-sources", store=store)).stdout
+    assert alone == printable(data["answer"]) + "\n"
+    text = good(run(world, "ask", "quince?", *flags, store=store)).stdout
+    assert text.startswith(alone)
+    for source in data["sources"]:
+        assert source["path"] in text[len(alone) :]
+    read = run(world, "ask", "-", *flags, "--no-sources", store=store, input="quince?")
+    assert read.stdout == alone
+
+
+def test_sampling_flags_reach_the_sampler(world):
+    flags = ["--encoder", world / "encoder", "--max-tokens", "20", "--temp", "1.5", "--json"]
+
+    def answer(*more):
+        result = run(world, "ask", "bees?", *flags, *more, store=world / "store")
+        return json.loads(good(result).stdout)["answer"]
+
+    assert answer("--seed", "1") == answer("--seed", "1") != answer("--seed", "2")
+    assert answer("--top-p", "0.000001") == answer("--top-p", "0.000001", "--seed", "3")
+
+
+def test_cold_memories_give_the_same_answer_as_warm_ones(m3, world):
+    good(m3("memorize", world / "documents", *made(world), "--cold"))
+    assert json.loads(m3("status", "--json").stdout)["cold"] > 0
+    flags = ["--encoder", world / "encoder", "--max-tokens", "70", "--json"]
+    question = "When does the ferry leave?"
+    cold = json.loads(good(m3("ask", question, *flags)).stdout)
+    warm = json.loads(good(run(world, "ask", question, *flags, store=world / "store")).stdout)
+    assert cold["answer"] == warm["answer"] and cold["sources"] == warm["sources"]
+    state = json.loads(m3("status", "--json").stdout)
+    assert 0 < state["cold"] < state["references"]
+
+
+def test_a_new_process_finds_what_another_memorized(world, tmp_path):
+    note = tmp_path / "ünïcode [x].txt"
+    note.write_text("The lighthouse keeper is called Ansgar.")
+    encoder = f"--encoder {world / 'encoder'}"
+    store = tmp_path / "store"
+    done = shell(world, f"m3mlx memorize {encoder} --tokens-per-head 4 '{note}'", store)
+    assert done.returncode == 0, done.stderr
+    ask = f"m3mlx ask {encoder} --json --max-tokens 3 'lighthouse?'"
+    done = shell(world, ask, store)
+    assert json.loads(done.stdout)["sources"][0]["path"] == str(note)
+    # a Russian terminal that knows no ü, a reader that has enough, and nobody at all
+    done = shell(world, ask.replace("--json ", ""), store, PYTHONIOENCODING="koi8-r")
+    assert done.returncode == 0 and b"?n?code [x].txt" in done.stdout, done.stderr
+    done = shell(world, f"{ask} | head -c 1 | wc -c", store)
+    assert done.stdout.strip() == b"1" and done.stderr == b""
+    done = shell(world, f"{ask} >&-", store)
+    assert done.returncode in (0, 1) and b"Traceback" not in done.stderr
+    for closed in (f"m3mlx ask - {encoder} <&-", f"m3mlx chat {encoder} <&-"):
+        done = shell(world, closed, store)
+        assert done.returncode == 1 and done.stderr.count(b"\n") == 1, done.stderr
+
+
+# --- eval and demo
+
+
+def test_eval_reports_every_mode(m3, world, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    lines = [
+        {"document": f"The {a} is {b}.", "question": f"What is the {a}?", "answer": b}
+        for a, b in (("boat", "green"), ("cat", "old"), ("door", "blue"))
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    flags = [*made(world), "--memories", "2"]
+    data = json.loads(good(m3("eval", file, *flags, "--json")).stdout)
+    assert set(data["modes"]) == set(evaluate.MODES) and data["questions"] == 3
+    for score in data["modes"].values():
+        assert set(score) == {"nll", "recovered", "right", "first_token_seconds"}
+    assert data["modes"]["off"]["recovered"] == 0
+    assert data["modes"]["oracle"]["recovered"] == pytest.approx(1)
+    text = good(m3("eval", file, *flags)).stdout
+    for mode in evaluate.MODES:
+        assert re.search(rf"^ *{mode} ", text, re.M)
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_demo_shows_three_questions_in_three_modes(m3, world, tmp_path):
+    data = json.loads(good(m3("demo", *made(world), "--json")).stdout)
+    assert len(data["exchanges"]) == 3 and "history.pdf" in data["documents"]
+    for exchange in data["exchanges"]:
+        assert list(exchange["replies"]) == ["explicit", "text", "off"]
+        assert exchange["replies"]["explicit"]["sources"]
+        assert exchange["replies"]["off"]["sources"] == []
+    text = good(m3("demo", *made(world))).stdout
+    for exchange in data["exchanges"]:
+        assert exchange["question"] in text
+    assert "m3mlx memorize PATH" in text and "m3mlx chat" in text
+    assert not (tmp_path / "store").exists()
+
+
+# --- chat
+
+
+@pytest.fixture
+def chat(m3, world) -> Callable[..., Result]:
+    """Type lines into a chat; greedy, with short answers."""
+    flags = [*made(world), "--max-tokens", "4", "--retrieval", "text"]
+    return lambda *lines, **settings: m3("chat", *flags, input="\n".join(lines), **settings)
+
+
+def test_a_chat_answers_and_names_its_documents(world, chat):
+    result = good(chat("the quince tree", "", "/sources", "/quit", "x", store=world / "store"))
+    assert re.search(r"^\[tokens 1–64: .*notes\.md.*\]$", result.stdout, re.M)
+    assert re.search(r"^\d\.\d{3}  .*notes\.md:1$", result.stdout, re.M)
+    assert "documents in memory" in result.stderr
+    assert len(re.findall(r"\[tokens", result.stdout)) == 1
+
+
+def test_wrong_lines_in_a_chat_are_one_line_each_and_not_the_end(chat, tmp_path):
+    lines = ["/frob", "/memory maybe", "/memorize", "/forget", "/save", "/reset now", "/help x"]
+    lines += ["/forget /nowhere", "the quince tree", "it's", "/forget it's", "/quit now"]
+    result = good(chat(*lines, "/help"))
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == len(lines) and "Traceback" not in result.stderr
+    assert "/memorize PATH" in result.stdout
+
+
+def test_what_is_memorized_or_forgotten_in_a_chat_counts_in_the_next_answer(chat, world, tmp_path):
+    note = tmp_path / "my note.txt"
+    note.write_text("The heron lives behind the mill.")
+    result = chat(
+        *("/memory off", "where is the heron?", f"/memorize '{note}'", "/memory explicit"),
+        *("where is the heron?", "/sources", f"/memorize {world / 'documents'}"),
+        *("when does the ferry leave?", f"/forget '{note}'", "where is the heron?", "/sources"),
+    )
+    good(result)
+    first, second, third = re.findall(r"^\[tokens 1–64: (.*)\]$", result.stdout, re.M)
+    assert "my note.txt" in first and "plain.txt" not in first
+    assert "plain.txt" in second and "my note.txt" not in third
+    after = result.stdout.split("Forgot ")[1]
+    assert after.count("my note.txt") == 1  # where it says that it is forgotten
+
+
+def test_a_chat_that_began_without_memory_reads_what_it_memorizes(world, tmp_path):
+    """Compared with a conversation that could read memories from its beginning."""
+    from m3mlx import Assistant
+
+    note = tmp_path / "note.txt"
+    note.write_text("The heron lives behind the mill, and the owl in the tower of the church.")
+    answers = []
+    for early in (True, False):
+        with Assistant(
+            str(world / "decoder"),
+            tmp_path / f"store-{early}",
+            encoder=str(world / "encoder"),
+            tokens_per_head=8,
+        ) as mind:
+            if early:
+                mind.memorize([note])
+            talk = mind.chat(memory="off")
+            said = ["".join(step.text for step in talk.send("good morning", max_tokens=8))]
+            if not early:
+                mind.memorize([note])
+            talk.memory = "explicit"
+            said.append("".join(step.text for step in talk.send("the heron?", max_tokens=24)))
+            talk.memory = "off"
+            said.append("".join(step.text for step in talk.send("the heron?", max_tokens=24)))
+            answers.append(said)
+    assert answers[0] == answers[1]
+
+
+def test_a_conversation_is_saved_once_and_for_its_owner_alone(chat, world, tmp_path):
+    lines, markdown = tmp_path / "talk.jsonl", tmp_path / "talk.md"
+    good(chat("hello", f"/save {lines}", f"/save {markdown}", store=world / "store"))
+    messages = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    assert messages[0]["content"] == "hello"
+    assert markdown.read_text().startswith("**User:**\n\nhello\n")
+    assert {file.stat().st_mode & 0o777 for file in (lines, markdown)} == {0o600}
+    before = lines.read_bytes()
+    result = good(chat(f"/save {lines}", f"/save {tmp_path / 'no' / 'x'}", store=world / "store"))
+    assert result.stderr.count("Error: ") == 2 and lines.read_bytes() == before
+
+
+def test_reset_begins_a_new_conversation(chat, world, tmp_path):
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    once = ["the quince tree", f"/save {files[0]}", "/reset"]
+    good(chat(*once, "the quince tree", f"/save {files[1]}", store=world / "store"))
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_stdin_that_is_no_text_is_survived(world, m3):
+    flags = ["--encoder", world / "encoder", "--max-tokens", "2"]
+    result = m3("chat", *flags, input=b"\xff\xfe what\n\x00\n", store=world / "store")
+    assert good(result).stdout.count("[tokens") >= 1
+
+
+class Terminal:
+    """A program in a terminal of its own."""
+
+    def __init__(self, world: Path, store: Path, *args: object):
+        self.master, slave = os.openpty()
+        self.seen = b""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "m3mlx", *map(str, args)],
+            env={**os.environ, **environment(world, store), "TERM": "xterm"},
+            cwd=ROOT,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(slave)
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> bytes:
+        """What is shown until a pattern has come up."""
+        end = time.monotonic() + seconds
+        while not (match := re.search(pattern.encode(), self.seen)):
+            ready = select.select([self.master], [], [], end - time.monotonic())[0]
+            assert ready, f"{pattern} did not come: {self.seen[-500:]}"
+            self._read()
+        shown, self.seen = self.seen[: match.end()], self.seen[match.end() :]
+        return shown
+
+    def _read(self) -> None:
+        try:
+            self.seen += os.read(self.master, 4096)
+        except OSError:  # the program has ended
+            raise AssertionError(f"it ended: {self.seen[-500:]}") from None
+
+    def end(self) -> int:
+        try:
+            while True:
+                self.seen += os.read(self.master, 4096)
+        except OSError:
+            return self.process.wait(30)
+        finally:
+            os.close(self.master)
+
+
+def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(world, tmp_path):
+    flags = ["--memory", "off", "--max-tokens", "1000000", "--encoder", world / "encoder"]
+    terminal = Terminal(world, tmp_path / "none", "chat", *flags)
+    terminal.wait_for("> ")
+    terminal.type("hello\n")
+    terminal.wait_for("hello\r\n.{20}")
+    terminal.type("\x03")
+    terminal.wait_for(" …\r\n.*> ")
+    terminal.type("half a line")
+    terminal.wait_for("half a line")
+    time.sleep(0.2)
+    terminal.type("\x03")  # at the prompt it does no harm
+    terminal.wait_for("> ")
+    terminal.type("/memory\n")
+    terminal.wait_for("off\r\n.*> ")
+    terminal.type("\x1b[A\n")  # the last line again
+    terminal.wait_for("off\r\n.*> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    history = world / "home" / "cache" / "chat-history"
+    assert history.stat().st_mode & 0o777 == 0o600 and "hello" in history.read_text()
+
+
+def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path):
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(150):
+        (folder / f"{number:03}.txt").write_text(f"The heron number {number} eats fish. " * 3)
+    store = tmp_path / "store"
+    terminal = Terminal(world, store, "memorize", folder, *made(world))
+    end = time.monotonic() + 60
+    while (
+        run(world, "status", store=store).exit_code
+        or not json.loads(run(world, "status", "--json", store=store).stdout)["references"]
+    ):
+        assert time.monotonic() < end
+    os.killpg(terminal.process.pid, signal.SIGINT)
+    assert terminal.end() == 130
+    assert b"Interrupted; what is committed is kept, run again to go on." in terminal.seen
+    assert b"Traceback" not in terminal.seen
+    kept = json.loads(run(world, "status", "--json", store=store).stdout)["references"]
+    data = json.loads(
+        good(run(world, "memorize", folder, *made(world), "--json", store=store)).stdout
+    )
+    whole = json.loads(run(world, "status", "--json", store=store).stdout)
+    assert 0 < kept < whole["references"] == kept + data["references"]
+
+
+# --- how things look
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (1_500_000, "1.5 MB"), (2e9, "2.0 GB")],
+)
+def test_bytes_for_people(count, text):
+    assert human_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 0 s"), (7260, "2 h 1 min")]
+)
+def test_seconds_for_people(seconds, text):
+    assert human_seconds(seconds) == text
+
+
+def test_documents_cannot_steer_the_terminal():
+    assert (
+        one_line("a\x1b[2Jb\nc\u202ed")
+        == "a\N{REPLACEMENT CHARACTER}[2Jb c\N{REPLACEMENT CHARACTER}d"
+    )
+    assert one_line("Füße 漢字 👩‍🚀 a\u00a0b") == "Füße 漢字 👩‍🚀 a\u00a0b"
