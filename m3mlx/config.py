@@ -51,6 +51,8 @@ class MemoryConfig:
         head_dim: length of one key or value.
         prefix: token ids of the constant prefix.
         key_bits, value_bits: 16 (bfloat16), 8 or 4.
+        sharpness: factor on the keys when they are read, 1 for ordinary attention. It changes
+            no byte of a memory.
         reference_tokens: longest reference, which is also the length of the interval of
             positions that all memories share (section 3.2 of the paper).
     """
@@ -63,6 +65,7 @@ class MemoryConfig:
     key_bits: int = 8
     value_bits: int = 8
     reference_tokens: int = REFERENCE_TOKENS
+    sharpness: float = 1.0
 
     @property
     def tokens_per_head(self) -> float:

@@ -14,7 +14,6 @@ from typing import Any
 from .errors import ModelError
 
 _USER, _ANSWER, _NEXT = "m3mlxfirstuser", "m3mlxfirstanswer", "m3mlxseconduser"
-RECITE = "Repeat the text above word for word."
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,8 @@ class Template:
 
     @property
     def recite(self) -> tuple[int, ...]:
-        """Token ids that stand behind a reference and ask for its text again."""
-        return self.turn(RECITE).tokens
+        """Token ids that end a turn behind a reference, so that the answer begins."""
+        return self.turn("").tokens
 
     def encode(self, text: str) -> list[int]:
         """Token ids of text, without special tokens around it."""

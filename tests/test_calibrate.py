@@ -85,14 +85,38 @@ def test_a_damaged_calibration_is_made_again(decoder, damage):
 def test_auto_takes_the_smallest_average_that_is_enough(decoder, monkeypatch):
     worth = {4: 0.5, 8: ENOUGH - 0.01, 16: ENOUGH, 32: 1.0}
 
-    def loss(self, counts):
+    def loss(self, counts, sharpness):
         if counts is None:
             return 6.0
         average = np.mean(counts)
         return 2.0 if average == REFERENCE_TOKENS else 6.0 - 4.0 * worth[average]
 
-    monkeypatch.setattr(module._Measure, "loss", loss)
-    assert calibrate(decoder).tokens_per_head == 16
+    monkeypatch.setattr(module._Measure, "_loss", loss)
+    config = calibrate(decoder)
+    assert config.tokens_per_head == 16
+    assert config.sharpness == 1  # because a larger one gains nothing
+
+
+@pytest.mark.parametrize(
+    "losses, best",
+    [
+        ({1.0: 2.0, 1.1: 2.1}, 1.0),
+        ({1.0: 2.0, 1.1: 1.8, 1.2: 1.79}, 1.1),
+        ({1.0: 2.0, 1.1: 1.8, 1.2: 1.7, 1.3: 1.6, 1.4: 1.5}, 1.4),
+    ],
+)
+def test_keys_are_enlarged_while_that_gains_more_than_a_hundredth(
+    decoder, monkeypatch, losses, best
+):
+    measured = []
+
+    def loss(self, counts, sharpness):
+        measured.append(sharpness)
+        return losses[sharpness]
+
+    monkeypatch.setattr(module._Measure, "_loss", loss)
+    assert calibrate(decoder, tokens_per_head=4).sharpness == best
+    assert measured == list(losses)
 
 
 def test_a_model_that_gains_nothing_from_memories_says_so(decoder):
@@ -105,4 +129,5 @@ def test_progress_is_told(decoder):
     told = []
     calibrate(decoder, tokens_per_head=4, progress=lambda *step: told.append(step))
     assert told[0] == ("scoring sample texts", 0, 24)
-    assert told[-1] == ("scoring sample texts", 24, 24)
+    assert ("scoring sample texts", 24, 24) in told
+    assert told[-1] == ("measuring memories", 2, 2)

@@ -13,6 +13,7 @@ widen the mask; ``restore_masks`` takes it back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -218,6 +219,7 @@ class Layout:
     def __init__(self, config: MemoryConfig):
         self.first = len(config.prefix)
         self.gap = config.reference_tokens
+        self.sharpness = config.sharpness
         self.rows: list[tuple[mx.array, np.ndarray] | None] = []  # index and its bool padding
         start = 0
         for counts in config.counts:
@@ -236,6 +238,8 @@ class Layout:
         All memories share the interval of positions that follows the prefix. None or an empty
         batch takes the memories away.
         """
+        if memory is not None and self.sharpness != 1:
+            memory = replace(memory, keys=memory.keys * self.sharpness)
         for cache, row in zip(caches, self.rows, strict=True):
             if memory is None or not len(memory):
                 cache.detach()

@@ -5,7 +5,8 @@ The need is very uneven: of all (layer, KV head) pairs of a model a few hold nea
 package are scored; the tokens of all heads are ranked together, and a head's budget is how many
 of the best it holds on average. With the average set to ``auto`` the smallest one is taken that
 keeps 95 % of what whole memories give for answering questions on the samples, read as they are
-in use: alone, and among the memories of other texts.
+in use: alone, and among the memories of other texts. The same questions tell by how much keys are
+best enlarged when they are read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import MEMORIES, REFERENCE_TOKENS, MemoryConfig, cache_folder, digest
+from ..config import (
+    FORMAT_VERSION,
+    MEMORIES,
+    REFERENCE_TOKENS,
+    MemoryConfig,
+    cache_folder,
+    digest,
+)
 from ..errors import M3Error
 from ..generate import Conversation
 from ..models import Decoder
@@ -29,6 +37,7 @@ from .codec import Memory
 from .write import Writer, keep
 
 AVERAGES = (4, 8, 16, 32, 64)
+SHARPNESS = (1.1, 1.2, 1.3, 1.4)
 ENOUGH = 0.95  # of what whole memories give
 BATCH = 8
 
@@ -64,7 +73,7 @@ def calibrate(
         "selection": selection,
         "budget": budget,
         "tokens_per_head": tokens_per_head,
-        "samples": digest(texts),
+        "samples": digest([texts, template.recite, FORMAT_VERSION]),
         "reference": REFERENCE_TOKENS,
     }
     path = cache_folder() / "calibrations" / f"{digest(wanted)[:32]}.json"
@@ -76,6 +85,7 @@ def calibrate(
         else:
             counts, kept = measure.counts(budget, tokens_per_head), {}
         found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
+        found["sharpness"] = measure.sharpest(counts)
         _save(path, found)
     return MemoryConfig(
         selection=selection,
@@ -85,6 +95,7 @@ def calibrate(
         prefix=tuple(found["prefix"]),
         key_bits=key_bits,
         value_bits=value_bits,
+        sharpness=found["sharpness"],
     )
 
 
@@ -134,6 +145,8 @@ class _Measure:
             prefix=template.prefix,
         )
         self.progress = progress or (lambda what, done, total: None)
+        self.done = 0
+        self.losses: dict[str, float] = {}
         self.prefix: PrefixStates = read_prefix(decoder.model, template.prefix)
         writer = Writer(decoder.model, self.prefix, template.recite)
         references = [template.encode(t["document"])[:REFERENCE_TOKENS] for t in texts]
@@ -154,7 +167,6 @@ class _Measure:
 
     def smallest(self, budget: str) -> tuple[list[list[int]], dict[str, float]]:
         """The smallest average that is enough, and the share that each one tried keeps."""
-        self.done, self.steps = 0, 2 + len(AVERAGES)
         none = self.loss(None)
         whole = self.loss(self.counts("uniform", REFERENCE_TOKENS))
         if none - whole < 0.1:
@@ -168,16 +180,35 @@ class _Measure:
             kept[str(average)] = (none - self.loss(counts)) / (none - whole)
             if kept[str(average)] >= ENOUGH:
                 break
-        self.progress("choosing tokens per head", self.steps, self.steps)
         return counts, kept
 
-    def loss(self, counts: list[list[int]] | None) -> float:
+    def sharpest(self, counts: list[list[int]]) -> float:
+        """The factor on the keys to read with: what was dropped leaves attention too flat.
+
+        It grows while that lowers the loss by more than a hundredth.
+        """
+        best, loss = 1.0, self.loss(counts)
+        for sharpness in SHARPNESS:
+            sharper = self.loss(counts, sharpness)
+            if sharper > 0.99 * loss:
+                break
+            best, loss = sharpness, sharper
+        self.progress("measuring memories", self.done, self.done)
+        return best
+
+    def loss(self, counts: list[list[int]] | None, sharpness: float = 1.0) -> float:
         """Mean negative log-likelihood of the answers, alone and among other memories."""
-        self.progress("choosing tokens per head", self.done, self.steps)
+        key = json.dumps([counts, sharpness])
+        if key not in self.losses:
+            self.losses[key] = self._loss(counts, sharpness)
+        return self.losses[key]
+
+    def _loss(self, counts: list[list[int]] | None, sharpness: float) -> float:
+        self.progress("measuring memories", self.done, 0)
         self.done += 1
         if counts is None:
             return self._answer(None, None)
-        config = replace(self.config, counts=tuple(map(tuple, counts)))
+        config = replace(self.config, counts=tuple(map(tuple, counts)), sharpness=sharpness)
         memory = Memory.join([keep(*part, counts) for part in self.parts])
         return np.mean([self._answer(config, memory, n) for n in (1, MEMORIES)])
 

@@ -7,8 +7,9 @@ keys are kept after RoPE, with the positions they had. Two scores say which toke
 keys before RoPE and without causal mask, summed over the queries and the query heads of a group.
 
 ``reconstruction``, after KVzip (arXiv 2505.23416): the largest causal attention that a token
-receives while the model recites the reference. It keeps what is needed to repeat the text,
-where the paper's keeps what the text itself attends to.
+receives while the model recites the reference, times the length of its value. The attention
+tells what is needed to repeat the text, where the paper's tells what the text itself attends to;
+the length tells how much a head says with it, which makes heads comparable (tools/LOG.md).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Writer:
     Args:
         model: a decoder of mlx-lm.
         prefix: keys and values of the constant prefix, from ``read_prefix``.
-        recite: token ids that ask for the reference again, for ``reconstruction``.
+        recite: token ids between a reference and its recitation, for ``reconstruction``.
     """
 
     def __init__(self, model: nn.Module, prefix: PrefixStates, recite: Sequence[int]):
@@ -158,7 +159,7 @@ def _attention(tap: _Tap, real: mx.array) -> mx.array:
 
 
 def _reconstruction(recorder: _Recorder, tap: _Tap, start: mx.array, real: mx.array) -> mx.array:
-    """Largest attention received while the reference is recited: (batch, heads, longest)."""
+    """Most of a value carried away while the reference is recited: (batch, heads, longest)."""
     longest, prefix = real.shape[1], recorder.offset
     queries, keys = tap.after
     at = mx.minimum(start[:, None] + mx.arange(longest), queries.shape[2] - 1)  # (batch, longest)
@@ -168,7 +169,7 @@ def _reconstruction(recorder: _Recorder, tap: _Tap, start: mx.array, real: mx.ar
     seen = mx.arange(keys.shape[2]) <= prefix + at[..., None]  # (batch, longest, keys)
     weights = _weights(tap, queries, keys, seen[:, None, None])
     weights = weights[..., prefix : prefix + longest] * real[:, None, None, :, None]
-    return weights.max(axis=(2, 3))
+    return weights.max(axis=(2, 3)) * mx.linalg.norm(recorder.values[:, :, :longest], axis=-1)
 
 
 def _weights(tap: _Tap, queries: mx.array, keys: mx.array, seen: mx.array) -> mx.array:
