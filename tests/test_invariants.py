@@ -228,5 +228,6 @@ def test_a_quantized_context_reads_the_same_memories(counts):
     setup.model.make_cache = lambda: [RoundedCache() for _ in range(4)]
     memory = Memory(rounded(memory.keys), rounded(memory.values), memory.positions)
     expected = setup.read(setup.caches(memory), context)
-    close(setup.read(got, context), expected, 1e-4)
+    # A sum in another order can move a value over the edge between two codes.
+    close(setup.read(got, context), expected, 5e-3)
     assert float(mx.abs(setup.read(setup.caches(None), context) - expected).max()) > 0.1
