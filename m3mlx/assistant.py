@@ -31,7 +31,7 @@ from .embed import Encoder
 from .errors import FingerprintError, M3Error, StoreError
 from .generate import Conversation, Step, Timings
 from .memorize import BATCH, Memorized, Memorizing, Progress
-from .memory.cache import Layout, PrefixStates, read_prefix, widen_masks
+from .memory.cache import Layout, PrefixStates, read_prefix
 from .memory.calibrate import calibrate
 from .memory.codec import Codec, Memory
 from .memory.write import Writer
@@ -125,9 +125,7 @@ class Assistant:
     @cached_property
     def decoder(self) -> models.Decoder:
         name, _, adapter = self._names
-        decoder = models.load_decoder(name, adapter_path=adapter, progress=self.progress)
-        widen_masks(decoder.model)
-        return decoder
+        return models.load_decoder(name, adapter_path=adapter, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -8,7 +8,7 @@ from tiny import save_model
 
 from m3mlx.config import MemoryConfig
 from m3mlx.generate import Conversation
-from m3mlx.memory.cache import read_prefix, widen_masks
+from m3mlx.memory.cache import read_prefix
 from m3mlx.memory.write import Writer
 from m3mlx.models import load_decoder
 from m3mlx.template import Template, Turn
@@ -24,7 +24,6 @@ class World:
 
     def __init__(self, folder):
         self.decoder = load_decoder(str(save_model(folder)))
-        widen_masks(self.decoder.model)
         self.template = Template(self.decoder.tokenizer)
         self.config = MemoryConfig(
             "reconstruction", "uniform", ((3, 3),) * 4, 16, self.template.prefix

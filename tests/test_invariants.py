@@ -8,7 +8,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from tiny import FAMILIES, tiny_model
 
 from m3mlx.config import SELECTIONS, MemoryConfig
-from m3mlx.memory.cache import Layout, make_cache, read_prefix, restore_masks, widen_masks
+from m3mlx.memory.cache import Layout, make_cache, read_prefix, restore_masks
 from m3mlx.memory.codec import Codec, Memory
 from m3mlx.memory.write import Writer
 
@@ -43,7 +43,6 @@ RAGGED = [[3, 0], [0, 0], [7, 2], [1, 5]]
 class Setup:
     def __init__(self, family, counts, prefix=PREFIX, **changes):
         self.model = tiny_model(family, **changes)
-        widen_masks(self.model)
         self.config = settings(counts, prefix=prefix)
         empty = mx.zeros((1, 2, 0, 16))
         self.prefix = read_prefix(self.model, prefix) if prefix else [(empty, empty)] * 4

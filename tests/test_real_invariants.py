@@ -9,7 +9,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from m3mlx.config import REFERENCE_TOKENS, MemoryConfig
 from m3mlx.evaluate import Trial, read_questions
-from m3mlx.memory.cache import Layout, make_cache, read_prefix, widen_masks
+from m3mlx.memory.cache import Layout, make_cache, read_prefix
 from m3mlx.memory.write import Writer
 from m3mlx.models import load_decoder
 from m3mlx.template import Template
@@ -21,7 +21,6 @@ QUESTIONS = Path(__file__).parent / "data" / "questions.jsonl"
 class Real:
     def __init__(self):
         self.decoder = load_decoder()
-        widen_masks(self.decoder.model)
         self.template = Template(self.decoder.tokenizer)
         self.prefix = read_prefix(self.decoder.model, self.template.prefix)
         text = " ".join(question.document for question in read_questions(QUESTIONS)[:8:2])

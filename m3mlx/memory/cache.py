@@ -190,6 +190,8 @@ def make_cache(
 ) -> list[MemoryCache]:
     """Caches for one conversation, one for each layer, with the prefix in place.
 
+    The model's masks are widened from here on, without which heads would see padding.
+
     Args:
         prefix: what ``read_prefix`` gave.
         kv_bits: 8 or 4 to keep the context quantized; layers with a sliding window stay as is.
@@ -197,6 +199,7 @@ def make_cache(
     Raises:
         ModelError: the head dimension does not allow a quantized context.
     """
+    widen_masks(model)
     caches = []
     for base, (keys, values) in zip(make_prompt_cache(model), prefix, strict=True):
         if kv_bits and isinstance(base, KVCache):
