@@ -15,6 +15,7 @@ from .config import MODES
 
 DATA = Path(__file__).parent / "data"
 ANSWER_TOKENS = 40
+MEMORIES = 1  # a model of 135 million parameters takes the wrong one out of several
 
 
 @dataclass
@@ -66,7 +67,8 @@ def run(*, progress: Callable[[str, int, int], None] | None = None, **options: A
     with tempfile.TemporaryDirectory(prefix="m3mlx-demo-") as name:
         # A copy, so that no .gitignore around an installed package hides them.
         folder = shutil.copytree(DATA / "demo", Path(name) / "documents")
-        with Assistant(store=Path(name) / "store", progress=progress, **options) as assistant:
+        options = {"memories": MEMORIES, "store": Path(name) / "store", **options}
+        with Assistant(progress=progress, **options) as assistant:
             memorized = assistant.memorize([folder])
             exchanges = []
             for number, question in enumerate(questions):

@@ -131,7 +131,7 @@ def eval_file(file: str, memories: int, options: dict[str, Any], as_json: bool) 
 
 
 @click.command()
-@memory_options(*READING)
+@memory_options(*(name for name in READING if name != "memories"))
 @json_option
 @common_options
 def demo(options: dict[str, Any], as_json: bool) -> None:
@@ -163,6 +163,6 @@ def demo(options: dict[str, Any], as_json: bool) -> None:
     click.echo(
         "\nThe model never saw these documents in training: with explicit memory it answers from "
         "what it has read once, and nothing is pasted into its prompt; with text the same "
-        "references are pasted; with off it can only guess.\n"
+        "reference is pasted; with off it can only guess.\n"
         "Next: m3mlx memorize PATH, then m3mlx chat."
     )
