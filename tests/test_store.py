@@ -360,7 +360,7 @@ def test_a_large_store_searches_its_index_and_finds_the_same(path):
         found = store.search(unit(1, 20), ["text 7"] * 20, 5)
     assert (path / "vectors.usearch").stat().st_mtime_ns == written
     shared = [len({*a} & {*b}) for a, b in zip(wanted, found, strict=True)]
-    assert np.mean(shared) > 4.75
+    assert np.mean(shared) > 4.5  # threads build another graph each time; random is its worst case
     with MemoryStore.open(path, write=True):
         pass  # small again
     assert not (path / "vectors.usearch").exists()
