@@ -143,12 +143,15 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
 @click.command()
 @click.argument("adapter", metavar="ADAPTER")
 @click.argument("output", metavar="DIRECTORY")
+@click.option("--dequantize", is_flag=True, help="Keep the exact sum, in a larger file.")
 @common_options
-def fuse(adapter: str, output: str) -> None:
+def fuse(adapter: str, output: str, dequantize: bool) -> None:
     """Merge an adapter into its model, and write the result as a model directory."""
     from ..models import fuse_adapter
 
     chosen = chosen_model()
-    path = fuse_adapter(chosen["model"], adapter, output, progress=chosen["progress"])
+    path = fuse_adapter(
+        chosen["model"], adapter, output, dequantize=dequantize, progress=chosen["progress"]
+    )
     click.echo(f"The model lies in {one_line(str(path))}.")
 

@@ -117,16 +117,23 @@ class Batches:
             if share and not self._size(name):
                 raise M3Error(f"there is nothing to train {name} on; see the formats in the README")
 
-    def lengths(self) -> tuple[float, float]:
-        """Mean tokens of a reference, and of a sequence."""
-        questions = [q for asked in list(self.asked.values())[:200] for q in asked]
-        sequences = [
+    def small(self, config: MemoryConfig) -> Batch:
+        """One reference of the data's mean length and the sequences that go with it, of no sense."""
+        questions = [q for asked in list(self.asked.values())[:99] for q in asked]
+        lengths = [
             len(self.template.turn(q.question).tokens) + len(self.template.encode(q.answers[-1]))
             for q in questions
-        ]
-        sequences += [len(tokens) for tokens in self._texts[:200] if not questions]
-        references = [len(reference) for reference in self.corpus.references]
-        return float(np.mean(references or [0])), float(np.mean(sequences or [0]))
+        ] or [len(tokens) for tokens in self._texts[:99]]
+        batch = Batch("sft", config)
+        reference = range(int(np.mean([len(r) for r in self.corpus.references] or [1])))
+        if self.settings.stage == "continual" and reference:
+            batch.references = [tuple(reference)]
+            heads = (len(config.counts), len(config.counts[0]))
+            batch.scores = np.ones((1, *heads, len(reference)), np.float32)
+        sequence = range(max(2, int(np.mean(lengths))))
+        for _ in range(self.settings.questions):
+            batch.add(sequence, sequence[len(sequence) // 2 :], [[0]] if batch.references else [])
+        return batch
 
     def batch(self, number: int) -> Batch:
         """One batch of the run, from 0."""

@@ -1,8 +1,9 @@
-"""What a run will take, before it begins."""
+"""What a run will take, measured on a small batch before it begins."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -11,15 +12,14 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..errors import M3Error
-from .settings import Settings
 
 ROOM = 0.8  # of the machine's memory that training may take
-_PROBE = 128  # tokens read to learn how fast the machine is
+TEACHER = 1.5  # a step's time with the teacher's share, over the time without
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes at the peak, bytes that may be taken, and seconds for all steps, rough as it is."""
+    """Bytes at the peak, bytes that may be taken, and seconds of all steps; rough as it is."""
 
     memory_bytes: float
     available_bytes: float
@@ -27,62 +27,37 @@ class Estimate:
 
 
 def estimate(
-    model: nn.Module, settings: Settings, reference: float, sequence: float, kept: int
+    model: nn.Module, loss: Callable[[], mx.array], share: float, batches: int
 ) -> Estimate:
-    """What a run will take at the lengths that its data have.
+    """Measure one small batch, and tell what the run takes.
 
     Args:
-        reference, sequence: mean tokens of a reference, and of a question with its answer.
-        kept: most keys that one memory holds, over all layers and heads.
+        loss: of the small batch.
+        share: how many times larger a batch of the run is.
+        batches: in the whole run.
     """
-    written = settings.references * reference
-    read = settings.references * settings.questions * sequence
-    sizes = {name: x.nbytes for name, x in tree_flatten(model.parameters())}
-    learned = sum(x.nbytes for _, x in tree_flatten(model.trainable_parameters()))
-    layer = model.layers[0]
-    width = layer.self_attn.o_proj.linear.weight.shape[0] if settings.rank else 0
-    width = width or layer.self_attn.o_proj.weight.shape[0]
-    wide = sum(
-        max(m.weight.shape) if "weight" in m and m.weight.ndim == 2 else 0
-        for _, m in layer.named_modules()
-    )
-    heads = getattr(layer.self_attn, "n_heads", None) or layer.self_attn.num_attention_heads
-    keys = sequence + settings.memories * kept / len(model.layers) / max(1, heads // 3)
-    size = mx.zeros(1, layer.self_attn.q_proj.dtype if 0 else mx.float32).itemsize
-    token = (8 * width + 2 * wide) * size
-    attention = 3 * heads * size * (written * reference + read * keys)
-    activations = len(model.layers) * ((written + read) * token + attention)
-    if settings.checkpoint:
-        activations = (written + read) * (width * len(model.layers) * size + 2 * token)
-    vocabulary = model.model.embed_tokens.weight.shape[0]
-    logits = 4 * 4 * vocabulary * read / 3
-    memory = sum(sizes.values()) + 5 * learned + activations + logits
-    seconds = settings.steps * settings.accumulate * (written + read) * 3.5 * _token_seconds(model)
-    return Estimate(memory, available(), seconds)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before, start = mx.get_active_memory(), perf_counter()
+    mx.eval(nn.value_and_grad(model, loss)())
+    seconds = perf_counter() - start
+    moments = 3 * sum(x.nbytes for _, x in tree_flatten(model.trainable_parameters()))
+    peak = before + moments + (mx.get_peak_memory() - before) * share
+    return Estimate(peak, available(), TEACHER * seconds * share * batches)
 
 
-def check(found: Estimate, settings: Settings) -> None:
+def check(found: Estimate) -> None:
     """Raise M3Error where a run would not fit, and say what makes it smaller."""
     if found.memory_bytes > found.available_bytes:
-        smaller = "--checkpoint, " if not settings.checkpoint else ""
         raise M3Error(
-            f"training would take about {found.memory_bytes / 1e9:.1f} GB and "
-            f"{found.available_bytes / 1e9:.1f} GB may be taken; use {smaller}fewer --references "
-            f"with more --accumulate, or a smaller model"
+            f"training would take about {found.memory_bytes / 1e9:.1f} GB, and "
+            f"{found.available_bytes / 1e9:.1f} GB may be taken; use --checkpoint, fewer "
+            f"--references with more --accumulate, or a smaller model"
         )
 
 
 def available() -> float:
     """Bytes that training may take: of the GPU's recommended working set, or of the RAM."""
-    info = mx.device_info() if hasattr(mx, "device_info") else {}
+    info = mx.device_info()
     limit = info.get("max_recommended_working_set_size") or info.get("memory_size")
-    limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return ROOM * limit
-
-
-def _token_seconds(model: nn.Module) -> float:
-    tokens = mx.zeros((1, _PROBE), mx.int32)
-    mx.eval(model.model(tokens))
-    start = perf_counter()
-    mx.eval(model.model(tokens))
-    return (perf_counter() - start) / _PROBE
+    return ROOM * (limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -77,7 +77,7 @@ def train(
     decoder = load_decoder(settings.model, progress=progress)
     run = _Run(settings, decoder, progress)
     found = run.estimate()
-    check(found, settings)
+    check(found)
     if on_estimate:
         on_estimate(found)
     if dry_run:
@@ -154,10 +154,19 @@ class _Run:
         self.optimizer.init(self.model.trainable_parameters())
 
     def estimate(self) -> Estimate:
-        reference, sequence = self.batches.lengths()
-        return estimate(
-            self.model, self.settings, reference, sequence, max(b.kept for b in self.budgets)
+        """Time one question about one reference, of the lengths that the data have."""
+        batch = self.batches.small(max(self.budgets, key=lambda budget: budget.kept))
+        prefix = read_prefix(self.model, batch.config.prefix)
+        if self.settings.checkpoint:
+            checkpoint_layers(self.model)
+        found = estimate(
+            self.model,
+            lambda: batch_loss(self.model, prefix, batch, self.settings),
+            self.settings.references,
+            self.settings.steps * self.settings.accumulate,
         )
+        restore_layers(self.model)
+        return found
 
     def go(self, output: Path, report: Report) -> Trained:
         settings = self.settings

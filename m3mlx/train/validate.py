@@ -15,7 +15,7 @@ from ..memory.cache import read_prefix
 from ..memory.parallel import Reads, logits_with_memories
 from ..memory.write import Writer, keep
 from ..template import Template
-from .corpus import Corpus
+from .corpus import LEAK, Corpus, overlap
 from .data import Data
 
 ROWS = 8  # sequences in one pass
@@ -46,11 +46,20 @@ class Validation:
                 self.answers.append(template.encode(question.answers[0]))
         if not asked:
             raise M3Error("the data for validation holds no questions about documents")
-        near = corpus.nearest(asked, MEMORIES)
         self.five = [
-            [right, *[i for i in found if i != right][: MEMORIES - 1]]
-            for right, found in zip(self.right, near, strict=True)
+            [right, *self._others(right, found)]
+            for right, found in zip(self.right, corpus.nearest(asked, 3 * MEMORIES), strict=True)
         ]
+
+    def _others(self, right: int, found: Sequence[int]) -> list[int]:
+        """The best other references that are no copies of the right one (section 4.4)."""
+        references = self.corpus.references
+        fit = [
+            place
+            for place in found
+            if place != right and overlap(references[right], references[place]) <= LEAK
+        ]
+        return fit[: MEMORIES - 1]
 
     def measure(self, model: nn.Module, config: MemoryConfig) -> dict[str, float]:
         """Mean negative log-likelihood per token, in nats, by mode.
