@@ -150,7 +150,9 @@ def fuse_adapter(
     output = Path(output)
     if output.exists():
         raise ModelError(f"{output} exists; name a directory that does not.")
-    path = _find(str(name or DEFAULT_DECODER), "decoder", progress or (lambda what, done, total: None))
+    path = _find(
+        str(name or DEFAULT_DECODER), "decoder", progress or (lambda what, done, total: None)
+    )
     try:
         model, settings = load_model(path, lazy=True)
         _load_adapter(model, Path(adapter_path), cast=False)
@@ -158,7 +160,9 @@ def fuse_adapter(
         raise
     except Exception as error:  # a foreign directory can fail anywhere in mlx-lm
         raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
-    layers = [(n, m.fuse(dequantize=dequantize)) for n, m in model.named_modules() if hasattr(m, "fuse")]
+    layers = [
+        (n, m.fuse(dequantize=dequantize)) for n, m in model.named_modules() if hasattr(m, "fuse")
+    ]
     model.update_modules(tree_unflatten(layers))
     if dequantize:
         model = dequantize_model(model)

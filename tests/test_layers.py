@@ -14,13 +14,13 @@ LAYERS = [
     {"memory.codec", "embed", "store"},
     {"packages"},
     {"memory.cache", "models"},
-    {"memory.write", "generate", "memorize"},
+    {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate"},
-    {"assistant"},
+    {"assistant", "train"},
     {"evaluate", "demo"},
     {"cli"},
 ]
-PACKAGES = {"documents", "store", "cli"}  # rooms of several files, one place in the layers
+PACKAGES = {"documents", "store", "train", "cli"}  # rooms of several files, one place in the layers
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

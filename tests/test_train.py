@@ -13,7 +13,6 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from tiny import save_encoder, save_model
 
 from m3mlx.errors import M3Error
@@ -81,6 +80,8 @@ def test_distilling_lowers_the_loss_on_held_out_questions(place, tmp_path):
     assert len(valid) == 2
     assert valid[1]["five"] < valid[0]["five"] - 0.3
     assert valid[1]["alone"] < valid[0]["alone"] - 0.3
+    names = [name for name, _ in adapter(tmp_path / "a")]
+    assert len(names) == 4 * 4 * 2 and all("lora_" in name for name in names)
     # the files that mlx-lm loads, and what they change
     decoder = load_decoder(str(place / "model"), adapter_path=tmp_path / "a")
     plain = load_decoder(str(place / "model"))
@@ -148,7 +149,7 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
-OBJECTIVES = {
+VARIANTS = {
     "full weights": {"rank": 0, "learning_rate": 1e-3},
     "checkpoints": {"checkpoint": True},
     "detached": {"detach_memories": True},
@@ -159,11 +160,12 @@ OBJECTIVES = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
 def test_variants_of_a_run_learn(place, tmp_path, name):
     run = train(
         settings(place, tmp_path, steps=8, objectives={"distill": 1.0}, drop=0.0, decay=0.0,
-                 **OBJECTIVES[name])
+                 **VARIANTS[name])
     )  # fmt: skip
     found = [row["distill"] for row in losses(run.metrics)]
     assert np.mean(found[-3:]) < np.mean(found[:3])
@@ -192,10 +194,10 @@ def test_preferences_and_conversations_and_texts(place, tmp_path):
     for line in questions(8, 3):
         samples.append({"prompt": line["question"], "chosen": line["answer"],
                         "rejected": "no idea", "document": line["document"]})  # fmt: skip
-        samples.append({"messages": [
-            {"role": "user", "content": line["question"]},
-            {"role": "assistant", "content": line["answer"]},
-            {"role": "user", "content": "sure?"}, {"role": "assistant", "content": "yes"}]})  # fmt: skip
+        said = [line["question"], line["answer"], "sure?", "yes"]
+        roles = ["user", "assistant"] * 2
+        turns = [{"role": r, "content": c} for r, c in zip(roles, said, strict=True)]
+        samples.append({"messages": turns})
         samples.append({"text": " ".join(f"{line['document']} {i}" for i in range(6))})
     path.write_text("\n".join(map(json.dumps, samples)))
     run = train(
@@ -289,6 +291,7 @@ def test_the_learning_rate_rises_stays_and_falls(place, tmp_path):
 
 def test_budgets():
     assert parse_budget("half:8") == ("half", 8)
+    assert parse_budget("auto") == ("calibrated", None)
     for bad in ("half", "half:", "half:0", "half:999", "third:8", ":8"):
         with pytest.raises(M3Error, match="training setting budgets"):
             parse_budget(bad)
@@ -315,10 +318,3 @@ def test_divergence_is_kullback_leibler():
     assert (part <= expected + 1e-5).all() and (part > 0).all()
     same = divergence(mx.array(teacher), ids, likeliest)
     np.testing.assert_allclose(same, 0, atol=1e-5)
-
-
-def test_flattened_weights_are_lora_alone(place, tmp_path):
-    train(settings(place, tmp_path, steps=1))
-    names = [name for name, _ in adapter(tmp_path)]
-    assert len(names) == 4 * 4 * 2 and all("lora_" in name for name in names)
-    assert not [name for name, _ in tree_flatten({}) if name]

@@ -87,7 +87,9 @@ def longest_common(a, b):
     table = np.zeros((len(a) + 1, len(b) + 1), int)
     for i, x in enumerate(a):
         for j, y in enumerate(b):
-            table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+            table[i + 1, j + 1] = (
+                table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+            )
     return table[-1, -1]
 
 

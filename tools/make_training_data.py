@@ -3,11 +3,12 @@
     python tools/make_training_data.py OUTPUT [--documents 2000] [--questions 3] [--seed 0]
     python tools/make_training_data.py OUTPUT --answers [--model NAME]
 
-The first writes OUTPUT/train.jsonl and OUTPUT/valid.jsonl. Names, numbers, dates and places are drawn
-at random, so that nobody can know the answers; all templates are our own writing, and those of the
-data for validation are others. The second lets the model itself answer every question of
-train.jsonl with the document pasted into its prompt, and adds its answer to those lines where it
-holds the right words: what a model would say itself teaches it best. It can be interrupted.
+The first writes OUTPUT/train.jsonl and OUTPUT/valid.jsonl. Names, numbers, dates and places are
+drawn at random, so that nobody can know the answers; all templates (training_templates.txt) are our
+own writing, and those of the data for validation are others. The second lets the model itself
+answer every question of train.jsonl with the document pasted into its prompt, and adds its answer
+to those lines where it holds the right words: what a model would say itself teaches it best. It takes
+seconds for each answer on two CPU cores, and goes on where it was interrupted.
 
 The same arguments give the same files. No name of the evaluation's documents is used.
 """
@@ -20,76 +21,57 @@ import random
 import re
 from pathlib import Path
 
-from training_templates import DOMAINS, FILLER, HELD_OUT, PROSE, ROWS
-
 ROOT = Path(__file__).parents[1]
-FIRST = """Alba Arvid Bela Britta Caspar Celia Dagmar Davin Edda Emeric Fenna Filip Gala Gregor Hanne Henrik
-Ida Ilya Jonna Jasper Kaia Kolja Lene Lorcan Mara Matthis Nadia Nils Oona Oskar Petra Pavel Quinn Rhea Ruben
-Selma Stellan Tilda Tomas Ulla Ursin Vera Viktor Wanda Willem Xenia Yara Yusuf Zelda Zoran Amira Bruno Clea
-Dario Elin Fabio Greta Hugo Ines Jakob Katya Levin Mila Noor Otis Pia Rafe Signe Theo Una Vito Wren""".split()
 ONSET = "B Br C Cl D Dr F Fr G Gl H J K Kr L M N P Pl R S Sch St T Tr V W Z".split()
 NUCLEUS = "a e i o u ai ea oo ie au".split()
 CODA = "ck ld lm ln lt mb nd ng nk nt pp rd rk rn rst sk ss st tt x ff zz ll".split()
-SURNAME = "er man son ov ini sen well ford ley ham berg ström qvist ard ette oux igan ick ane".split()
-TOWN = "ton ville mouth stead borg dal field haven wick bury gate cross minster by hausen mar".split()
+SURNAME = (
+    "er man son ov ini sen well ford ley ham berg ström qvist ard ette oux igan ick ane".split()
+)
+TOWN = (
+    "ton ville mouth stead borg dal field haven wick bury gate cross minster by hausen mar".split()
+)
 FIRM = "Works|& Sons|Brothers|Trading|Limited|Industries|and Partners|Supply|Instruments".split("|")
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-MONTHS = """January February March April May June July August September October November
-December""".split()
-WORDS = {
-    "color": "amber crimson turquoise violet grey white black green yellow purple brown scarlet silver",
-    "adjective": "silent crooked lucky striped wandering golden sleepy hollow patient gentle proud tiny",
-    "animal": "heron badger otter lynx marten stork toad lizard ibex raven newt vole owl finch",
-    "creature": "giant dwarf witch dragon miller piper ogre goblin troll mermaid",
-    "language": "Danish Basque Welsh Finnish Latvian Maltese Georgian Swahili Catalan Frisian",
-    "profession": "carpenter gardener bookkeeper welder translator nurse surveyor cook plumber",
-    "pet": "Pepper Biscotti Rumble Zorro Nutmeg Comet Waffle Juno Bandit Truffle Pixel Mambo",
-}
-PHRASES = {
-    "dish": "walnut bread|pear tart|barley soup|onion pie|poppy cake|smoked trout|cherry dumplings|"
-    "pumpkin stew|lentil curry|almond biscuits|beetroot salad|rye pancakes|leek gratin|plum strudel",
-    "food": "chestnuts|sour milk|roasted carrots|wild garlic|dried figs|goat cheese|red lentils|"
-    "juniper berries|pickled lemons|hazelnut oil|young nettles|salted capers",
-    "thing": "a bronze whistle|a cracked mirror|an ivory comb|a glass anchor|a wooden flute|a copper "
-    "kettle|a stone owl|a silver thimble|a painted fan|an iron lantern|a leather map|a bone die",
-    "things": "brass buttons|glass marbles|garden chairs|wool blankets|clay pipes|bicycle bells|paper "
-    "lanterns|copper pans|ceramic tiles|oil lamps|wooden spoons|tin soldiers|velvet curtains",
-    "place": "the old granary|the cellar of the town hall|the chapel by the mill|the green cupboard|the "
-    "boathouse|the attic|the tower room|the back office|the wine cellar|the customs house|the left drawer "
-    "of the desk|the tool shed|the glass cabinet|the bell tower",
-    "place2": "the three oaks|the salt spring|the split rock|the abandoned quarry|the lower waterfall|"
-    "the frozen lake|the chapel of the shepherds|the hermit's cave|the burnt pine|the stone bridge",
-    "purpose": "street lighting|school meals|the harbour|public parks|winter roads|image archives|night "
-    "trains|bird protection|drinking water|old manuscripts|speech recordings|satellite maps",
-    "substance": "zinc acetate|powdered chalk|birch resin|copper oxide|sea salt|maple syrup|borax|"
-    "potash|lamp black|citric acid",
-    "starter": "the youngest player|the tallest player|whoever rolled a six|whoever ate last|the player "
-    "with the longest hair|whoever was last at the sea",
-    "card": "black spider|broken wheel|empty purse|leaking boat|sleeping guard|lost key|cold oven",
-    "battle": "the Red Ford|Crow Hill|the Long Dyke|Mill Bridge|the Salt Gate|Thistle Moor",
-    "animals": "spiders|geese|pike|eels|moths|swans|bats|trout|crayfish|wasps",
-    "fault": "the tank is empty|the cover is open|the belt has slipped|the drum is full|the fuse is "
-    "loose|the paper is wet|the filter is blocked",
-    "damage": "a broken window|a flooded cellar|a scratched door|a burnt carpet|a bent fence|a cracked "
-    "sink|a fallen chimney",
-    "quarrel": "a walnut tree|a right of way|a stolen bell|the height of a hedge|a lost parcel|a noisy "
-    "pump|an unpaid dowry|a borrowed boat",
-    "motto": "Slow and sure|Better by hand|Never twice|Light for all|We keep time|Made to be mended",
-    "decision": "sell the old van|paint the fence blue|hire a gardener|close the canteen|buy a second "
-    "boat|plant forty lime trees|replace the lift|print the newsletter again",
-}
-WORDS_OF = {kind: text.split() for kind, text in WORDS.items()}
-PHRASES_OF = {kind: text.split("|") for kind, text in PHRASES.items()}
+MONTHS = (
+    "January February March April May June July August September October November December"
+).split()
 AMOUNTS = {
     "degrees": (40, 290, "{} degrees"), "kilograms": (12, 4800, "{} kilograms"),
     "metres": (2, 3900, "{} metres"), "years": (3, 2900, "{} years"), "weeks": (2, 11, "{} weeks"),
     "minutes": (4, 190, "{} minutes"), "grams": (15, 870, "{} grams"), "days": (21, 40, "{} days"),
     "megabytes": (64, 4096, "{} megabytes"), "speed": (61, 214, "{} kilometres an hour"),
     "kilometres": (14, 980, "{} kilometres"), "centimetres": (4, 190, "{} centimetres"),
-    "seconds": (3, 240, "{} seconds"), "percent": (2, 35, "{} percent"), "rooms": (2, 11, "{} rooms"),
-    "number": (7, 9800, "{}"), "year": (1204, 1996, "{}"), "cold": (4, 48, "minus {} degrees"),
-    "small": (2, 98, "{}"),
+    "seconds": (3, 240, "{} seconds"), "percent": (2, 35, "{} percent"),
+    "rooms": (2, 11, "{} rooms"), "number": (7, 9800, "{}"), "year": (1204, 1996, "{}"),
+    "cold": (4, 48, "minus {} degrees"), "small": (2, 98, "{}"),
 }  # fmt: skip
+
+
+Fact = tuple[str, ...]  # label, kind of value, sentences, questions, full answers
+
+
+def read_templates() -> tuple[dict[str, tuple[str, list[Fact]]], set[str], dict[str, list[str]]]:
+    """Domains with their subjects and facts, those that are held out, and lists of values."""
+    domains: dict[str, tuple[str, list[Fact]]] = {}
+    held: set[str] = set()
+    lists: dict[str, list[str]] = {}
+    text = Path(__file__).with_name("training_templates.txt").read_text("utf-8")
+    for line in text.splitlines():
+        if begin := re.match(r"\[(\w+)(, held out)?\] (.*)", line):
+            facts: list[Fact] = []
+            domains[begin[1]] = begin[3], facts
+            held |= {begin[1]} if begin[2] else set()
+        elif values := re.match(r"(\w+) = (.*)", line):
+            # a table's own bars are written as broken ones
+            parts = values[2].replace("\\n", "\n").split("|")
+            lists[values[1]] = [part.replace("¦", "|") for part in parts]
+        elif line and not line.startswith("#"):
+            facts.append(tuple(line.split("; ")))
+    return domains, held, lists
+
+
+DOMAINS, HELD_OUT, LISTS = read_templates()
 
 
 class Draw:
@@ -109,20 +91,18 @@ class Draw:
         if kind in AMOUNTS:
             low, high, form = AMOUNTS[kind]
             return form.format(self.rng.randint(low, high))
-        return self.rng.choice(WORDS_OF.get(kind) or PHRASES_OF[kind])
+        return self.rng.choice(LISTS[kind])
 
     def _syllable(self) -> str:
         return self.rng.choice(ONSET) + self.rng.choice(NUCLEUS) + self.rng.choice(CODA)
-
-    def _first(self) -> str:
-        return self.rng.choice(FIRST)
 
     def _surname(self) -> str:
         return self._syllable() + self.rng.choice(SURNAME)
 
     def _person(self) -> str:
         title = self.rng.choice(["", "", "", "", "", "Dr ", "Mrs ", "Mr ", "Professor "])
-        return f"{title}{self.rng.choice(FIRST) + ' ' if title in ('', 'Dr ') else ''}{self._surname()}"
+        first = f"{self.rng.choice(LISTS['first'])} " if title in ("", "Dr ") else ""
+        return f"{title}{first}{self._surname()}"
 
     def _town(self) -> str:
         return self._syllable() + self.rng.choice(TOWN)
@@ -147,13 +127,13 @@ class Draw:
         return f"{self.rng.choice(['Lady', 'Captain', 'Northern', 'Old', 'Brave'])} {self._name()}"
 
     def _title(self) -> str:
-        words = self.rng.choice(WORDS_OF["adjective"]).title(), self.rng.choice(
-            WORDS_OF["animal"] + WORDS_OF["creature"]
-        ).title()  # fmt: skip
-        return f"The {words[0]} {words[1]} of {self._town()}"
+        adjective = self.rng.choice(LISTS["adjective"]).title()
+        being = self.rng.choice(LISTS["animal"] + LISTS["creature"]).title()
+        return f"The {adjective} {being} of {self._town()}"
 
     def _host(self) -> str:
-        return f"{self._syllable().lower()}_{self.rng.choice('cache store queue index feed gate'.split())}"
+        kind = "cache store queue index feed gate".split()
+        return f"{self._syllable().lower()}_{self.rng.choice(kind)}"
 
     def _code(self) -> str:
         letters = "".join(self.rng.choices("ABCDEFGHKLMNPRSTVXZ", k=self.rng.randint(1, 3)))
@@ -166,19 +146,26 @@ class Draw:
         return f"{self.rng.randint(0, 9)}.{self.rng.randint(0, 30)}"
 
     def _time(self) -> str:
-        hour, minute = self.rng.randint(1, 12), self.rng.choice("00 05 10 15 20 25 30 40 45 50".split())
+        hour, minute = (
+            self.rng.randint(1, 12),
+            self.rng.choice("00 05 10 15 20 25 30 40 45 50".split()),
+        )
         return self.rng.choice([f"{hour}.{minute}", f"{hour}:{minute}", f"half past {hour}"])
 
     def _date(self) -> str:
         day, month = self.rng.randint(1, 28), self.rng.choice(MONTHS)
-        return self.rng.choice([f"{day} {month}", f"{month} {day}", f"{day} {month} {self.rng.randint(1991, 2046)}"])
+        return self.rng.choice(
+            [f"{day} {month}", f"{month} {day}", f"{day} {month} {self.rng.randint(1991, 2046)}"]
+        )
 
     def _weekday(self) -> str:
         return self.rng.choice(WEEKDAYS)
 
     def _price(self) -> str:
         coin = self.rng.choice(["crowns", "marks", "euros", "pounds", "dollars", "florins"])
-        return f"{self.rng.choice([str(self.rng.randint(2, 990)), f'{self.rng.randint(1, 9)},{self.rng.randint(100, 999)}'])} {coin}"
+        small = str(self.rng.randint(2, 990))
+        large = f"{self.rng.randint(1, 9)},{self.rng.randint(100, 999)}"
+        return f"{self.rng.choice([small, large])} {coin}"
 
     def _address(self) -> str:
         return ".".join(str(self.rng.randint(1, 250)) for _ in range(4))
@@ -224,8 +211,8 @@ def document(draw: Draw, domain: str, count: int) -> list[dict]:
         table.append(f"| {label} | {values[label]} |")
         bullets.append(f"{mark.format(number + 1)} {_capital(sentence)}")
     if rng.random() < 0.5:
-        said.insert(rng.randint(0, len(said)), rng.choice(FILLER))
-    pattern = rng.choice(PROSE if rng.random() < 0.7 else ROWS)
+        said.insert(rng.randint(0, len(said)), rng.choice(LISTS["filler"]))
+    pattern = rng.choice(LISTS["prose" if rng.random() < 0.7 else "rows"])
     text = draw.fill(
         pattern,
         Title=title,
@@ -234,7 +221,7 @@ def document(draw: Draw, domain: str, count: int) -> list[dict]:
         rows="\n".join(lines),
         table="\n".join(table),
         list="\n".join(bullets),
-        filler=rng.choice(FILLER),
+        filler=rng.choice(LISTS["filler"]),
     )
     made = []
     for label, _, _, questions, answers in rng.sample(chosen, min(count, len(chosen))):
@@ -262,14 +249,28 @@ def evaluation_names() -> set[str]:
         (ROOT / "m3mlx/data/calibration.jsonl").read_text("utf-8"),
         (ROOT / "m3mlx/data/demo.json").read_text("utf-8"),
     ]
-    common = {*WEEKDAYS, *MONTHS, "Dear", "Street", "Road", "Lane", "Row", "Hill", "Square", "Works"}
+    common = {
+        *WEEKDAYS,
+        *MONTHS,
+        "Dear",
+        "Street",
+        "Road",
+        "Lane",
+        "Row",
+        "Hill",
+        "Square",
+        "Works",
+    }
     return {word for text in texts for word in re.findall(r"[A-Z]\w{3,}", text)} - common
 
 
 def write(output: Path, documents: int, questions: int, seed: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     forbidden = evaluation_names()
-    for name, held, count in (("train", False, documents), ("valid", True, max(20, documents // 40))):
+    for name, held, count in (
+        ("train", False, documents),
+        ("valid", True, max(20, documents // 40)),
+    ):
         draw = Draw(random.Random(f"{seed} {name}"), forbidden)
         domains = [domain for domain in DOMAINS if (domain in HELD_OUT) == held]
         lines = [
@@ -286,9 +287,9 @@ BATCH = 16  # questions answered together
 
 def answer(output: Path, model: str | None) -> None:
     """Add what the model itself says with the document before it, where that is right."""
-    import m3mlx  # noqa: F401  (loads a fast BLAS before MLX)
     from mlx_lm import batch_generate
 
+    import m3mlx  # noqa: F401  (loads a fast BLAS before MLX)
     from m3mlx.models import load_decoder
     from m3mlx.template import Template
 
@@ -316,7 +317,7 @@ def answer(output: Path, model: str | None) -> None:
         whole = text[-1:] in ".!?\"'" or text == line["answer"]  # not cut in the middle
         if whole and line["answer"].lower() in text.lower():
             right += 1
-            line["answers"] = [*line["answers"], text, text]  # twice: the likeliest to be drawn
+            line["answers"] = [*line["answers"], text]
     unfinished = path.with_name(".train.jsonl")
     unfinished.write_text(
         "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8"

@@ -136,7 +136,9 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
         try:
             shares[name] = float(share or 1)
         except ValueError as error:
-            raise click.BadParameter(f"{part!r} is not NAME=SHARE.", param_hint="--objective") from error
+            raise click.BadParameter(
+                f"{part!r} is not NAME=SHARE.", param_hint="--objective"
+            ) from error
     return shares
 
 
@@ -154,4 +156,3 @@ def fuse(adapter: str, output: str, dequantize: bool) -> None:
         chosen["model"], adapter, output, dequantize=dequantize, progress=chosen["progress"]
     )
     click.echo(f"The model lies in {one_line(str(path))}.")
-

@@ -125,11 +125,9 @@ class _PassCache:
         index, real = row  # both (heads, most)
         places = memory.positions[:, index][slots]  # (batch, S, heads, most)
         valid = (places != PADDING) & real
-        heads = index.shape[0]
-        if not (valid == valid[:, :, :1]).all():
-            valid = valid.transpose(0, 2, 1, 3)  # (batch, heads, S, most)
-        else:
-            valid, heads = valid[:, :, 0][:, None], 1
+        if (valid == valid[:, :, :1]).all():
+            valid = valid[:, :, :1]  # one mask serves all heads
+        valid = valid.transpose(0, 2, 1, 3)  # (batch, heads or 1, S, most)
         sight = valid[:, :, None] & seen[:, None, :, :, None]  # (batch, heads, width, S, most)
         if self.window:
             at = np.array(self.offset)[:, None] + np.arange(self.width)

@@ -124,9 +124,7 @@ def write_traced(
     return _gather(*_recorded(recorders, scores.shape[-1]), *_choose(scores, counts))
 
 
-def _run(
-    model: nn.Module, prefix: PrefixStates, rows: Sequence[Sequence[int]]
-) -> list[_Recorder]:
+def _run(model: nn.Module, prefix: PrefixStates, rows: Sequence[Sequence[int]]) -> list[_Recorder]:
     """Let the model read rows of tokens behind the prefix; nothing is evaluated."""
     width = max(map(len, rows))
     tokens = mx.array([[*row, *[0] * (width - len(row))] for row in rows])

@@ -23,6 +23,7 @@ def prepare(model: nn.Module, settings: Settings) -> dict:
         What mlx-lm needs to know to load the result, as in adapter_config.json.
     """
     model.freeze()
+    mx.random.seed(settings.seed)  # LoRA layers begin at random
     if settings.rank:
         names = [name for name, part in model.layers[0].named_modules() if _learns(name, settings)]
         lora = {"rank": settings.rank, "scale": settings.scale, "dropout": 0.0, "keys": names}

@@ -56,9 +56,7 @@ class Batch:
         """Tokens that the model reads: of references and sequences."""
         return sum(map(len, self.references)) + sum(map(len, self.sequences))
 
-    def add(
-        self, sequence: Sequence[int], learned: Sequence[int], reads: list[list[int]]
-    ) -> None:
+    def add(self, sequence: Sequence[int], learned: Sequence[int], reads: list[list[int]]) -> None:
         """Add a sequence of which the tokens at the places ``learned`` are to be predicted."""
         self.sequences.append(tuple(sequence[: learned[-1]]))
         self.wanted.append(tuple(place - 1 for place in learned))
@@ -105,7 +103,9 @@ class Batches:
         names = list(settings.objectives)
         shares = np.array([settings.objectives[name] for name in names], float)
         rng = np.random.default_rng([settings.seed, 1])
-        drawn = rng.choice(len(names), settings.steps * settings.accumulate, p=shares / shares.sum())
+        drawn = rng.choice(
+            len(names), settings.steps * settings.accumulate, p=shares / shares.sum()
+        )
         self._plan = [names[i] for i in drawn]
         seen = dict.fromkeys(names, 0)
         self._turn = []  # how many batches of the same objective came before
@@ -118,7 +118,7 @@ class Batches:
                 raise M3Error(f"there is nothing to train {name} on; see the formats in the README")
 
     def small(self, config: MemoryConfig) -> Batch:
-        """One reference of the data's mean length and the sequences that go with it, of no sense."""
+        """A reference of the data's mean length and its sequences, of no sense, to be timed."""
         questions = [q for asked in list(self.asked.values())[:99] for q in asked]
         lengths = [
             len(self.template.turn(q.question).tokens) + len(self.template.encode(q.answers[-1]))
@@ -240,9 +240,7 @@ class Batches:
             return sample.messages
         return [(sample.question, sample.answers[rng.integers(len(sample.answers))])]
 
-    def _add(
-        self, batch: Batch, turns: Sequence[tuple[str, str]], reads: list[list[int]]
-    ) -> None:
+    def _add(self, batch: Batch, turns: Sequence[tuple[str, str]], reads: list[list[int]]) -> None:
         """Add a conversation, of which the answers and their ends are learned."""
         tokens: list[int] = []
         learned: list[int] = []

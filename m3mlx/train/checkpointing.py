@@ -14,7 +14,7 @@ import mlx.nn as nn
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Keep nothing but the input of each layer for the backward pass, and compute the rest again."""
+    """Keep only the input of each layer for the backward pass, and compute the rest again."""
     for layer in model.layers:
         if not hasattr(layer, "_unchecked_class"):
             layer.__class__ = _checkpointed(type(layer))

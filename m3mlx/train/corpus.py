@@ -1,4 +1,4 @@
-"""The references of the training data, and which of them fit a text, found as the product finds them."""
+"""The references of the training data, and which of them fit a text."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ class Corpus:
         """The references that fit each text best, best first."""
         return self._index.search(self._encode(list(texts)), count)
 
-    def clusters(self, places: Sequence[int], size: int, rng: np.random.Generator) -> list[list[int]]:
+    def clusters(
+        self, places: Sequence[int], size: int, rng: np.random.Generator
+    ) -> list[list[int]]:
         """Cut references into groups of neighbours, each around one drawn at random."""
         places = np.array(places)
         free = np.ones(len(places), bool)

@@ -124,15 +124,21 @@ def _sample(fields: object) -> Text | Question | Conversation | Preference:
     if "messages" in fields:
         return Conversation(_turns(fields["messages"]), document)
     if "chosen" in fields or "rejected" in fields:
-        return Preference(*(_text(fields, key) for key in ("prompt", "chosen", "rejected")), document)
+        return Preference(
+            *(_text(fields, key) for key in ("prompt", "chosen", "rejected")), document
+        )
     if "question" in fields:
         answers = [_text(fields, "answer")]
         longer = fields.get("answers", [])
-        if not isinstance(longer, list) or not all(isinstance(x, str) and x.strip() for x in longer):
+        if not isinstance(longer, list) or not all(
+            isinstance(x, str) and x.strip() for x in longer
+        ):
             raise ValueError('"answers" must be a list of texts')
         if not document:
             raise ValueError('a question needs a "document"')
-        return Question(document, _text(fields, "question"), tuple(dict.fromkeys([*answers, *longer])))
+        return Question(
+            document, _text(fields, "question"), tuple(dict.fromkeys([*answers, *longer]))
+        )
     if "text" in fields:
         return Text(_text(fields, "text"))
     raise ValueError(

@@ -72,7 +72,7 @@ class Frozen:
             self.model.update(now)
 
     def scores(self, references: Sequence[Reference]) -> np.ndarray:
-        """Scores of tokens, float32 (references, layers, KV heads, longest), as a ``Writer`` gives."""
+        """Scores of tokens, float32 (references, layers, KV heads, longest), as of ``Writer``."""
         paths = [self._path("scores", reference) for reference in references]
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         for start in range(0, len(missing), BATCH):
@@ -84,7 +84,9 @@ class Frozen:
         loaded = [np.load(path).astype(np.float32) for path in paths]
         longest = max(map(len, references))
         ends = [((0, 0), (0, 0), (0, longest - score.shape[-1])) for score in loaded]
-        return np.stack([np.pad(s, e, constant_values=-1) for s, e in zip(loaded, ends, strict=True)])
+        return np.stack(
+            [np.pad(s, e, constant_values=-1) for s, e in zip(loaded, ends, strict=True)]
+        )
 
     def teach(self, lessons: Sequence[Lesson]) -> tuple[np.ndarray, np.ndarray]:
         """The likeliest tokens behind each place wanted, with the text in the prompt.

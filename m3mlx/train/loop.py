@@ -6,6 +6,7 @@ settings, and the loss curve is then the one that it would have been without the
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from mlx.utils import tree_map
 from ..config import CODECS, MemoryConfig, cache_folder, digest
 from ..errors import M3Error
 from ..memory.cache import read_prefix
-from ..memory.calibrate import calibrate
+from ..memory.calibrate import budgets, calibrate
 from ..models import Decoder, load_decoder, load_encoder
 from ..template import Template
 from .adapter import prepare, save_adapter, untrained, write_json
@@ -125,7 +126,7 @@ class _Run:
 
             return Corpus(data.documents(), tokenizer(decoder), encode, folder, encoder.identity)
 
-        self.budgets = [_budget(decoder, text, settings, progress) for text in settings.budgets]
+        self.budgets = _budgets(decoder, settings, progress)
         self.validation = Validation(held, corpus(held), self.template) if held else None
         self.name = str(decoder.path)
         self.adapter = prepare(self.model, settings)
@@ -256,19 +257,29 @@ class _Run:
         report(row)
 
 
-def _budget(decoder: Decoder, text: str, settings: Settings, progress: Progress) -> MemoryConfig:
-    kind, tokens = parse_budget(text)
+def _budgets(decoder: Decoder, settings: Settings, progress: Progress) -> list[MemoryConfig]:
+    """The configurations that batches are written with; those of a run that goes on are kept."""
+    known = Path(settings.output) / "training.json"
+    if known.exists():
+        stored = json.loads(known.read_text("utf-8"))["memory"]
+        return [MemoryConfig.from_json(config) for config in stored]
     key_bits, value_bits = CODECS[settings.codec or "k8v8"]
-    config = calibrate(
+    wanted = [parse_budget(text) for text in settings.budgets]
+    numbers = [tokens for _, tokens in wanted]
+    found = calibrate(
         decoder,
         selection=settings.selection,
-        budget="uniform" if kind == "half" else kind,
-        tokens_per_head=tokens,
+        tokens_per_head=None if None in numbers else numbers[0],
         key_bits=key_bits,
         value_bits=value_bits,
         progress=progress,
     )
-    return half_of(config) if kind == "half" else config
+    kinds = [("uniform" if kind == "half" else kind, tokens) for kind, tokens in wanted]
+    made = budgets(decoder, found, [(kind, n or found.tokens_per_head) for kind, n in kinds])
+    return [
+        half_of(config) if kind == "half" else config
+        for (kind, _), config in zip(wanted, made, strict=True)
+    ]
 
 
 def tokenizer(decoder: Decoder) -> Callable[[str], tuple[list[int], list[tuple[int, int]]]]:

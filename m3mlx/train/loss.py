@@ -27,9 +27,7 @@ def batch_loss(
     """
     memory = None
     if batch.references:
-        memory = write_traced(
-            model, prefix, batch.references, batch.scores, batch.config.counts
-        )
+        memory = write_traced(model, prefix, batch.references, batch.scores, batch.config.counts)
         if settings.codec:
             memory = Codec(batch.config).rounded(memory)
         if settings.detach_memories:

@@ -36,8 +36,9 @@ class Settings:
         warmup, decay: shares of the steps at the ends of the warm-up–stable–decay schedule.
         rank, scale: of LoRA; rank 0 trains all weights of attention and MLP.
         targets: parts of each layer that learn: "attention" or "all".
-        budgets: drawn from for each batch, as "calibrated:8", "uniform:8" or "half:8" (uniform
-            in the first half of the layers, as in the paper).
+        budgets: drawn from for each batch: "auto" (what calibration finds for the model),
+            "calibrated:8", "uniform:8" or "half:8" (uniform in the first half of the layers, as
+            in the paper). Validation uses the first.
         selection: score that picks the tokens of a memory.
         codec: reading goes through this quantization; None for exact memories.
         memories: read by one question, at most: the right one and distractors.
@@ -72,7 +73,7 @@ class Settings:
     rank: int = 16
     scale: float = 10.0
     targets: str = "attention"
-    budgets: tuple[str, ...] = ("calibrated:4", "calibrated:8", "calibrated:16", "half:8")
+    budgets: tuple[str, ...] = ("auto", "calibrated:4", "calibrated:16", "half:8")
     selection: str = "reconstruction"
     codec: str | None = None
     memories: int = MEMORIES
@@ -155,17 +156,21 @@ class Settings:
         try:
             return cls.from_json(json.loads(path.read_text("utf-8"))["settings"])
         except FileNotFoundError as error:
-            raise M3Error(f"{folder}: no training was begun here; there is no training.json") from error
+            raise M3Error(
+                f"{folder}: no training was begun here; there is no training.json"
+            ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise M3Error(f"{path}: cannot be read ({error})") from error
 
 
-def parse_budget(text: str) -> tuple[str, int]:
-    """Kind and tokens per head of a budget such as "calibrated:8"."""
+def parse_budget(text: str) -> tuple[str, int | None]:
+    """Kind and tokens per head of a budget such as "calibrated:8"; "auto" has no number."""
+    if text == "auto":
+        return "calibrated", None
     kind, _, count = text.partition(":")
     if kind not in BUDGETS or not count.isdecimal() or not 1 <= int(count) <= 128:
         raise M3Error(
-            f"training setting budgets: {text} is none; write for example "
-            f"{', '.join(f'{kind}:8' for kind in BUDGETS)}"
+            f"training setting budgets: {text} is none; write auto, "
+            f"{', '.join(f'{kind}:8' for kind in BUDGETS)} or the like"
         )
     return kind, int(count)

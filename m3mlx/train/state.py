@@ -20,9 +20,7 @@ KEPT = 2  # checkpoints that stay
 METRICS = "metrics.jsonl"
 
 
-def save_checkpoint(
-    folder: Path, step: int, model: nn.Module, optimizer: optim.Optimizer
-) -> None:
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: optim.Optimizer) -> None:
     """Keep the state behind a number of steps.
 
     Nothing random is carried from step to step (``batches.py``), so weights, optimizer and the
@@ -96,7 +94,9 @@ def add_metrics(folder: Path, row: dict) -> None:
 
 def read_metrics(folder: Path) -> list[dict]:
     path = folder / METRICS
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    )
 
 
 def _checkpoints(folder: Path) -> list[Path]:

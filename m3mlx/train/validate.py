@@ -1,4 +1,4 @@
-"""How well the model in training answers questions that were held out, and what became of the rest."""
+"""How well the model in training answers held-out questions, and what became of the rest."""
 
 from __future__ import annotations
 
