@@ -23,6 +23,7 @@ from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = ["memorize", "list", "status", "forget", "recall", "ask", "chat", "eval", "demo"]
+COMMANDS += ["train", "fuse"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -285,7 +286,7 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         "print([m for m in ('mlx', 'mlx_lm', 'numpy', 'rich', 'transformers', 'usearch',"
         " 'sqlite_utils') if m in sys.modules])"
     )
-    for args in (["--help"], ["ask", "--help"], ["ask"], ["--version"]):
+    for args in (["--help"], ["ask", "--help"], ["ask"], ["train", "--help"], ["--version"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True
         )

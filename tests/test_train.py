@@ -220,6 +220,18 @@ def test_warming_up_reads_no_memory(place, tmp_path):
         settings(place, tmp_path, stage="warmup")
 
 
+def test_a_run_begins_with_an_adapter(place, tmp_path):
+    given = {"objectives": {"distill": 1.0}, "steps": 4, "drop": 0.0}
+    first = train(settings(place, tmp_path / "a", **given))
+    given["adapter_path"] = str(tmp_path / "a")
+    second = train(settings(place, tmp_path / "b", **given))
+    assert losses(second.metrics)[0]["distill"] < losses(first.metrics)[0]["distill"]
+    with pytest.raises(M3Error, match="its weights are not those that learn here"):
+        train(settings(place, tmp_path / "c", **{**given, "rank": 2}))
+    with pytest.raises(M3Error, match="there is no adapter that can be read"):
+        train(settings(place, tmp_path / "d", **{**given, "adapter_path": str(place)}))
+
+
 # --- refusals
 
 

@@ -7,8 +7,8 @@ The first writes OUTPUT/train.jsonl and OUTPUT/valid.jsonl. Names, numbers, date
 drawn at random, so that nobody can know the answers; all templates (training_templates.txt) are our
 own writing, and those of the data for validation are others. The second lets the model itself
 answer every question of train.jsonl with the document pasted into its prompt, and adds its answer
-to those lines where it holds the right words: what a model would say itself teaches it best. It takes
-seconds for each answer on two CPU cores, and goes on where it was interrupted.
+to those lines where it holds the right words: what a model would say itself teaches it best. It
+takes seconds for each answer on two CPU cores, and goes on where it was interrupted.
 
 The same arguments give the same files. No name of the evaluation's documents is used.
 """

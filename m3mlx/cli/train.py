@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from ..errors import M3Error
+from ..train import Settings
 from .options import chosen_model, common_options, json_option
 from .render import echo_json, human_bytes, human_seconds, note, one_line
 
@@ -44,8 +46,6 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
 
 
 def _settings_options(command: Any) -> Any:
-    from ..train.settings import Settings
-
     defaults = {f.name: None if f.default is MISSING else f.default for f in fields(Settings)}
     for name, (kind, text) in reversed(_OPTIONS.items()):
         command = click.option(
@@ -93,7 +93,7 @@ def train(
 
     DATA are files and folders: JSONL with samples, or any documents. A run that was stopped goes
     on when the same command is given again."""
-    from ..train import Settings, train
+    from ..train import train
 
     chosen = chosen_model()
     progress = chosen.pop("progress")
@@ -101,7 +101,10 @@ def train(
         options["objectives"] = _shares(objectives)
     if budgets:
         options["budgets"] = budgets
-    settings = Settings(data=data, **chosen, **options)
+    try:
+        settings = Settings(data=data, **chosen, **options)
+    except M3Error as error:  # all of it was given by flags
+        raise click.UsageError(str(error)) from error
 
     def tell(row: dict[str, Any]) -> None:
         if "valid" in row:
@@ -146,8 +149,9 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
 @click.argument("adapter", metavar="ADAPTER")
 @click.argument("output", metavar="DIRECTORY")
 @click.option("--dequantize", is_flag=True, help="Keep the exact sum, in a larger file.")
+@json_option
 @common_options
-def fuse(adapter: str, output: str, dequantize: bool) -> None:
+def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
     """Merge an adapter into its model, and write the result as a model directory."""
     from ..models import fuse_adapter
 
@@ -155,4 +159,7 @@ def fuse(adapter: str, output: str, dequantize: bool) -> None:
     path = fuse_adapter(
         chosen["model"], adapter, output, dequantize=dequantize, progress=chosen["progress"]
     )
-    click.echo(f"The model lies in {one_line(str(path))}.")
+    if as_json:
+        echo_json({"output": str(path)})
+    else:
+        click.echo(f"The model lies in {one_line(str(path))}.")

@@ -11,6 +11,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map_with_path
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from ..errors import M3Error
 from .settings import Settings
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -21,6 +22,9 @@ def prepare(model: nn.Module, settings: Settings) -> dict:
 
     Returns:
         What mlx-lm needs to know to load the result, as in adapter_config.json.
+
+    Raises:
+        M3Error: all weights are to learn, and they are quantized.
     """
     model.freeze()
     mx.random.seed(settings.seed)  # LoRA layers begin at random
@@ -33,6 +37,8 @@ def prepare(model: nn.Module, settings: Settings) -> dict:
             "num_layers": len(model.layers),
             "lora_parameters": lora,
         }
+    if any(isinstance(part, nn.QuantizedLinear) for part in model.modules()):
+        raise M3Error("the weights of a quantized model cannot be trained; use a --rank above 0")
     for layer in model.layers:
         for name, part in layer.named_modules():
             if _learns(name, settings):
@@ -53,6 +59,26 @@ def untrained(model: nn.Module) -> dict:
         lambda name, x: mx.zeros_like(x) if name.endswith("lora_b") else x,
         model.trainable_parameters(),
     )
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Begin with an adapter that was trained before.
+
+    Raises:
+        M3Error: it cannot be read, or other weights learn in it.
+    """
+    try:
+        weights = mx.load(str(folder / "adapters.safetensors"))
+        mx.eval(weights)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise M3Error(f"{folder}: there is no adapter that can be read ({error})") from error
+    expected = dict(tree_flatten(model.trainable_parameters()))
+    if {n: x.shape for n, x in weights.items()} != {n: x.shape for n, x in expected.items()}:
+        raise M3Error(
+            f"{folder}: its weights are not those that learn here; give the --rank and "
+            f"--targets that it was trained with, and its model"
+        )
+    model.load_weights(list(weights.items()), strict=False)
 
 
 def save_adapter(folder: Path, model: nn.Module, config: Mapping, model_name: str) -> None:

@@ -25,7 +25,7 @@ from ..memory.cache import read_prefix
 from ..memory.calibrate import budgets, calibrate
 from ..models import Decoder, load_decoder, load_encoder
 from ..template import Template
-from .adapter import prepare, save_adapter, untrained, write_json
+from .adapter import load_weights, prepare, save_adapter, untrained, write_json
 from .batches import Batches
 from .checkpointing import checkpoint_layers, restore_layers
 from .corpus import Corpus
@@ -132,7 +132,7 @@ class _Run:
         self.adapter = prepare(self.model, settings)
         start = untrained(self.model)
         if settings.adapter_path:
-            self.model.load_weights(str(_weights_of(settings.adapter_path)), strict=False)
+            load_weights(self.model, Path(settings.adapter_path))
         self.model.train()
         config = self.budgets[0]
         model_key = [decoder.weights, decoder.tokenizer_hash, config.prefix, config.selection]
@@ -186,7 +186,7 @@ class _Run:
         if settings.checkpoint:
             checkpoint_layers(self.model)
         try:
-            if self.validation and not done:
+            if self.validation and not any("valid" in row for row in read_metrics(output)):
                 self._validate(0, output, report)
             for step in range(done, settings.steps):
                 row = {"step": step + 1, **self._step(step)}
@@ -290,10 +290,3 @@ def tokenizer(decoder: Decoder) -> Callable[[str], tuple[list[int], list[tuple[i
         return encoded.ids, encoded.offsets
 
     return tokenize
-
-
-def _weights_of(folder: str) -> Path:
-    path = Path(folder) / "adapters.safetensors"
-    if not path.is_file():
-        raise M3Error(f"{folder}: there is no adapters.safetensors to begin with")
-    return path
