@@ -1,4 +1,4 @@
-"""The commands train and fuse: what they print, write and refuse, and that what they make is used."""
+"""The commands train and fuse: what they print, write and refuse, and that its result is used."""
 
 import json
 
