@@ -1,6 +1,7 @@
 """The budget of each head: its arithmetic, its choice, and that it is found once."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -117,6 +118,17 @@ def test_keys_are_enlarged_while_that_gains_more_than_a_hundredth(
     monkeypatch.setattr(module._Measure, "_loss", loss)
     assert calibrate(decoder, tokens_per_head=4).sharpness == best
     assert measured == list(losses)
+
+
+def test_other_budgets_differ_in_counts_alone(decoder):
+    found = calibrate(decoder, tokens_per_head=4, key_bits=4)
+    same, more, even = module.budgets(
+        decoder, found, [("calibrated", 4), ("calibrated", 9), ("uniform", 3)]
+    )
+    assert same is found
+    assert more == calibrate(decoder, tokens_per_head=9, key_bits=4)
+    assert even.counts == ((3, 3),) * 4
+    assert even == replace(found, budget="uniform", counts=even.counts)
 
 
 def test_a_model_that_gains_nothing_from_memories_says_so(decoder):

@@ -109,3 +109,21 @@ def test_records_do_not_depend_on_their_batch():
         assert (codec.pack(original.take([row]))[0] == together[row]).all()
     joined = Memory.join([original.take([2]), original.take([0, 1])])
     assert (codec.pack(joined) == together[[2, 0, 1]]).all()
+
+
+@pytest.mark.parametrize("head_dim", [64, 80])
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_rounding_is_a_round_trip_that_gradients_pass_straight_through(head_dim, bits):
+    shape = config(head_dim=head_dim, keys=bits, values=bits)
+    codec, original = Codec(shape), memory(shape)
+    back, rounded = codec.unpack(codec.pack(original)), codec.rounded(original)
+    np.testing.assert_allclose(rounded.keys, back.keys, atol=1e-6)
+    np.testing.assert_allclose(rounded.values, back.values, atol=1e-6)
+    assert (rounded.positions == original.positions).all()
+    assert bits == 16 or float(mx.abs(rounded.keys - original.keys).max()) > 1e-3
+    way = mx.random.normal(original.keys.shape)
+
+    def through(keys):
+        return (codec.rounded(Memory(keys, original.values, original.positions)).keys * way).sum()
+
+    np.testing.assert_allclose(mx.grad(through)(original.keys), way, atol=1e-6)

@@ -155,7 +155,7 @@ def test_traced_writing_is_the_writers():
     np.testing.assert_allclose(traced.values * real, written.values * real, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", [pytest.param("llama", marks=pytest.mark.slow), "qwen3"])
 def test_gradients_equal_those_of_the_loop_over_chunks(family):
     step = Step(tiny_model(family))
     value, gradients = step.gradients()
@@ -201,7 +201,7 @@ def test_every_weight_below_a_kept_key_learns_from_reading():
         assert float(mx.abs(whole[name] - reading[name]).max()) > 1e-4
 
 
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("lora", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_checkpoints_change_no_gradient(lora):
     model = tiny_model()
     if lora:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -37,7 +38,7 @@ class Batch:
         wanted: places in each sequence, behind which the next token counts.
         targets: these tokens, int64 (places in all,).
         teacher: the teacher's likeliest tokens and their log probabilities, (places, k), or None.
-        baseline: for ``dpo``, the log probability of each whole answer before training.
+        baseline: for ``dpo``, what ``loss.answer_logprobs`` was before training.
     """
 
     objective: str
@@ -49,7 +50,7 @@ class Batch:
     wanted: list[tuple[int, ...]] = field(default_factory=list)
     targets: np.ndarray | None = None
     teacher: tuple[np.ndarray, np.ndarray] | None = None
-    baseline: np.ndarray | None = None
+    baseline: Any = None  # mx.array (sequences,)
 
     @property
     def tokens(self) -> int:
@@ -178,16 +179,10 @@ class Batches:
     def _dpo(self, batch: Batch, turn: int, rng: np.random.Generator) -> None:
         samples = self._take("dpo", turn)
         rows = self._write(batch, [sample.document for sample in samples])
-        lessons = []
         for sample, row in zip(samples, rows, strict=True):
             reads = self._seen(row, len(batch.references), rng)
             for answer in (sample.chosen, sample.rejected):
                 self._add(batch, [(sample.prompt, answer)], reads)
-                text = batch.references[row] if reads else ()
-                lessons.append(Lesson(text, batch.sequences[-1], batch.wanted[-1]))
-        found = self.frozen.likelihoods(lessons, batch.targets)
-        cuts = np.cumsum([len(wanted) for wanted in batch.wanted])[:-1]
-        batch.baseline = np.array([part.sum() for part in np.split(found, cuts)], np.float32)
 
     def _lm(self, batch: Batch, turn: int, rng: np.random.Generator) -> None:
         for tokens in self._take("lm", turn):

@@ -58,12 +58,13 @@ class Frozen:
         folder: Path,
     ):
         self.model, self.start, self.config, self.folder = model, start, config, folder
-        with self._asked():
+        with self.asked():
             self.prefix: PrefixStates = read_prefix(model, config.prefix)
         self.writer = Writer(model, self.prefix, recite)
 
     @contextmanager
-    def _asked(self) -> Iterator[None]:
+    def asked(self) -> Iterator[None]:
+        """The model is what it was, until the block ends."""
         now = self.model.trainable_parameters()
         self.model.update(self.start)
         try:
@@ -77,7 +78,7 @@ class Frozen:
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            with self._asked():
+            with self.asked():
                 scores = self.writer.score([references[i] for i in part], self.config.selection)[0]
             for i, score in zip(part, scores, strict=True):
                 save_array(paths[i], score[..., : len(references[i])].astype(np.float16))
@@ -98,7 +99,7 @@ class Frozen:
         missing = [i for i, path in enumerate(paths) if not path.exists()]
         for start in range(0, len(missing), BATCH):
             part = missing[start : start + BATCH]
-            with self._asked():
+            with self.asked():
                 logits = self._read([lessons[i] for i in part])
                 logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
                 count = min(LIKELIEST, logits.shape[-1])
@@ -111,15 +112,6 @@ class Frozen:
                 save_array(paths[i], piece)
         both = np.concatenate([np.load(path) for path in paths], axis=1)
         return both[0].astype(np.int64), both[1]
-
-    def likelihoods(self, lessons: Sequence[Lesson], targets: Sequence[int]) -> np.ndarray:
-        """Log probabilities of the tokens that follow the places wanted: (places in all,)."""
-        with self._asked():
-            logits = self._read(lessons)
-            chosen = mx.take_along_axis(logits, mx.array(list(targets))[:, None], axis=-1)
-            found = chosen[:, 0] - mx.logsumexp(logits, axis=-1)
-            mx.eval(found)
-        return np.array(found)
 
     def _read(self, lessons: Sequence[Lesson]) -> mx.array:
         """Logits with whole memories right before each sequence, which is the text itself."""

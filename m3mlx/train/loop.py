@@ -32,7 +32,7 @@ from .corpus import Corpus
 from .data import Data, read_data
 from .estimate import Estimate, check, estimate
 from .frozen import Frozen
-from .loss import batch_loss
+from .loss import answer_logprobs, batch_loss
 from .plot import plot_metrics
 from .settings import Settings, parse_budget
 from .state import add_metrics, cut_metrics, load_checkpoint, read_metrics, save_checkpoint
@@ -215,6 +215,12 @@ class _Run:
         for part in range(settings.accumulate):
             batch = self.batches.batch(step * settings.accumulate + part)
             prefix = read_prefix(self.model, batch.config.prefix)
+            if batch.objective == "dpo":
+                with self.frozen.asked():
+                    batch.baseline = answer_logprobs(
+                        self.model, self.frozen.prefix, batch, settings
+                    )
+                    mx.eval(batch.baseline)
 
             def loss(batch=batch, prefix=prefix) -> mx.array:
                 return batch_loss(self.model, prefix, batch, settings)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -25,6 +23,29 @@ def batch_loss(
         prefix: read by the model as it is now. No gradient goes through it: it is a constant of
             each step, a few tokens that every pass shares.
     """
+    logprobs = _logprobs(model, prefix, batch, settings)
+    right = _right(logprobs, batch)
+    if batch.objective == "dpo":
+        gain = (_by_answer(right, batch) - batch.baseline).reshape(-1, 2)
+        return -nn.log_sigmoid(settings.beta * (gain[:, 0] - gain[:, 1])).mean()
+    if batch.teacher is None:
+        return -right.mean()
+    loss = divergence(logprobs, *batch.teacher).mean()
+    if batch.objective == "distill":
+        loss = loss - settings.hardness * right.mean()
+    return loss
+
+
+def answer_logprobs(
+    model: nn.Module, prefix: PrefixStates, batch: Batch, settings: Settings
+) -> mx.array:
+    """Log probability of each whole answer, (sequences,): the measure of direct preference
+    optimization (arXiv 2305.18290). Answers come in pairs, the better first."""
+    return _by_answer(_right(_logprobs(model, prefix, batch, settings), batch), batch)
+
+
+def _logprobs(model: nn.Module, prefix: PrefixStates, batch: Batch, settings: Settings) -> mx.array:
+    """Write, read: (places wanted, vocabulary)."""
     memory = None
     if batch.references:
         memory = write_traced(model, prefix, batch.references, batch.scores, batch.config.counts)
@@ -37,16 +58,17 @@ def batch_loss(
     logits = logits_with_memories(
         model, prefix, batch.config, batch.sequences, memory, batch.reads, batch.wanted
     )
-    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-    right = mx.take_along_axis(logprobs, mx.array(batch.targets)[:, None], axis=-1)[:, 0]
-    if batch.objective == "dpo":
-        return preference_loss(right, batch, settings.beta)
-    if batch.teacher is None:
-        return -right.mean()
-    loss = divergence(logprobs, *batch.teacher).mean()
-    if batch.objective == "distill":
-        loss = loss - settings.hardness * right.mean()
-    return loss
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def _right(logprobs: mx.array, batch: Batch) -> mx.array:
+    """Of the tokens that are to be predicted: (places wanted,)."""
+    return mx.take_along_axis(logprobs, mx.array(batch.targets)[:, None], axis=-1)[:, 0]
+
+
+def _by_answer(right: mx.array, batch: Batch) -> mx.array:
+    cuts = np.cumsum([len(wanted) for wanted in batch.wanted])[:-1].tolist()
+    return mx.stack([part.sum() for part in mx.split(right, cuts)])
 
 
 def divergence(logprobs: mx.array, ids: np.ndarray, teacher: np.ndarray) -> mx.array:
@@ -66,20 +88,3 @@ def divergence(logprobs: mx.array, ids: np.ndarray, teacher: np.ndarray) -> mx.a
     rest = mx.maximum(1 - share.sum(axis=-1), tiny)
     own_rest = mx.maximum(1 - mx.exp(own).sum(axis=-1), tiny)
     return loss + rest * (mx.log(rest) - mx.log(own_rest))
-
-
-def preference_loss(right: mx.array, batch: Batch, beta: float) -> mx.array:
-    """Direct preference optimization (arXiv 2305.18290); answers come in pairs, the better first.
-
-    Args:
-        right: log probabilities of the answers' tokens.
-    """
-    cuts = np.cumsum([len(wanted) for wanted in batch.wanted])[:-1].tolist()
-    whole = mx.stack([part.sum() for part in mx.split(right, cuts)])
-    gain = (whole - mx.array(batch.baseline)).reshape(-1, 2)
-    return -nn.log_sigmoid(beta * (gain[:, 0] - gain[:, 1])).mean()
-
-
-def without_memories(batch: Batch) -> Batch:
-    """The same sequences with nothing to read."""
-    return replace(batch, references=[], scores=None, reads=[[] for _ in batch.sequences])
