@@ -6,17 +6,20 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import platformdirs
 
-from .errors import FingerprintError
+from .errors import FingerprintError, ModelError
 
 FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
+MEMORY_FILE = "memory.json"  # beside the weights of a model that was trained with memories
+
+Counts = tuple[tuple[int, ...], ...]  # counts[layer][KV head]
 
 # The choices that users have, here so that the command line knows them without loading more.
 MODES = ("explicit", "text", "off")  # read memories, paste the same references, or neither
@@ -85,6 +88,78 @@ class MemoryConfig:
     def from_json(cls, data: Mapping) -> MemoryConfig:
         counts = tuple(tuple(layer) for layer in data["counts"])
         return cls(**{**data, "counts": counts, "prefix": tuple(data["prefix"])})
+
+
+@dataclass(frozen=True)
+class MemorySettings:
+    """How a decoder that was trained with memories writes and reads them (memory.json).
+
+    Its defaults are the paper's (sections 3.1 to 3.3). Such a model is written with as many
+    tokens in every head of a memory layer and read with ordinary attention.
+
+    Attributes:
+        memory_layers: layers that hold memories.
+        tokens_per_head: tokens that each KV head of these layers keeps.
+        selection: the score that ranks tokens.
+        prefix: the constant text before everything, at every layer.
+        reference_tokens, chunk_tokens, memories: longest reference, tokens between two
+            retrievals, references read by one chunk.
+    """
+
+    memory_layers: tuple[int, ...]
+    tokens_per_head: int = 8
+    selection: str = "attention"
+    prefix: str = "<s>Reference:"
+    reference_tokens: int = REFERENCE_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS
+    memories: int = MEMORIES
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def from_json(cls, data: Mapping, layers: int) -> MemorySettings:
+        """From memory.json of a model of so many layers; ModelError says what makes no sense."""
+        if not isinstance(data, Mapping):
+            raise ModelError(f"{MEMORY_FILE} is no JSON object")
+        if unknown := sorted(data.keys() - set(cls.names())):
+            raise ModelError(f"the memory settings {', '.join(unknown)} are unknown")
+        chosen = data.get("memory_layers")
+        if (
+            not isinstance(chosen, list | tuple)
+            or not chosen
+            or not all(type(n) is int and 0 <= n < layers for n in chosen)
+            or len(set(chosen)) != len(chosen)
+        ):
+            raise ModelError(f"memory_layers is {chosen!r:.60}, not layers between 0 and {layers}")
+        made = cls(**{**data, "memory_layers": tuple(sorted(chosen))})
+        for name in ("tokens_per_head", "reference_tokens", "chunk_tokens", "memories"):
+            value = getattr(made, name)
+            if type(value) is not int or value < 1:
+                raise ModelError(f"{name} is {value!r:.40}, which makes no sense")
+        if made.tokens_per_head > made.reference_tokens:
+            raise ModelError(
+                f"{made.tokens_per_head} tokens per head are more than a reference of "
+                f"{made.reference_tokens} has"
+            )
+        fixed = {"reference_tokens": REFERENCE_TOKENS, "chunk_tokens": CHUNK_TOKENS}
+        for name, value in fixed.items():
+            if getattr(made, name) != value:
+                raise ModelError(f"{name} is {getattr(made, name)}; m3mlx knows only {value}")
+        if made.selection not in SELECTIONS:
+            raise ModelError(f"selection {made.selection} is not one of {', '.join(SELECTIONS)}")
+        if not isinstance(made.prefix, str) or not made.prefix:
+            raise ModelError("the prefix is no text")
+        return made
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    def counts(self, layers: int, kv_heads: int, tokens: int | None = None) -> Counts:
+        """Tokens kept as counts[layer][KV head], zeros where a layer holds no memory."""
+        kept = tokens or self.tokens_per_head
+        return tuple((kept * (n in self.memory_layers),) * kv_heads for n in range(layers))
 
 
 def digest(value: object) -> str:
