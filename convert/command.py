@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 
 import click
 
+from m3mlx.cli.options import json_option
+from m3mlx.cli.render import Progress
 from m3mlx.errors import ConvertError
 
+from .check import Proof
 from .writer import DTYPES, GROUP_SIZES, QUANTIZED_BITS
 
 
@@ -60,33 +64,42 @@ check_option = click.option(
 )
 
 
+class _Converter(click.Command):
+    def main(self, *args: Any, **settings: Any) -> Any:
+        """Where the module is the program: a ConvertError is one line and exit code 1."""
+        try:
+            return super().main(*args, **settings)
+        except ConvertError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+
+
 def converter(*options: Callable[[Callable], Callable]) -> Callable[[Callable], click.Command]:
     """A command that takes SOURCE and OUT, and prints OUT when it is done."""
 
-    def decorate(convert: Callable[..., Any]) -> click.Command:
-        @click.command(help=convert.__doc__)
+    def decorate(convert: Callable[..., Proof]) -> click.Command:
+        @click.command(cls=_Converter, help=convert.__doc__)
         @click.argument("source", type=click.Path(path_type=Path))
         @click.argument("out", type=click.Path(path_type=Path))
         @functools.wraps(convert)
-        def command(source: Path, out: Path, **arguments: Any) -> None:
-            from rich.console import Console
-            from rich.progress import Progress
-
+        def command(source: Path, out: Path, as_json: bool, **arguments: Any) -> None:
+            bar = Progress()
             try:
-                with Progress(console=Console(stderr=True), transient=True) as bars:
-                    task = bars.add_task(f"Converting {source.name}", total=None)
-                    arguments["progress"] = lambda done, total: bars.update(
-                        task, completed=done, total=total
-                    )
-                    said = convert(source, out, **arguments)
-            except ConvertError as error:
-                click.echo(f"Error: {error}", err=True)
-                sys.exit(1)
-            if said:
-                click.echo(said, err=True)
-            click.echo(out)
+                proof = convert(
+                    source,
+                    out,
+                    progress=lambda done, total: bar(f"converting {source.name}", done, total),
+                    **arguments,
+                )
+            finally:
+                bar.close()
+            if as_json:
+                click.echo(json.dumps({"out": str(out), **proof._asdict()}, indent=2))
+            else:
+                click.echo(proof, err=True)
+                click.echo(out)
 
-        for option in options:
+        for option in (json_option, *reversed(options)):
             command = option(command)
         return command
 

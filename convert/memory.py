@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from m3mlx.config import MEMORY_FILE, MemorySettings
-from m3mlx.errors import ConvertError, M3Error
+from m3mlx.errors import ConvertError
 
 from .writer import write_json
 
@@ -41,8 +41,8 @@ def memory_settings(
         return MemorySettings.from_json(
             {"memory_layers": list(range(layers // 2)), **found, **given}, layers
         )
-    except M3Error as reason:
-        raise error(str(reason).rstrip(".")) from reason
+    except ValueError as reason:
+        raise error(str(reason)) from reason
 
 
 def write_memory(folder: Path, settings: MemorySettings) -> None:

@@ -11,15 +11,13 @@ from pathlib import Path
 
 import platformdirs
 
-from .errors import FingerprintError, ModelError
+from .errors import FingerprintError
 
 FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
 MEMORY_FILE = "memory.json"  # beside the weights of a model that was trained with memories
-
-Counts = tuple[tuple[int, ...], ...]  # counts[layer][KV head]
 
 # The choices that users have, here so that the command line knows them without loading more.
 MODES = ("explicit", "text", "off")  # read memories, paste the same references, or neither
@@ -120,11 +118,9 @@ class MemorySettings:
 
     @classmethod
     def from_json(cls, data: Mapping, layers: int) -> MemorySettings:
-        """From memory.json of a model of so many layers; ModelError says what makes no sense."""
-        if not isinstance(data, Mapping):
-            raise ModelError(f"{MEMORY_FILE} is no JSON object")
+        """From memory.json of a model of so many layers; ValueError says what makes no sense."""
         if unknown := sorted(data.keys() - set(cls.names())):
-            raise ModelError(f"the memory settings {', '.join(unknown)} are unknown")
+            raise ValueError(f"the memory settings {', '.join(unknown)} are unknown")
         chosen = data.get("memory_layers")
         if (
             not isinstance(chosen, list | tuple)
@@ -132,34 +128,31 @@ class MemorySettings:
             or not all(type(n) is int and 0 <= n < layers for n in chosen)
             or len(set(chosen)) != len(chosen)
         ):
-            raise ModelError(f"memory_layers is {chosen!r:.60}, not layers between 0 and {layers}")
+            raise ValueError(f"memory_layers is {chosen!r:.60}, not some of 0 to {layers - 1}")
         made = cls(**{**data, "memory_layers": tuple(sorted(chosen))})
-        for name in ("tokens_per_head", "reference_tokens", "chunk_tokens", "memories"):
-            value = getattr(made, name)
-            if type(value) is not int or value < 1:
-                raise ModelError(f"{name} is {value!r:.40}, which makes no sense")
-        if made.tokens_per_head > made.reference_tokens:
-            raise ModelError(
-                f"{made.tokens_per_head} tokens per head are more than a reference of "
-                f"{made.reference_tokens} has"
-            )
         fixed = {"reference_tokens": REFERENCE_TOKENS, "chunk_tokens": CHUNK_TOKENS}
-        for name, value in fixed.items():
-            if getattr(made, name) != value:
-                raise ModelError(f"{name} is {getattr(made, name)}; m3mlx knows only {value}")
+        for name, only in fixed.items():
+            if getattr(made, name) != only:
+                raise ValueError(f"{name} is {getattr(made, name)!r:.40}, m3mlx knows only {only}")
+        most = {"tokens_per_head": REFERENCE_TOKENS, "memories": 2**16}
+        for name, largest in most.items():
+            value = getattr(made, name)
+            if type(value) is not int or not 1 <= value <= largest:
+                raise ValueError(f"{name} is {value!r:.40}, not 1 to {largest}")
         if made.selection not in SELECTIONS:
-            raise ModelError(f"selection {made.selection} is not one of {', '.join(SELECTIONS)}")
+            raise ValueError(f"selection is {made.selection!r:.40}, not {' or '.join(SELECTIONS)}")
         if not isinstance(made.prefix, str) or not made.prefix:
-            raise ModelError("the prefix is no text")
+            raise ValueError("the prefix is no text")
         return made
 
     def to_json(self) -> dict:
         return asdict(self)
 
-    def counts(self, layers: int, kv_heads: int, tokens: int | None = None) -> Counts:
-        """Tokens kept as counts[layer][KV head], zeros where a layer holds no memory."""
-        kept = tokens or self.tokens_per_head
-        return tuple((kept * (n in self.memory_layers),) * kv_heads for n in range(layers))
+    def counts(self, layers: int, kv_heads: int) -> tuple[tuple[int, ...], ...]:
+        """Tokens kept, as counts[layer][KV head]."""
+        return tuple(
+            (self.tokens_per_head * (n in self.memory_layers),) * kv_heads for n in range(layers)
+        )
 
 
 def digest(value: object) -> str:
