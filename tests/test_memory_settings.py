@@ -9,6 +9,7 @@ from tiny_torch import edit_config
 
 from convert import from_torch
 from convert.from_torch import convert
+from m3mlx.assistant import Assistant
 from m3mlx.config import MemorySettings
 from m3mlx.errors import ConvertError, ModelError
 from m3mlx.memory.calibrate import calibrate
@@ -128,3 +129,12 @@ def test_the_context_of_a_trained_model_begins_with_the_whole_template(trained):
     assert trained.tokenizer.decode(list(words)) == "Hello"
     later = template.turn("Hello", first=False)
     assert later == plain.turn("Hello", first=False)
+
+
+def test_a_chunk_reads_as_many_memories_as_the_model_was_trained_with(tmp_path):
+    source = save_model(tmp_path / "in")
+    convert(source, tmp_path / "out", memory={"memories": 3}, check=False)
+    options = {"store": tmp_path / "store"}
+    assert Assistant(str(tmp_path / "out"), **options).memories == 3
+    assert Assistant(str(tmp_path / "out"), memories=2, **options).memories == 2
+    assert Assistant(str(source), **options).memories == 5
