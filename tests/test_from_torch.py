@@ -386,7 +386,7 @@ def test_the_check_finds_what_is_wrong(broken, tmp_path, monkeypatch):
             written(path, value | (wrong if path.name == "config.json" else {}))
 
         monkeypatch.setattr(from_torch, "write_json", write_json)
-    with pytest.raises(ConvertError, match="MLX's logits differ from the source's"):
+    with pytest.raises(ConvertError, match="MLX's logits differ from PyTorch's"):
         convert(source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

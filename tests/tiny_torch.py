@@ -22,11 +22,6 @@ def numpy_weights(folder: Path) -> dict[str, np.ndarray]:
     return weights
 
 
-def hugging_face(folder: Path, family: str = "llama", **changes) -> Path:
-    """A folder as Hugging Face has it: one file, and a config.json of that family."""
-    return save_model(folder, family, **changes)
-
-
 def edit_config(folder: Path, **changes) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text()) | changes
@@ -50,7 +45,7 @@ def fused(
         "self_attn.o_proj.weight": "self_attention.dense.weight",
         "mlp.down_proj.weight": "mlp.dense_4h_to_h.weight",
     }
-    qkv, gate, start = "self_attention.query_key_value.weight", "mlp.dense_h_to_4h.weight", ""
+    qkv, gate = "self_attention.query_key_value.weight", "mlp.dense_h_to_4h.weight"
     start = "language_model.encoder.layers"
     if core:
         names = {
@@ -85,7 +80,7 @@ def fused(
 
 def megatron(folder: Path, core: bool = False, **changes) -> tuple[Path, Path]:
     """The same llama as a Hugging Face folder and as a folder with Megatron's names."""
-    original = hugging_face(folder / "hf", tie_word_embeddings=False, **changes)
+    original = save_model(folder / "hf", tie_word_embeddings=False, **changes)
     config = json.loads((original / "config.json").read_text())
     out = folder / "megatron"
     out.mkdir()
