@@ -235,12 +235,12 @@ def write_weights(
 
 
 def verify(folder: Path, sums: Mapping[str, int]) -> None:
-    """Read every tensor of a folder back; ConvertError names those that are not what was written."""
+    """Read every tensor of a folder back; ConvertError names those that have changed."""
     found = safetensors_file.checksums(sorted(folder.glob("*.safetensors")))
     if wrong := {name for name in sums.keys() | found if sums.get(name) != found.get(name)}:
         raise ConvertError(
-            f"{some(wrong)} came back changed from the disk, so nothing was kept. Convert again, and "
-            f"look at the disk if that repeats."
+            f"{some(wrong)} came back changed from the disk, so nothing was kept. Convert again, "
+            f"and look at the disk if that repeats."
         )
 
 
