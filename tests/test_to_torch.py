@@ -10,9 +10,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.utils import load_model
-from test_from_torch import raw
 from tiny import FAMILIES, save_model
-from tiny_torch import PAPER, edit_config, fused, logits, tokens
+from tiny_torch import PAPER, edit_config, fused, logits, raw, tokens
 
 from convert import from_torch, safetensors_file, to_torch, writer
 from m3mlx.errors import ConvertError

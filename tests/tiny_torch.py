@@ -8,6 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tiny import VOCABULARY, save_model
 
+from convert import safetensors_file
+
 PAPER = {  # full width, one or few layers
     "2.4B": {"hidden_size": 3200, "num_attention_heads": 40, "head_dim": 80},
     "0.92B": {"hidden_size": 2048, "num_attention_heads": 32, "head_dim": 64},
@@ -109,3 +111,13 @@ def tokens(length: int = 40) -> list[int]:
 
 def logits(model, length: int = 40) -> np.ndarray:
     return np.array(model(mx.array([tokens(length)]))[0].astype(mx.float32))
+
+
+def raw(folder: Path) -> dict[str, tuple]:
+    """Type, shape and bytes of every tensor of a folder."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        data = file.read_bytes()
+        for name, entry in safetensors_file.read_header(file).items():
+            found[name] = (entry.dtype, entry.shape, data[entry.start : entry.end])
+    return found
