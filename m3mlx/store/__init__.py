@@ -30,7 +30,7 @@ from . import compact
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
 from .database import OlderSchema
-from .files import NEW, WriterLock, told
+from .files import NEW, BusyStore, WriterLock, told
 from .reading import CATALOG, LOCK, ColdReference, Reading
 from .records import FIRST
 from .rows import Edition, NewReference, StoredDocument, StoredReference
@@ -38,6 +38,7 @@ from .search import EXACT_REFERENCES, Hit
 from .traces import Residue, Trace, Verification
 
 __all__ = [
+    "BusyStore",
     "ColdReference",
     "Edition",
     "Hit",
@@ -117,29 +118,39 @@ class MemoryStore(Reading):
         *,
         write: bool = False,
         wait: float = 10.0,
+        edition: int | None = None,
         exact: int = EXACT_REFERENCES,
     ) -> MemoryStore:
-        """Open a store, with its first edition of memories in use.
+        """Open a store.
 
         A store of an older format is brought up to date, which needs the right to write.
 
         Args:
             write: whether to change it, which one process at a time may do.
             wait: seconds to wait until another process has finished writing.
+            edition: id of the memories to use; None for the first.
             exact: up to so many references, searches compare with all of them.
 
         Raises:
-            StoreError: there is none, it is damaged, of another version, or being written to.
+            BusyStore: another process is writing to it.
+            StoreError: there is none, it is damaged, or of another version.
         """
         path = Path(path)
         if not cls.exists(path):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with told(path):
             try:
-                return cls._opened(path, write, wait, exact)
+                store = cls._opened(path, write, wait, exact)
             except OlderSchema:
                 cls._opened(path, True, wait, exact)._close()
-                return cls._opened(path, write, wait, exact)
+                store = cls._opened(path, write, wait, exact)
+            try:
+                if edition is not None and edition != store.edition.id:
+                    store.use(edition)
+            except BaseException:
+                store._close()
+                raise
+        return store
 
     @classmethod
     def _opened(cls, path: Path, write: bool, wait: float, exact: int) -> MemoryStore:

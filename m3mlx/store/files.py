@@ -107,18 +107,22 @@ def told(path: Path) -> Iterator[None]:
         ) from error
 
 
+class BusyStore(StoreError):
+    """Another process is writing to a store."""
+
+
 class WriterLock:
     """The right to write to a store: held by one opener at a time, freed when its process ends."""
 
     def __init__(self, path: Path, wait: float):
-        """Wait at most ``wait`` seconds. Raises StoreError that names the process in the way."""
+        """Wait at most ``wait`` seconds. Raises BusyStore that names the process in the way."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + wait
         while not self._taken():
             if time.monotonic() >= deadline:
                 owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
                 self.release()
-                raise StoreError(
+                raise BusyStore(
                     f"{path.parent}: another process ({owner or 'unknown'}) is writing to this "
                     f"store. Wait until it has finished, then try again."
                 )
