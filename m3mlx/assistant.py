@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,22 @@ from .memory.cache import PrefixStates, read_prefix
 from .memory.calibrate import calibrate
 from .memory.codec import Codec, Memory
 from .memory.write import Writer
-from .store import BusyStore, ColdReference, Edition, Hit, MemoryStore, StoredDocument
+from .store import BusyStore, ColdReference, Edition, Hit, MemoryStore, Residue, StoredDocument
 from .template import Template
+
+
+class Forgotten(NamedTuple):
+    """What was erased.
+
+    Attributes:
+        documents: that are gone.
+        residue: what was found of them all the same; None where nobody looked.
+        certificate: of that search, as JSON-able values that do not name the documents.
+    """
+
+    documents: list[StoredDocument]
+    residue: list[Residue] | None
+    certificate: dict | None
 
 
 class Assistant:
@@ -103,7 +117,7 @@ class Assistant:
         Raises:
             FingerprintError: the store has no memories of this model and these settings.
         """
-        if MemoryStore.exists(self.store_path):
+        if self.has_store():
             return MemoryConfig.from_json(self._own().memory)
         return self._calibrated()
 
@@ -158,6 +172,10 @@ class Assistant:
 
     # --- the store
 
+    def has_store(self) -> bool:
+        """Whether anything has been memorized yet."""
+        return MemoryStore.exists(self.store_path)
+
     def store(self) -> MemoryStore:
         """The store, open for reading.
 
@@ -165,7 +183,7 @@ class Assistant:
             StoreError: there is none, or it is damaged.
         """
         if self._store is None:
-            if not MemoryStore.exists(self.store_path):
+            if not self.has_store():
                 raise StoreError(
                     f"{self.store_path}: nothing is memorized here yet; "
                     f"run m3mlx memorize PATH first, or name the store with --store"
@@ -175,7 +193,7 @@ class Assistant:
 
     def _open_to_write(self, wait: float = 10.0) -> MemoryStore:
         """The store, open for writing and made by the same models; a new one if there is none."""
-        if not MemoryStore.exists(self.store_path):
+        if not self.has_store():
             return MemoryStore.create(
                 self.store_path,
                 encoder=self.encoder.identity,
@@ -251,7 +269,7 @@ class Assistant:
             progress=self.progress,
         )
         run.look(paths, include, exclude)
-        known = MemoryStore.exists(self.store_path)
+        known = self.has_store()
         if known:
             self.check()
         if dry_run:
@@ -322,17 +340,12 @@ class Assistant:
         """All documents of the store, by id."""
         return self.store().documents()
 
-    def forget(
-        self, names: Iterable[str], *, verify: bool = False
-    ) -> tuple[list[StoredDocument], dict | None]:
+    def forget(self, names: Iterable[str], *, verify: bool = False) -> Forgotten:
         """Erase documents: text, full text, vectors, index and memories.
 
         Args:
             names: paths, folders or ids.
             verify: then search every byte of the store's files for samples of what was erased.
-
-        Returns:
-            The documents that are gone; the certificate of that search, None unverified.
 
         Raises:
             StoreError: nothing of that name is stored; nothing was erased.
@@ -342,11 +355,16 @@ class Assistant:
             ids = [document.id for document in store.find_documents(names)]
             samples = store.traces(ids) if verify else []
             gone = store.forget(ids)
-            return gone, store.certificate(gone, samples) if verify else None
+            if not verify:
+                return Forgotten(gone, None, None)
+            verification = store.verify(samples)
+            certificate = store.certificate(gone, samples, verification)
+            return Forgotten(gone, verification.residue, certificate)
 
     def status(self) -> dict[str, Any]:
         """What the store holds, by part and edition; loads no model."""
-        return {"store": str(self.store_path), **self.store().status()}
+        store = self.store()
+        return {"store": str(self.store_path), "memory": store.edition.memory, **store.status()}
 
     # --- answers
 

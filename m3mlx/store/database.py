@@ -108,6 +108,20 @@ class Connection:
                 with self._inside("BEGIN"):
                     yield
 
+    def empty_log(self) -> bool:
+        """Move the log into the database file; False if a reader keeps it from being emptied.
+
+        Call it outside of transactions. It does not wait.
+        """
+        with self.thread, self.translated():
+            self.db.execute("PRAGMA busy_timeout=0")
+            try:
+                return not self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.OperationalError:  # somebody reads or looks at this very moment
+                return False
+            finally:
+                self.db.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
+
     @contextmanager
     def _inside(self, begin: str) -> Iterator[None]:
         self.db.execute(begin)

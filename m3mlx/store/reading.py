@@ -260,9 +260,14 @@ class Reading:
         """
         return traces.left(samples, self.path, self._catalog, self._records)
 
-    def certificate(self, documents: Sequence[StoredDocument], samples: Sequence[Trace]) -> dict:
-        """``verify``, as a JSON-able certificate of what was erased, which does not name it."""
-        return traces.certificate(documents, samples, self.verify(samples), self.id.hex())
+    def certificate(
+        self,
+        documents: Sequence[StoredDocument],
+        samples: Sequence[Trace],
+        verification: Verification,
+    ) -> dict:
+        """What was erased and how that was verified, without naming it, as JSON-able values."""
+        return traces.certificate(documents, samples, verification, self.id.hex())
 
     def _check(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
         """Vectors as float32 ``(n, dimensions)``. Raises StoreError if they are not that."""

@@ -149,22 +149,28 @@ class Records:
         """
         with self._catalog.snapshot():
             limit = self._catalog.settings()["max_bytes"]
-            if limit is None:
-                return 0
+        if limit is None or self._size() <= limit:
+            return 0
+        self._catalog.empty_log()
+        if (excess := self._size() - limit) <= 0:
+            return 0
+        dropped = self._drop(excess + int(_SLACK * limit), fresh)
+        self.erase()
+        self._catalog.empty_log()
+        return dropped
+
+    def _size(self) -> int:
+        """Bytes of the whole store, if files can have holes."""
+        with self._catalog.snapshot():
             editions = self._catalog.editions()
-            total = sum(
+            size = sum(
                 PAGE + self._catalog.warm(edition.id) * stride(edition.record_bytes)
                 for edition in editions
             )
-        banks = {edition.file for edition in editions}
-        total += sum(
-            file.stat().st_size for file in self._folder.iterdir() if file.name not in banks
+        others = {edition.file for edition in editions} | {"catalog.sqlite-shm"}  # is no content
+        return size + sum(
+            file.stat().st_size for file in self._folder.iterdir() if file.name not in others
         )
-        if total <= limit:
-            return 0
-        dropped = self._drop(total - limit + int(_SLACK * limit), fresh)
-        self.erase()
-        return dropped
 
     def _drop(self, excess: int, fresh: Collection[int]) -> int:
         """Take the least used memories away that have so many bytes together."""
