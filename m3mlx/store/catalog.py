@@ -28,7 +28,7 @@ NEW_STORE = {  # the settings that change, as they begin
     "seal": None,  # of the index file
     "max_bytes": None,  # of all files together; beyond, memories are dropped
 }
-BLOCK = 4096  # references that are read at a time where all are needed
+BLOCK = 1024  # references that are read at a time where all are needed
 _COMPLETE = "document IN (SELECT id FROM document WHERE complete)"
 
 
