@@ -1,5 +1,6 @@
 """Editions side by side, the bound, and compacting: what is kept, what is dropped, what is told."""
 
+import errno
 import os
 import shutil
 
@@ -251,6 +252,17 @@ def test_a_store_stays_within_its_bound_whatever_is_added(path):
         assert bytes(store.read(newest)[0]) == memory("29 0")
 
 
+def test_a_bound_counts_the_index_too(path):
+    with new_store(path, **LARGE) as store:
+        memorize(store, "/a", [f"text {number}" for number in range(200)])
+        assert store._catalog.empty_log()
+        total = sum(file.stat().st_size for file in path.iterdir() if not file.match("*-shm"))
+        assert store.set_bound(total + 2000) == 0  # which leaves no room for an index
+        store.settle()
+        assert (path / "vectors.usearch").stat().st_size > 2000
+        assert store.status()["cold"] > 0
+
+
 def test_a_bound_below_the_text_drops_all_memories_and_no_text(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
@@ -269,6 +281,7 @@ def test_memories_of_other_editions_go_first_among_those_used_alike(path, monkey
         memorize(store, "/a", A)
         store.add_edition(**OTHER)
         fill_other(store)
+        assert store._catalog.empty_log()
         total = sum(file.stat().st_size for file in path.iterdir() if not file.match("*-shm"))
         assert store.set_bound(total - 1) > 0
         warm = {edition["id"]: edition["warm"] for edition in store.status()["editions"]}
@@ -362,6 +375,27 @@ def test_readers_go_on_while_a_store_is_compacted(path):
         with pytest.raises(StoreError, match="Search again"):
             reader.read([before[0].slot])
         assert seen(reader) == seen(idle) == expected(kept)
+
+
+def test_a_compacting_that_fails_leaves_the_old_and_no_copies(path, monkeypatch):
+    kept = full(path)
+    before = {file.name for file in path.glob("memories*")}
+    with MemoryStore.open(path, write=True, **LARGE) as store:
+        with monkeypatch.context() as patch, pytest.raises(StoreError, match="Make room"):
+            patch.setattr(files, "step", fail_at("records copied"))
+            store.compact()
+        assert {file.name for file in path.glob("memories*")} == before
+        assert seen(store) == expected(kept)
+        store.compact()
+        assert seen(store) == expected(kept)
+
+
+def fail_at(wanted):
+    def step(name):
+        if name == wanted:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return step
 
 
 def test_a_damaged_memory_is_left_out_and_its_reference_is_cold(path):

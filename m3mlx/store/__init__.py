@@ -339,6 +339,7 @@ class MemoryStore(Reading):
             self._records.erase()
             self._catalog.scrub()
             self._search.refresh()
+            self._records.keep_bound()  # an index counts too
 
     def compact(self) -> int:
         """Give room back: number references anew without gaps, and copy their records.

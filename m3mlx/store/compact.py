@@ -28,14 +28,16 @@ def renumber(catalog: Catalog, records: Records) -> int:
             return 0
         moved = dict(zip(slots, range(origin, origin + len(slots)), strict=True))
         damaged = {}
-        for edition in editions:
-            file = f"memories-{edition.id}-{origin}.kv"
-            to = replace(edition, file=file, origin=origin)
-            damaged[edition.id] = records.copy(edition, to, moved)
-            files.step("records copied")
-        with catalog.transaction():
+        try:
             for edition in editions:
-                catalog.mark(edition.id, damaged[edition.id], warm=False)
-            catalog.renumber(moved, origin)
-        records.sweep()
-        return sum(map(len, damaged.values()))
+                file = f"memories-{edition.id}-{origin}.kv"
+                to = replace(edition, file=file, origin=origin)
+                damaged[edition.id] = records.copy(edition, to, moved)
+                files.step("records copied")
+            with catalog.transaction():
+                for edition in editions:
+                    catalog.mark(edition.id, damaged[edition.id], warm=False)
+                catalog.renumber(moved, origin)
+        finally:
+            records.sweep()  # of the old files, or of the new ones where it failed
+    return sum(map(len, damaged.values()))

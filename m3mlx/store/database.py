@@ -92,8 +92,11 @@ class Connection:
     def transaction(self) -> Iterator[None]:
         """Everything inside is committed and on the disk at the end, or nothing is."""
         # IMMEDIATE: a deferred transaction that turns into a writing one fails without waiting
-        with self.thread, self.translated(), self._inside("BEGIN IMMEDIATE"):
-            yield
+        with self.thread, self.translated():
+            with self._inside("BEGIN IMMEDIATE"):
+                yield
+                files.step("committing")
+            files.step("committed")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -127,11 +130,7 @@ class Connection:
         self.db.execute(begin)
         try:
             yield
-            if begin != "BEGIN":
-                files.step("committing")
             self.db.commit()
-            if begin != "BEGIN":
-                files.step("committed")
         except BaseException:
             self.db.rollback()
             raise
