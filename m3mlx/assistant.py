@@ -283,7 +283,7 @@ class Assistant:
                     run.prune(store)
         return run.done
 
-    def rebuild(self, *, cold: bool = False) -> Memorized:
+    def rebuild(self, *, cold: bool = False) -> editions.Rebuilt:
         """Make all memories of the present model and settings that the store lacks.
 
         They are made from the stored text, without the files, and stand beside those of other
@@ -310,7 +310,7 @@ class Assistant:
             if known is None:
                 store.add_edition(**self._edition())
             if cold:
-                return Memorized()
+                return editions.Rebuilt()
             return editions.rebuild(store, self.config, self._token_ids, self.write, self.progress)
 
     def set_bound(self, max_bytes: int | None) -> int:

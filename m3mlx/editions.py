@@ -10,17 +10,35 @@ record can tell apart. What is longer still is remembered by its beginning, and 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import numpy as np
 
 from .config import MemoryConfig
 from .errors import FingerprintError
-from .memorize import BATCH, Memorized, Progress
+from .memorize import BATCH, Progress
 from .store import Edition, MemoryStore, StoredReference
 
 LONGEST = 255  # tokens of a reference that positions of a byte can tell apart
+
+
+@dataclass
+class Rebuilt:
+    """What was made from the stored text.
+
+    Attributes:
+        references: number of memories written.
+        bytes: size of their records.
+        shortened: how many of them have more tokens for this model than a memory can hold, so
+            that only their beginning is remembered.
+        seconds: time taken.
+    """
+
+    references: int = 0
+    bytes: int = 0
+    shortened: int = 0
+    seconds: float = 0.0
 
 
 def matching(
@@ -82,7 +100,7 @@ def fitted(
     """A configuration whose interval of positions has room for what other models have cut."""
     longest, done, total = config.reference_tokens, 0, store.status()["references"]
     for references in _pages(store.slots, store):
-        longest = max(longest, *(len(token_ids(r, tokenizer, tokenize)) for r in references))
+        longest = max([longest, *(len(token_ids(r, tokenizer, tokenize)) for r in references)])
         done += len(references)
         progress("counting tokens", done, total)
     return replace(config, reference_tokens=min(longest, LONGEST))
@@ -94,13 +112,13 @@ def rebuild(
     tokenize: Callable[[str], Sequence[int]],
     write: Callable[[Sequence[Sequence[int]]], np.ndarray],
     progress: Progress,
-) -> Memorized:
+) -> Rebuilt:
     """Write all memories that the edition in use lacks. Each batch is one commit.
 
     Args:
         write: token ids of a batch of references to their records, uint8 (batch, record_bytes).
     """
-    start, done = perf_counter(), Memorized()
+    start, done = perf_counter(), Rebuilt()
     total = store.status()["cold"]
     for references in _pages(store.cold, store):
         ids = [token_ids(reference, store.edition.tokenizer, tokenize) for reference in references]

@@ -30,8 +30,6 @@ class Memorized:
         failed: one error for each file that could not be read.
         references: number of references written.
         bytes: size of their records on disk; 0 for cold ones.
-        shortened: how many of them have more tokens for this model than a memory can hold, so
-            that only their beginning is remembered.
         seconds: time taken, or expected.
     """
 
@@ -43,7 +41,6 @@ class Memorized:
     pruned: bool = False
     references: int = 0
     bytes: int = 0
-    shortened: int = 0
     seconds: float = 0.0
 
 

@@ -180,6 +180,11 @@ def test_files_of_two_editions_cannot_stand_for_each_other(path):
     with MemoryStore.open(path, write=True) as store:  # the other one is untouched by all that
         assert everything(store) == expected({"/a": A})
         memorize(store, "/b", B)
+    second.write_bytes(good)
+    first.unlink()
+    with MemoryStore.open(path, write=True, edition=2) as store:
+        assert bytes(store.read([0])[0]) == memory("other 0")
+        memorize(store, "/c", ["something else"])
 
 
 def test_a_writer_in_the_way_has_an_error_of_its_own(path, store):

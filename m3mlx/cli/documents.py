@@ -28,7 +28,6 @@ from .render import (
     human_bytes,
     memorized_json,
     one_line,
-    rebuilt_json,
 )
 
 INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
@@ -86,8 +85,9 @@ def memorize(
             click.echo(INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None
     if as_json:
-        also = {"rebuilt": rebuilt and rebuilt_json(rebuilt), "dropped": dropped}
-        echo_json({**(memorized_json(done, dry_run) if done else {}), **also})
+        also = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
+        asked = {name: value for name, value in also.items() if value is not None}
+        echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
     else:
         if dropped is not None:
             click.echo(f"{dropped} memories dropped; the store is {bound_text(max_bytes)}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from ..editions import Rebuilt
     from ..generate import Step, Timings
     from ..memorize import Memorized
     from ..store import Hit
@@ -153,12 +154,7 @@ def memorized_json(done: Memorized, dry_run: bool) -> dict:
     return {**vars(done), "failed": failed, "dry_run": dry_run}
 
 
-def rebuilt_json(done: Memorized) -> dict:
-    keys = ("references", "bytes", "shortened", "seconds")
-    return {key: getattr(done, key) for key in keys}
-
-
-def echo_rebuilt(done: Memorized) -> None:
+def echo_rebuilt(done: Rebuilt) -> None:
     """What was made from the stored text."""
     click.echo(
         f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "

@@ -140,23 +140,18 @@ class MemoryStore(Reading):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with told(path):
             try:
-                store = cls._opened(path, write, wait, exact)
+                return cls._opened(path, write, wait, edition, exact)
             except OlderSchema:
-                cls._opened(path, True, wait, exact)._close()
-                store = cls._opened(path, write, wait, exact)
-            try:
-                if edition is not None and edition != store.edition.id:
-                    store.use(edition)
-            except BaseException:
-                store._close()
-                raise
-        return store
+                cls._opened(path, True, wait, edition, exact)._close()
+                return cls._opened(path, write, wait, edition, exact)
 
     @classmethod
-    def _opened(cls, path: Path, write: bool, wait: float, exact: int) -> MemoryStore:
+    def _opened(
+        cls, path: Path, write: bool, wait: float, edition: int | None, exact: int
+    ) -> MemoryStore:
         lock = WriterLock(path / LOCK, wait) if write else None
         try:
-            return cls(path, lock, exact)
+            return cls(path, lock, edition, exact)
         except BaseException:
             if lock:
                 lock.release()
@@ -167,8 +162,8 @@ class MemoryStore(Reading):
         """Whether there is a store in a folder."""
         return (Path(path) / CATALOG).is_file()
 
-    def __init__(self, path: Path, lock: WriterLock | None, exact: int):
-        super().__init__(path, write=bool(lock), exact=exact)
+    def __init__(self, path: Path, lock: WriterLock | None, edition: int | None, exact: int):
+        super().__init__(path, write=bool(lock), edition=edition, exact=exact)
         self._lock = lock
         if lock:
             try:

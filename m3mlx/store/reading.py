@@ -47,7 +47,7 @@ class Reading:
         dimensions: of its vectors.
     """
 
-    def __init__(self, path: Path, *, write: bool, exact: int):
+    def __init__(self, path: Path, *, write: bool, edition: int | None, exact: int):
         self.path = path
         self._catalog = Catalog(path / CATALOG, write=write)
         try:
@@ -62,6 +62,8 @@ class Reading:
             self._search = Search(self._catalog, path / INDEX, self.dimensions, exact)
             self._records = Records(path, self._catalog, self.id, write=write)
             try:
+                if edition is not None:
+                    self._records.use(edition)
                 self._records.check_length()
             except BaseException:
                 self._records.close()
