@@ -11,8 +11,6 @@ from pathlib import Path
 
 import platformdirs
 
-from .errors import FingerprintError
-
 FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
@@ -184,14 +182,3 @@ def fingerprint(
         "reference": str(config.reference_tokens),
         "codec": f"k{config.key_bits}v{config.value_bits}",
     }
-
-
-def check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], store: object) -> None:
-    """Raise FingerprintError naming the first condition in which two fingerprints differ."""
-    for field in wanted:
-        if found.get(field) != wanted[field]:
-            raise FingerprintError(
-                f"{store}: its memories were made with another {field} "
-                f"({found.get(field, 'none')!s:.40} instead of {wanted[field]:.40}). "
-                f"Use the settings it was made with, or name another folder with --store."
-            )

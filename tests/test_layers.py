@@ -15,7 +15,7 @@ LAYERS = [
     {"packages"},
     {"memory.cache", "models"},
     {"memory.write", "generate", "memorize"},
-    {"memory.calibrate"},
+    {"memory.calibrate", "editions", "chat"},
     {"assistant"},
     {"evaluate", "demo"},
     {"cli"},

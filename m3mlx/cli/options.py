@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,26 @@ class _Tokens(click.ParamType):
             return click.IntRange(1, REFERENCE_TOKENS).convert(value, param, ctx)
         except click.BadParameter:
             self.fail(f"{value!r} is neither auto nor 1 to {REFERENCE_TOKENS}.", param, ctx)
+
+
+class Size(click.ParamType):
+    """A number of bytes, such as 500MB or 2GiB; none is 0."""
+
+    name = "bytes|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "none":
+            return 0
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", str(value).lower())
+        count = 0
+        if found:
+            number, letter, binary = found.groups()
+            count = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(letter or " "))
+        if not 0 < count < 2**63:
+            self.fail(f"{value!r} is neither none nor a size such as 500MB or 2GB.", param, ctx)
+        return count
 
 
 def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:

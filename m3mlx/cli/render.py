@@ -6,13 +6,14 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from ..editions import Rebuilt
     from ..generate import Step, Timings
     from ..memorize import Memorized
     from ..store import Hit
@@ -151,6 +152,31 @@ def snippet(text: str) -> str:
 def memorized_json(done: Memorized, dry_run: bool) -> dict:
     failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
     return {**vars(done), "failed": failed, "dry_run": dry_run}
+
+
+def echo_rebuilt(done: Rebuilt) -> None:
+    """What was made from the stored text."""
+    click.echo(
+        f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "
+        f"{human_seconds(done.seconds)}"
+    )
+    if done.shortened:
+        note(
+            f"{done.shortened} references are longer in this model's tokens than a memory can be; "
+            f"only their beginning is remembered."
+        )
+
+
+def bound_text(max_bytes: int | None) -> str:
+    return f"kept within {human_bytes(max_bytes)}" if max_bytes else "not limited"
+
+
+def edition_text(edition: Mapping[str, Any]) -> str:
+    """One edition of memories in a line."""
+    memory, made = edition["memory"], edition["fingerprint"]
+    name = made.get("model", made.get("weights", ""))
+    how = f"{memory.get('selection')}, {memory.get('budget')}, {made.get('codec')}"
+    return f"{name} ({how}): {edition['warm']} memories, {human_bytes(edition['bytes'])}"
 
 
 def echo_memorized(done: Memorized, *, dry_run: bool = False, verbose: bool = False) -> None:

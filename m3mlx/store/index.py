@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from pathlib import Path
 import numpy as np
 from usearch.index import Index
 
-from .files import replacing
+from . import files
+
+Nearest = list[tuple[float, int]]  # cosine distance and slot, the nearest first
 
 UNIT_TOLERANCE = 1e-3  # of the length of a stored vector
 _EXPANSION = 128  # candidates that a search of the graph keeps; USearch's 64 loses recall
 _BLOCK = 2**24  # distances that an exact search holds at a time
+_PART = 4096  # vectors that are added to a graph at a time
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,11 @@ def are_unit(vectors: np.ndarray) -> bool:
     return bool(np.all(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # false for NaN
 
 
+def merged(some: list[Nearest], others: list[Nearest], count: int) -> list[Nearest]:
+    """The ``count`` nearest of two searches of different vectors, for each query."""
+    return [sorted([*a, *b])[:count] for a, b in zip(some, others, strict=True)]
+
+
 class Exact:
     """Search by comparing with every vector."""
 
@@ -57,49 +66,92 @@ class Exact:
         self._slots = slots  # int64 (references,)
         self._vectors = vectors  # float32 (references, dimensions)
 
-    def search(self, queries: np.ndarray, count: int) -> list[list[int]]:
-        """For each query the slots of the ``count`` nearest vectors, nearest first."""
+    def search(self, queries: np.ndarray, count: int) -> list[Nearest]:
+        """For each query the ``count`` nearest vectors, nearest first."""
         count = min(count, len(self._slots))
         if not count:
             return [[] for _ in queries]
         found = []
         rows = max(1, _BLOCK // len(self._slots))
         for start in range(0, len(queries), rows):
-            distances = -(queries[start : start + rows] @ self._vectors.T)
+            distances = 1 - queries[start : start + rows] @ self._vectors.T
             nearest = np.argpartition(distances, count - 1, axis=1)[:, :count]
             for row, chosen in zip(distances, nearest, strict=True):
-                order = np.lexsort((self._slots[chosen], row[chosen]))
-                found.append(self._slots[chosen[order]].tolist())
+                order = chosen[np.lexsort((self._slots[chosen], row[chosen]))]
+                found.append(
+                    list(zip(row[order].tolist(), self._slots[order].tolist(), strict=True))
+                )
         return found
 
 
+class Scan:
+    """Exact search that holds a part of the vectors at a time, however many there are.
+
+    Args:
+        parts: makes an iterator over slots int64 ``(n,)`` and vectors float32
+            ``(n, dimensions)``, anew for each search.
+    """
+
+    def __init__(self, parts: Callable[[], Iterable[tuple[np.ndarray, np.ndarray]]]):
+        self._parts = parts
+
+    def search(self, queries: np.ndarray, count: int) -> list[Nearest]:
+        """As of ``Exact``."""
+        best: list[Nearest] = [[] for _ in queries]
+        for slots, vectors in self._parts():
+            best = merged(best, Exact(slots, vectors).search(queries, count), count)
+        return best
+
+
 class Graph:
-    """Search of an index file, which is mapped and never changed."""
+    """Search of an index file, which is mapped and never changed.
+
+    Attributes:
+        seal: of the file.
+    """
 
     def __init__(self, path: Path, seal: Seal):
         """Open the sealed file. Raises Unsealed if it is missing or another."""
         self._map = _mapped(path, seal)  # the index reads from it as long as it lives
         self._index = Index.restore(self._map, view=True)
+        self.seal = seal
 
-    def search(self, queries: np.ndarray, count: int) -> list[list[int]]:
-        """For each query the slots of about the ``count`` nearest vectors, nearest first."""
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def search(self, queries: np.ndarray, count: int) -> list[Nearest]:
+        """For each query about the ``count`` nearest vectors, nearest first.
+
+        Distances are of vectors rounded to half floats.
+        """
         self._index.expansion_search = max(_EXPANSION, 2 * count)
-        # one by one: results of a batch are padded with a valid key
-        return [self._index.search(query, count).keys.tolist() for query in queries]
+        found = []
+        for query in queries:  # one by one: results of a batch are padded with a valid key
+            matches = self._index.search(query, count)
+            found.append(list(zip(matches.distances.tolist(), matches.keys.tolist(), strict=True)))
+        return found
 
 
 def save(
-    path: Path, slots: np.ndarray, vectors: np.ndarray, commit: int, seal: Seal | None
+    path: Path,
+    slots: np.ndarray,
+    vectors: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
+    dimensions: int,
+    commit: int,
+    seal: Seal | None,
 ) -> Seal:
     """Index vectors in a file, starting from the present one where it holds no others.
 
+    Vectors are asked for a part at a time; the graph itself is built in memory, a little more
+    than two bytes for each number of each vector.
+
     Args:
         slots: int64 ``(references,)``, the keys.
-        vectors: float32 ``(references, dimensions)``.
+        vectors: of some slots those that still exist, and their vectors, float32.
         commit: the state of the store that these vectors are.
         seal: of the present file, if there is one.
     """
-    index = Index(ndim=vectors.shape[1], metric="cos", dtype="f16", multi=False)
+    index = Index(ndim=dimensions, metric="cos", dtype="f16", multi=False)
     held = slots[:0]
     with suppress(Unsealed):
         present = Index.restore(_mapped(path, seal), view=False)
@@ -108,10 +160,13 @@ def save(
             index, held = present, keys
         else:
             path.unlink()  # erased now, not only when the new one is built
-    new = ~np.isin(slots, held)
-    if new.any():
-        index.add(slots[new].astype(np.uint64), np.ascontiguousarray(vectors[new]))
-    with replacing(path) as file:
+            files.step("index erased")
+    missing = slots[~np.isin(slots, held)]
+    for start in range(0, len(missing), _PART):
+        found, added = vectors(missing[start : start + _PART])
+        if len(found):
+            index.add(found.astype(np.uint64), np.ascontiguousarray(added))
+    with files.replacing(path) as file:
         index.save(file)
         with file.open("rb") as saved:
             sha256 = hashlib.file_digest(saved, "sha256").hexdigest()
