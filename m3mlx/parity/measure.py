@@ -21,7 +21,7 @@ from ..memory.codec import PADDING, Memory
 from ..memory.write import Writer, keep
 from ..models import Decoder
 from ..template import Turn
-from .cases import LORA_MODULES, LORA_RANK, LORA_RATE, LORA_SCALE, Case
+from .cases import LORA_EPS, LORA_MODULES, LORA_RANK, LORA_RATE, LORA_SCALE, Case
 
 ROWS = 32  # of a layer's output, the last ones
 
@@ -37,14 +37,14 @@ STAGES = (
     "read",  # each layer's output beside memories
     "logits",
     "prefill",
-    "queries",  # what was searched for, chunk by chunk
     "tokens",
+    "queries",  # what was searched for, chunk by chunk
     "decoded",  # the log probability of each token taken
     "loss",
     "gradients",
     "lora",  # the adapter's weights after one step
 )
-ROUNDED = STAGES[: STAGES.index("queries")]  # what is compared in bfloat16
+ROUNDED = STAGES[: STAGES.index("tokens")]  # what is compared in bfloat16
 LoRA = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
@@ -109,7 +109,7 @@ def measure(
     yield from _layers("layers", outputs)
 
     writer = Writer(model, prefix, case.recite)
-    for selection in SELECTIONS[::-1]:
+    for selection in (s for s in SELECTIONS[::-1] if f"scores {s}" in stages):
         scores, keys, values = writer.score(case.references, selection)
         for layer in range(case.layers):
             yield f"scores {selection}/{layer}", scores[:, layer]
@@ -139,9 +139,10 @@ def measure(
     if "tokens" in stages:
         decoder.tokenizer.eos_token_ids = set()  # an answer of one length, whatever it says
         steps = list(conversation.decode(logits, case.generate))[:-1]
-        rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in table.queries]
-        yield "queries", np.array(rows)
         yield "tokens", np.array([step.token for step in steps])
+        if "queries" in stages:
+            rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in table.queries]
+            yield "queries", np.array(rows)
         yield "decoded", np.array([step.logprobs[step.token].item() for step in steps])
     if "loss" in stages:
         yield from _training(model, case, config, lora, selected, stages)
@@ -196,7 +197,7 @@ def _training(
         flat = [(f"{m}.{x}", mx.array(array)) for m, pair in pairs for x, array in pair.items()]
         model.load_weights(flat, strict=False)
         _, (of_model, _) = _gradients(model, loss, nothing)
-        optim.AdamW(learning_rate=LORA_RATE).update(model, of_model)
+        optim.AdamW(learning_rate=LORA_RATE, eps=LORA_EPS).update(model, of_model)
         for name, weight in tree_flatten(model.trainable_parameters()):
             yield f"lora/{name}", _array(weight)
 

@@ -6,13 +6,11 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
-from reference import Kept, Reference, adamw_step, next_token_loss
+from reference import Kept, Reference, adamw_step, next_token_loss, pick
 from torch import Tensor
 
-from m3mlx.parity.cases import LORA_RATE, LORA_SCALE, Case
+from m3mlx.parity.cases import LORA_EPS, LORA_RATE, LORA_SCALE, Case
 from m3mlx.parity.measure import ROWS
-
-SELECTIONS = ("attention", "reconstruction")
 
 
 def quantities(
@@ -23,6 +21,7 @@ def quantities(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float64,
+    selected: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Run the reference over a case.
 
@@ -30,6 +29,7 @@ def quantities(
         weights: by Hugging Face's names.
         lora: A and B of each module adapted.
         stages: which of ``m3mlx.parity.measure.STAGES`` are wanted.
+        selected: the tokens that memories shall keep, in place of those of the best scores.
 
     Returns:
         Arrays by stage, or by stage and part with a slash between.
@@ -51,15 +51,20 @@ def quantities(
         model.forward(case.chunks[0], len(case.prefix), prefix)
         watched("")
 
+        selections = [x for x in ("attention", "reconstruction") if f"scores {x}" in stages]
         kept: list[Kept] = []
-        scores = {selection: [] for selection in SELECTIONS}
+        scores = {selection: [] for selection in selections}
         for text in case.references:
-            for selection in SELECTIONS:
+            for selection in selections:
                 score, states = model.score(prefix, text, selection, case.recite)
                 scores[selection].append(score)
                 if selection == case.selection:
                     kept.append(model.keep(score, states, case.counts))
-        for selection in SELECTIONS:
+                    last = states
+            if selected is not None:
+                places = _places(case, selected[len(kept) - 1])
+                kept[-1] = Kept(places, pick(last, lambda layer, h, at=places: at[layer][h]))
+        for selection in selections:
             for layer in range(case.layers):
                 rows = [score[layer] for score in scores[selection]]
                 found[f"scores {selection}/{layer}"] = _padded(rows, -1.0)
@@ -101,17 +106,13 @@ def _training(
 ) -> dict[str, Tensor]:
     """Loss and gradients through reading and writing, the choice of tokens being fixed."""
 
-    def loss() -> tuple[Tensor, list[Tensor]]:
+    def loss() -> tuple[Tensor, list[Kept]]:
         prefix = model.prefix(case.prefix)
-        memories, leaves = [], []
+        memories = []
         for text, chosen in zip(case.references, kept, strict=True):
             _, states = model.forward(text, len(case.prefix), prefix)
-            picked = [
-                [(k[at], v[at]) for (k, v), at in zip(heads, places, strict=True)]
-                for heads, places in zip(states, chosen.positions, strict=True)
-            ]
-            memories.append(Kept(chosen.positions, picked))
-            leaves.append(picked)
+            at = chosen.positions
+            memories.append(Kept(at, pick(states, lambda layer, h, at=at: at[layer][h])))
         reads = [[memories[slot] for slot in slots] for slots in case.reads]
         logits = model.prefill(model.begin(prefix), case.context, reads)
         return next_token_loss(logits, case.context), memories
@@ -150,7 +151,7 @@ def _training(
         trained = [x for a, b, _ in model.lora.values() for x in (a, b)]
         gradients = torch.autograd.grad(loss()[0], trained)
         stepped = [
-            adamw_step(x, g, LORA_RATE) for x, g in zip(trained, gradients, strict=True)
+            adamw_step(x, g, LORA_RATE, LORA_EPS) for x, g in zip(trained, gradients, strict=True)
         ]
         keys = [f"lora/{module}.lora_{x}" for module in lora for x in "ab"]
         found |= {key: x.detach() for key, x in zip(keys, stepped, strict=True)}
@@ -168,6 +169,12 @@ def _selected(case: Case, kept: list[Kept]) -> np.ndarray:
                 row += [*places, *[255] * (count - len(places))]
         rows.append(row)
     return np.array(rows, np.uint8)
+
+
+def _places(case: Case, row: np.ndarray) -> list[list[list[int]]]:
+    """What ``_selected`` made a row of."""
+    parts = iter(np.split(row, np.cumsum([n for counts in case.counts for n in counts])))
+    return [[[p for p in next(parts).tolist() if p != 255] for _ in c] for c in case.counts]
 
 
 def _kept(case: Case, kept: list[Kept], layer: int, part: int) -> Tensor:

@@ -214,7 +214,7 @@ class Reference:
 
         _, states = self.forward(tokens, m, prefix, look)
         shape = (self.layers, self.kv_heads, n)
-        return torch.stack(scores).reshape(shape), _pick(states, lambda layer, h: slice(n))
+        return torch.stack(scores).reshape(shape), pick(states, lambda layer, h: slice(n))
 
     def keep(self, scores: Tensor, states: States, counts: Sequence[Sequence[int]]) -> Kept:
         """The best ``counts[layer][head]`` tokens of each head, in the order of the text."""
@@ -225,13 +225,13 @@ class Reference:
             ]
             for layer, some in zip(scores, counts, strict=True)
         ]
-        return Kept(positions, _pick(states, lambda layer, h: positions[layer][h]))
+        return Kept(positions, pick(states, lambda layer, h: positions[layer][h]))
 
     # --- reading
 
     def begin(self, prefix: States) -> Context:
         """A conversation whose every chunk reads memories."""
-        past = _pick(prefix, lambda layer, h: slice(0))
+        past = pick(prefix, lambda layer, h: slice(0))
         return Context(prefix, len(prefix[0][0][0]) + R, past)
 
     def read(self, context: Context, tokens: Sequence[int]) -> Tensor:
@@ -295,7 +295,7 @@ def next_token_loss(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def adamw_step(
-    weight: Tensor, gradient: Tensor, rate: float, *, b1=0.9, b2=0.999, eps=1e-8, decay=0.01
+    weight: Tensor, gradient: Tensor, rate: float, eps: float, *, b1=0.9, b2=0.999, decay=0.01
 ) -> Tensor:
     """The weight after its first step of AdamW, from moments of zero and without bias correction."""
     first, second = (1 - b1) * gradient, (1 - b2) * gradient**2
@@ -312,7 +312,7 @@ def _causal(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
-def _pick(states: States, which: Callable[[int, int], object]) -> States:
+def pick(states: States, which: Callable[[int, int], object]) -> States:
     """Some tokens of each layer and head."""
     return [
         [(k[which(layer, h)], v[which(layer, h)]) for h, (k, v) in enumerate(heads)]

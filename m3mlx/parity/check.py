@@ -1,0 +1,177 @@
+"""The comparisons that a user's machine can make, and the table of their outcome."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import mlx.core as mx
+import numpy as np
+
+from ..models import Decoder, load_decoder
+from .cases import TINY, Case, lora, save_case
+from .compare import Difference, compare
+from .golden import read_golden
+from .measure import ROUNDED, STAGES, LoRA, measure
+
+# Products of float32 are to be float32 on GPUs too; MLX asks once, at its first product.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+DTYPES = {"float32": STAGES, "bfloat16": ROUNDED}  # and what is compared in each
+REFERENCE = Path(__file__).parents[2] / "tests" / "parity"
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case on one device, beside what it was compared with."""
+
+    device: str
+    dtype: str
+    case: str
+    against: str
+    differences: tuple[Difference, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(difference.ok for difference in self.differences)
+
+
+def devices() -> dict[str, str | None]:
+    """MLX's devices, and why one cannot be used; None where it can."""
+    return {
+        "cpu": None,
+        "metal": None if mx.metal.is_available() else "this MLX has no Metal, it needs a Mac",
+        "cuda": None
+        if mx.cuda.is_available()
+        else "this MLX has no CUDA, it needs an NVIDIA GPU and the extra cuda13 or cuda12",
+    }
+
+
+@contextmanager
+def on_device(name: str) -> Iterator[None]:
+    """Compute on the CPU or the GPU."""
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu if name == "cpu" else mx.gpu)
+    try:
+        yield
+    finally:
+        mx.set_default_device(before)
+
+
+def measure_on(
+    device: str,
+    dtype: str,
+    case: Case,
+    adapters: LoRA,
+    selected: np.ndarray,
+    *,
+    load: Callable[[], Decoder],
+    stages: Collection[str] | None = None,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """What ``measure`` yields, on one device and in one precision."""
+    with on_device(device):
+        decoder = load()
+        decoder.model.set_dtype(getattr(mx, dtype))
+        yield from measure(decoder, case, adapters, selected, stages or DTYPES[dtype])
+
+
+def load_case(case: Case) -> Decoder:
+    """The decoder of a tiny case, as ``load_decoder`` loads any other."""
+    with tempfile.TemporaryDirectory(prefix="m3mlx-parity-") as folder:
+        return load_decoder(save_case(case, Path(folder) / "model"))
+
+
+def check_golden(device: str, progress: Progress | None = None) -> Iterator[Result]:
+    """Compare a device with the golden files, in every precision.
+
+    Raises:
+        M3Error: a golden file is missing or damaged.
+    """
+    report = progress or (lambda what, done, total: None)
+    total = len(TINY) * len(DTYPES)
+    done = 0
+    for dtype, stages in DTYPES.items():
+        for case in TINY.values():
+            report(f"comparing {device} with golden files", done, total)
+            origin, theirs = read_golden(case)
+            ours = measure_on(
+                device, dtype, case, lora(case), theirs["selected"], load=lambda c=case: load_case(c)
+            )
+            differences = tuple(compare(case, ours, theirs, dtype, stages))
+            yield Result(f"mlx {device}", dtype, case.name, f"golden {origin.kind}", differences)
+            done += 1
+    report(f"comparing {device} with golden files", total, total)
+
+
+def reference_side() -> tuple[ModuleType | None, str]:
+    """The repository's comparison of whole models with PyTorch, or None and why there is none."""
+    if importlib.util.find_spec("torch") is None:
+        return None, "PyTorch is not installed; add it with: pip install -e '.[parity]'"
+    if not (REFERENCE / "real.py").is_file():
+        return None, f"{REFERENCE} is not there; install m3mlx from its repository with pip -e"
+    if str(REFERENCE) not in sys.path:
+        sys.path.append(str(REFERENCE))
+    return importlib.import_module("real"), ""
+
+
+def table(results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
+    """Stage by (device, precision, other side): largest and mean difference, and where it begins.
+
+    Returns:
+        The heads of the columns, and the rows.
+    """
+    worst: dict[tuple[str, str], list[Difference]] = {}
+    columns = dict.fromkeys(f"{r.device} {r.dtype} / {r.against}" for r in (results := [*results]))
+    for r in results:
+        for difference in r.differences:
+            key = difference.stage, f"{r.device} {r.dtype} / {r.against}"
+            worst.setdefault(key, []).append(difference)
+    rows = [
+        [stage, *(_cell(worst.get((stage, column), [])) for column in columns)]
+        for stage in STAGES
+        if any((stage, column) in worst for column in columns)
+    ]
+    return ["stage: max, mean", *columns], rows
+
+
+def _cell(differences: Sequence[Difference]) -> str:
+    if not differences:
+        return ""
+    most = np.max([d.most for d in differences])  # NaN where any is
+    mean = np.max([d.mean for d in differences])
+    text = f"{most:.1e} {mean:.1e}" if differences[0].stage not in COUNTED else f"{most:.0f}"
+    if ties := sum(d.ties for d in differences):
+        text += f" ({ties} ties)"
+    if not all(d.ok for d in differences):
+        layers = [d.layer for d in differences if d.layer is not None]
+        text += f" DIFFERS from layer {min(layers)}" if layers else " DIFFERS"
+    return text
+
+
+COUNTED = ("selected", "tokens", "queries")
+
+
+def summary(results: Sequence[Result], skipped: Mapping[str, str]) -> str:
+    """One line that tells somebody else all there is to know."""
+    failed = [r for r in results if not r.ok]
+    outcome = f"{len(results) - len(failed)} of {len(results)} comparisons agree"
+    for r in failed[:3]:
+        stage = next(d.stage for d in r.differences if not d.ok)
+        outcome += f"; {r.device} {r.dtype} {r.case} differs from {r.against} at {stage}"
+    against = ", ".join(sorted({r.against for r in results}))
+    versions = " ".join(f"{name} {version(name)}" for name in ("m3mlx", "mlx", "mlx-lm"))
+    machine = f"{platform.system()} {platform.machine()}"
+    without = f"; without {', '.join(skipped)}" if skipped else ""
+    return f"m3mlx parity: {outcome} ({against}{without}); {versions}, {machine}"
