@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -46,6 +46,11 @@ class Result:
     @property
     def ok(self) -> bool:
         return all(difference.ok for difference in self.differences)
+
+    @property
+    def column(self) -> str:
+        """Its head in the table."""
+        return f"{self.device} {self.dtype} / {self.against}"
 
 
 def devices() -> dict[str, str | None]:
@@ -126,18 +131,17 @@ def reference_side() -> tuple[ModuleType | None, str]:
     return importlib.import_module("real"), ""
 
 
-def table(results: Iterable[Result]) -> tuple[list[str], list[list[str]]]:
+def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
     """Stage by (device, precision, other side): largest and mean difference, and where it begins.
 
     Returns:
         The heads of the columns, and the rows.
     """
     worst: dict[tuple[str, str], list[Difference]] = {}
-    columns = dict.fromkeys(f"{r.device} {r.dtype} / {r.against}" for r in (results := [*results]))
+    columns = dict.fromkeys(r.column for r in results)
     for r in results:
         for difference in r.differences:
-            key = difference.stage, f"{r.device} {r.dtype} / {r.against}"
-            worst.setdefault(key, []).append(difference)
+            worst.setdefault((difference.stage, r.column), []).append(difference)
     rows = [
         [stage, *(_cell(worst.get((stage, column), [])) for column in columns)]
         for stage in STAGES

@@ -8,10 +8,11 @@ layers, in another order on every machine, with angles of up to 443 radians that
 order of summation and none for another formula: each mutation of ``tests/parity`` is 100 times
 larger. A gradient passes through everything twice and is compared with the largest of its tensor.
 
-bfloat16 rounds to 4e-3 (2^-8) of a value, at every step from one module to the next, so that a
-dozen of such errors in a row, some enlarged by the softmax behind them, come to a few per cent of
-the largest value. PyTorch's own bfloat16 is as far from float64 (tests/parity/test_live.py
-compares both with it). Training is compared in float32 alone.
+bfloat16 rounds to 4e-3 (2^-8) of a value, at every step from one module to the next. Some 40 of
+such errors in a row walk at random to 4e-3 · √40, that is 3 % on average; the largest among ten
+thousand is four times as far, which is more than 10 % of its own value and, as large values are
+less so, of the largest value at most. PyTorch's own bfloat16 is as far from float64, and the suite
+shows it. Training is compared in float32 alone.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Tolerance:
 
 
 _FLOAT32 = Tolerance(1e-4, 1e-5)
-_BFLOAT16 = Tolerance(6e-2, 3e-2, relative=True)
+_BFLOAT16 = Tolerance(1e-1, 3e-2, relative=True)
 
 TOLERANCES: dict[str, dict[str, Tolerance]] = {
     "float32": {
