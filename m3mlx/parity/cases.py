@@ -183,7 +183,9 @@ def weights(case: Case) -> dict[str, np.ndarray]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, width)}
     for layer in range(case.layers):
         at = f"model.layers.{layer}"
-        shapes |= {f"{at}.{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")}
+        shapes |= {
+            f"{at}.{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")
+        }
         for part, size in (("q", queries), ("k", keys), ("v", keys)):
             shapes[f"{at}.self_attn.{part}_proj.weight"] = (size, width)
             if c["model_type"] == "qwen2":

@@ -112,7 +112,12 @@ def check_golden(device: str, progress: Progress | None = None) -> Iterator[Resu
             report(f"comparing {device} with golden files", done, total)
             origin, theirs = read_golden(case)
             ours = measure_on(
-                device, dtype, case, lora(case), theirs["selected"], load=lambda c=case: load_case(c)
+                device,
+                dtype,
+                case,
+                lora(case),
+                theirs["selected"],
+                load=lambda c=case: load_case(c),
             )
             differences = tuple(compare(case, ours, theirs, dtype, stages))
             yield Result(f"mlx {device}", dtype, case.name, f"golden {origin.kind}", differences)

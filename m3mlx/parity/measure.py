@@ -134,7 +134,9 @@ def measure(
 
     table = _Table(case, memory, decoder.tokenizer)
     conversation = Conversation(decoder, prefix, config, search=table.search, read=table.read)
-    logits = conversation.prefill(Turn(case.context, (0, len(case.context))), rows=len(case.context))
+    logits = conversation.prefill(
+        Turn(case.context, (0, len(case.context))), rows=len(case.context)
+    )
     yield "prefill", _array(logits)
     if "tokens" in stages:
         decoder.tokenizer.eos_token_ids = set()  # an answer of one length, whatever it says
@@ -193,7 +195,9 @@ def _training(
         settings = {"rank": LORA_RANK, "scale": LORA_SCALE, "dropout": 0.0}
         keys = [f"self_attn.{module}" for module in LORA_MODULES]
         linear_to_lora_layers(model, case.layers, {**settings, "keys": keys})
-        pairs = [(m, dict(zip(("lora_a", "lora_b"), pair, strict=True))) for m, pair in lora.items()]
+        pairs = [
+            (m, dict(zip(("lora_a", "lora_b"), pair, strict=True))) for m, pair in lora.items()
+        ]
         flat = [(f"{m}.{x}", mx.array(array)) for m, pair in pairs for x, array in pair.items()]
         model.load_weights(flat, strict=False)
         _, (of_model, _) = _gradients(model, loss, nothing)

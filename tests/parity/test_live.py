@@ -1,0 +1,51 @@
+"""MLX beside the reference, which runs here in float64, on models that went through the converter."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from m3mlx.parity.cases import TINY, weights
+from m3mlx.parity.check import DTYPES
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
+
+from live import mlx_result, torch_result, truth  # noqa: E402
+from quantities import quantities  # noqa: E402
+
+
+@cache
+def exact(name):
+    """The truth, once for every device and precision."""
+    return truth(TINY[name])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TINY)
+def test_mlx_computes_what_the_reference_computes(name, dtype, device, agree):
+    agree(mlx_result(TINY[name], exact(name), device, dtype))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TINY)
+def test_the_reference_is_as_exact_in_lower_precision(name, dtype, kind, agree):
+    if kind == "cuda" and not torch.cuda.is_available():
+        pytest.skip("cuda: this PyTorch sees no CUDA device")
+    agree(torch_result(TINY[name], exact(name), kind, dtype))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_case_can_tell_right_from_wrong(name):
+    """Memories, refreshes and tokens matter in it, and no stage is empty."""
+    case, found = TINY[name], exact(name)
+    assert all(array.size and abs(array).max() > 0 for array in found.values())
+    answer = found["tokens"].tolist()
+    assert len(answer) == case.generate > 2 * 64 + 1
+    assert len(set(answer)) > 8
+    assert found["margins"].min() > 4e-4  # no token is a toss in float32
+    # Another second refresh changes the answer, from the token behind it on.
+    other = replace(case, refreshes=(case.refreshes[0], (0, 1)))
+    stages = ("tokens", f"scores {case.selection}")
+    changed = quantities(other, weights(case), {}, stages)["tokens"].tolist()
+    assert changed[:129] == answer[:129] and changed != answer
