@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "parity")]
 
 import torch  # noqa: E402
-from live import mlx_result, torch_result, truth  # noqa: E402
+from live import live_result, torch_result, truth  # noqa: E402
 from quantities import quantities  # noqa: E402
 
 from m3mlx.parity.cases import TINY, case_digest, lora, weights  # noqa: E402
@@ -107,7 +107,7 @@ def report(device: str) -> None:
         for dtype in DTYPES:
             results.append(torch_result(case, exact, device, dtype))
             results += [
-                mlx_result(case, exact, name, dtype) for name, why in devices().items() if not why
+                live_result(case, exact, name, dtype) for name, why in devices().items() if not why
             ]
     head, rows = table(results)
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]

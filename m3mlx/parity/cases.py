@@ -119,7 +119,7 @@ def tiny_case(
         context=text(150),
         reads=((0, 1), (2, 3, 5), (5, 0)),
         refreshes=((4, 1), (3, 5, 2)),
-        generate=160,
+        generate=136,
     )
 
 
@@ -138,7 +138,7 @@ TINY = {
             tie_word_embeddings=True,
         ),
         tiny_case(
-            "qwen2-bias",
+            "qwen2-untied",
             [[6, 6], [6, 6], [6, 6]],
             selection="attention",
             head_dim=8,
@@ -147,7 +147,7 @@ TINY = {
             tie_word_embeddings=False,
         ),
         tiny_case(
-            "qwen3-norm",
+            "qwen3-qk-norm",
             [[8, 0], [0, 0], [3, 10]],
             selection="reconstruction",
             model_type="qwen3",
@@ -158,7 +158,7 @@ TINY = {
         ),
         # As the paper has it: memory layers first, head dimension 80, its own selection.
         tiny_case(
-            "llama-80",
+            "paper",
             [[8], [8], [0]],
             selection="attention",
             model_type="llama",
@@ -230,7 +230,7 @@ def case_digest(case: Case) -> str:
 
 
 def save_case(case: Case, folder: Path) -> Path:
-    """Write a model directory in Hugging Face's layout, with a tokenizer of one letter per token."""
+    """Write a model directory in Hugging Face's layout, with a letter for each token."""
     import mlx.core as mx
 
     folder.mkdir(parents=True, exist_ok=True)

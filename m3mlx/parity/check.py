@@ -75,21 +75,34 @@ def on_device(name: str) -> Iterator[None]:
         mx.set_default_device(before)
 
 
-def measure_on(
+def mlx_result(
+    case: Case,
+    theirs: Mapping[str, np.ndarray],
+    against: str,
+    *,
     device: str,
     dtype: str,
-    case: Case,
-    adapters: LoRA,
-    selected: np.ndarray,
-    *,
-    load: Callable[[], Decoder],
+    load: Callable[[], Decoder] | None = None,
+    adapters: LoRA | None = None,
     stages: Collection[str] | None = None,
-) -> Iterator[tuple[str, np.ndarray]]:
-    """What ``measure`` yields, on one device and in one precision."""
+) -> Result:
+    """Compute a case on one device and in one precision, and compare it.
+
+    Args:
+        theirs: what the other side computed, and ``against`` its name.
+        device, dtype: keys of ``devices`` and ``DTYPES``.
+        load: makes the decoder; without it the tiny case is loaded as any other model.
+        adapters: A and B of each module adapted; the tiny case's own without it.
+        stages: what is compared; without it all of the precision.
+    """
+    stages = stages or DTYPES[dtype]
+    adapters = lora(case) if adapters is None else adapters
     with on_device(device):
-        decoder = load()
+        decoder = load() if load else load_case(case)
         decoder.model.set_dtype(getattr(mx, dtype))
-        yield from measure(decoder, case, adapters, selected, stages or DTYPES[dtype])
+        ours = measure(decoder, case, adapters, theirs["selected"], stages)
+        differences = tuple(compare(case, ours, theirs, dtype, stages))
+    return Result(f"mlx {device}", dtype, case.name, against, differences)
 
 
 def load_case(case: Case) -> Decoder:
@@ -105,24 +118,14 @@ def check_golden(device: str, progress: Progress | None = None) -> Iterator[Resu
         M3Error: a golden file is missing or damaged.
     """
     report = progress or (lambda what, done, total: None)
-    total = len(TINY) * len(DTYPES)
-    done = 0
-    for dtype, stages in DTYPES.items():
-        for case in TINY.values():
-            report(f"comparing {device} with golden files", done, total)
-            origin, theirs = read_golden(case)
-            ours = measure_on(
-                device,
-                dtype,
-                case,
-                lora(case),
-                theirs["selected"],
-                load=lambda c=case: load_case(c),
-            )
-            differences = tuple(compare(case, ours, theirs, dtype, stages))
-            yield Result(f"mlx {device}", dtype, case.name, f"golden {origin.kind}", differences)
-            done += 1
-    report(f"comparing {device} with golden files", total, total)
+    what = f"comparing {device} with golden files"
+    wanted = [(dtype, case) for dtype in DTYPES for case in TINY.values()]
+    for done, (dtype, case) in enumerate(wanted):
+        report(what, done, len(wanted))
+        origin, theirs = read_golden(case)
+        against = f"golden {origin.kind}"
+        yield mlx_result(case, theirs, against, device=device, dtype=dtype)
+    report(what, len(wanted), len(wanted))
 
 
 def reference_side() -> tuple[ModuleType | None, str]:

@@ -1,8 +1,9 @@
-"""Comparisons with the reference as it runs here, in float64, on models that went through convert."""
+"""Converted models in MLX, and PyTorch in lower precision, beside the reference in float64."""
 
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ from quantities import quantities
 from convert.from_torch import convert
 from m3mlx.models import Decoder, load_decoder
 from m3mlx.parity.cases import Case, lora, save_case, weights
-from m3mlx.parity.check import DTYPES, Result, measure_on
+from m3mlx.parity.check import DTYPES, Result, mlx_result
 from m3mlx.parity.compare import compare
 from m3mlx.parity.measure import STAGES
+
+TRUTH = "torch float64"
 
 
 def truth(case: Case, device: str = "cpu") -> dict[str, np.ndarray]:
@@ -30,13 +33,10 @@ def converted(case: Case) -> Decoder:
         return load_decoder(out)
 
 
-def mlx_result(case: Case, exact: dict[str, np.ndarray], device: str, dtype: str) -> Result:
+def live_result(case: Case, exact: dict[str, np.ndarray], device: str, dtype: str) -> Result:
     """MLX beside the truth."""
-    ours = measure_on(
-        device, dtype, case, lora(case), exact["selected"], load=lambda: converted(case)
-    )
-    differences = compare(case, ours, exact, dtype, DTYPES[dtype])
-    return Result(f"mlx {device}", dtype, case.name, "torch float64", tuple(differences))
+    load = partial(converted, case)
+    return mlx_result(case, exact, TRUTH, device=device, dtype=dtype, load=load)
 
 
 def torch_result(case: Case, exact: dict[str, np.ndarray], device: str, dtype: str) -> Result:
@@ -51,4 +51,4 @@ def torch_result(case: Case, exact: dict[str, np.ndarray], device: str, dtype: s
         selected=exact["selected"],
     )
     differences = compare(case, ours.items(), exact, dtype, DTYPES[dtype])
-    return Result(f"torch {device}", dtype, case.name, "torch float64", tuple(differences))
+    return Result(f"torch {device}", dtype, case.name, TRUTH, tuple(differences))

@@ -297,7 +297,7 @@ def next_token_loss(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 def adamw_step(
     weight: Tensor, gradient: Tensor, rate: float, eps: float, *, b1=0.9, b2=0.999, decay=0.01
 ) -> Tensor:
-    """The weight after its first step of AdamW, from moments of zero and without bias correction."""
+    """The weight after its first step of AdamW, without correction of the moments' bias."""
     first, second = (1 - b1) * gradient, (1 - b2) * gradient**2
     return weight * (1 - rate * decay) - rate * first / (second.sqrt() + eps)
 

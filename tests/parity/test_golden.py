@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from m3mlx.errors import M3Error
-from m3mlx.parity.cases import TINY, lora
-from m3mlx.parity.check import DTYPES, Result, load_case, measure_on
-from m3mlx.parity.compare import compare
+from m3mlx.parity.cases import TINY
+from m3mlx.parity.check import mlx_result
 from m3mlx.parity.golden import FOLDER, read_golden, write_golden
 from m3mlx.parity.measure import STAGES
 
@@ -20,11 +19,7 @@ from m3mlx.parity.measure import STAGES
 def test_mlx_computes_what_is_recorded(name, dtype, device, agree):
     case = TINY[name]
     origin, theirs = read_golden(case)
-    ours = measure_on(
-        device, dtype, case, lora(case), theirs["selected"], load=lambda: load_case(case)
-    )
-    differences = tuple(compare(case, ours, theirs, dtype, DTYPES[dtype]))
-    agree(Result(f"mlx {device}", dtype, name, f"golden {origin.kind}", differences))
+    agree(mlx_result(case, theirs, f"golden {origin.kind}", device=device, dtype=dtype))
 
 
 @pytest.mark.parametrize("name", TINY)

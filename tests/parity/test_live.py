@@ -1,4 +1,4 @@
-"""MLX beside the reference, which runs here in float64, on models that went through the converter."""
+"""MLX beside the reference, which runs here in float64; the models went through the converter."""
 
 from dataclasses import replace
 from functools import cache
@@ -10,7 +10,7 @@ from m3mlx.parity.check import DTYPES
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
 
-from live import mlx_result, torch_result, truth  # noqa: E402
+from live import live_result, torch_result, truth  # noqa: E402
 from quantities import quantities  # noqa: E402
 
 
@@ -23,9 +23,10 @@ def exact(name):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TINY)
 def test_mlx_computes_what_the_reference_computes(name, dtype, device, agree):
-    agree(mlx_result(TINY[name], exact(name), device, dtype))
+    agree(live_result(TINY[name], exact(name), device, dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", TINY)

@@ -124,12 +124,12 @@ MUTATIONS = {
             cache.Layout,
             "__init__",
             "config.reference_tokens",
-            "config.reference_tokens - 1",
+            "127",
         ),
         ("read", 0),
     ),
     "prefix left out of one layer when reading": (
-        "qwen2-bias",
+        "qwen2-untied",
         partial(in_one_layer, cache.MemoryCache, without_prefix),
         ("layers", 1),
     ),
@@ -150,7 +150,7 @@ MUTATIONS = {
         ("scores attention", 0),
     ),
     "wrong KV group when reading": (
-        "qwen2-bias",
+        "qwen2-untied",
         partial(rewrite, cache, "_lay_out", "transpose(1, 0, 2, 3)", "transpose(1, 0, 2, 3)[::-1]"),
         ("read", 0),
     ),
@@ -182,7 +182,7 @@ MUTATIONS = {
         ("scores attention", 0),
     ),
     "keys before RoPE": ("llama", keys_before_rope, ("keys", 0)),
-    "softmax split in two": ("llama-80", softmax_in_two, ("read", 0)),
+    "softmax split in two": ("paper", softmax_in_two, ("read", 0)),
     "selection over the prefix": (
         "llama",
         partial(
@@ -215,8 +215,12 @@ MUTATIONS = {
         ),
         ("tokens", None),
     ),
-    "no gradient by the prefix": ("qwen2-bias", no_gradient_by_the_prefix, ("gradients", None)),
-    "no gradient through writing": ("qwen2-bias", no_gradient_through_writing, ("gradients", None)),
+    "no gradient by the prefix": ("qwen2-untied", no_gradient_by_the_prefix, ("gradients", None)),
+    "no gradient through writing": (
+        "qwen2-untied",
+        no_gradient_through_writing,
+        ("gradients", None),
+    ),
 }
 
 
