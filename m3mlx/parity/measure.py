@@ -39,7 +39,7 @@ STAGES = (
     "prefill",
     "tokens",
     "queries",  # what was searched for, chunk by chunk
-    "decoded",  # the log probability of each token taken
+    "decoded",  # by how much the logit of each token taken leads
     "loss",
     "gradients",
     "lora",  # the adapter's weights after one step
@@ -145,7 +145,8 @@ def measure(
         if "queries" in stages:
             rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in table.queries]
             yield "queries", np.array(rows)
-        yield "decoded", np.array([step.logprobs[step.token].item() for step in steps])
+        two = np.array([np.sort(_array(mx.topk(step.logprobs, 2))) for step in steps])
+        yield "decoded", two[:, 1] - two[:, 0]
     if "loss" in stages:
         yield from _training(model, case, config, lora, selected, stages)
 

@@ -86,15 +86,13 @@ def quantities(
         if "tokens" in stages:
             refresh = [[kept[slot] for slot in slots] for slots in case.refreshes]
             tokens, logits = model.decode(context, found["prefill"], case.generate, refresh)
-            two = logits.log_softmax(-1).topk(2, dim=-1).values
-            found |= {"tokens": np.array(tokens), "decoded": two[:, 0]}
-            found["margins"] = two[:, 0] - two[:, 1]
+            two = logits.topk(2, dim=-1).values
+            found |= {"tokens": np.array(tokens), "decoded": two[:, 0] - two[:, 1]}
             found["queries"] = _queries(case, tokens)
 
     if "loss" in stages:
         found |= _training(model, case, kept, lora, stages)
-    wanted = {*stages, "margins"}
-    return {key: _array(x) for key, x in found.items() if key.split("/")[0] in wanted}
+    return {key: _array(x) for key, x in found.items() if key.split("/")[0] in stages}
 
 
 def _training(

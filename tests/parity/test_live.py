@@ -44,9 +44,9 @@ def test_the_case_can_tell_right_from_wrong(name):
     answer = found["tokens"].tolist()
     assert len(answer) == case.generate > 2 * 64 + 1
     assert len(set(answer)) > 8
-    assert found["margins"].min() > 4e-4  # no token is a toss in float32
+    assert found["decoded"].min() > 4e-4  # no token is a toss in float32
     # Another second refresh changes the answer, from the token behind it on.
     other = replace(case, refreshes=(case.refreshes[0], (0, 1)))
-    stages = ("tokens", f"scores {case.selection}")
-    changed = quantities(other, weights(case), {}, stages)["tokens"].tolist()
-    assert changed[:129] == answer[:129] and changed != answer
+    stages = ("tokens", "decoded", f"scores {case.selection}")
+    changed = quantities(other, weights(case), {}, stages)["decoded"] - found["decoded"]
+    assert not changed[:129].any() and abs(changed[129:]).max() > 1e-2
