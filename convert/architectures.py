@@ -209,6 +209,8 @@ def _windows(config: Mapping[str, Any], error: Error) -> dict[str, Any]:
             pattern = whole[0] + 1 if whole else layers + 1
             if whole != list(range(pattern - 1, layers, pattern)):
                 raise error("layer_types is not the regular pattern that gemma3 needs")
+        if not 0 < pattern <= layers:
+            raise error(f"of {layers} layers none sees everything, which mlx-lm's gemma3 needs")
         return {
             "sliding_window_pattern": pattern,
             "sliding_window": _get(config, "sliding_window", 4096),

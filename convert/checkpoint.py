@@ -21,6 +21,10 @@ TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 class TorchCheckpoint:
     """The tensors of all files of a checkpoint; none is read before ``read`` asks for it.
 
+    Args:
+        path: folder or file.
+        stem: how the names of a folder's weights begin.
+
     Attributes:
         path: as it was given.
         folder: where config.json and the tokenizer are.
@@ -32,17 +36,17 @@ class TorchCheckpoint:
         ConvertError: with the path and the reason.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, stem: str = "model"):
         self.path = path
         self.folder = path if path.is_dir() else path.parent
         if not path.exists():
             raise self.error("there is no such file or folder")
-        self.config = self._json("config.json") if (self.folder / "config.json").exists() else {}
+        self.config = self.json("config.json")
         self.settings: dict[str, Any] = {}
         self.tensors: dict[str, Tensor] = {}
         self._read: dict[str, Callable[[], mx.array]] = {}
         self._files: dict[str, Path] = {}  # of each tensor
-        files, index = self._weight_files()
+        files, index = self._weight_files(stem)
         for file in files:
             self._add(file)
         if index is not None:
@@ -63,8 +67,11 @@ class TorchCheckpoint:
         self._read = {names.get(k, k): read for k, read in self._read.items()}
         self.tensors = {names.get(k, k): tensor for k, tensor in self.tensors.items()}
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object beside the weights; empty where there is none."""
         path = self.folder / name
+        if not path.exists():
+            return {}
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
@@ -73,25 +80,18 @@ class TorchCheckpoint:
             raise self.error(f"{name} is no JSON object")
         return value
 
-    def _weight_files(self) -> tuple[list[Path], dict[str, str] | None]:
+    def _weight_files(self, stem: str) -> tuple[list[Path], dict[str, str] | None]:
         """The files that hold the weights, and which tensor the index says is in which."""
         if not self.path.is_dir():
             return [self.path], None
-        for kind in ("safetensors", "bin"):
-            stem = {"safetensors": "model", "bin": "pytorch_model"}[kind]
-            if (self.folder / f"{stem}.{kind}.index.json").exists():
-                index = self._json(f"{stem}.{kind}.index.json").get("weight_map")
-                if not isinstance(index, dict) or not all(
-                    isinstance(file, str) and Path(file).name == file for file in index.values()
-                ):
-                    raise self.error(f"{stem}.{kind}.index.json is damaged")
-                files = [self.folder / file for file in sorted(set(index.values()))]
-                if missing := [file.name for file in files if not file.is_file()]:
-                    raise self.error(f"the shard {some(missing)} is missing; fetch it again")
-                return files, index
-            if files := sorted(self.folder.glob(f"{stem}*.{kind}")):
+        stems = {"safetensors": stem, "bin": {"model": "pytorch_model"}.get(stem, stem)}
+        for kind, start in stems.items():
+            index = f"{start}.{kind}.index.json"
+            if (self.folder / index).exists():
+                return self._indexed(index)
+            if files := sorted(self.folder.glob(f"{start}*.{kind}")):
                 parts = [file for file in files if "-of-" in file.name]
-                if parts and len(parts) != int(parts[0].stem.split("-of-")[1]):
+                if parts and len(parts) != int(parts[0].stem.rsplit("-of-")[1]):
                     raise self.error(f"of its shards only {some(p.name for p in parts)} are there")
                 return files, None
         ranks = sorted(self.folder.glob("mp_rank_*/*.pt"))
@@ -103,6 +103,17 @@ class TorchCheckpoint:
         if files := ranks or sorted(self.folder.glob("*.pt")) or sorted(self.folder.glob("*.pth")):
             return files, None
         raise self.error("it holds neither safetensors nor .bin, .pt or .pth files")
+
+    def _indexed(self, name: str) -> tuple[list[Path], dict[str, str]]:
+        places = self.json(name).get("weight_map")
+        if not isinstance(places, dict) or not all(
+            isinstance(file, str) and Path(file).name == file for file in places.values()
+        ):
+            raise self.error(f"{name} is damaged")
+        files = [self.folder / file for file in sorted(set(places.values()))]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise self.error(f"the shard {some(missing)} is missing; fetch it again")
+        return files, places
 
     def _add(self, file: Path) -> None:
         """Take up the tensors of one file."""

@@ -183,12 +183,14 @@ def write_weights(
     folder: Path,
     storage: Storage,
     *,
+    stem: str = "model",
     framework: str = "mlx",
     progress: Progress | None = None,
 ) -> dict[str, int]:
-    """Write model.safetensors, or shards with an index; one tensor is in memory at a time.
+    """Write one file of safetensors, or shards with an index, with one tensor in memory at a time.
 
     Args:
+        stem: how the names of the files begin.
         framework: what the files say of themselves, "mlx" or "pt".
 
     Returns:
@@ -200,9 +202,9 @@ def write_weights(
     progress = progress or (lambda done, total: None)
     shards = _shards(checkpoint, steps, storage)
     names = [
-        "model.safetensors"
+        f"{stem}.safetensors"
         if len(shards) == 1
-        else f"model-{n:05d}-of-{len(shards):05d}.safetensors"
+        else f"{stem}-{n:05d}-of-{len(shards):05d}.safetensors"
         for n in range(1, len(shards) + 1)
     ]
     total = sum(checkpoint.tensors[step.source].nbytes for step in steps)
@@ -227,7 +229,7 @@ def write_weights(
         files = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
         size = sum(_nbytes(entry) for shard in shards for entry in shard.values())
         index = {"metadata": {"total_size": size}, "weight_map": files}
-        write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / f"{stem}.safetensors.index.json", index)
     return sums
 
 

@@ -78,7 +78,8 @@ class Assistant:
         adapter_path: LoRA adapter of mlx-lm.
         selection, budget, tokens_per_head, codec: how memories are written; None takes what
             the store was made with, or the default. ``tokens_per_head`` 0 means auto.
-        memories: how many are read by each chunk of 64 tokens.
+        memories: how many are read by each chunk of 64 tokens; None for as many as the model was
+            trained with, or five.
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
         progress: called with what is being done, how much is done and the total.
@@ -95,13 +96,14 @@ class Assistant:
         budget: str | None = None,
         tokens_per_head: int | None = None,
         codec: str | None = None,
-        memories: int = MEMORIES,
+        memories: int | None = None,
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
         progress: Progress | None = None,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.memories, self.kv_bits, self.retrieval = memories, kv_bits, retrieval
+        self.kv_bits, self.retrieval = kv_bits, retrieval
+        self._memories = memories
         self.progress = progress or (lambda what, done, total: None)
         self._names = model, encoder, adapter_path
         self._options = selection, budget, tokens_per_head, codec
@@ -133,11 +135,18 @@ class Assistant:
 
     @cached_property
     def template(self) -> Template:
-        return Template(self.decoder.tokenizer)
+        trained = self.decoder.trained
+        return Template(self.decoder.tokenizer, trained and trained.prefix)
+
+    @cached_property
+    def memories(self) -> int:
+        """How many memories a chunk reads: what was asked for, the model's own, or five."""
+        trained = self.decoder.trained
+        return self._memories or (trained.memories if trained else MEMORIES)
 
     @cached_property
     def config(self) -> MemoryConfig:
-        """How memories are written: the store's own way, or by calibration for a new store."""
+        """How memories are written: the store's own way; the model's, or calibrated, if new."""
         selection, budget, tokens, codec = self._options
         if MemoryStore.exists(self.store_path):
             made = MemoryConfig.from_json(self.store().memory)
@@ -155,8 +164,8 @@ class Assistant:
         key_bits, value_bits = CODECS[codec or "k8v8"]
         return calibrate(
             self.decoder,
-            selection=selection or "reconstruction",
-            budget=budget or "calibrated",
+            selection=selection,
+            budget=budget,
             tokens_per_head=tokens or None,
             key_bits=key_bits,
             value_bits=value_bits,

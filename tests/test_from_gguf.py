@@ -28,7 +28,7 @@ from tiny_gguf import (
     write_tiny,
 )
 
-from convert import from_gguf
+from convert import from_gguf, writer
 from convert.from_gguf import convert
 from m3mlx.errors import ConvertError
 
@@ -220,7 +220,7 @@ def test_quantizing_again_gives_what_mlx_gives(bits, group, tmp_path):
 
 def test_large_models_are_split_with_an_index(tmp_path, monkeypatch):
     path, _, model = write_tiny(tmp_path)
-    monkeypatch.setattr(from_gguf, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 30_000)
     convert(path, tmp_path / "out", dtype="float32")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))

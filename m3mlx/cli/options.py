@@ -123,9 +123,7 @@ _MEMORY = {
     "memories": click.option(
         "--memories",
         type=click.IntRange(min=1),
-        default=MEMORIES,
-        show_default=True,
-        help="Memories read by each 64 tokens.",
+        help=f"Memories read by each 64 tokens.  [default: the model's own, or {MEMORIES}]",
     ),
     "kv_bits": click.option(
         "--kv-bits", type=click.Choice([4, 8]), help="Keep the context quantized."
