@@ -182,6 +182,9 @@ def summary(results: Sequence[Result], skipped: Mapping[str, str]) -> str:
     for r in failed[:3]:
         stage = next(d.stage for d in r.differences if not d.ok)
         outcome += f"; {r.device} {r.dtype} {r.case} differs from {r.against} at {stage}"
+    exact = [d for r in results for d in r.differences if r.dtype == "float32"]
+    apart = np.max([d.most for d in exact if d.stage == "logits"])
+    outcome += f"; float32 logits differ by {apart:.1e} at most"
     against = ", ".join(sorted({r.against for r in results}))
     versions = " ".join(f"{name} {version(name)}" for name in ("m3mlx", "mlx", "mlx-lm"))
     machine = f"{platform.system()} {platform.machine()}"
