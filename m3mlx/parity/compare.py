@@ -107,7 +107,7 @@ def compare(
         wanted = {key: x for key, x in theirs.items() if key.split("/")[0] == stage}
         if stage in ("decoded", "queries"):
             end = agreed if stage == "decoded" else len(case.chunks) + agreed // CHUNK_TOKENS
-            parts, wanted = ({stage: x[stage][:end]} for x in (parts, wanted))
+            parts, wanted = ({k: x[:end] for k, x in some.items()} for some in (parts, wanted))
         if {k: x.shape for k, x in parts.items()} != {k: x.shape for k, x in wanted.items()}:
             yield Difference(stage, nan, nan, False)
         elif stage == "selected":
@@ -181,6 +181,7 @@ def _tokens(
     if not len(apart):
         return Difference("tokens", 0.0, 0.0, True), len(ours)
     first = int(apart[0])
-    if theirs["decoded"][first] <= 2 * tolerance.most:
+    best, second = theirs["decoded"][first]
+    if best - second <= 2 * tolerance.most:
         return Difference("tokens", 0.0, 0.0, True, ties=1), first
     return Difference("tokens", len(apart), len(apart) / len(ours), False), first

@@ -8,6 +8,7 @@ the case, so that a file of another case is an error and not a difference.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def read_golden(case: Case, folder: Path = FOLDER) -> tuple[Origin, dict[str, np
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
         origin = Origin(**json.loads(arrays.pop("origin").tobytes()))
-    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise M3Error(f"{path} is no golden file ({error}); {again}") from error
     if origin.case != case_digest(case):
         raise M3Error(f"{path} was recorded for another model or text than m3mlx has now; {again}")

@@ -39,7 +39,7 @@ STAGES = (
     "prefill",
     "tokens",
     "queries",  # what was searched for, chunk by chunk
-    "decoded",  # by how much the logit of each token taken leads
+    "decoded",  # the two largest logits that each token was taken from
     "loss",
     "gradients",
     "lora",  # the adapter's weights after one step
@@ -145,8 +145,7 @@ def measure(
         if "queries" in stages:
             rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in table.queries]
             yield "queries", np.array(rows)
-        two = np.array([np.sort(_array(mx.topk(step.logprobs, 2))) for step in steps])
-        yield "decoded", two[:, 1] - two[:, 0]
+        yield "decoded", np.stack([_two_best(step.logprobs) for step in steps])
     if "loss" in stages:
         yield from _training(model, case, config, lora, selected, stages)
 
@@ -254,6 +253,13 @@ def _outputs(model: nn.Module) -> Iterator[list[mx.array]]:
     finally:
         for layer in model.layers:
             layer.__class__ = plain
+
+
+def _two_best(logprobs: mx.array) -> np.ndarray:
+    """The two largest logits, counted from the mean of all, as no other zero is known of them."""
+    centred = np.array(logprobs, np.float64)
+    centred -= centred.mean()
+    return np.sort(centred)[:-3:-1]
 
 
 def _layers(stage: str, outputs: list[mx.array]) -> Iterator[tuple[str, np.ndarray]]:

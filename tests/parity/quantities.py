@@ -86,8 +86,8 @@ def quantities(
         if "tokens" in stages:
             refresh = [[kept[slot] for slot in slots] for slots in case.refreshes]
             tokens, logits = model.decode(context, found["prefill"], case.generate, refresh)
-            two = logits.topk(2, dim=-1).values
-            found |= {"tokens": np.array(tokens), "decoded": two[:, 0] - two[:, 1]}
+            two = (logits - logits.mean(-1, keepdim=True)).topk(2, dim=-1).values
+            found |= {"tokens": np.array(tokens), "decoded": two}
             found["queries"] = _queries(case, tokens)
 
     if "loss" in stages:
