@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from ..config import CHUNK_TOKENS, REFERENCE_TOKENS
 
-LORA_RANK, LORA_SCALE, LORA_RATE = 4, 2.0, 1e-2
+LORA_RANK, LORA_SCALE, LORA_RATE = 4, 2.0, 1e-3
 # AdamW's first step is hardly more than the sign of a gradient, which is chance where the gradient
 # is nearly zero; so large an eps makes the step differentiable there.
 LORA_EPS = 1e-5

@@ -9,7 +9,7 @@ from m3mlx.errors import ModelError
 
 pytest.importorskip("torch", reason="PyTorch is not installed: pip install -e '.[parity]'")
 
-from real import real_case, real_result  # noqa: E402
+from real import real_case, real_result
 
 
 @pytest.mark.slow
