@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from .safetensors_file import read_array, read_header
 from .torch_file import TorchFile, dtype_of
 from .writer import Tensor, some
 
+PART = re.compile(r"-of-(\d+)$")  # ends the name of one shard of so many
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
 
 
@@ -90,11 +92,11 @@ class TorchCheckpoint:
             if (self.folder / index).exists():
                 return self._indexed(index)
             if files := sorted(self.folder.glob(f"{start}*.{kind}")):
-                parts = [file for file in files if "-of-" in file.name]
-                if parts and len(parts) != int(parts[0].stem.rsplit("-of-")[1]):
-                    raise self.error(f"of its shards only {some(p.name for p in parts)} are there")
+                parts = {f.name: found[1] for f in files if (found := PART.search(f.stem))}
+                if any(len(parts) != int(count) for count in parts.values()):
+                    raise self.error(f"of its shards only {some(parts)} are there")
                 return files, None
-        ranks = sorted(self.folder.glob("mp_rank_*/*.pt"))
+        ranks = sorted(self.folder.glob("mp_rank_*/model*.pt"))
         if len(ranks) > 1:
             raise self.error(
                 f"it is split over {len(ranks)} model-parallel ranks; merge them with Megatron's "

@@ -222,7 +222,8 @@ class GgufLayout(Layout):
         return _name(name, self.gemma)
 
     def source(self, name: str) -> Any:
-        return super().source(name) - (self.gemma and "norm" in name)
+        tensor = super().source(name)
+        return tensor - 1 if self.gemma and "norm" in name else tensor
 
 
 def _steps(gguf: GgufFile, config: Mapping[str, Any]) -> list[Step]:

@@ -79,7 +79,8 @@ def convert(
         settings = memory_settings(config, memory or {}, checkpoint.error)
         if config.get("model_type") == MODEL_TYPE:
             config["model_type"] = "llama"
-        config.pop("memory", None)
+        for old in ("memory", "torch_dtype"):  # written elsewhere, or under another name
+            config.pop(old, None)
         config = architectures.explicit(config, checkpoint.error)
         left_out = rename(checkpoint, Path(names)) if names else set()
         plan = _plan(checkpoint, config)

@@ -1,6 +1,7 @@
 """PyTorch checkpoints converted: against transformers' own models, bit by bit, and refused."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import sentencepiece
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx_lm.utils import load_model
+from mlx_lm.utils import load_model, load_tokenizer
 from safetensors.numpy import save_file
 from tiny import COMMON, FAMILIES, VOCABULARY, save_model
 from tiny_torch import edit_config, logits, megatron, numpy_weights, shards, tokens
@@ -320,6 +322,34 @@ def test_defaults_of_hugging_face_are_written_out(tmp_path):
     assert config["rope_theta"] == 50.0
 
 
+@pytest.mark.parametrize("vocabulary", ["good", "bad"])
+def test_a_tokenizer_is_built_from_sentencepieces_model(vocabulary, tmp_path):
+    source = save_model(tmp_path / "in")
+    (source / "tokenizer.json").unlink()
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["the quick brown fox jumps over the lazy dog"] * 4),
+        model_writer=written,
+        vocab_size=290,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    model = written.getvalue() if vocabulary == "good" else b"nonsense"
+    (source / "tokenizer.model").write_bytes(model)
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    if vocabulary == "bad":
+        with pytest.raises(ConvertError, match="no tokenizer can be built from its files"):
+            convert(source, tmp_path / "out", check=False)
+        return
+    convert(source, tmp_path / "out", check=False)
+    ours = load_tokenizer(tmp_path / "out")
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model)
+    text = "the lazy fox, über"
+    assert ours.encode(text, add_special_tokens=False) == theirs.encode(text)
+
+
 # --- the check can fail
 
 
@@ -406,10 +436,11 @@ def config(**changes):
     return lambda folder: edit_config(folder, **changes)
 
 
-def sharded_without(name: str):
+def sharded_without(*names: str):
     def apply(folder: Path) -> None:
         shards(folder)
-        (folder / name).unlink()
+        for name in names:
+            (folder / name).unlink()
 
     return apply
 
@@ -474,6 +505,10 @@ REFUSED = {
     "missing shard": (
         sharded_without("model-00002-of-00003.safetensors"),
         r"the shard model-00002-of-00003\.safetensors is missing",
+    ),
+    "missing shard without an index": (
+        sharded_without("model.safetensors.index.json", "model-00002-of-00003.safetensors"),
+        r"of its shards only model-00001-of-00003\.safetensors, model-00003-of",
     ),
     "index that lies": (
         index_says(
