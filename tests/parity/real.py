@@ -1,13 +1,12 @@
 """A whole model in MLX beside the reference: what ``m3mlx parity`` does where PyTorch is at hand.
 
-Both sides are float32 on the CPU's or GPU's own terms; the weights are read from the directory that
-m3mlx loads, so that whatever converted them is part of what is compared.
+MLX computes in float32 and PyTorch in float64, so that only one side's rounding counts. The weights
+are read from the directory that m3mlx loads, so that what converted them is compared too.
 """
 
 from __future__ import annotations
 
 import json
-from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -101,16 +100,16 @@ def real_result(
     files = sorted(decoder.path.glob("model*.safetensors"))
     arrays = {name: x for file in files for name, x in mx.load(str(file)).items()}
     weights = {name: np.array(x.astype(mx.float32)) for name, x in arrays.items()}
-    theirs = quantities(case, weights, {}, STAGES, device=kind, dtype=torch.float32)
+    theirs = quantities(case, weights, {}, STAGES, device=kind, dtype=torch.float64)
     del arrays, weights
     report("computing with MLX", 1, 2)
     result = mlx_result(
         case,
         theirs,
-        f"torch {kind} float32",
+        f"torch {kind} float64",
         device=device,
         dtype="float32",
-        load=partial(lambda decoder: decoder, decoder),
+        load=lambda: decoder,
         adapters={},
         stages=STAGES,
     )
