@@ -25,7 +25,7 @@ from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 COMMANDS = [
     *("memorize", "list", "status", "forget", "compact", "recall", "ask", "chat", "eval", "demo")
 ]
-COMMANDS += ["convert"]
+COMMANDS += ["convert", "parity"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -118,7 +118,7 @@ BAD_FLAGS = f"""
     chat x | chat --json | chat --memory sometimes | chat --max-tokens 0 | chat --temp nan
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
     convert | convert x | convert x y --frob | convert x y --dtype int8
-    convert x.gguf y --q-bits 7
+    convert x.gguf y --q-bits 7 | parity x | parity --frob
 """
 
 

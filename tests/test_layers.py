@@ -17,10 +17,15 @@ LAYERS = [
     {"memory.write", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant"},
-    {"evaluate", "demo"},
+    {"evaluate", "demo", "parity"},
     {"cli"},
 ]
-PACKAGES = {"documents", "store", "cli"}  # rooms of several files, one place in the layers
+PACKAGES = {
+    "documents",
+    "store",
+    "parity",
+    "cli",
+}  # rooms of several files, one place in the layers
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

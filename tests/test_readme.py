@@ -71,7 +71,7 @@ def test_every_make_target_exists():
 def test_installing_without_make_names_extras_that_exist():
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     extras = re.findall(r"-e '\.\[(\w+)\]'", README)
-    assert extras == ["cpu", "cuda13"]
+    assert extras == ["cpu", "cuda13", "parity"]
     for extra in [*extras, "cuda12"]:
         assert f"\n{extra} = [" in project
 

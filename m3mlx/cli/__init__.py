@@ -17,7 +17,7 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, chat, conversion, documents
+from . import answers, chat, conversion, documents, parity
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -95,6 +95,6 @@ def main() -> None:
 for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
     *(documents.compact, documents.recall, answers.ask, chat.chat, answers.eval_file, answers.demo),
-    conversion.convert,
+    *(conversion.convert, parity.parity),
 ):
     main.add_command(command)
