@@ -16,11 +16,11 @@ from small_store import DIMENSIONS, RECORD_BYTES, memory, unit, vector
 from m3mlx.errors import M3Error, StoreError
 from m3mlx.store import container, signature
 from m3mlx.store.container import Container, ExportError, canonical
-from m3mlx.store.portable import Document, Export, MemorySet, Reference, export
+from m3mlx.store.portable import Document, Edition, Export, Reference, export
 
-SETS = [
-    MemorySet({"weights": "w"}, {"counts": [[1, 2]]}, RECORD_BYTES),
-    MemorySet({"weights": "v"}, {"counts": [[1]]}, 10),
+EDITIONS = [
+    Edition({"weights": "w"}, {"counts": [[1, 2]]}, RECORD_BYTES),
+    Edition({"weights": "v"}, {"counts": [[1]]}, 10),
 ]
 TEXTS = {"/a": ["apples grow", "pears \x1b[31mtoo", "plums\0"], "/b\n": ["boats flöat 🛶"]}
 
@@ -42,13 +42,18 @@ def documents(texts=TEXTS):
             for place, text in enumerate(pieces)
         ]
         yield (
-            Document(path, f"hash {len(path)}", 9, "2026-11-24T12:00:00+00:00", len(pieces)),
+            Document(path, f"hash {len(path)}", 9, "2026-11-24T12:00:00+00:00", "t", len(pieces)),
             stored,
         )
 
 
 def write(path, texts=TEXTS, **changes):
-    about = {"encoder": "made up", "dimensions": DIMENSIONS, "sets": SETS, "program": "m3mlx 0"}
+    about = {
+        "encoder": "made up",
+        "dimensions": DIMENSIONS,
+        "editions": EDITIONS,
+        "program": "m3mlx 0",
+    }
     return export(path, lambda: documents(texts), **{**about, **changes})
 
 
@@ -98,7 +103,7 @@ def test_the_file_describes_itself(path, keys):
     write(path, key=key)
     with Export(path) as opened:
         assert (opened.encoder, opened.dimensions) == ("made up", DIMENSIONS)
-        assert list(opened.sets) == SETS
+        assert list(opened.editions) == EDITIONS
         assert (opened.documents, opened.references, opened.signer) == (2, 4, public)
 
 
@@ -175,7 +180,9 @@ def test_a_file_is_private_and_whole_or_not_there(path, tmp_path):
         write(path)
         with pytest.raises(RuntimeError):
             write_broken = tmp_path / "other"
-            export(write_broken, broken, encoder="e", dimensions=DIMENSIONS, sets=[], program="p")
+            export(
+                write_broken, broken, encoder="e", dimensions=DIMENSIONS, editions=[], program="p"
+            )
     finally:
         os.umask(old)
     assert [(file.name, file.stat().st_mode & 0o777) for file in tmp_path.iterdir()] == [
@@ -217,11 +224,11 @@ def test_memory_does_not_grow_with_the_file(path):
                 Reference(0, 1, None, None, "x", [1], rows[n], {0: bytes(20_000)})
                 for n in range(count)
             )
-            yield Document("/a", "h", 1, "2026-11-24", count), stored
+            yield Document("/a", "h", 1, "2026-11-24", "", count), stored
 
         tracemalloc.start()
-        sets = [MemorySet({}, {}, 20_000)]
-        export(path, made, encoder="e", dimensions=DIMENSIONS, sets=sets, program="p")
+        editions = [Edition({}, {}, 20_000)]
+        export(path, made, encoder="e", dimensions=DIMENSIONS, editions=editions, program="p")
         with Export(path) as opened:
             assert sum(len(r.records) for _, refs in opened.read() for r in refs) == count
         peaks.append(tracemalloc.get_traced_memory()[1])
@@ -321,7 +328,8 @@ def line(**changes):
 
 
 def head(**changes):
-    fields = {"path": "/a", "hash": "h", "size": 1, "added": "2026-11-24", "references": 1}
+    fields = {"path": "/a", "hash": "h", "size": 1, "added": "2026-11-24", "tokenizer": "t"}
+    fields["references"] = 1
     return canonical({**fields, **changes}) + b"\n"
 
 
@@ -367,6 +375,8 @@ def test_the_frame_of_the_forgeries_is_sound(path):
         {"documents": head(hash="")},
         {"documents": head(hash="\x1b[2J")},
         {"documents": head(hash="h" * 201)},
+        {"documents": head(tokenizer=None)},
+        {"documents": head(tokenizer="\n")},
         {"documents": head(added="yesterday")},
         {"documents": head(added=5)},
         {"documents": head(size=-1)},
@@ -432,16 +442,16 @@ def test_content_that_is_not_right_is_refused(path, sections):
         {"dimensions": 2**40},
         {"dimensions": "16"},
         {"dimensions": DIMENSIONS + 1},
-        {"memories": None},
-        {"memories": []},
-        {"memories": [{}]},
-        {"memories": ["x", "y"]},
-        {"memories": [{"fingerprint": {"a": 1}, "memory": {}, "record_bytes": 10}] * 2},
-        {"memories": [{"fingerprint": [], "memory": {}, "record_bytes": 10}] * 2},
-        {"memories": [{"fingerprint": {}, "memory": 3, "record_bytes": 10}] * 2},
-        {"memories": [{"fingerprint": {}, "memory": {}, "record_bytes": 2**60}] * 2},
-        {"memories": [{"fingerprint": {}, "memory": {}, "record_bytes": 0}] * 2},
-        {"memories": [{"fingerprint": {}, "memory": {}, "record_bytes": 10}] * 1000},
+        {"editions": None},
+        {"editions": []},
+        {"editions": [{}]},
+        {"editions": ["x", "y"]},
+        {"editions": [{"fingerprint": {"a": 1}, "memory": {}, "record_bytes": 10}] * 2},
+        {"editions": [{"fingerprint": [], "memory": {}, "record_bytes": 10}] * 2},
+        {"editions": [{"fingerprint": {}, "memory": 3, "record_bytes": 10}] * 2},
+        {"editions": [{"fingerprint": {}, "memory": {}, "record_bytes": 2**60}] * 2},
+        {"editions": [{"fingerprint": {}, "memory": {}, "record_bytes": 0}] * 2},
+        {"editions": [{"fingerprint": {}, "memory": {}, "record_bytes": 10}] * 1000},
     ],
     ids=str,
 )
@@ -612,7 +622,7 @@ def whatever_is_read_is_right(tmp_path_factory, sections):
     about = {
         "encoder": "e",
         "dimensions": DIMENSIONS,
-        "memories": [vars(made) for made in SETS],
+        "editions": [vars(made) for made in EDITIONS],
     }
     container.write(path, about, [(name, [data]) for name, data in sections.items()])
     try:
@@ -626,7 +636,7 @@ def whatever_is_read_is_right(tmp_path_factory, sections):
                     assert 0 < len(reference.tokens) <= 128
                     assert abs(float(np.linalg.norm(reference.vector)) - 1) < 0.01
                     assert all(
-                        len(data) == SETS[which].record_bytes
+                        len(data) == EDITIONS[which].record_bytes
                         for which, data in reference.records.items()
                     )
     except StoreError as error:

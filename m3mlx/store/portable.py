@@ -1,14 +1,14 @@
 """What an exported file says: documents, references, vectors and memories as sections.
 
-    documents     a line of JSON each: path, hash, size, added, number of references
+    documents     a line of JSON each: path, hash, size, added, tokenizer, number of references
     references    a line of JSON each, document by document: start, end, page, line, text, tokens
     vectors       float32, one for each reference in the same order
-    memories/N    for each reference that has one of the set N of the manifest, in the same order:
-                  its number (8 bytes, counted from 0 over the whole file) and the memory
+    memories/N    for each reference that has a memory of edition N, in the same order: its number
+                  (8 bytes, counted from 0 over the whole file) and the memory
 
-The manifest names the encoder of the vectors, their dimensions, and for each set of memories
-fingerprint, configuration and length of one. Nothing in the file is a place to write to: paths
-are names, and a name's control characters are replaced before anybody sees them.
+The manifest names the encoder of the vectors, their dimensions, and the editions: fingerprint,
+memory configuration and length of one memory for each. Nothing in the file is a place to write
+to: paths are names, and a name's control characters are replaced before anybody sees them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from .index import are_unit
 
 _NUMBER = struct.Struct("<Q")
 _LARGEST = 2**53  # of integers, as far as every reader of JSON is exact
-_MOST_SETS, _MOST_DIMENSIONS, _MOST_BYTES = 64, 2**16, 2**30
+_MOST_EDITIONS, _MOST_DIMENSIONS, _MOST_BYTES = 64, 2**16, 2**30
 _TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # of direction
 
 
 @dataclass(frozen=True)
-class MemorySet:
-    """The conditions of one set of memories: see the attributes of ``MemoryStore``."""
+class Edition:
+    """All memories of one fingerprint: see ``rows.Edition``."""
 
     fingerprint: Mapping[str, str]
     memory: Mapping
@@ -45,12 +45,18 @@ class MemorySet:
 
 @dataclass(frozen=True)
 class Document:
-    """A document in a file: see ``StoredDocument``; ``references`` is how many there are."""
+    """A document in a file: see ``StoredDocument``.
+
+    Attributes:
+        tokenizer: what made the token ids of its references.
+        references: how many there are.
+    """
 
     path: str
     hash: str
     size: int
     added: str
+    tokenizer: str
     references: int
 
 
@@ -59,7 +65,7 @@ class Reference:
     """A reference in a file: see ``NewReference``.
 
     Attributes:
-        records: its memory for each set that has one, by the set's number.
+        records: its memory for each edition that has one, by the edition's number.
     """
 
     start: int
@@ -78,7 +84,7 @@ def export(
     *,
     encoder: str,
     dimensions: int,
-    sets: Sequence[MemorySet],
+    editions: Sequence[Edition],
     program: str,
     key: Ed25519PrivateKey | None = None,
 ) -> dict[str, int]:
@@ -120,11 +126,11 @@ def export(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "dimensions": dimensions,
         "encoder": encoder,
-        "memories": [asdict(made) for made in sets],
+        "editions": [asdict(edition) for edition in editions],
         "program": program,
     }
     sections = [("documents", heads()), ("references", references()), ("vectors", vectors())]
-    sections += [(f"memories/{number}", memories(number)) for number in range(len(sets))]
+    sections += [(f"memories/{number}", memories(number)) for number in range(len(editions))]
     write(path, about, sections, key)
     return counts
 
@@ -144,7 +150,7 @@ class Export:
 
     Attributes:
         encoder, dimensions: what made the vectors, and their length.
-        sets: the sets of memories.
+        editions: whose memories it has.
         documents, references: how many there are.
         signer: the public key that has signed the file, or None.
     """
@@ -177,27 +183,27 @@ class Export:
     def _describe(self, about: Mapping) -> None:
         try:
             self.encoder, self.dimensions = about["encoder"], about["dimensions"]
-            self.sets = tuple(MemorySet(**made) for made in about["memories"])
-            known = len(self.sets) <= _MOST_SETS and isinstance(self.encoder, str)
+            self.editions = tuple(Edition(**edition) for edition in about["editions"])
+            known = len(self.editions) <= _MOST_EDITIONS and isinstance(self.encoder, str)
             known &= _is_count(self.dimensions, 1, _MOST_DIMENSIONS)
-            for made in self.sets:
-                known &= isinstance(made.fingerprint, dict) and isinstance(made.memory, dict)
-                known &= _is_count(made.record_bytes, 1, _MOST_BYTES)
-                known &= all(isinstance(value, str) for value in made.fingerprint.values())
+            for edition in self.editions:
+                known &= _is_count(edition.record_bytes, 1, _MOST_BYTES)
+                known &= isinstance(edition.memory, dict)
+                known &= all(isinstance(value, str) for value in edition.fingerprint.values())
         except (AttributeError, KeyError, TypeError) as error:
             raise self._file.damaged("its manifest does not say what it must") from error
         wanted = ["documents", "references", "vectors"]
-        wanted += [f"memories/{number}" for number in range(len(self.sets))]
+        wanted += [f"memories/{number}" for number in range(len(self.editions))]
         if not known or self._file.sections != tuple(wanted):
             raise self._file.damaged("its manifest does not say what it must")
 
-    def read(self, sets: Iterable[int] | None = None) -> Iterator[tuple[Document, Iterator]]:
+    def read(self, editions: Iterable[int] | None = None) -> Iterator[tuple[Document, Iterator]]:
         """Yield each document with an iterator of its references.
 
         A document's references are read before the next document, or passed over.
 
         Args:
-            sets: numbers of the sets whose memories are wanted; None for all.
+            editions: numbers of those whose memories are wanted; None for all.
 
         Raises:
             ExportError: the file was changed after it was opened.
@@ -205,7 +211,7 @@ class Export:
         heads = self._file.lines("documents")
         lines = self._file.lines("references")
         vectors = self._file.open("vectors")
-        wanted = range(len(self.sets)) if sets is None else sets
+        wanted = range(len(self.editions)) if editions is None else editions
         memories = {which: self._memories(which) for which in wanted}
         following = {which: next(stream, None) for which, stream in memories.items()}
         number = 0  # of the reference, over the whole file
@@ -236,7 +242,7 @@ class Export:
     def _memories(self, which: int) -> Iterator[tuple[int, bytes]]:
         """Number of the reference and memory, for each of a set."""
         section, last = self._file.open(f"memories/{which}"), -1
-        length = self.sets[which].record_bytes
+        length = self.editions[which].record_bytes
         while head := section.read(_NUMBER.size):
             record = section.read(length)
             if len(head) < _NUMBER.size or len(record) < length:
@@ -278,7 +284,7 @@ class Export:
 
 def _is_document(document: Document) -> bool:
     """Whether all values are of their kind and range."""
-    path, hash = document.path, document.hash
+    path = document.path
     try:
         datetime.fromisoformat(document.added)
     except (TypeError, ValueError):
@@ -287,9 +293,8 @@ def _is_document(document: Document) -> bool:
         isinstance(path, str)
         and path != ""
         and not path.isdecimal()  # or it would stand for the document that has this id
-        and isinstance(hash, str)
-        and 0 < len(hash) <= 200
-        and hash.isprintable()
+        and _is_name(document.hash)
+        and (document.tokenizer == "" or _is_name(document.tokenizer))
         and _is_count(document.size)
         and _is_count(document.references, 1)
     )
@@ -308,6 +313,10 @@ def _is_reference(reference: Reference, dimensions: int) -> bool:
         and reference.vector.shape == (dimensions,)
         and are_unit(reference.vector[None])
     )
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
 def _is_count(value: object, least: int = 0, most: int = _LARGEST) -> bool:
