@@ -17,7 +17,7 @@ LAYERS = [
     {"memory.write", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant"},
-    {"evaluate", "demo"},
+    {"evaluate", "demo", "transfer"},
     {"cli"},
 ]
 PACKAGES = {"documents", "store", "cli"}  # rooms of several files, one place in the layers

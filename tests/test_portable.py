@@ -54,7 +54,7 @@ def write(path, texts=TEXTS, **changes):
         "editions": EDITIONS,
         "program": "m3mlx 0",
     }
-    return export(path, lambda: documents(texts), **{**about, **changes})
+    return export(path, lambda edition: documents(texts), **{**about, **changes})
 
 
 def content(path, trusted=()):
@@ -169,7 +169,7 @@ def test_what_could_not_be_imported_is_not_exported(path, texts):
 
 
 def test_a_file_is_private_and_whole_or_not_there(path, tmp_path):
-    def broken():
+    def broken(edition):
         yield from documents()
         raise RuntimeError
 
@@ -218,7 +218,7 @@ def test_memory_does_not_grow_with_the_file(path):
     peaks = []
     for count in (100, 2000):
 
-        def made(count=count):
+        def made(edition, count=count):
             rows = unit(0, count)
             stored = (
                 Reference(0, 1, None, None, "x", [1], rows[n], {0: bytes(20_000)})

@@ -17,7 +17,7 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, chat, documents
+from . import answers, chat, documents, transfer
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -95,5 +95,6 @@ def main() -> None:
 for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
     *(documents.compact, documents.recall, answers.ask, chat.chat, answers.eval_file, answers.demo),
+    *(transfer.export, transfer.import_file, transfer.keygen),
 ):
     main.add_command(command)

@@ -80,7 +80,7 @@ class Reference:
 
 def export(
     path: Path,
-    documents: Callable[[], Iterable[tuple[Document, Iterable[Reference]]]],
+    documents: Callable[[int | None], Iterable[tuple[Document, Iterable[Reference]]]],
     *,
     encoder: str,
     dimensions: int,
@@ -90,32 +90,35 @@ def export(
 ) -> dict[str, int]:
     """Write documents to a file, reading them once for each section.
 
+    Args:
+        documents: gives them with their references and the memories of one edition, or of none.
+
     Returns:
         Number of documents, references and memories written.
     """
     counts = {"documents": 0, "references": 0, "memories": 0}
 
     def heads() -> Iterator[bytes]:
-        for document, _ in documents():
+        for document, _ in documents(None):
             counts["documents"] += 1
             counts["references"] += document.references
             yield _line(document.path, asdict(document), _is_document(document))
 
     def references() -> Iterator[bytes]:
-        for document, stored in documents():
+        for document, stored in documents(None):
             for reference in stored:
                 names = ("start", "end", "page", "line", "text", "tokens")
                 fields = {name: getattr(reference, name) for name in names}
                 yield _line(document.path, fields, _is_reference(reference, dimensions))
 
     def vectors() -> Iterator[bytes]:
-        for _, stored in documents():
+        for _, stored in documents(None):
             for reference in stored:
                 yield np.asarray(reference.vector, dtype="<f4").tobytes()
 
     def memories(which: int) -> Iterator[bytes]:
         number = 0
-        for _, stored in documents():
+        for _, stored in documents(which):
             for reference in stored:
                 if which in reference.records:
                     counts["memories"] += 1
