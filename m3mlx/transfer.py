@@ -18,7 +18,6 @@ from .memory.codec import Codec
 from .store import MemoryStore, portable, signature
 from .store.transfer import Received, receive, same_conditions, send
 
-
 _GIVEN = ("weights", "tokenizer", "rope", "adapter")  # of a fingerprint, not by configuration
 
 

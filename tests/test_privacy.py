@@ -216,7 +216,11 @@ def test_no_message_quotes_a_document_of_a_damaged_store(world, home, verbose):
         for at in range(0, len(data), max(1, len(data) // 12)):
             path.write_bytes(data[:at] + b"\x99" * 64 + data[at + 64 :])
             for args in (("status",), ("export", home / "again"), ("list",), ("forget", "9")):
-                silent(CliRunner().invoke(main, [*map(str, args), *verbose], env=environment(world, home)))
+                silent(
+                    CliRunner().invoke(
+                        main, [*map(str, args), *verbose], env=environment(world, home)
+                    )
+                )
             silent(
                 CliRunner().invoke(
                     main,

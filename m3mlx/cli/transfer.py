@@ -36,7 +36,9 @@ def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
-@click.option("--replace", is_flag=True, help="Where a path has other content here, take the file's.")
+@click.option(
+    "--replace", is_flag=True, help="Where a path has other content here, take the file's."
+)
 @click.option("--cold", is_flag=True, help="Take no memories; write each at its first use.")
 @click.option(
     "--verify-key",
@@ -74,7 +76,7 @@ def import_file(
     if done.signer:
         click.echo(f"Signed by {done.signer}")
     if done.kept:
-        note("Where a path has other content here, what was here was kept; --replace takes the file's.")
+        note("What has other content here was kept as it is here; --replace takes the file's.")
     if done.embedded:
         note("The vectors were made again, because this store has another encoder.")
     if done.references > done.memories and not cold:

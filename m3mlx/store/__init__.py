@@ -214,7 +214,16 @@ class MemoryStore(Reading):
 
     # adding
 
-    def begin(self, path: str, hash: str, references: int, *, size: int) -> tuple[int, int]:
+    def begin(
+        self,
+        path: str,
+        hash: str,
+        references: int,
+        *,
+        size: int,
+        tokenizer: str | None = None,
+        added: str | None = None,
+    ) -> tuple[int, int]:
         """Start to add a document, or go on with one that was interrupted.
 
         Until all references are there the document is not found; then it replaces the one that
@@ -225,6 +234,8 @@ class MemoryStore(Reading):
             hash: of its content; another hash starts anew.
             references: how many there will be.
             size: of the file, in bytes.
+            tokenizer: what makes the token ids, None for that of the edition in use.
+            added: when it was memorized, ISO 8601 in UTC; None for now.
 
         Returns:
             The document's id, and the number of references that are stored already.
@@ -232,8 +243,9 @@ class MemoryStore(Reading):
         self._writing()
         if references < 1:
             raise StoreError(f"{path}: it has no references, so there is nothing to remember.")
+        cut = self.edition.tokenizer if tokenizer is None else tokenizer
         with self._catalog.transaction():
-            return self._catalog.begin(path, hash, size, references, self.edition.tokenizer)
+            return self._catalog.begin(path, hash, size, references, cut, added)
 
     def add(self, references: Sequence[NewReference]) -> None:
         """Store references in one commit. They follow those that their documents have."""

@@ -53,7 +53,15 @@ class Catalog(Memories):
                 "UPDATE setting SET value = ? WHERE name = ?", [json.dumps(value), name]
             )
 
-    def begin(self, path: str, hash: str, size: int, count: int, tokenizer: str) -> tuple[int, int]:
+    def begin(
+        self,
+        path: str,
+        hash: str,
+        size: int,
+        count: int,
+        tokenizer: str,
+        added: str | None = None,
+    ) -> tuple[int, int]:
         """Find or make the document; return its id and how many references it has."""
         found = None
         for id, known, expected, cut, complete in self.db.execute(
@@ -65,7 +73,7 @@ class Catalog(Memories):
             elif not complete:
                 self.remove([id])
         if found is None:
-            added = datetime.now(UTC).isoformat(timespec="seconds")
+            added = added or datetime.now(UTC).isoformat(timespec="seconds")
             found = self.db.execute(
                 "INSERT INTO document (path, hash, size, count, complete, added, tokenizer) "
                 "VALUES (?, ?, ?, ?, 0, ?, ?)",

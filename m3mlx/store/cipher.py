@@ -163,7 +163,8 @@ def unlock(path: object, store: str, settings: Mapping, passphrase: Passphrase |
             raise ValueError(cost)
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
-            f"{path}: the key of this encrypted store is damaged. Restore the catalog from a backup."
+            f"{path}: the key of this encrypted store is damaged. Restore the catalog from a "
+            f"backup."
         ) from error
     if settings.get("keyring"):
         words = _keyring("get_password", store)

@@ -80,6 +80,9 @@ class Connection:
         if known - applied and not write:
             raise OlderSchema(f"{self.path}: it was made by an older m3mlx.")
         if write:
+            # VACUUM writes all text to a temporary file, which must not lie anywhere else
+            folder = str(self.path.absolute().parent).replace("'", "''")
+            self.db.execute(f"PRAGMA temp_store_directory='{folder}'")
             self.db.execute("PRAGMA journal_mode=WAL")
             migrations.apply(self.db)
         else:

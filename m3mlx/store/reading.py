@@ -199,6 +199,11 @@ class Reading:
         with self._catalog.snapshot():
             return self._catalog.following(after, count)
 
+    def slots_of(self, document: int) -> list[int]:
+        """Slots of a document's references, in the order of the document."""
+        with self._catalog.snapshot():
+            return self._catalog.slots([document])
+
     def references(self, slots: Iterable[int]) -> list[StoredReference]:
         """References by slot, in order, their checksums verified; those that are gone are left.
 

@@ -7,7 +7,7 @@ is kept unless it is to be replaced. The same content under another path is anot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -177,10 +177,10 @@ class _Merging:
             and same_conditions(known.fingerprint, offered.fingerprint)
             and known.record_bytes == offered.record_bytes
         }
+        present = [number for number, id in self.editions.items() if id == store.edition.id]
+        self._first = present[0] if present else None  # whose memories come with the references
 
-    def add(
-        self, document: portable.Document, references: Iterator[portable.Reference]
-    ) -> None:
+    def add(self, document: portable.Document, references: Iterator[portable.Reference]) -> None:
         id, have = self.store.begin(
             document.path,
             document.hash,
@@ -206,7 +206,7 @@ class _Merging:
                         page=reference.page,
                         line=reference.line,
                         vector=vector,
-                        record=None,
+                        record=reference.records.get(self._first),
                     )
                     for ordinal, (reference, vector) in enumerate(
                         zip(part, vectors, strict=True), have
@@ -217,6 +217,7 @@ class _Merging:
             self._write(dict(zip(slots, part, strict=True)))
             have += len(part)
             self.done.references += len(part)
+            self.done.memories += sum(self._first in reference.records for reference in part)
 
     def fill(
         self,
@@ -258,9 +259,7 @@ class _Merging:
 
 def same_conditions(one: dict[str, str], other: dict[str, str]) -> bool:
     """Whether memories made under two fingerprints are interchangeable."""
-    return all(
-        one.get(name) == other.get(name) for name in (one.keys() | other.keys()) - {_NAME}
-    )
+    return all(one.get(name) == other.get(name) for name in (one.keys() | other.keys()) - {_NAME})
 
 
 def _parts(values: Iterator) -> Iterator[list]:
