@@ -32,9 +32,15 @@ class Connection:
 
     @staticmethod
     def create(
-        path: Path, settings: Mapping[str, object], editions: Iterable[Edition] = ()
+        path: Path,
+        settings: Mapping[str, object],
+        editions: Iterable[Edition] = (),
+        changes: Iterable[str] = (),
     ) -> None:
-        """Make a database with these settings: complete under its name, or not at all."""
+        """Make a database with these settings: complete under its name, or not at all.
+
+        ``changes`` are statements that follow those of the schema.
+        """
         with files.replacing(path) as new:
             db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
             db.execute(f"PRAGMA page_size={_PAGE}")
@@ -44,6 +50,8 @@ class Connection:
                 db["setting"].insert({"name": name, "value": json.dumps(value)})
             for edition in editions:
                 db["edition"].insert(edition_row(edition))
+            for statement in changes:
+                db.execute(statement)
             db.close()
 
     def __init__(self, path: Path, *, write: bool = False):
