@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import __version__
 from .assistant import Assistant
-from .config import MemoryConfig, check_fingerprint, fingerprint
+from .config import MemoryConfig, fingerprint
 from .errors import StoreError
 from .memory.codec import Codec
 from .store import MemoryStore, portable, signature
@@ -99,8 +99,7 @@ def import_documents(
         with _open(assistant) if known else _new_store(assistant, export) as store:
             same = (store.encoder, store.dimensions) == (export.encoder, export.dimensions)
             if not same:
-                found, wanted = {"encoder": store.encoder}, {"encoder": assistant.encoder.identity}
-                check_fingerprint(found, wanted, assistant.store_path)
+                assistant.check_encoder()
             return receive(
                 store,
                 export,
@@ -132,7 +131,7 @@ def _check_editions(export: portable.Export, file: str | Path) -> None:
 
 def _open(assistant: Assistant) -> MemoryStore:
     assistant.store()  # says what to do if there is none
-    return MemoryStore.open(assistant.store_path, write=True)
+    return assistant.open_store(write=True)
 
 
 def _new_store(assistant: Assistant, export: portable.Export) -> MemoryStore:
@@ -144,6 +143,7 @@ def _new_store(assistant: Assistant, export: portable.Export) -> MemoryStore:
         encoder=export.encoder,
         dimensions=export.dimensions,
         record_bytes=first.record_bytes,
+        **assistant.security,
     )
     present = store.edition.id
     for edition in others:

@@ -8,6 +8,12 @@ from m3mlx.errors import StoreError
 from m3mlx.store import cipher
 from m3mlx.store.cipher import Cipher, LockedError, Tampered, new_key, unlock
 
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    monkeypatch.setattr(cipher, "_COST", 16)
+
+
 KEY = Cipher(bytes(range(32)))
 ID = "00" * 16
 
@@ -68,7 +74,7 @@ def test_only_the_passphrase_opens():
     again = unlock("/store", ID, settings, lambda: "correct horse")
     assert again.open_name(made.seal_name("x")) == "x"
     for wrong in ("", "Correct horse", "correct horse "):
-        with pytest.raises(LockedError, match="/store.*not the passphrase"):
+        with pytest.raises(LockedError, match=r"/store.*not the passphrase"):
             unlock("/store", ID, settings, lambda wrong=wrong: wrong)
     with pytest.raises(LockedError, match="M3MLX_PASSPHRASE"):
         unlock("/store", ID, settings, None)
@@ -81,7 +87,7 @@ def test_only_the_passphrase_opens():
 )
 def test_a_damaged_key_is_named(change):
     settings, _ = new_key(ID, lambda: "words")
-    with pytest.raises(StoreError, match="/store.*damaged"):
+    with pytest.raises(StoreError, match=r"/store.*damaged"):
         unlock("/store", ID, {**settings, **change}, lambda: "words")
 
 

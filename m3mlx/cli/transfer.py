@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .options import common_options, json_option, memory_options, open_assistant
+from .options import common_options, encrypt_options, json_option, memory_options, open_assistant
 from .render import echo_json, human_bytes, note, one_line
 
 
@@ -47,6 +47,7 @@ def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -
     metavar="KEY",
     help="Refuse what is not signed by this public key (or the file that holds it).",
 )
+@encrypt_options
 @memory_options("encoder")
 @json_option
 @common_options
@@ -55,13 +56,14 @@ def import_file(
     replace: bool,
     cold: bool,
     trusted: tuple[str, ...],
+    encrypt: str | None,
     options: dict[str, str | None],
     as_json: bool,
 ) -> None:
     """Add the documents of an exported file to the store."""
     from .. import transfer
 
-    with open_assistant(**options) as assistant:
+    with open_assistant(encrypt, **options) as assistant:
         done = transfer.import_documents(
             assistant, file, replace=replace, cold=cold, trusted=trusted
         )

@@ -46,6 +46,7 @@ __all__ = [
     "LockedError",
     "MemoryStore",
     "NewReference",
+    "Passphrase",
     "Residue",
     "StoredDocument",
     "StoredReference",

@@ -85,6 +85,11 @@ class Reading:
             self._catalog.close()
             raise
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether what it keeps of documents is encrypted."""
+        return self._catalog.cipher is not None
+
     # editions
 
     @property
@@ -257,7 +262,7 @@ class Reading:
                 "index": self._bytes(INDEX),
             },
             "max_bytes": bound,
-            "encrypted": self._catalog.cipher is not None,
+            "encrypted": self.encrypted,
             "editions": editions,
             "edition": self.edition.id,
             "fingerprint": self.edition.fingerprint,

@@ -98,19 +98,22 @@ class Sealed(Connection):
             f"Forget that document and memorize it again."
         )
 
-    def full_text(self, commit: int) -> tuple[Database | sqlite3.Connection, str] | None:
+    def has_full_text(self) -> bool:
+        """Whether words can be searched: not in an encrypted store that is too large."""
+        if not self.cipher:
+            return True
+        (count,) = self.db.execute(f"SELECT count(*) FROM reference WHERE {_VISIBLE}").fetchone()
+        return count <= MOST_WORDS
+
+    def full_text(self, commit: int) -> tuple[Database | sqlite3.Connection, str]:
         """A database whose table ``words`` has the full text, and which of its rows may be found.
 
-        None if the store is encrypted and too large.
+        Args:
+            commit: the present one; full text in memory is made anew when it is another.
         """
         if not self.cipher:
             return self.db, _SHOWN
         if self._words is None or self._words[0] != commit:
-            (count,) = self.db.execute(
-                f"SELECT count(*) FROM reference WHERE {_VISIBLE}"
-            ).fetchone()
-            if count > MOST_WORDS:
-                return None
             made = sqlite3.connect(":memory:", check_same_thread=False)
             made.execute(
                 f"CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='{TOKENIZER}')"
@@ -121,8 +124,8 @@ class Sealed(Connection):
             made.executemany(
                 "INSERT INTO words (rowid, text) VALUES (?, ?)",
                 (
-                    (slot, self._text((document, ordinal), text))
-                    for slot, document, ordinal, text in rows
+                    (slot, self._text((document, place), text))
+                    for slot, document, place, text in rows
                 ),
             )
             self._words = commit, made
