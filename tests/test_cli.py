@@ -23,7 +23,8 @@ from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
-    *("memorize", "list", "status", "forget", "compact", "recall", "ask", "chat", "eval", "demo")
+    *("memorize", "list", "status", "forget", "compact", "recall", "ask", "chat", "eval", "demo"),
+    *("export", "import", "keygen"),
 ]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
@@ -116,6 +117,7 @@ BAD_FLAGS = f"""
     ask x --memories 0 | ask x --kv-bits 5 | ask x --codec k8
     chat x | chat --json | chat --memory sometimes | chat --max-tokens 0 | chat --temp nan
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
+    export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 
 

@@ -276,8 +276,15 @@ def test_keys_are_private_and_never_replaced(tmp_path):
     finally:
         os.umask(old)
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(M3Error, match="already"):
-        signature.new_key(path)
+    assert (tmp_path / "key.pub").read_text() == f"{public}\n"
+    for missing in ("key.pub", "key"):
+        with pytest.raises(M3Error, match="already"):
+            signature.new_key(path)
+        kept = (tmp_path / missing).read_bytes()
+        (tmp_path / missing).rename(tmp_path / "kept")
+        with pytest.raises(M3Error, match="already"):
+            signature.new_key(path)
+        (tmp_path / missing).write_bytes(kept)
     assert signature.public_half(signature.load_key(path)) == public
     (tmp_path / "public").write_text(public.upper() + "\n")
     assert signature.read_public(str(tmp_path / "public")) == signature.read_public(public)

@@ -152,6 +152,7 @@ def status(as_json: bool) -> None:
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
         ("size", bound_text(state["max_bytes"])),
+        ("encrypted", "yes" if state["encrypted"] else "no"),
         ("selection", memory["selection"]),
         ("budget", f"{memory['budget']}, {kept:g} tokens per head"),
         ("codec", f"keys {memory['key_bits']} bits, values {memory['value_bits']} bits"),

@@ -45,7 +45,7 @@ def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -
     "trusted",
     multiple=True,
     metavar="KEY",
-    help="Refuse what is not signed by this public key (or the file that holds it).",
+    help="Refuse what is not signed by this public key, or the one in this file.",
 )
 @encrypt_options
 @memory_options("encoder")
@@ -98,4 +98,4 @@ def keygen(file: Path, as_json: bool) -> None:
         echo_json({"file": str(file), "public": public})
         return
     click.echo(public)
-    note("Keep the file to yourself; give the line above to those who import what you sign.")
+    note(f"Keep {file} to yourself; give {file}.pub to those who import what you sign.")

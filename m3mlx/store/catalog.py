@@ -354,9 +354,10 @@ class Catalog(Memories):
 
     def matching(self, text: str, count: int) -> list[int]:
         """Slots of references that share words with a text, the best by BM25 first."""
-        if not self.has_full_text():
+        place = self.full_text()
+        if place is None:
             return []
-        db, condition = self.full_text(self.settings()["commit"])
+        db, condition = place
         words = [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text.lower()))]
         frequency = {word: _frequency(db, word) for word in words}
         known = sorted((word for word in words if frequency[word]), key=frequency.__getitem__)

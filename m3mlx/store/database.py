@@ -152,10 +152,10 @@ class Connection:
             yield
         except sqlite3.ProgrammingError:  # a mistake of the caller, such as use after close
             raise
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError as error:  # whose text may be the document's
             raise StoreError(
-                f"{self.path}: {error.object[:80]!a} cannot be stored, it is not valid Unicode. "
-                f"Rename the file, or save it as UTF-8."
+                f"{self.path}: a text cannot be stored, it is not valid Unicode. Save its file as "
+                f"UTF-8."
             ) from error
         except (sqlite3.Error, UnicodeDecodeError) as error:
             name = getattr(error, "sqlite_errorname", "")

@@ -36,7 +36,9 @@ class Sealed(Connection):
     """
 
     cipher: Cipher | None = None
-    _words: tuple[int, sqlite3.Connection] | None = None  # with the commit that they belong to
+    _words: tuple[str, sqlite3.Connection | None] | None = (
+        None  # with the commit that they belong to
+    )
 
     @classmethod
     def create(
@@ -98,38 +100,35 @@ class Sealed(Connection):
             f"Forget that document and memorize it again."
         )
 
-    def has_full_text(self) -> bool:
-        """Whether words can be searched: not in an encrypted store that is too large."""
-        if not self.cipher:
-            return True
-        (count,) = self.db.execute(f"SELECT count(*) FROM reference WHERE {_VISIBLE}").fetchone()
-        return count <= MOST_WORDS
-
-    def full_text(self, commit: int) -> tuple[Database | sqlite3.Connection, str]:
+    def full_text(self) -> tuple[Database | sqlite3.Connection, str] | None:
         """A database whose table ``words`` has the full text, and which of its rows may be found.
 
-        Args:
-            commit: the present one; full text in memory is made anew when it is another.
+        None if the store is encrypted and too large. Full text in memory is made again after
+        each commit that changes what searches find.
         """
         if not self.cipher:
             return self.db, _SHOWN
+        (commit,) = self.db.execute("SELECT value FROM setting WHERE name = 'commit'").fetchone()
         if self._words is None or self._words[0] != commit:
-            made = sqlite3.connect(":memory:", check_same_thread=False)
-            made.execute(
-                f"CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='{TOKENIZER}')"
-            )
-            rows = self.db.execute(
-                f"SELECT slot, document, ordinal, text FROM reference WHERE {_VISIBLE}"
-            )
-            made.executemany(
-                "INSERT INTO words (rowid, text) VALUES (?, ?)",
-                (
-                    (slot, self._text((document, place), text))
-                    for slot, document, place, text in rows
-                ),
-            )
-            self._words = commit, made
-        return self._words[1], "1"
+            self._words = commit, self._made_words()
+        return self._words[1] and (self._words[1], "1")
+
+    def _made_words(self) -> sqlite3.Connection | None:
+        (count,) = self.db.execute(f"SELECT count(*) FROM reference WHERE {_VISIBLE}").fetchone()
+        if count > MOST_WORDS:
+            return None
+        made = sqlite3.connect(":memory:", check_same_thread=False)
+        made.execute(
+            f"CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='{TOKENIZER}')"
+        )
+        rows = self.db.execute(
+            f"SELECT slot, document, ordinal, text FROM reference WHERE {_VISIBLE}"
+        )
+        made.executemany(
+            "INSERT INTO words (rowid, text) VALUES (?, ?)",
+            ((slot, self._text((document, place), text)) for slot, document, place, text in rows),
+        )
+        return made
 
     def _text(self, owner: tuple[int, int], stored: str) -> str:
         try:

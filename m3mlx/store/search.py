@@ -77,7 +77,7 @@ class Search:
             lists = []
             if mode != "text":
                 lists.append(self._nearest(queries, depth))
-            if mode == "text" and not self._catalog.has_full_text():
+            if mode == "text" and self._catalog.full_text() is None:
                 raise StoreError(
                     f"{self._path.parent}: this encrypted store is too large to be searched by "
                     f"words. Search it by meaning, with --retrieval dense."

@@ -1,7 +1,7 @@
 """Ed25519 keys and signatures of exported files.
 
 A key is a file of its own in PEM (PKCS #8), as OpenSSL writes and reads it. The public half is
-named by its 32 bytes in hexadecimal.
+written as its 32 bytes in hexadecimal.
 """
 
 from __future__ import annotations
@@ -27,18 +27,34 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 
 def new_key(path: Path) -> str:
-    """Make a private key in a new file that only its owner can read. Returns its public half."""
+    """Make a private key in a new file, and its public half in another that ends in ``.pub``.
+
+    Returns:
+        The public half.
+
+    Raises:
+        M3Error: there is such a file already, or it cannot be written.
+    """
     key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    public = public_half(key)
+    other = path.with_name(path.name + ".pub")
+    if other.exists():
+        raise M3Error(f"{other}: there is a file already. Name another for the key.")
+    _write(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    _write(other, f"{public}\n".encode())
+    return public
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a new file that only its owner can read."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise M3Error(f"{path}: there is a file already. Name another for the key.") from None
     with open(descriptor, "wb") as file:
-        file.write(pem)
+        file.write(data)
         file.flush()
         os.fsync(descriptor)
-    return public_half(key)
 
 
 def load_key(path: str | os.PathLike) -> Ed25519PrivateKey:
