@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SECRET = "xylograph"  # a word of the documents, and of nothing else
 TEXT = f"The {SECRET} of Zebulon Quix hangs behind the door.\n\n"
 
-# A life under umask 000. At every audit event of Python that touches files, all below HOME are
+# A life under umask 000. At every audit event of Python that changes files, all below HOME are
 # looked at, but for the cache: it has calibrations and hashes of models.
 LIFE = """
 import os, sys
@@ -54,10 +54,16 @@ def look(event, args):
     inside = False
 
 from m3mlx.cli import main
-sys.addaudithook(lambda event, args: look(event, args) if event in (
-    "open", "os.rename", "os.remove", "os.chmod", "os.mkdir", "os.truncate", "fcntl.flock",
-    "sqlite3.connect", "os.listdir",
-) else None)
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+OTHERS = {
+    *("os.rename", "os.remove", "os.chmod", "os.mkdir", "os.truncate", "sqlite3.connect"),
+    "fcntl.flock",
+}
+sys.addaudithook(
+    lambda event, args: look(event, args)
+    if event in OTHERS or (event == "open" and (args[2] or 0) & WRITING)
+    else None
+)
 for command in commands:
     try:
         main(command.split("|"))
