@@ -214,6 +214,7 @@ def test_no_message_quotes_a_document_that_cannot_be_read(world, tmp_path, home)
         silent(run(world, home, "eval", questions, "-v", code=1))
 
 
+@pytest.mark.slow
 def test_no_message_quotes_a_document_of_a_damaged_store(world, home):
     made = ["--encoder", world / "encoder", "--tokens-per-head", "4"]
     run(world, home, "memorize", world / "notes", *made)
