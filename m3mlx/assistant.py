@@ -25,7 +25,16 @@ from .memory.cache import PrefixStates, read_prefix
 from .memory.calibrate import calibrate
 from .memory.codec import Codec, Memory
 from .memory.write import Writer
-from .store import BusyStore, ColdReference, Edition, Hit, MemoryStore, Residue, StoredDocument
+from .store import (
+    BusyStore,
+    ColdReference,
+    Edition,
+    Hit,
+    MemoryStore,
+    Passphrase,
+    Residue,
+    StoredDocument,
+)
 from .template import Template
 
 
@@ -57,6 +66,9 @@ class Assistant:
             trained with, or five.
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
+        encrypt: whether a store that is made new is encrypted.
+        passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
+            one in the system's key store.
         progress: called with what is being done, how much is done and the total.
     """
 
@@ -74,11 +86,14 @@ class Assistant:
         memories: int | None = None,
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
+        encrypt: bool = False,
+        passphrase: Passphrase | None = None,
         progress: Progress | None = None,
     ):
         self.store_path = Path(store) if store else default_store()
         self.kv_bits, self.retrieval = kv_bits, retrieval
         self._memories = memories
+        self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
         self._names = model, encoder, adapter_path
         self._options = selection, budget, tokens_per_head, codec
@@ -197,8 +212,23 @@ class Assistant:
                     f"{self.store_path}: nothing is memorized here yet; "
                     f"run m3mlx memorize PATH first, or name the store with --store"
                 )
-            self._store = MemoryStore.open(self.store_path)
+            self._store = self.open_store()
         return self._store
+
+    def open_store(self, **options: Any) -> MemoryStore:
+        """Open the store, which is there; see ``MemoryStore.open``.
+
+        Raises:
+            StoreError: it should be encrypted and is not.
+        """
+        store = MemoryStore.open(self.store_path, passphrase=self.security["passphrase"], **options)
+        if self.security["encrypt"] and not store.encrypted:
+            store.close()
+            raise StoreError(
+                f"{self.store_path}: this store is not encrypted. `m3mlx export` it, and "
+                f"`m3mlx import --encrypt` the file into a new one with --store."
+            )
+        return store
 
     def _open_to_write(self, wait: float = 10.0) -> MemoryStore:
         """The store, open for writing and made by the same models; a new one if there is none."""
@@ -208,8 +238,9 @@ class Assistant:
                 encoder=self.encoder.identity,
                 dimensions=self.encoder.dimensions,
                 **self._edition(),
+                **self.security,
             )
-        return MemoryStore.open(self.store_path, write=True, wait=wait, edition=self._own().id)
+        return self.open_store(write=True, wait=wait, edition=self._own().id)
 
     def _own(self) -> Edition:
         """The memories of the present model and settings, which the open store then uses.
@@ -231,9 +262,10 @@ class Assistant:
     def check(self) -> None:
         """Refuse a store of another model, adapter, tokenizer, encoder or way of writing."""
         self._own()
-        self._check_encoder()
+        self.check_encoder()
 
-    def _check_encoder(self) -> None:
+    def check_encoder(self) -> None:
+        """Refuse a store whose vectors another encoder has made."""
         found, wanted = self.store().encoder, self.encoder.identity
         if found != wanted:
             raise FingerprintError(
@@ -315,7 +347,7 @@ class Assistant:
                 self._token_ids,
                 self.progress,
             )
-        with MemoryStore.open(self.store_path, write=True, edition=known) as store:
+        with self.open_store(write=True, edition=known) as store:
             if known is None:
                 store.add_edition(**self._edition())
             if cold:
@@ -325,13 +357,13 @@ class Assistant:
     def set_bound(self, max_bytes: int | None) -> int:
         """Keep the store within so many bytes, or none; returns how many memories were dropped."""
         self.store()
-        with MemoryStore.open(self.store_path, write=True) as store:
+        with self.open_store(write=True) as store:
             return store.set_bound(max_bytes)
 
     def compact(self) -> int:
         """Give unused room back; returns how many memories were damaged, and are cold now."""
         self.store()
-        with MemoryStore.open(self.store_path, write=True) as store:
+        with self.open_store(write=True) as store:
             return store.compact()
 
     def write(self, references: Sequence[Sequence[int]]) -> np.ndarray:
@@ -360,7 +392,7 @@ class Assistant:
             StoreError: nothing of that name is stored; nothing was erased.
         """
         self.store()
-        with MemoryStore.open(self.store_path, write=True) as store:
+        with self.open_store(write=True) as store:
             ids = [document.id for document in store.find_documents(names)]
             samples = store.traces(ids) if verify else []
             gone = store.forget(ids)
@@ -379,7 +411,7 @@ class Assistant:
 
     def recall(self, query: str, k: int = MEMORIES) -> list[Hit]:
         """The references that fit a query best, without an answer."""
-        self._check_encoder()
+        self.check_encoder()
         return self.search([query], k)[0]
 
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:

@@ -23,7 +23,8 @@ from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
-    *("memorize", "list", "status", "forget", "compact", "recall", "ask", "chat", "eval", "demo")
+    *("memorize", "list", "status", "forget", "compact", "recall", "ask", "chat", "eval", "demo"),
+    *("export", "import", "keygen"),
 ]
 COMMANDS += ["convert", "parity"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
@@ -119,6 +120,7 @@ BAD_FLAGS = f"""
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
     convert | convert x | convert x y --frob | convert x y --dtype int8
     convert x.gguf y --q-bits 7 | parity x | parity --frob
+    export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 
 

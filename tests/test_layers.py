@@ -17,7 +17,7 @@ LAYERS = [
     {"memory.write", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant"},
-    {"evaluate", "demo", "parity"},
+    {"evaluate", "demo", "parity", "transfer"},
     {"cli"},
 ]
 PACKAGES = {

@@ -31,6 +31,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "house.md").write_text(NOTE)
     monkeypatch.setenv("M3MLX_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("M3MLX_PASSPHRASE", "nine brass buttons")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

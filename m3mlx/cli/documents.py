@@ -12,6 +12,7 @@ from .options import (
     WRITING,
     Size,
     common_options,
+    encrypt_options,
     is_verbose,
     json_option,
     memory_options,
@@ -48,6 +49,7 @@ INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 @click.option(
     "--max-bytes", type=Size(), help="Keep the store within this size from now on, such as 2GB."
 )
+@encrypt_options
 @memory_options(*WRITING)
 @json_option
 @common_options
@@ -60,6 +62,7 @@ def memorize(
     dry_run: bool,
     rebuild: bool,
     max_bytes: int | None,
+    encrypt: str | None,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -68,7 +71,7 @@ def memorize(
         raise click.UsageError("Missing argument 'PATH…'.")
     if dry_run and (rebuild or max_bytes is not None):
         raise click.UsageError("--dry-run goes with files only.")
-    with open_assistant(**options) as assistant:
+    with open_assistant(encrypt, **options) as assistant:
         done, rebuilt, dropped = None, None, None
         try:
             if max_bytes is not None and (assistant.has_store() or not paths):
@@ -149,6 +152,7 @@ def status(as_json: bool) -> None:
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
         ("size", bound_text(state["max_bytes"])),
+        ("encrypted", "yes" if state["encrypted"] else "no"),
         ("selection", memory["selection"]),
         ("budget", f"{memory['budget']}, {kept:g} tokens per head"),
         ("codec", f"keys {memory['key_bits']} bits, values {memory['value_bits']} bits"),

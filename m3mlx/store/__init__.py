@@ -29,6 +29,7 @@ from ..errors import StoreError
 from . import compact
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
+from .cipher import OVERHEAD, LockedError, Passphrase, new_key
 from .database import OlderSchema
 from .files import NEW, BusyStore, WriterLock, told
 from .reading import CATALOG, LOCK, ColdReference, Reading
@@ -42,8 +43,10 @@ __all__ = [
     "ColdReference",
     "Edition",
     "Hit",
+    "LockedError",
     "MemoryStore",
     "NewReference",
+    "Passphrase",
     "Residue",
     "StoredDocument",
     "StoredReference",
@@ -74,8 +77,15 @@ class MemoryStore(Reading):
         dimensions: int,
         record_bytes: int,
         exact: int = EXACT_REFERENCES,
+        encrypt: bool = False,
+        passphrase: Passphrase | None = None,
     ) -> MemoryStore:
         """Make an empty store in a new or empty folder and open it for writing.
+
+        Args:
+            encrypt: whether what it keeps of documents is encrypted.
+            passphrase: asked for the passphrase of an encrypted store; None to keep one in the
+                system's key store.
 
         Raises:
             StoreError: there is a store already, or something else.
@@ -95,21 +105,24 @@ class MemoryStore(Reading):
             lock = WriterLock(path / LOCK, wait=0)
             try:
                 store_id = secrets.token_bytes(16)
+                key, cipher = new_key(store_id.hex(), passphrase) if encrypt else (None, None)
                 edition = Edition(
-                    1, dict(fingerprint), dict(memory), record_bytes, FIRST, 0, _now()
+                    *(1, dict(fingerprint), dict(memory), record_bytes, FIRST, 0, _now()),
+                    overhead=OVERHEAD if cipher else 0,
                 )
                 Bank.create(path / FIRST, Identity.of(store_id, edition))
                 settings = {
                     "id": store_id.hex(),
                     "encoder": encoder,
                     "dimensions": dimensions,
+                    "cipher": key,
                     **NEW_STORE,
                 }
                 # last: now the store exists
                 Catalog.create(path / CATALOG, settings, [edition])
             finally:
                 lock.release()
-        return cls.open(path, write=True, exact=exact)
+        return cls.open(path, write=True, exact=exact, passphrase=passphrase)
 
     @classmethod
     def open(
@@ -120,6 +133,7 @@ class MemoryStore(Reading):
         wait: float = 10.0,
         edition: int | None = None,
         exact: int = EXACT_REFERENCES,
+        passphrase: Passphrase | None = None,
     ) -> MemoryStore:
         """Open a store.
 
@@ -130,9 +144,11 @@ class MemoryStore(Reading):
             wait: seconds to wait until another process has finished writing.
             edition: id of the memories to use; None for the first.
             exact: up to so many references, searches compare with all of them.
+            passphrase: asked for the passphrase if the store is encrypted.
 
         Raises:
             BusyStore: another process is writing to it.
+            LockedError: the passphrase is missing or wrong.
             StoreError: there is none, it is damaged, or of another version.
         """
         path = Path(path)
@@ -140,18 +156,24 @@ class MemoryStore(Reading):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with told(path):
             try:
-                return cls._opened(path, write, wait, edition, exact)
+                return cls._opened(path, write, wait, edition, exact, passphrase)
             except OlderSchema:
-                cls._opened(path, True, wait, edition, exact)._close()
-                return cls._opened(path, write, wait, edition, exact)
+                cls._opened(path, True, wait, edition, exact, passphrase)._close()
+                return cls._opened(path, write, wait, edition, exact, passphrase)
 
     @classmethod
     def _opened(
-        cls, path: Path, write: bool, wait: float, edition: int | None, exact: int
+        cls,
+        path: Path,
+        write: bool,
+        wait: float,
+        edition: int | None,
+        exact: int,
+        passphrase: Passphrase | None,
     ) -> MemoryStore:
         lock = WriterLock(path / LOCK, wait) if write else None
         try:
-            return cls(path, lock, edition, exact)
+            return cls(path, lock, edition, exact, passphrase)
         except BaseException:
             if lock:
                 lock.release()
@@ -162,8 +184,17 @@ class MemoryStore(Reading):
         """Whether there is a store in a folder."""
         return (Path(path) / CATALOG).is_file()
 
-    def __init__(self, path: Path, lock: WriterLock | None, edition: int | None, exact: int):
-        super().__init__(path, write=bool(lock), edition=edition, exact=exact)
+    def __init__(
+        self,
+        path: Path,
+        lock: WriterLock | None,
+        edition: int | None,
+        exact: int,
+        passphrase: Passphrase | None,
+    ):
+        super().__init__(
+            path, write=bool(lock), edition=edition, exact=exact, passphrase=passphrase
+        )
         self._lock = lock
         if lock:
             try:
@@ -194,6 +225,7 @@ class MemoryStore(Reading):
                 *(id, dict(fingerprint), dict(memory), record_bytes, file),
                 origin=self._catalog.first_slot(),
                 added=_now(),
+                overhead=OVERHEAD if self._catalog.cipher else 0,
             )
             self._records.add(edition)  # in place before the catalog says so
             self._catalog.add_edition(edition)
@@ -214,7 +246,16 @@ class MemoryStore(Reading):
 
     # adding
 
-    def begin(self, path: str, hash: str, references: int, *, size: int) -> tuple[int, int]:
+    def begin(
+        self,
+        path: str,
+        hash: str,
+        references: int,
+        *,
+        size: int,
+        tokenizer: str | None = None,
+        added: str | None = None,
+    ) -> tuple[int, int]:
         """Start to add a document, or go on with one that was interrupted.
 
         Until all references are there the document is not found; then it replaces the one that
@@ -225,6 +266,8 @@ class MemoryStore(Reading):
             hash: of its content; another hash starts anew.
             references: how many there will be.
             size: of the file, in bytes.
+            tokenizer: what makes the token ids, None for that of the edition in use.
+            added: when it was memorized, ISO 8601 in UTC; None for now.
 
         Returns:
             The document's id, and the number of references that are stored already.
@@ -232,8 +275,13 @@ class MemoryStore(Reading):
         self._writing()
         if references < 1:
             raise StoreError(f"{path}: it has no references, so there is nothing to remember.")
+        if any("\ud800" <= sign <= "\udfff" for sign in path):
+            raise StoreError(
+                f"{path!a} cannot be stored, it is not valid Unicode. Rename the file."
+            )
+        cut = self.edition.tokenizer if tokenizer is None else tokenizer
         with self._catalog.transaction():
-            return self._catalog.begin(path, hash, size, references, self.edition.tokenizer)
+            return self._catalog.begin(path, hash, size, references, cut, added)
 
     def add(self, references: Sequence[NewReference]) -> None:
         """Store references in one commit. They follow those that their documents have."""

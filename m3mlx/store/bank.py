@@ -54,6 +54,7 @@ import numpy as np
 
 from ..errors import StoreError
 from . import files
+from .cipher import OVERHEAD, Cipher, Tampered
 from .rows import Edition
 
 MAGIC = b"m3mlx.kv"
@@ -89,7 +90,7 @@ class Identity:
         store: id of the store, 16 bytes.
         edition: id of the edition.
         fingerprint: SHA-256 of the edition's fingerprint.
-        record_bytes: length of one memory.
+        record_bytes: length of one memory, as it is stored.
         origin: slot of the first record.
     """
 
@@ -103,7 +104,7 @@ class Identity:
     def of(cls, store: bytes, edition: Edition) -> Identity:
         text = json.dumps(edition.fingerprint, sort_keys=True)
         sha256 = hashlib.sha256(text.encode()).digest()
-        return cls(store, edition.id, sha256, edition.record_bytes, edition.origin)
+        return cls(store, edition.id, sha256, edition.stored_bytes, edition.origin)
 
     def header(self, version: int = VERSION) -> bytes:
         """The first page of the file."""
@@ -119,7 +120,14 @@ class Identity:
         """What the checksums of records start from."""
         if version == 1:
             return zlib.crc32(self.store)
-        return zlib.crc32(self.store + self.edition.to_bytes(4, "little") + self.fingerprint)
+        return zlib.crc32(self._place())
+
+    def _place(self) -> bytes:
+        return self.store + self.edition.to_bytes(4, "little") + self.fingerprint
+
+    def owner(self, slot: int) -> bytes:
+        """What a record is encrypted for."""
+        return self._place() + slot.to_bytes(8, "little")
 
 
 class Bank:
@@ -131,11 +139,20 @@ class Bank:
         with files.replacing(path) as new:
             new.write_bytes(identity.header())
 
-    def __init__(self, path: Path, identity: Identity, *, write: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity,
+        *,
+        write: bool = False,
+        cipher: Cipher | None = None,
+    ):
         """Open a bank and check its header. Raises StoreError that names what is wrong."""
         self.path = path
+        self._cipher = cipher
         self.identity = identity
         self.record_bytes = identity.record_bytes
+        self.memory_bytes = identity.record_bytes - (OVERHEAD if cipher else 0)
         self._origin = identity.origin
         self._stride = stride(identity.record_bytes)
         try:
@@ -186,32 +203,39 @@ class Bank:
         return os.pread(self._file.fileno(), length, self._offset(slot))
 
     def read(self, slots: Sequence[int]) -> np.ndarray:
-        """Read memories as uint8 ``(len(slots), record_bytes)``.
+        """Read memories as uint8 ``(len(slots), memory_bytes)``, decrypted.
 
         Raises:
             DamagedRecord: the bytes of a slot are not those that were written there.
         """
-        memories = np.empty((len(slots), self.record_bytes), dtype=np.uint8)
+        memories = np.empty((len(slots), self.memory_bytes), dtype=np.uint8)
         for row, slot in zip(memories, slots, strict=True):
             record = self.raw(slot) if slot >= self._origin else b""
             memory = memoryview(record)[: self.record_bytes]
             if record[self.record_bytes :] != self._checksum(slot, memory):
                 raise DamagedRecord(self.path, slot)
+            if self._cipher:
+                try:
+                    memory = self._cipher.open_record(memory, self.identity.owner(slot))
+                except Tampered as error:
+                    raise DamagedRecord(self.path, slot) from error
             row[:] = np.frombuffer(memory, dtype=np.uint8)
         return memories
 
     def check(self, memories: Iterable[bytes]) -> None:
         """Raise StoreError if a memory has another length than all in this file."""
         for memory in memories:
-            if len(memory) != self.record_bytes:
+            if len(memory) != self.memory_bytes:
                 raise StoreError(
                     f"{self.path}: a memory has {len(memory)} bytes where this store's have "
-                    f"{self.record_bytes}. Write it with the store's own memory settings."
+                    f"{self.memory_bytes}. Write it with the store's own memory settings."
                 )
 
     def write(self, memories: Mapping[int, bytes]) -> None:
         """Put memories into their slots, over whatever is there, and wait for the disk."""
         for slot, memory in sorted(memories.items()):
+            if self._cipher:
+                memory = self._cipher.seal_record(memory, self.identity.owner(slot))
             record = bytes(memory) + self._checksum(slot, memory)
             self._put(slot, record.ljust(self._stride, b"\0"))
             files.step("record written")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from sqlite_utils import Database
 
 from ..errors import StoreError
 from . import files
@@ -53,8 +55,17 @@ class Catalog(Memories):
                 "UPDATE setting SET value = ? WHERE name = ?", [json.dumps(value), name]
             )
 
-    def begin(self, path: str, hash: str, size: int, count: int, tokenizer: str) -> tuple[int, int]:
+    def begin(
+        self,
+        path: str,
+        hash: str,
+        size: int,
+        count: int,
+        tokenizer: str,
+        added: str | None = None,
+    ) -> tuple[int, int]:
         """Find or make the document; return its id and how many references it has."""
+        path, hash = self.stored_name(path), self.stored_name(hash)
         found = None
         for id, known, expected, cut, complete in self.db.execute(
             "SELECT id, hash, count, tokenizer, complete FROM document WHERE path = ?", [path]
@@ -65,7 +76,7 @@ class Catalog(Memories):
             elif not complete:
                 self.remove([id])
         if found is None:
-            added = datetime.now(UTC).isoformat(timespec="seconds")
+            added = added or datetime.now(UTC).isoformat(timespec="seconds")
             found = self.db.execute(
                 "INSERT INTO document (path, hash, size, count, complete, added, tokenizer) "
                 "VALUES (?, ?, ?, ?, 0, ?, ?)",
@@ -95,13 +106,16 @@ class Catalog(Memories):
             path, count, committed = state[new.document]
             if new.ordinal != committed or committed >= count:
                 raise StoreError(
-                    f"{path}: reference {new.ordinal} was added where {committed} of {count} is "
-                    f"next. Add a document's references in order, once."
+                    f"{self.name(path)}: reference {new.ordinal} was added where {committed} of "
+                    f"{count} is next. Add a document's references in order, once."
                 )
             state[new.document][2] += 1
             tokens = np.asarray(new.tokens, dtype="<u4").tobytes()
             vector = np.asarray(new.vector, dtype="<f4").tobytes()
-            place = (new.ordinal, new.start, new.end, new.page, new.line, new.text)
+            text, tokens, vector = self.sealed(
+                (new.document, new.ordinal), new.text, tokens, vector
+            )
+            place = (new.ordinal, new.start, new.end, new.page, new.line, text)
             checksum = _checksum(slot, path, place, tokens, vector)
             self.db.execute(
                 "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
@@ -151,7 +165,9 @@ class Catalog(Memories):
     def hashes(self) -> dict[str, str | None]:
         """Hash of each path's document, None where one is half added."""
         rows = self.db.execute("SELECT path, hash, complete FROM document ORDER BY complete DESC")
-        return {path: hash if complete else None for path, hash, complete in rows}
+        return {
+            self.name(path): self.name(hash) if complete else None for path, hash, complete in rows
+        }
 
     def counts(self) -> tuple[int, int]:
         """Numbers of documents and of references."""
@@ -177,8 +193,13 @@ class Catalog(Memories):
             [edition],
         )
         return [
-            StoredDocument(*row[:6], complete=bool(row[6]), added=row[7], bytes=row[5])
-            for row in rows
+            StoredDocument(
+                *(id, self.name(path), self.name(hash), *counts),
+                complete=bool(complete),
+                added=added,
+                bytes=counts[-1],
+            )
+            for id, path, hash, *counts, complete, added in rows
         ]
 
     def slots(self, documents: Iterable[int]) -> list[int]:
@@ -224,10 +245,14 @@ class Catalog(Memories):
     def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
         """Of some slots those that exist, int64 ``(n,)``, and their vectors, float32."""
         rows = self.db.execute(
-            "SELECT slot, vector FROM reference WHERE slot IN (SELECT value FROM json_each(?)) "
-            "ORDER BY slot",
+            "SELECT slot, document, ordinal, vector FROM reference "
+            "WHERE slot IN (SELECT value FROM json_each(?)) ORDER BY slot",
             [listed(slots)],
         ).fetchall()
+        rows = [
+            (slot, self.opened_vector((document, ordinal), vector))
+            for slot, document, ordinal, vector in rows
+        ]
         for slot, vector in rows:
             if not isinstance(vector, bytes) or len(vector) != 4 * dimensions:
                 raise self.damaged(f"the vector of reference {slot} has another length")
@@ -266,11 +291,13 @@ class Catalog(Memories):
                 whole = checksum == _checksum(slot, path, place, tokens, vector)
             except TypeError:  # a value that is not even of its column's type
                 whole = False
+            path = self.name(path)
             if not whole:
                 raise StoreError(
                     f"{self.path}: a reference of {path} (document {document}) is damaged. "
                     f"Forget that document and memorize it again."
                 )
+            place[-1], tokens, vector = self.opened((document, place[0]), place[-1], tokens, vector)
             found[slot] = StoredReference(
                 *(slot, document, path, tokenizer, *place),
                 tokens=tuple(np.frombuffer(tokens, dtype="<u4").tolist()),
@@ -313,10 +340,11 @@ class Catalog(Memories):
             "UPDATE memory SET slot = (SELECT new FROM temp.moved WHERE old = slot)",
             "UPDATE reference SET (slot, checksum) = "
             "(SELECT new, checksum FROM temp.moved WHERE old = slot)",
-            "INSERT INTO words (words) VALUES ('rebuild')",
             "DROP TABLE temp.moved",
         ):
             self.db.execute(statement)
+        if not self.cipher:
+            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
         self.db.execute(
             "UPDATE edition SET origin = ?1, file = 'memories-' || id || '-' || ?1 || '.kv'",
             [origin],
@@ -326,30 +354,27 @@ class Catalog(Memories):
 
     def matching(self, text: str, count: int) -> list[int]:
         """Slots of references that share words with a text, the best by BM25 first."""
+        place = self.full_text()
+        if place is None:
+            return []
+        db, condition = place
         words = [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text.lower()))]
-        frequency = {word: self._frequency(word) for word in words}
+        frequency = {word: _frequency(db, word) for word in words}
         known = sorted((word for word in words if frequency[word]), key=frequency.__getitem__)
         rare = [word for word in known if frequency[word] < COMMON]
         wanted = (rare or known)[:WORDS]
         if not wanted:
             return []
-        rows = self.db.execute(
-            "SELECT rowid FROM words WHERE words MATCH ? AND rowid NOT IN (SELECT slot "
-            "FROM reference WHERE document IN (SELECT id FROM document WHERE NOT complete)) "
-            "AND rowid NOT IN (SELECT slot FROM reference WHERE quarantined) "
-            "ORDER BY rank LIMIT ?",
+        rows = db.execute(
+            f"SELECT rowid FROM words WHERE words MATCH ? AND {condition} ORDER BY rank LIMIT ?",
             [" OR ".join(wanted), count],
         )
         return [slot for (slot,) in rows]
 
-    def _frequency(self, word: str) -> int:
-        return self.db.execute(
-            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
-            [word, COMMON],
-        ).fetchone()[0]
-
     def holds(self, sample: str | bytes) -> bool:
         """Whether a name, text or word, or token or vector bytes, are in what the catalog holds."""
+        if self.cipher:
+            return False  # nothing as it is
         if isinstance(sample, bytes):
             statement = "SELECT 1 FROM reference WHERE instr(tokens, ?1) OR instr(vector, ?1)"
         else:
@@ -376,7 +401,8 @@ class Catalog(Memories):
                 return
         with self.thread, self.translated():
             # deleting from full text only adds a note; words stay until the index is made again
-            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+            if not self.cipher:
+                self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
             self.db.execute("VACUUM")
             files.step("vacuumed")
             (busy, _, _) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -387,6 +413,12 @@ class Catalog(Memories):
             )
         with self.transaction():
             self.set(scrub=False)
+
+
+def _frequency(db: Database | sqlite3.Connection, word: str) -> int:
+    return db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)", [word, COMMON]
+    ).fetchone()[0]
 
 
 def _checksum(slot: int, path: str, place: Sequence, tokens: bytes, vector: bytes) -> int:

@@ -32,9 +32,15 @@ class Connection:
 
     @staticmethod
     def create(
-        path: Path, settings: Mapping[str, object], editions: Iterable[Edition] = ()
+        path: Path,
+        settings: Mapping[str, object],
+        editions: Iterable[Edition] = (),
+        changes: Iterable[str] = (),
     ) -> None:
-        """Make a database with these settings: complete under its name, or not at all."""
+        """Make a database with these settings: complete under its name, or not at all.
+
+        ``changes`` are statements that follow those of the schema.
+        """
         with files.replacing(path) as new:
             db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
             db.execute(f"PRAGMA page_size={_PAGE}")
@@ -44,6 +50,8 @@ class Connection:
                 db["setting"].insert({"name": name, "value": json.dumps(value)})
             for edition in editions:
                 db["edition"].insert(edition_row(edition))
+            for statement in changes:
+                db.execute(statement)
             db.close()
 
     def __init__(self, path: Path, *, write: bool = False):
@@ -80,6 +88,9 @@ class Connection:
         if known - applied and not write:
             raise OlderSchema(f"{self.path}: it was made by an older m3mlx.")
         if write:
+            # VACUUM writes all text to a temporary file, which must not lie anywhere else
+            folder = str(self.path.absolute().parent).replace("'", "''")
+            self.db.execute(f"PRAGMA temp_store_directory='{folder}'")
             self.db.execute("PRAGMA journal_mode=WAL")
             migrations.apply(self.db)
         else:
@@ -141,10 +152,10 @@ class Connection:
             yield
         except sqlite3.ProgrammingError:  # a mistake of the caller, such as use after close
             raise
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError as error:  # whose text may be the document's
             raise StoreError(
-                f"{self.path}: {error.object[:80]!a} cannot be stored, it is not valid Unicode. "
-                f"Rename the file, or save it as UTF-8."
+                f"{self.path}: a text cannot be stored, it is not valid Unicode. Save its file as "
+                f"UTF-8."
             ) from error
         except (sqlite3.Error, UnicodeDecodeError) as error:
             name = getattr(error, "sqlite_errorname", "")

@@ -75,9 +75,9 @@ def _libc() -> ctypes.CDLL:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, ending: str = NEW) -> Iterator[Path]:
     """Yield an empty private file to fill; it then becomes ``path`` at once, or not at all."""
-    new = path.with_name(path.name + NEW)
+    new = path.with_name(path.name + ending)
     create_private(new)
     try:
         yield new

@@ -10,17 +10,18 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .database import Connection, edition_row
+from .database import edition_row
 from .rows import Edition
+from .sealed import Sealed
 
 
-class Memories(Connection):
+class Memories(Sealed):
     """The part of the catalog that speaks of memories."""
 
     def editions(self) -> list[Edition]:
         """All editions by id."""
         rows = self.db.execute(
-            "SELECT id, fingerprint, memory, record_bytes, file, origin, added "
+            "SELECT id, fingerprint, memory, record_bytes, file, origin, added, overhead "
             "FROM edition ORDER BY id"
         ).fetchall()
         try:

@@ -49,10 +49,10 @@ def m002_editions(db: Database) -> None:
         """CREATE TABLE edition (
             id INTEGER PRIMARY KEY AUTOINCREMENT, fingerprint TEXT NOT NULL UNIQUE,
             memory TEXT NOT NULL, record_bytes INTEGER NOT NULL, file TEXT NOT NULL UNIQUE,
-            origin INTEGER NOT NULL, added TEXT NOT NULL)""",
+            origin INTEGER NOT NULL, added TEXT NOT NULL, overhead INTEGER NOT NULL DEFAULT 0)""",
         """INSERT INTO edition
             SELECT 1, f.value, m.value, r.value, 'memories.kv', 0,
-                strftime('%Y-%m-%dT%H:%M:%S+00:00')
+                strftime('%Y-%m-%dT%H:%M:%S+00:00'), 0
             FROM setting f, setting m, setting r
             WHERE f.name = 'fingerprint' AND m.name = 'memory' AND r.name = 'record_bytes'""",
         # which references have a memory

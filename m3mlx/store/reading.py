@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ..errors import StoreError
 from . import index, traces
 from .bank import DamagedRecord, stride
 from .catalog import Catalog
+from .cipher import Passphrase, unlock
 from .files import told
 from .records import Records
 from .rows import Edition, StoredDocument, StoredReference
@@ -47,7 +49,15 @@ class Reading:
         dimensions: of its vectors.
     """
 
-    def __init__(self, path: Path, *, write: bool, edition: int | None, exact: int):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        write: bool,
+        edition: int | None,
+        exact: int,
+        passphrase: Passphrase | None,
+    ):
         self.path = path
         self._catalog = Catalog(path / CATALOG, write=write)
         try:
@@ -59,6 +69,9 @@ class Reading:
                 self.id = bytes.fromhex(settings["id"])
             except (KeyError, TypeError, ValueError) as error:
                 raise self._catalog.damaged(f"a setting is wrong ({error})") from error
+            if locked := settings.get("cipher"):
+                self._catalog.cipher = unlock(path, self.id.hex(), locked, passphrase)
+                exact = sys.maxsize  # an index file would hold the vectors as they are
             self._search = Search(self._catalog, path / INDEX, self.dimensions, exact)
             self._records = Records(path, self._catalog, self.id, write=write)
             try:
@@ -71,6 +84,11 @@ class Reading:
         except BaseException:
             self._catalog.close()
             raise
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether what it keeps of documents is encrypted."""
+        return self._catalog.cipher is not None
 
     # editions
 
@@ -167,7 +185,7 @@ class Reading:
         """All documents, also those that are not complete, by id."""
         with self._catalog.snapshot():
             documents = self._catalog.documents(self.edition.id)
-        record = stride(self.edition.record_bytes)
+        record = stride(self.edition.stored_bytes)
         return [replace(document, bytes=document.warm * record) for document in documents]
 
     def find_documents(self, names: Iterable[str]) -> list[StoredDocument]:
@@ -198,6 +216,11 @@ class Reading:
         """The next slots of references behind one, in order: the way to go through all."""
         with self._catalog.snapshot():
             return self._catalog.following(after, count)
+
+    def slots_of(self, document: int) -> list[int]:
+        """Slots of a document's references, in the order of the document."""
+        with self._catalog.snapshot():
+            return self._catalog.slots([document])
 
     def references(self, slots: Iterable[int]) -> list[StoredReference]:
         """References by slot, in order, their checksums verified; those that are gone are left.
@@ -239,6 +262,7 @@ class Reading:
                 "index": self._bytes(INDEX),
             },
             "max_bytes": bound,
+            "encrypted": self.encrypted,
             "editions": editions,
             "edition": self.edition.id,
             "fingerprint": self.edition.fingerprint,

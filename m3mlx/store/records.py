@@ -67,7 +67,12 @@ class Records:
             known = self._find(id)
             try:
                 identity = Identity.of(self._store, known)
-                opened = Bank(self._folder / known.file, identity, write=self._write)
+                opened = Bank(
+                    self._folder / known.file,
+                    identity,
+                    write=self._write,
+                    cipher=self._catalog.cipher,
+                )
             except StoreError:
                 if last:
                     raise
@@ -110,7 +115,7 @@ class Records:
                     continue  # of another model, and lost: there is nothing to erase
                 leftovers = self._catalog.leftovers(edition.id)
                 end = max(self._catalog.end(edition.id), edition.origin)
-                length = PAGE + (end - edition.origin) * stride(edition.record_bytes)
+                length = PAGE + (end - edition.origin) * stride(edition.stored_bytes)
                 if leftovers or file.stat().st_size > length:
                     bank = self.bank(edition.id)
                     bank.erase(leftovers)
@@ -164,7 +169,7 @@ class Records:
         with self._catalog.snapshot():
             editions = self._catalog.editions()
             size = sum(
-                PAGE + self._catalog.warm(edition.id) * stride(edition.record_bytes)
+                PAGE + self._catalog.warm(edition.id) * stride(edition.stored_bytes)
                 for edition in editions
             )
         others = {edition.file for edition in editions} | {"catalog.sqlite-shm"}  # is no content
@@ -184,7 +189,7 @@ class Records:
                     kept = ~np.isin(slots, np.array(sorted(fresh), dtype=np.int64))
                     slots, used = slots[kept], used[kept]
                 same = np.ones_like(slots)
-                about = (edition.id, present, stride(edition.record_bytes))
+                about = (edition.id, present, stride(edition.stored_bytes))
                 columns.append(np.stack([used, slots, *(same * value for value in about)]))
             used, slots, ids, present, lengths = np.concatenate(columns, axis=1)
             order = np.lexsort((slots, present, used))  # the last key counts most
@@ -207,7 +212,12 @@ class Records:
         self.add(to)
         old, new = (
             self.bank(edition.id),
-            Bank(self._folder / to.file, Identity.of(self._store, to), write=True),
+            Bank(
+                self._folder / to.file,
+                Identity.of(self._store, to),
+                write=True,
+                cipher=self._catalog.cipher,
+            ),
         )
         damaged = []
         try:

@@ -20,6 +20,7 @@ class Edition:
         file: name of its record file.
         origin: slot of the first record in that file.
         added: when, ISO 8601 in UTC.
+        overhead: bytes by which a memory is longer in the file, where the store is encrypted.
     """
 
     id: int
@@ -29,6 +30,12 @@ class Edition:
     file: str
     origin: int
     added: str
+    overhead: int = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Length of one memory in the file."""
+        return self.record_bytes + self.overhead
 
     @property
     def tokenizer(self) -> str:

@@ -77,6 +77,11 @@ class Search:
             lists = []
             if mode != "text":
                 lists.append(self._nearest(queries, depth))
+            if mode == "text" and self._catalog.full_text() is None:
+                raise StoreError(
+                    f"{self._path.parent}: this encrypted store is too large to be searched by "
+                    f"words. Search it by meaning, with --retrieval dense."
+                )
             if mode != "dense":
                 lists.append([self._catalog.matching(text, depth) for text in texts])
             ranked = [_fused(ranks)[:k] for ranks in zip(*lists, strict=True)]
