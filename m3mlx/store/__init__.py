@@ -26,13 +26,15 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import StoreError
-from . import compact
+from . import check, compact, repair
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
+from .check import Damage, Findings, Progress, no_progress
 from .database import OlderSchema
 from .files import NEW, BusyStore, WriterLock, told
 from .reading import CATALOG, LOCK, ColdReference, Reading
 from .records import FIRST
+from .repair import Repair
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit
 from .traces import Residue, Trace, Verification
@@ -40,10 +42,13 @@ from .traces import Residue, Trace, Verification
 __all__ = [
     "BusyStore",
     "ColdReference",
+    "Damage",
     "Edition",
+    "Findings",
     "Hit",
     "MemoryStore",
     "NewReference",
+    "Repair",
     "Residue",
     "StoredDocument",
     "StoredReference",
@@ -335,6 +340,16 @@ class MemoryStore(Reading):
             self._catalog.scrub()
             self._search.refresh()
             self._records.keep_bound()  # an index counts too
+
+    @staticmethod
+    def check(path: str | os.PathLike, progress: Progress = no_progress) -> Findings:
+        """Look for damage in everything a store holds. See ``check.check``."""
+        return check.check(Path(path), progress)
+
+    @staticmethod
+    def repair(path: str | os.PathLike, progress: Progress = no_progress) -> Repair:
+        """Mend what ``check`` finds. See ``repair.repair``."""
+        return repair.repair(Path(path), progress)
 
     def compact(self) -> int:
         """Give room back: number references anew without gaps, and copy their records.

@@ -47,6 +47,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -250,6 +251,35 @@ class Bank:
 
     def close(self) -> None:
         self._file.close()
+
+
+def mend_header(path: Path, identity: Identity, slots: Sequence[int]) -> None:
+    """Write the header of a record file again, if it is missing or damaged; not a foreign one's.
+
+    Args:
+        slots: of memories that may be there; they tell which version the file had.
+
+    Raises:
+        StoreError: the header is whole, but of another file.
+    """
+    if not path.exists():
+        Bank.create(path, identity)
+    with path.open("r+b", buffering=0) as file:
+        found = os.pread(file.fileno(), PAGE, 0)
+        head, checksum = found[:-CHECKSUM], found[-CHECKSUM:]
+        if len(found) == PAGE and zlib.crc32(head).to_bytes(CHECKSUM, "little") == checksum:
+            with suppress(StoreError):
+                Bank(path, identity).close()
+                return
+            raise StoreError(f"{path}: {_difference(found, identity)}.")
+        for version in (1, VERSION):  # the newest stays if no memory tells
+            os.pwrite(file.fileno(), identity.header(version), 0)
+            files.sync(file.fileno())
+            with suppress(StoreError), closing(Bank(path, identity)) as bank:
+                for slot in slots:
+                    with suppress(DamagedRecord):
+                        bank.read([slot])
+                        return
 
 
 def _difference(found: bytes, wanted: Identity) -> str:

@@ -12,6 +12,7 @@ whoever searches takes some more candidates than he needs and ranks them by exac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
@@ -181,7 +182,10 @@ def save(
         if len(found):
             index.add(found.astype(np.uint64), rounded(added))
     with files.replacing(path) as file:
-        index.save(file)
+        try:
+            index.save(file)
+        except RuntimeError as error:  # USearch does not say which
+            raise OSError(errno.EIO, f"the index cannot be written ({error})", str(path)) from error
         with file.open("rb") as saved, mmap.mmap(saved.fileno(), 0, access=mmap.ACCESS_READ) as all:
             return Seal(commit=commit, length=len(all), sha256=_hash(all))
 
