@@ -253,11 +253,11 @@ class Bank:
         self._file.close()
 
 
-def mend_header(path: Path, identity: Identity, slots: Sequence[int]) -> None:
-    """Write the header of a record file again, if it is missing or damaged; not a foreign one's.
+def mend(path: Path, identity: Identity, slots: Sequence[int]) -> None:
+    """Give a record file its header and its length again, if they are missing or damaged.
 
     Args:
-        slots: of memories that may be there; they tell which version the file had.
+        slots: of the memories that should be there; they tell which version the file had.
 
     Raises:
         StoreError: the header is whole, but of another file.
@@ -265,21 +265,26 @@ def mend_header(path: Path, identity: Identity, slots: Sequence[int]) -> None:
     if not path.exists():
         Bank.create(path, identity)
     with path.open("r+b", buffering=0) as file:
-        found = os.pread(file.fileno(), PAGE, 0)
-        head, checksum = found[:-CHECKSUM], found[-CHECKSUM:]
-        if len(found) == PAGE and zlib.crc32(head).to_bytes(CHECKSUM, "little") == checksum:
-            with suppress(StoreError):
-                Bank(path, identity).close()
-                return
-            raise StoreError(f"{path}: {_difference(found, identity)}.")
-        for version in (1, VERSION):  # the newest stays if no memory tells
-            os.pwrite(file.fileno(), identity.header(version), 0)
-            files.sync(file.fileno())
-            with suppress(StoreError), closing(Bank(path, identity)) as bank:
-                for slot in slots:
-                    with suppress(DamagedRecord):
-                        bank.read([slot])
-                        return
+        _mend_header(file.fileno(), path, identity, slots)
+        end = PAGE + (max(slots, default=-1) + 1 - identity.origin) * stride(identity.record_bytes)
+        if os.fstat(file.fileno()).st_size < end:
+            os.ftruncate(file.fileno(), end)
+        files.sync(file.fileno())
+
+
+def _mend_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
+    found = os.pread(descriptor, PAGE, 0)
+    whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
+    if len(found) == PAGE and whole:
+        Bank(path, identity).close()
+        return
+    for version in (1, VERSION):  # the newest stays if no memory tells
+        os.pwrite(descriptor, identity.header(version), 0)
+        with suppress(StoreError), closing(Bank(path, identity)) as bank:
+            for slot in slots:
+                with suppress(DamagedRecord):
+                    bank.read([slot])
+                    return
 
 
 def _difference(found: bytes, wanted: Identity) -> str:

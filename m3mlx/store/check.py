@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from ..errors import StoreError
 from . import index
 from .bank import Bank, DamagedRecord, Identity
@@ -116,7 +114,7 @@ class _Examination:
     def __init__(self, path: Path, catalog: Catalog, progress: Progress):
         self._path, self._catalog, self._progress = path, catalog, progress
         self._found = Findings()
-        self._dimensions = 0
+        self._dimensions, self._store = 0, b""
 
     def findings(self) -> Findings:
         with self._noting("catalog"):
@@ -256,6 +254,8 @@ class _Examination:
             self._note("records", str(error), edition=edition.id)
             return
         try:
+            if warm and bank.records <= warm[-1] - edition.origin:
+                self._note("records", f"{bank.path} is cut short", edition=edition.id)
             for done, slot in enumerate(warm, 1):
                 try:
                     bank.read([slot])
@@ -278,16 +278,15 @@ class _Examination:
             except TypeError:
                 self._note("index", "its seal in the catalog is damaged")
                 return
-            wanted = np.setdiff1d(
-                self._catalog.visible_slots(), self._catalog.visible_slots(seal.commit)
-            )
+            wanted = set(self._catalog.visible_slots().tolist())
+            wanted -= set(self._catalog.visible_slots(seal.commit).tolist())
         try:
             held = index.Graph(self._path / INDEX, seal).slots()
         except index.Unsealed:
             self._note("index", f"{self._path / INDEX} is not the file that was written")
             return
-        if lost := len(np.setdiff1d(wanted, held)):
-            self._note("index", f"it lacks {lost} references")
+        if lost := wanted.difference(held.tolist()):
+            self._note("index", f"it lacks {len(lost)} references")
 
 
 class _Undo(Exception):

@@ -219,10 +219,17 @@ def _mapped(path: Path, seal: Seal | None) -> mmap.mmap:
 
 def _hash(data: mmap.mmap) -> str:
     """What a seal says of a file."""
-    with memoryview(data) as view, ThreadPoolExecutor(os.cpu_count()) as threads:
+    with memoryview(data) as view:
         pieces = [view[at : at + _PIECE] for at in range(0, len(view), _PIECE)]
-        hashes = threads.map(lambda piece: hashlib.sha256(piece).digest(), pieces)
-        whole = hashlib.sha256(b"".join(hashes)).hexdigest()
+        if len(pieces) > 1:
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                hashes = list(threads.map(_sha256, pieces))
+        else:
+            hashes = list(map(_sha256, pieces))
         for piece in pieces:
             piece.release()
-    return whole
+    return hashlib.sha256(b"".join(hashes)).hexdigest()
+
+
+def _sha256(piece: memoryview) -> bytes:
+    return hashlib.sha256(piece).digest()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StoreError
-from .bank import Bank, DamagedRecord, Identity, mend_header
+from .bank import Bank, DamagedRecord, Identity, mend
 from .catalog import NEW_STORE, Catalog
 from .check import Damage, Findings, Progress, examine, no_progress
 from .files import WriterLock, sync_folder, told
@@ -104,7 +104,7 @@ def _mend(path: Path, damages: list[Damage]) -> list[tuple[int, int]]:
                 edition = editions[damage.edition]
                 slots = catalog.warm_slots(edition.id).tolist()
                 with suppress(StoreError):  # of another store: the memories in it are lost
-                    mend_header(path / edition.file, Identity.of(store, edition), slots)
+                    mend(path / edition.file, Identity.of(store, edition), slots)
             elif damage.part == "document":
                 _reopen(catalog, damage.document)
         for id in editions:
@@ -173,7 +173,7 @@ def salvage(path: Path) -> list[str]:
     old = sqlite3.connect(path / CATALOG, isolation_level=None)
     with closing(old):
         old.text_factory = bytes
-        settings = {_text(name): _text(value) for name, value in _rows(old, path, "setting")}
+        settings = {_text(name): _text(value) for name, value in _rows(old, "setting")}
         if missing := {"id", "encoder", "dimensions", "next_slot"} - settings.keys():
             raise _hopeless(path, f"its setting {min(missing)} cannot be read")
         new = path / _NEW
@@ -188,7 +188,7 @@ def salvage(path: Path) -> list[str]:
     return lost
 
 
-def _fill(catalog: Catalog, old: sqlite3.Connection, path: Path, settings: dict) -> list[str]:
+def _fill(catalog: Catalog, old: sqlite3.Connection, folder: Path, settings: dict) -> list[str]:
     """Put everything readable into an empty catalog; return paths that lost references."""
     lost: Counter[str] = Counter()
     with catalog.transaction():
@@ -199,29 +199,32 @@ def _fill(catalog: Catalog, old: sqlite3.Connection, path: Path, settings: dict)
                 json.loads(value)
                 _insert(catalog, "setting", (name, value))
         except ValueError as error:
-            raise _hopeless(path, f"a setting cannot be read ({error})") from error
-        for row in _rows(old, path, "edition"):
+            raise _hopeless(folder, f"a setting cannot be read ({error})") from error
+        for row in _rows(old, "edition"):
             _insert(catalog, "edition", map(_text, row))
         editions = catalog.editions()
         if not editions:
-            raise _hopeless(path, "no edition of its memories can be read")
+            raise _hopeless(folder, "no edition of its memories can be read")
         paths = {}
-        for row in _rows(old, path, "document"):
-            row = list(map(_text, row))
+        for row in _rows(old, "document"):
+            id, path, hash, size, count, complete, added, tokenizer, since = map(_text, row)
+            numbers = [int(n) if isinstance(n, int) else 0 for n in (size, count, complete)]
+            names = [str(name) for name in (path, hash, added, tokenizer)]
+            row = (id, *names[:2], *numbers, *names[2:], since if isinstance(since, int) else 0)
             if _insert(catalog, "document", row):
-                paths[row[0]] = row[1]
-                lost[row[1]] += row[4] if row[5] else 0
-        for slot, document, *row in _rows(old, path, "reference"):
+                paths[id] = names[0]
+                lost[names[0]] += numbers[1] if numbers[2] else 0
+        for slot, document, *row in _rows(old, "reference"):
             if document not in paths or not isinstance(slot, int):
                 continue
             row = [*map(_text, row[:6]), *row[6:]]
             if _insert(catalog, "reference", (slot, document, *row)):
                 lost[paths[document]] -= 1
                 end = max(end, slot + 1)
-        for row in _rows(old, path, "leftover"):
+        for row in _rows(old, "leftover"):
             _insert(catalog, "leftover", row)
         for edition in editions:
-            _find_memories(catalog, path / edition.file, Identity.of(store, edition))
+            _find_memories(catalog, folder / edition.file, Identity.of(store, edition))
         catalog.set(next_slot=end, seal=None, scrub=True)
         last = "(SELECT coalesce(max(since), 0) FROM document)"
         catalog.db.execute(
@@ -252,7 +255,7 @@ def _insert(catalog: Catalog, table: str, row: Iterable) -> bool:
     return done.rowcount == 1
 
 
-def _rows(old: sqlite3.Connection, path: Path, table: str) -> Iterator[tuple]:
+def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple]:
     """All rows of a table that can be read, whatever page is damaged."""
     columns = ", ".join(f'"{name}"' for name in _TABLES[table])
     key = _TABLES[table][0]
