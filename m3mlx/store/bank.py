@@ -89,7 +89,7 @@ class Identity:
     Attributes:
         store: id of the store, 16 bytes.
         edition: id of the edition.
-        fingerprint: SHA-256 of the edition's fingerprint.
+        fingerprint: SHA-256 of the edition's fingerprint and memory configuration.
         record_bytes: length of one memory.
         origin: slot of the first record.
     """
@@ -102,7 +102,8 @@ class Identity:
 
     @classmethod
     def of(cls, store: bytes, edition: Edition) -> Identity:
-        text = json.dumps(edition.fingerprint, sort_keys=True)
+        # what says how memories are read is as good as part of them
+        text = json.dumps([edition.fingerprint, edition.memory], sort_keys=True)
         sha256 = hashlib.sha256(text.encode()).digest()
         return cls(store, edition.id, sha256, edition.record_bytes, edition.origin)
 

@@ -170,7 +170,9 @@ class _Examination:
             self._dimensions = int(settings["dimensions"])
             end = settings["next_slot"]
             (last,) = self._catalog.db.execute("SELECT max(slot) FROM reference").fetchone()
-            (since,) = self._catalog.db.execute("SELECT max(since) FROM document").fetchone()
+            (since,) = self._catalog.db.execute(
+                "SELECT max(CAST(since AS INTEGER)) FROM document"
+            ).fetchone()
         if last is not None and last >= end:
             self._note("catalog", f"the next slot, {end}, is in use")
         if since is not None and since > settings["commit"]:

@@ -206,7 +206,13 @@ def write(folder: str, changes: list[Change], blow: Blow | None, journal: int) -
         assert blow and blow.kind == "fault", f"without any fault: {error}"
         failed = str(error)
     calls = library.faults_calls() if library else 0
-    return {"steps": steps, "calls": calls, "python": struck and struck.seen, "failed": failed}
+    return {
+        "steps": sorted(set(steps)),
+        "step": len(steps),
+        "system": calls,
+        "python": struck.seen if struck else 0,
+        "failed": failed,
+    }
 
 
 class Faults:
@@ -274,7 +280,7 @@ def torture(
     seed: int = 0,
     progress: Callable[[str, int], None] = lambda kind, count: None,
 ) -> dict:
-    """Hit a writer so many times in each way; return what happened.
+    """Hit a writer so many times in each way; return what happened. Misses do not count.
 
     Args:
         folder: where to put the store.
@@ -290,7 +296,8 @@ def torture(
     named: Counter[str] = Counter()
     sizes = {"step": 60, "python": 40, "system": 200}  # of a usual run, until one is counted
     for kind, times in kinds.items():
-        for number in range(times):
+        hit = 0
+        while hit < times:
             changes = books.plan(chance, 3)
             blow = _blow(kind, chance, sizes, named)
             journal_read, journal = os.pipe()
@@ -303,16 +310,16 @@ def torture(
             if outcome.kind == "returned":
                 report = outcome.value
                 named.update(dict.fromkeys(report["steps"], 0))
-                sizes["step"] = max(sizes["step"], len(report["steps"]))
-                sizes["system"] = max(sizes["system"], report["calls"])
-                if kind in ("step", "moment") or not report["failed"]:
-                    counts[f"{kind}: not hit, or no matter"] += 1
-                else:
-                    counts[f"{kind}: told as an error"] += 1
+                for way in ("step", "python", "system"):
+                    sizes[way] = max(sizes[way], report[way])
+                struck = blow.kind == "fault" and blow.at < report[kind]
+                how = "told as an error" if report["failed"] else "no matter"
             else:
                 assert outcome.kind == "killed", f"{blow}: {outcome.kind} {outcome.value}"
                 assert outcome.value == signal.SIGKILL, f"{blow}: signal {outcome.value}"
-                counts[f"{kind}: killed"] += 1
+                struck, how = True, "killed"
+            hit += struck
+            counts[f"{kind}: {how if struck else 'missed'}"] += 1
             named.update(line[5:] for line in lines if line.startswith("step "))
             done = sum(line.startswith("done ") for line in lines)
             begun = sum(line.startswith("begin ") for line in lines) > done
@@ -327,7 +334,7 @@ def torture(
             result = apart(look, str(path), possible, gone, seconds=120)
             assert result.kind == "returned", f"{blow} in {changes}\n{lines}\n{result.value}"
             books.settle(changes, done, begun, possible[result.value])
-            progress(kind, number + 1)
+            progress(kind, hit)
     return {"seed": seed, "counts": dict(counts), "killed at": dict(named)}
 
 
