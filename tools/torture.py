@@ -122,7 +122,7 @@ def hurt(folder: str, counts: dict[str, int], seed: int) -> dict[str, int]:
 
 
 def told(kind: str, count: int) -> None:
-    if count % 50 == 0:
+    if count and count % 50 == 0:
         print(f"{kind}: {count}", file=sys.stderr, flush=True)
 
 

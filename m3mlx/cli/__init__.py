@@ -94,6 +94,7 @@ def main() -> None:
 
 for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
-    *(documents.compact, documents.recall, answers.ask, chat.chat, answers.eval_file, answers.demo),
+    *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
+    *(answers.eval_file, answers.demo),
 ):
     main.add_command(command)

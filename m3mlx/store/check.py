@@ -205,6 +205,9 @@ class _Examination:
                 slots = self._catalog.following(after, _PART)
             if not slots:
                 return
+            if slots != sorted(set(slots)) or slots[0] <= after:  # it would never end
+                self._note("catalog", f"references behind {after} are out of order")
+                return
             wanted = [slot for slot in slots if slot not in skipped]
             try:
                 self._read(wanted)

@@ -334,7 +334,7 @@ def torture(
             result = apart(look, str(path), possible, gone, seconds=120)
             assert result.kind == "returned", f"{blow} in {changes}\n{lines}\n{result.value}"
             books.settle(changes, done, begun, possible[result.value])
-            progress(kind, hit)
+            progress(kind, hit if struck else 0)
     return {"seed": seed, "counts": dict(counts), "killed at": dict(named)}
 
 
