@@ -29,7 +29,7 @@ from ..errors import StoreError
 from . import check, compact, repair
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
-from .check import Damage, Findings, Progress, no_progress
+from .check import Damage, Findings
 from .database import OlderSchema
 from .files import NEW, BusyStore, WriterLock, told
 from .reading import CATALOG, LOCK, ColdReference, Reading
@@ -341,15 +341,8 @@ class MemoryStore(Reading):
             self._search.refresh()
             self._records.keep_bound()  # an index counts too
 
-    @staticmethod
-    def check(path: str | os.PathLike, progress: Progress = no_progress) -> Findings:
-        """Look for damage in everything a store holds. See ``check.check``."""
-        return check.check(Path(path), progress)
-
-    @staticmethod
-    def repair(path: str | os.PathLike, progress: Progress = no_progress) -> Repair:
-        """Mend what ``check`` finds. See ``repair.repair``."""
-        return repair.repair(Path(path), progress)
+    check = staticmethod(check.check)
+    repair = staticmethod(repair.repair)
 
     def compact(self) -> int:
         """Give room back: number references anew without gaps, and copy their records.

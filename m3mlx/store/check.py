@@ -81,7 +81,7 @@ class Findings:
         return sorted({damage.path for damage in self.damages if damage.path is not None})
 
 
-def check(path: Path, progress: Progress = no_progress) -> Findings:
+def check(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) -> Findings:
     """Look at everything in a store, which nobody may change meanwhile.
 
     Raises:
@@ -91,7 +91,7 @@ def check(path: Path, progress: Progress = no_progress) -> Findings:
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
     with told(path):
-        lock = WriterLock(path / LOCK, wait=10)
+        lock = WriterLock(path / LOCK, wait)
         try:
             return examine(path, progress)
         finally:

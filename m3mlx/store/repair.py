@@ -61,7 +61,7 @@ class Repair:
     lost: list[str]
 
 
-def repair(path: Path, progress: Progress = no_progress) -> Repair:
+def repair(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) -> Repair:
     """Mend what ``check`` finds.
 
     Raises:
@@ -72,7 +72,7 @@ def repair(path: Path, progress: Progress = no_progress) -> Repair:
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
     with told(path):
-        lock = WriterLock(path / LOCK, wait=10)
+        lock = WriterLock(path / LOCK, wait)
         try:
             first = left = examine(path, progress)
             cold: list[tuple[int, int]] = []
