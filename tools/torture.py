@@ -1,7 +1,7 @@
 """Try for long to make a store lose, lie or crash: kills, failing disks, damage, many readers.
 
     python tools/torture.py [--kills 1000] [--faults 600] [--damages 10000] [--seconds 120]
-                            [--jobs 2] [--seed 0] [--folder DIR]
+                            [--minutes M] [--jobs 2] [--seed 0] [--folder DIR]
 
 Writers are killed at every named step of the order of writing, at calls of the system and at random
 moments; calls of Python, and with a C compiler on Linux also those of SQLite and USearch, fail or
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=600)
     parser.add_argument("--damages", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=120, help="of reading and writing")
+    parser.add_argument("--minutes", type=float, help="for kills, faults and damages; then stop")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to put the stores")
@@ -70,6 +72,7 @@ def main() -> None:
     crashing |= {kind: round(share * arguments.faults) for kind, share in faults.items()}
     print("faults of the system:", "yes" if system else "no, that needs Linux and a C compiler")
     started = time.time()
+    arguments.until = started + 60 * arguments.minutes if arguments.minutes else math.inf
     report = {
         "crashes": spread(arguments, folder, "crashes", crashing),
         "damages": spread(arguments, folder, "damages", {"damages": arguments.damages}),
@@ -81,6 +84,7 @@ def main() -> None:
         for label, count in sorted(report[name].items()):
             print(f"{count:7}  {label}")
     print(json.dumps(report))
+    sys.exit(any(label.startswith("FAILED") for label in report["damages"]))
 
 
 def made(folder: Path) -> Path:
@@ -100,7 +104,8 @@ def spread(
             for kind, count in counts.items()
         }
         place = made(folder / f"{name}-{job}")
-        running.append(Apart(task, str(place), share, arguments.seed * 1000 + job))
+        seed = arguments.seed * 1000 + job
+        running.append(Apart(task, str(place), share, seed, arguments.until))
     total: Counter[str] = Counter()
     for process in running:
         outcome = process.outcome(24 * 3600)
@@ -110,14 +115,15 @@ def spread(
     return dict(total)
 
 
-def crash(folder: str, counts: dict[str, int], seed: int) -> dict[str, int]:
-    done = crashes.torture(Path(folder), counts, seed, told)
+def crash(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:
+    done = crashes.torture(Path(folder), counts, seed, told, until)
     return {**done["counts"], **{f"killed at: {at}": n for at, n in done["killed at"].items()}}
 
 
-def hurt(folder: str, counts: dict[str, int], seed: int) -> dict[str, int]:
-    done = damages.torture(Path(folder), counts["damages"], seed, told)
-    assert not done["failures"], "\n".join(done["failures"][:5])
+def hurt(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:
+    done = damages.torture(Path(folder), counts["damages"], seed, told, until)
+    for failure in done["failures"]:
+        print(f"FAILED with seed {seed}: {failure}", file=sys.stderr)
     return done["outcomes"]
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import hashlib
+import math
 import os
 import random
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -279,6 +281,7 @@ def torture(
     kinds: dict[str, int],
     seed: int = 0,
     progress: Callable[[str, int], None] = lambda kind, count: None,
+    until: float = math.inf,
 ) -> dict:
     """Hit a writer so many times in each way; return what happened. Misses do not count.
 
@@ -286,6 +289,7 @@ def torture(
         folder: where to put the store.
         kinds: blows by name: "step" and "moment" kill; "python" fails Python's calls; "system"
             and "system kill" need faults.c.
+        until: time at which no more is begun.
 
     Raises:
         AssertionError: something was lost, wrong or half-done.
@@ -297,7 +301,7 @@ def torture(
     sizes = {"step": 60, "python": 40, "system": 200}  # of a usual run, until one is counted
     for kind, times in kinds.items():
         hit = 0
-        while hit < times:
+        while hit < times and time.time() < until:
             changes = books.plan(chance, 3)
             blow = _blow(kind, chance, sizes, named)
             journal_read, journal = os.pipe()

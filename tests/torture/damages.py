@@ -8,8 +8,10 @@ after ``repair`` nothing is damaged, and only documents that were named may have
 
 from __future__ import annotations
 
+import math
 import random
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -192,11 +194,13 @@ def torture(
     times: int,
     seed: int = 0,
     progress: Callable[[str, int], None] = lambda kind, count: None,
+    until: float = math.inf,
 ) -> dict:
-    """Try so many damages; return outcomes by kind and file.
+    """Try so many damages, or fewer if the time ``until`` comes first.
 
-    Raises:
-        AssertionError: a wrong answer, a crash, a hang, an unnamed error or a damage not found.
+    Returns:
+        Outcomes with their numbers, and failures in words: a wrong answer, a crash, a hang, an
+        unnamed error or a damage not found.
     """
     apart(_prepare, str(folder)).returned()
     stores = {name: _load(folder / name) for name in ("plain", "foreign", "older", "logged")}
@@ -204,6 +208,8 @@ def torture(
     outcomes: Counter[str] = Counter()
     failures = []
     for number in range(times):
+        if time.time() > until:
+            break
         chance = random.Random(seed * 1_000_003 + number)
         which = "logged" if chance.random() < 0.15 else "plain"
         files = stores[which]
