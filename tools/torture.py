@@ -73,16 +73,15 @@ def main() -> None:
     print("faults of the system:", "yes" if system else "no, that needs Linux and a C compiler")
     started = time.time()
     arguments.until = started + 60 * arguments.minutes if arguments.minutes else math.inf
-    report = {
-        "crashes": spread(arguments, folder, "crashes", crashing),
-        "damages": spread(arguments, folder, "damages", {"damages": arguments.damages}),
-        "readers": readers.torture(made(folder / "readers"), arguments.seconds),
-        "seconds": round(time.time() - started),
-    }
-    shutil.rmtree(folder)
-    for name in ("crashes", "damages"):
+    report = {}
+    for name, counts in (("crashes", crashing), ("damages", {"damages": arguments.damages})):
+        report[name] = spread(arguments, folder, name, counts)
         for label, count in sorted(report[name].items()):
-            print(f"{count:7}  {label}")
+            print(f"{count:7}  {label}", flush=True)
+    if arguments.seconds:
+        report["readers"] = readers.torture(made(folder / "readers"), arguments.seconds)
+    report["seconds"] = round(time.time() - started)
+    shutil.rmtree(folder)
     print(json.dumps(report))
     sys.exit(any(label.startswith("FAILED") for label in report["damages"]))
 
