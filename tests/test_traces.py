@@ -182,7 +182,7 @@ def test_every_reference_is_looked_for(path, store):
     samples = store.traces([document])
     store.forget([document])
     for text in texts:
-        for kept in (text.encode(), memory(text), np.float16(vector(text)).tobytes()):
+        for kept in (text.encode(), memory(text), rounded(vector(text)).tobytes()):
             (path / "copy").write_bytes(b"x" * 1001 + kept)
             assert {residue.file for residue in store.verify(samples).residue} == {"copy"}
 

@@ -52,7 +52,8 @@ class Repair:
         found: before it.
         left: after it.
         cold: (edition, slot) of memories that were damaged, to be written again.
-        lost: paths of documents of which references could not be read any more at all.
+        lost: paths of documents of which references could not be read any more at all; a document
+            of which nothing at all could be read is missing without a name.
     """
 
     found: Findings
@@ -216,6 +217,7 @@ def _fill(catalog: Catalog, old: sqlite3.Connection, folder: Path, settings: dic
                 lost[names[0]] += numbers[1] if numbers[2] else 0
         for slot, document, *row in _rows(old, "reference"):
             if document not in paths or not isinstance(slot, int):
+                lost[f"document {document}, whose name cannot be read"] += 1
                 continue
             row = [*map(_text, row[:6]), *row[6:]]
             if _insert(catalog, "reference", (slot, document, *row)):
@@ -272,7 +274,7 @@ def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple]:
 
 
 def _until_damage(old: sqlite3.Connection, statement: str) -> Iterator[tuple]:
-    with suppress(sqlite3.DatabaseError, OverflowError):
+    with suppress(sqlite3.DatabaseError, OverflowError, UnicodeDecodeError):
         yield from old.execute(statement)
 
 

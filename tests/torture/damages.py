@@ -183,6 +183,8 @@ def ordeal(folder: str, files: Files, truth: dict, log: bool, mend: bool) -> dic
     for document, rows in truth.items():
         if document in named or document == "words" or log:
             continue
+        if document not in seen and any(damage.part == "catalog" for damage in found.damages):
+            continue  # where the row with its name cannot be read, nobody can name it
         have = [row[:-1] for row in seen.get(document, [])]  # memories may be cold
         if have != [row[:-1] for row in rows]:
             raise AssertionError(f"{document} lost something and is not named: {found}")
