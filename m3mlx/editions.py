@@ -133,9 +133,9 @@ def rewrite(
     config: MemoryConfig,
     tokenize: Callable[[str], Sequence[int]],
     write: Callable[[Sequence[Sequence[int]]], np.ndarray],
-) -> Memorized:
+) -> Rebuilt:
     """As ``rebuild``, for some references; those that are gone are left out."""
-    done = Memorized()
+    done = Rebuilt()
     for start in range(0, len(slots), BATCH):
         references = store.references(slots[start : start + BATCH])
         if references:
@@ -149,7 +149,7 @@ def _rewrite(
     config: MemoryConfig,
     tokenize: Callable[[str], Sequence[int]],
     write: Callable[[Sequence[Sequence[int]]], np.ndarray],
-    done: Memorized,
+    done: Rebuilt,
 ) -> None:
     ids = [token_ids(reference, store.edition.tokenizer, tokenize) for reference in references]
     done.shortened += sum(len(tokens) > config.reference_tokens for tokens in ids)
