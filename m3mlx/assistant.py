@@ -29,9 +29,11 @@ from .store import (
     BusyStore,
     ColdReference,
     Edition,
+    Findings,
     Hit,
     MemoryStore,
     Passphrase,
+    Repair,
     Residue,
     StoredDocument,
 )
@@ -365,6 +367,33 @@ class Assistant:
         self.store()
         with self.open_store(write=True) as store:
             return store.compact()
+
+    def check_store(self) -> Findings:
+        """Look for damage in everything that the store holds; loads no model.
+
+        Raises:
+            StoreError: there is no store, or another process writes to it.
+        """
+        return MemoryStore.check(self.store_path, self.progress)
+
+    def repair(self) -> Repair:
+        """Mend the store. Damaged memories of the present model are made again from stored text.
+
+        Those of another model stay cold until that is used.
+
+        Raises:
+            StoreError: there is no store, another process writes to it, or it is beyond repair.
+        """
+        self.close()
+        done = MemoryStore.repair(self.store_path, self.progress)
+        if done.cold:
+            with suppress(FingerprintError):
+                own = self._own().id
+                slots = [slot for edition, slot in done.cold if edition == own]
+                self.close()
+                with MemoryStore.open(self.store_path, write=True, edition=own) as store:
+                    editions.rewrite(store, slots, self.config, self._token_ids, self.write)
+        return done
 
     def write(self, references: Sequence[Sequence[int]]) -> np.ndarray:
         """The records of a batch of references given as token ids: uint8 (batch, bytes)."""

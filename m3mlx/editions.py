@@ -121,16 +121,43 @@ def rebuild(
     start, done = perf_counter(), Rebuilt()
     total = store.status()["cold"]
     for references in _pages(store.cold, store):
-        ids = [token_ids(reference, store.edition.tokenizer, tokenize) for reference in references]
-        done.shortened += sum(len(tokens) > config.reference_tokens for tokens in ids)
-        packed = write([tokens[: config.reference_tokens] for tokens in ids])
-        slots = [reference.slot for reference in references]
-        store.write({s: record.tobytes() for s, record in zip(slots, packed, strict=True)})
-        done.references += len(slots)
-        done.bytes += packed.nbytes
+        _rewrite(store, references, config, tokenize, write, done)
         progress("making memories", done.references, total)
     done.seconds = perf_counter() - start
     return done
+
+
+def rewrite(
+    store: MemoryStore,
+    slots: Sequence[int],
+    config: MemoryConfig,
+    tokenize: Callable[[str], Sequence[int]],
+    write: Callable[[Sequence[Sequence[int]]], np.ndarray],
+) -> Rebuilt:
+    """As ``rebuild``, for some references; those that are gone are left out."""
+    done = Rebuilt()
+    for start in range(0, len(slots), BATCH):
+        references = store.references(slots[start : start + BATCH])
+        if references:
+            _rewrite(store, references, config, tokenize, write, done)
+    return done
+
+
+def _rewrite(
+    store: MemoryStore,
+    references: Sequence[StoredReference],
+    config: MemoryConfig,
+    tokenize: Callable[[str], Sequence[int]],
+    write: Callable[[Sequence[Sequence[int]]], np.ndarray],
+    done: Rebuilt,
+) -> None:
+    ids = [token_ids(reference, store.edition.tokenizer, tokenize) for reference in references]
+    done.shortened += sum(len(tokens) > config.reference_tokens for tokens in ids)
+    packed = write([tokens[: config.reference_tokens] for tokens in ids])
+    slots = [reference.slot for reference in references]
+    store.write({s: record.tobytes() for s, record in zip(slots, packed, strict=True)})
+    done.references += len(slots)
+    done.bytes += packed.nbytes
 
 
 def _pages(

@@ -23,8 +23,8 @@ from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
-    *("memorize", "list", "status", "forget", "compact", "recall", "ask", "chat", "eval", "demo"),
-    *("export", "import", "keygen"),
+    *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
+    *("eval", "demo", "export", "import", "keygen"),
 ]
 COMMANDS += ["convert", "parity"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
@@ -499,6 +499,25 @@ def test_compacting_gives_room_back_and_changes_no_answer(m3, world, tmp_path):
     after = json.loads(good(m3("ask", "bees?", *flags)).stdout)
     assert (after["answer"], after["sources"]) == (before["answer"], before["sources"])
     refused(m3("compact", store=tmp_path / "none"), 1, "m3mlx memorize")
+
+
+def test_check_finds_damage_and_repair_makes_the_memory_again(m3, world, tmp_path):
+    good(m3("memorize", world / "documents", *made(world)))
+    assert good(m3("check")).stdout.endswith("memories: sound\n")
+    file = tmp_path / "store" / "memories.kv"
+    before = file.read_bytes()
+    file.write_bytes(before[:16390] + bytes([before[16390] ^ 1]) + before[16391:])
+    result = m3("check")
+    assert result.exit_code == 1
+    (path,) = re.findall(r"^Damaged memory: (\S+): ", result.stdout, re.M)
+    assert "m3mlx check --repair" in result.stderr
+    data = json.loads(m3("check", "--json").stdout)
+    assert (data["sound"], data["documents"]) == (False, [path])
+    data = json.loads(good(m3("check", "--repair", "--json")).stdout)
+    assert (data["sound"], data["repaired"]["documents"]) == (True, [path])
+    assert file.read_bytes() == before  # written again from the stored tokens, bit for bit
+    assert json.loads(m3("status", "--json").stdout)["cold"] == 0
+    refused(m3("check", store=tmp_path / "none"), 1, "there is no store")
 
 
 def test_recall_shows_places_and_snippets(world):

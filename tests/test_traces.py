@@ -24,6 +24,7 @@ from small_store import (
 from m3mlx.errors import StoreError
 from m3mlx.store import MemoryStore, database
 from m3mlx.store import traces as traces_module
+from m3mlx.store.index import rounded
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ def test_forgetting_leaves_no_byte(path, options):
         for new in references(document, secret):
             tokens = np.array(new.tokens, dtype="<u4").tobytes()
             needles += [new.text.encode(), new.text.encode("utf-16-le"), tokens, new.record[:30]]
-            needles += [new.vector.tobytes(), new.vector.astype("<f2").tobytes()]
+            needles += [new.vector.tobytes(), rounded(new.vector).tobytes()]
         there = {needle for _, needle in in_bytes(path, *needles)}
         assert len(there) == len(needles) - 2 - 2 * (not options)  # no UTF-16; no index, no halves
         (forgotten,) = store.forget([document])
@@ -181,7 +182,7 @@ def test_every_reference_is_looked_for(path, store):
     samples = store.traces([document])
     store.forget([document])
     for text in texts:
-        for kept in (text.encode(), memory(text), np.float16(vector(text)).tobytes()):
+        for kept in (text.encode(), memory(text), rounded(vector(text)).tobytes()):
             (path / "copy").write_bytes(b"x" * 1001 + kept)
             assert {residue.file for residue in store.verify(samples).residue} == {"copy"}
 

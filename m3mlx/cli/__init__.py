@@ -94,8 +94,8 @@ def main() -> None:
 
 for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
-    *(documents.compact, documents.recall, answers.ask, chat.chat, answers.eval_file, answers.demo),
-    *(transfer.export, transfer.import_file, transfer.keygen),
+    *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
+    *(answers.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
     *(conversion.convert, parity.parity),
 ):
     main.add_command(command)

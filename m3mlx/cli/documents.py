@@ -1,4 +1,4 @@
-"""Commands around the store: memorize, list, status, forget, compact, recall."""
+"""Commands around the store: memorize, list, status, forget, compact, check, recall."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from .options import (
 )
 from .render import (
     bound_text,
+    echo_findings,
     echo_json,
     echo_memorized,
     echo_rebuilt,
     echo_references,
     echo_table,
     edition_text,
+    findings_json,
     human_bytes,
     memorized_json,
     one_line,
@@ -226,6 +228,23 @@ def compact(as_json: bool) -> None:
     click.echo(f"{human_bytes(before)} before, {human_bytes(after)} now")
     if damaged:
         click.echo(f"{damaged} damaged memories were left out; they are cold now.", err=True)
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Mend what is damaged, and hide what cannot be.")
+@json_option
+@common_options
+def check(repair: bool, as_json: bool) -> None:
+    """Look for damage in all files of the store, and name the documents concerned."""
+    with open_assistant() as assistant:
+        done = assistant.repair() if repair else None
+        found = done.left if done else assistant.check_store()
+    if as_json:
+        echo_json(findings_json(found, done))
+    else:
+        echo_findings(found, done)
+    if not found.sound:
+        raise click.exceptions.Exit(1)
 
 
 @click.command()

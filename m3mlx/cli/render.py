@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..editions import Rebuilt
     from ..generate import Step, Timings
     from ..memorize import Memorized
-    from ..store import Hit
+    from ..store import Findings, Hit, Repair
 
 Spans = dict[int, "list[Hit]"]  # what each span of 64 answer tokens drew on
 
@@ -229,3 +229,43 @@ def echo_references(hits: Iterable[Hit]) -> None:
 def echo_sources(spans: Spans) -> None:
     """Every reference of an answer once, those of the first spans first."""
     echo_references({hit.slot: hit for hits in spans.values() for hit in hits}.values())
+
+
+def findings_json(found: Findings, done: Repair | None) -> dict[str, Any]:
+    """What ``check`` found; with a repair, what was damaged before and what became of it."""
+    answer = {
+        "sound": found.sound,
+        "damages": [vars(damage) for damage in found.damages],
+        "documents": found.documents,
+        "quarantined": found.quarantined,
+        "references": found.references,
+        "memories": found.memories,
+    }
+    if done:
+        answer["repaired"] = {
+            "damages": [vars(damage) for damage in done.found.damages],
+            "documents": done.found.documents,
+            "lost": done.lost,
+            "cold": len(done.cold),
+        }
+    return answer
+
+
+def echo_findings(found: Findings, done: Repair | None) -> None:
+    for damage in done.found.damages if done else found.damages:
+        place = f"{one_line(damage.path)}: " if damage.path else ""
+        click.echo(f"Damaged {damage.part}: {place}{one_line(damage.detail)}")
+    if done and done.cold:
+        click.echo(f"{len(done.cold)} memories were taken away, to be made again from the text.")
+    for path in done.lost if done else ():
+        click.echo(f"Lost in part: {one_line(path)}. Memorize the file again.")
+    for path, count in found.quarantined.items():
+        click.echo(f"In quarantine: {count} references of {one_line(path)}. Memorize it again.")
+    for damage in found.damages if done else ():
+        click.echo(f"Still damaged {damage.part}: {one_line(damage.detail)}")
+    if found.damages and not done:
+        click.echo("Run m3mlx check --repair to mend what can be mended.", err=True)
+    click.echo(
+        f"Checked {found.references} references and {found.memories} memories: "
+        f"{'sound' if found.sound else 'damaged'}"
+    )

@@ -26,14 +26,16 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import StoreError
-from . import compact
+from . import check, compact, repair
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
+from .check import Damage, Findings
 from .cipher import OVERHEAD, LockedError, Passphrase, new_key
 from .database import OlderSchema
 from .files import NEW, BusyStore, WriterLock, told
 from .reading import CATALOG, LOCK, ColdReference, Reading
 from .records import FIRST
+from .repair import Repair
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit
 from .traces import Residue, Trace, Verification
@@ -41,12 +43,15 @@ from .traces import Residue, Trace, Verification
 __all__ = [
     "BusyStore",
     "ColdReference",
+    "Damage",
     "Edition",
+    "Findings",
     "Hit",
     "LockedError",
     "MemoryStore",
     "NewReference",
     "Passphrase",
+    "Repair",
     "Residue",
     "StoredDocument",
     "StoredReference",
@@ -383,6 +388,9 @@ class MemoryStore(Reading):
             self._catalog.scrub()
             self._search.refresh()
             self._records.keep_bound()  # an index counts too
+
+    check = staticmethod(check.check)
+    repair = staticmethod(repair.repair)
 
     def compact(self) -> int:
         """Give room back: number references anew without gaps, and copy their records.

@@ -47,6 +47,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ class Identity:
     Attributes:
         store: id of the store, 16 bytes.
         edition: id of the edition.
-        fingerprint: SHA-256 of the edition's fingerprint.
+        fingerprint: SHA-256 of the edition's fingerprint and memory configuration.
         record_bytes: length of one memory, as it is stored.
         origin: slot of the first record.
     """
@@ -102,7 +103,8 @@ class Identity:
 
     @classmethod
     def of(cls, store: bytes, edition: Edition) -> Identity:
-        text = json.dumps(edition.fingerprint, sort_keys=True)
+        # what says how memories are read is as good as part of them
+        text = json.dumps([edition.fingerprint, edition.memory], sort_keys=True)
         sha256 = hashlib.sha256(text.encode()).digest()
         return cls(store, edition.id, sha256, edition.stored_bytes, edition.origin)
 
@@ -274,6 +276,40 @@ class Bank:
 
     def close(self) -> None:
         self._file.close()
+
+
+def mend(path: Path, identity: Identity, slots: Sequence[int]) -> None:
+    """Give a record file its header and its length again, if they are missing or damaged.
+
+    Args:
+        slots: of the memories that should be there; they tell which version the file had.
+
+    Raises:
+        StoreError: the header is whole, but of another file.
+    """
+    if not path.exists():
+        Bank.create(path, identity)
+    with path.open("r+b", buffering=0) as file:
+        _mend_header(file.fileno(), path, identity, slots)
+        end = PAGE + (max(slots, default=-1) + 1 - identity.origin) * stride(identity.record_bytes)
+        if os.fstat(file.fileno()).st_size < end:
+            os.ftruncate(file.fileno(), end)
+        files.sync(file.fileno())
+
+
+def _mend_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
+    found = os.pread(descriptor, PAGE, 0)
+    whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
+    if len(found) == PAGE and whole:
+        Bank(path, identity).close()
+        return
+    for version in (1, VERSION):  # the newest stays if no memory tells
+        os.pwrite(descriptor, identity.header(version), 0)
+        with suppress(StoreError), closing(Bank(path, identity)) as bank:
+            for slot in slots:
+                with suppress(DamagedRecord):
+                    bank.read([slot])
+                    return
 
 
 def _difference(found: bytes, wanted: Identity) -> str:

@@ -46,6 +46,9 @@ class Catalog(Memories):
             raise self.damaged(f"a setting cannot be read ({error})") from error
         if missing := NEW_STORE.keys() - settings:
             raise self.damaged(f"the setting {min(missing)} is missing")
+        for name in ("next_slot", "commit"):
+            if type(settings[name]) is not int:
+                raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no number")
         return settings
 
     def set(self, **settings: object) -> None:

@@ -107,6 +107,8 @@ class Memories(Sealed):
         (last,) = self.db.execute(
             "SELECT max(slot) FROM memory WHERE edition = ?", [edition]
         ).fetchone()
+        if last is not None and type(last) is not int:
+            raise self.damaged(f"a memory is of reference {last!r:.40}, which is no number")
         return 0 if last is None else last + 1
 
     def leftovers(self, edition: int) -> list[int]:

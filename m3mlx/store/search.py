@@ -18,6 +18,8 @@ from .rows import Edition, StoredReference
 EXACT_REFERENCES = 20_000  # up to so many, comparing with all is as fast as any index
 _FUSION = 60  # damps the first ranks (Cormack, Clarke and Buettcher 2009)
 _DEPTH = 64  # ranks of each list that take part in the fusion, at least
+_CANDIDATES = 64  # taken from the index at least, and ranked by exact vectors
+_TIMES = 4  # as many candidates as are wanted
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ class Search:
         found = []
         for query, slots in zip(queries, ranked, strict=True):
             hits = [_hit(stored[slot], query, edition) for slot in slots]
-            if mode == "dense":  # an index ranks by rounded vectors
+            if mode == "dense":  # sums of products differ in the last bit
                 hits.sort(key=lambda hit: (hit.distance, hit.slot))
             found.append(hits)
         return found
@@ -105,13 +107,14 @@ class Search:
 
     def _in_graph(self, graph: index.Graph, queries: np.ndarray, count: int) -> list[index.Nearest]:
         """Search an index that may hold references which are gone by now."""
-        more = count
+        more = max(_CANDIDATES, _TIMES * count)
         while True:
             found = graph.search(queries, more)
-            there = self._catalog.among({slot for nearest in found for _, slot in nearest})
-            kept = [[near for near in nearest if near[1] in there] for nearest in found]
-            if more >= len(graph) or all(len(nearest) >= count for nearest in kept):
-                return kept
+            there = self._catalog.among({slot for slots in found for slot in slots})
+            enough = all(sum(slot in there for slot in slots) >= count for slots in found)
+            if enough or more >= len(graph):
+                vectors = self._catalog.vectors(there, self._dimensions)
+                return index.Exact(*vectors).search(queries, count)
             more *= 2
 
     def _neighbours(self) -> tuple[index.Graph | None, index.Exact | index.Scan]:

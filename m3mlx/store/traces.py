@@ -18,6 +18,7 @@ from typing import AnyStr
 import numpy as np
 
 from .catalog import Catalog
+from .index import rounded
 from .migrations import TOKENIZER
 from .records import Records
 from .rows import StoredDocument, StoredReference
@@ -104,7 +105,7 @@ def _of(reference: StoredReference) -> Iterator[Trace]:
     for tokens in _distinct(np.array(reference.tokens, dtype="<u4").tobytes())[:1]:
         yield Trace(path, "tokens", tokens, tokens)
     vector = reference.vector[:12]
-    for kept in (vector, vector.astype("<f2")):  # as in the catalog, as in the index
+    for kept in (vector, rounded(reference.vector)[:48]):  # in the catalog, in the index
         yield Trace(path, "vector", kept.tobytes(), vector.tobytes())
 
 
