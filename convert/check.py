@@ -87,8 +87,8 @@ def prove(folder: Path, sums: Mapping[str, int], layout: Layout, check: bool | N
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         raise ConvertError(
-            f"{folder}: MLX's logits differ from the source's by {difference:.1e} of the largest, "
-            f"so this conversion is wrong and was not kept. Please report the model."
+            f"{layout.checkpoint.path}: MLX's logits differ from PyTorch's by {difference:.1e} of "
+            f"the largest, so the conversion is wrong and was not kept. Please report this model."
         )
     return Proof(len(sums), difference)
 

@@ -45,6 +45,7 @@ class Tensor(NamedTuple):
 class Checkpoint(Protocol):
     """Where tensors come from."""
 
+    path: Path
     tensors: Mapping[str, Tensor]
 
     def read(self, name: str) -> mx.array: ...
@@ -234,10 +235,13 @@ def write_weights(
 
 
 def verify(folder: Path, sums: Mapping[str, int]) -> None:
-    """Read every tensor of a folder back; ConvertError where one is not what was written."""
+    """Read every tensor of a folder back; ConvertError names those that have changed."""
     found = safetensors_file.checksums(sorted(folder.glob("*.safetensors")))
     if wrong := {name for name in sums.keys() | found if sums.get(name) != found.get(name)}:
-        raise ConvertError(f"{folder}: {some(wrong)} came back changed from the disk.")
+        raise ConvertError(
+            f"{some(wrong)} came back changed from the disk, so nothing was kept. Convert again, "
+            f"and look at the disk if that repeats."
+        )
 
 
 Stored = dict[str, tuple[str, tuple[int, ...]]]  # name to type and shape, in a file's order

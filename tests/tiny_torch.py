@@ -8,6 +8,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tiny import VOCABULARY, save_model
 
+from convert import safetensors_file
+
 PAPER = {  # full width, one or few layers
     "2.4B": {"hidden_size": 3200, "num_attention_heads": 40, "head_dim": 80},
     "0.92B": {"hidden_size": 2048, "num_attention_heads": 32, "head_dim": 64},
@@ -20,11 +22,6 @@ def numpy_weights(folder: Path) -> dict[str, np.ndarray]:
     for file in sorted(folder.glob("*.safetensors")):
         weights |= load_file(file)
     return weights
-
-
-def hugging_face(folder: Path, family: str = "llama", **changes) -> Path:
-    """A folder as Hugging Face has it: one file, and a config.json of that family."""
-    return save_model(folder, family, **changes)
 
 
 def edit_config(folder: Path, **changes) -> None:
@@ -50,7 +47,7 @@ def fused(
         "self_attn.o_proj.weight": "self_attention.dense.weight",
         "mlp.down_proj.weight": "mlp.dense_4h_to_h.weight",
     }
-    qkv, gate, start = "self_attention.query_key_value.weight", "mlp.dense_h_to_4h.weight", ""
+    qkv, gate = "self_attention.query_key_value.weight", "mlp.dense_h_to_4h.weight"
     start = "language_model.encoder.layers"
     if core:
         names = {
@@ -85,7 +82,7 @@ def fused(
 
 def megatron(folder: Path, core: bool = False, **changes) -> tuple[Path, Path]:
     """The same llama as a Hugging Face folder and as a folder with Megatron's names."""
-    original = hugging_face(folder / "hf", tie_word_embeddings=False, **changes)
+    original = save_model(folder / "hf", tie_word_embeddings=False, **changes)
     config = json.loads((original / "config.json").read_text())
     out = folder / "megatron"
     out.mkdir()
@@ -114,3 +111,13 @@ def tokens(length: int = 40) -> list[int]:
 
 def logits(model, length: int = 40) -> np.ndarray:
     return np.array(model(mx.array([tokens(length)]))[0].astype(mx.float32))
+
+
+def raw(folder: Path) -> dict[str, tuple]:
+    """Type, shape and bytes of every tensor of a folder."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        data = file.read_bytes()
+        for name, entry in safetensors_file.read_header(file).items():
+            found[name] = (entry.dtype, entry.shape, data[entry.start : entry.end])
+    return found
