@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,18 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_unflatten
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _download as hub_folder
-from mlx_lm.utils import dequantize_model, load_adapters, load_model, load_tokenizer
+from mlx_lm.utils import (
+    dequantize_model,
+    load_adapters,
+    load_model,
+    load_tokenizer,
+    save_config,
+    save_model,
+)
 
 from . import config, embed
 from .errors import ModelError
@@ -119,6 +128,61 @@ def load_decoder(
     )
 
 
+def fuse_adapter(
+    name: str | Path | None,
+    adapter_path: str | Path,
+    output: str | Path,
+    *,
+    dequantize: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Merge an adapter into its model, and write a model directory that needs no adapter.
+
+    Args:
+        name: of the model, as for ``load_decoder``.
+        output: a directory that does not exist yet; it is written whole or not at all.
+        dequantize: keep the exact sum; otherwise a quantized model is quantized again, which
+            rounds away part of what a small adapter adds.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ModelError: the model or the adapter cannot be loaded, or the directory exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise ModelError(f"{output} exists; name a directory that does not.")
+    path = _find(
+        str(name or DEFAULT_DECODER), "decoder", progress or (lambda what, done, total: None)
+    )
+    try:
+        model, settings = load_model(path, lazy=True)
+        _load_adapter(model, Path(adapter_path), cast=False)
+    except ModelError:
+        raise
+    except Exception as error:  # a foreign directory can fail anywhere in mlx-lm
+        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
+    layers = [
+        (n, m.fuse(dequantize=dequantize)) for n, m in model.named_modules() if hasattr(m, "fuse")
+    ]
+    model.update_modules(tree_unflatten(layers))
+    if dequantize:
+        model = dequantize_model(model)
+        settings = {k: v for k, v in settings.items() if not k.startswith("quantization")}
+    unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        save_model(unfinished, model)
+        save_config(settings, unfinished / "config.json")
+        for file in path.iterdir():  # tokenizer and chat template, and licence
+            if file.is_file() and not re.match(r"(model.*|config\.json|\..*)$", file.name):
+                shutil.copy(file, unfinished)
+        unfinished.replace(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return output
+
+
 def load_encoder(
     name: str | Path | None = None, *, progress: Progress | None = None
 ) -> embed.Encoder:
@@ -192,11 +256,11 @@ def _geometry(model: nn.Module) -> dict[str, int]:
     }
 
 
-def _load_adapter(model: nn.Module, path: Path) -> str:
+def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:
     """Put an adapter's layers into a model; the hash of its files."""
     try:
         load_adapters(model, str(path))
-        if mx.default_device() == mx.cpu:
+        if cast and mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
         mx.eval(model.parameters())
     except Exception as error:  # a foreign folder can fail anywhere in mlx-lm

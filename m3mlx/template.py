@@ -10,6 +10,7 @@ without memories, with everything that the template puts before the user's words
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +69,20 @@ class Template:
         """Token ids that end a turn behind a reference, so that the answer begins."""
         return self.turn("").tokens
 
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        ends = self._tokenizer.eos_token_ids
+        behind = self.encode(self._between)
+        return behind[0] if behind[0] in ends else self._tokenizer.eos_token_id
+
     def encode(self, text: str) -> list[int]:
         """Token ids of text, without special tokens around it."""
         return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def turn(self, message: str, *, system: str | None = None, first: bool = True) -> Turn:
         """Token ids from the end of the prefix, or of the last answer, to the next answer."""

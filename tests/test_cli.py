@@ -26,7 +26,7 @@ COMMANDS = [
     *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
     *("eval", "demo", "export", "import", "keygen"),
 ]
-COMMANDS += ["convert", "parity"]
+COMMANDS += ["convert", "parity", "train", "fuse"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -297,7 +297,7 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         "print([m for m in ('mlx', 'mlx_lm', 'numpy', 'rich', 'transformers', 'usearch',"
         " 'sqlite_utils') if m in sys.modules])"
     )
-    for args in (["--help"], ["ask", "--help"], ["ask"], ["--version"]):
+    for args in (["--help"], ["ask", "--help"], ["ask"], ["train", "--help"], ["--version"]):
         done = subprocess.run(
             [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True
         )

@@ -14,18 +14,14 @@ LAYERS = [
     {"memory.codec", "embed", "store"},
     {"packages"},
     {"memory.cache", "models"},
-    {"memory.write", "generate", "memorize"},
+    {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
-    {"assistant"},
+    {"assistant", "train"},
     {"evaluate", "demo", "parity", "transfer"},
     {"cli"},
 ]
-PACKAGES = {
-    "documents",
-    "store",
-    "parity",
-    "cli",
-}  # rooms of several files, one place in the layers
+# rooms of several files, one place in the layers
+PACKAGES = {"documents", "store", "train", "parity", "cli"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

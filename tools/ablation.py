@@ -32,6 +32,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("file")
     parser.add_argument("--model")
+    parser.add_argument("--adapter-path")
     parser.add_argument("--tokens-per-head", type=int, help="the same for all ways; else auto")
     parser.add_argument("--memories", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
@@ -54,8 +55,9 @@ def main() -> None:
         )
 
     tokens = arguments.tokens_per_head
+    shared = {"model": arguments.model, "adapter_path": arguments.adapter_path}
     for way in arguments.ways:
-        options = {"model": arguments.model, "tokens_per_head": tokens, **WAYS[way]}
+        options = {**shared, "tokens_per_head": tokens, **WAYS[way]}
         with Trial(questions, **options) as trial:
             if not losses:
                 measure(trial, "off", "off", 0)

@@ -17,7 +17,7 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, chat, conversion, documents, parity, transfer
+from . import answers, chat, conversion, documents, parity, train, transfer
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -97,5 +97,6 @@ for command in (
     *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
     *(answers.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
     *(conversion.convert, parity.parity),
+    *(train.train, train.fuse),
 ):
     main.add_command(command)

@@ -168,7 +168,7 @@ def restore_masks(model: nn.Module) -> None:
 
 def _widening(plain: type) -> type:
     def __call__(self, x, mask=None, cache=None):
-        if isinstance(cache, MemoryCache):
+        if hasattr(cache, "widen"):
             heads = getattr(self, "n_heads", None) or self.num_attention_heads
             mask = cache.widen(mask, x.shape[1], heads)
         return plain.__call__(self, x, mask, cache)

@@ -122,6 +122,30 @@ def calibrate(
     )
 
 
+def budgets(
+    decoder: Decoder, config: MemoryConfig, wanted: Sequence[tuple[str, float]]
+) -> list[MemoryConfig]:
+    """Other budgets of the same model, in all else as a configuration that was found.
+
+    Args:
+        wanted: of each, "calibrated" or "uniform" and the average tokens per head.
+    """
+    layers, heads = len(config.counts), len(config.counts[0])
+    measure = None
+    made = []
+    for budget, average in wanted:
+        if (budget, average) == (config.budget, config.tokens_per_head):
+            made.append(config)
+            continue
+        counts = [[int(average)] * heads] * layers
+        if budget == "calibrated":
+            template = Template(decoder.tokenizer)
+            measure = measure or _Measure(decoder, template, _samples(), config.selection, None)
+            counts = measure.counts(budget, int(average))
+        made.append(replace(config, budget=budget, counts=tuple(map(tuple, counts))))
+    return made
+
+
 def head_budget(scores: Sequence[np.ndarray], average: int) -> list[list[int]]:
     """Tokens for each head, so that all heads together keep ``average`` each.
 

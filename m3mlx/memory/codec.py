@@ -101,6 +101,35 @@ class Codec:
         values = self._decode(records[:, split:], self.bits[1], batch)
         return Memory(keys.astype(dtype), values.astype(dtype), records[:, : self.kept].copy())
 
+    def rounded(self, memory: Memory) -> Memory:
+        """What ``unpack`` gives after ``pack``, with gradients that pass straight through.
+
+        Quantization itself has no useful gradient, and MLX's is a meaningless number, so the
+        gradient of what comes out is taken for that of what went in.
+        """
+        return Memory(
+            *(
+                x + mx.stop_gradient(self._rounded(mx.stop_gradient(x), bits) - x)
+                for x, bits in zip((memory.keys, memory.values), self.bits, strict=True)
+            ),
+            memory.positions,
+        )
+
+    def _rounded(self, array: mx.array, bits: int) -> mx.array:
+        if bits == 16:
+            return array.astype(mx.bfloat16).astype(array.dtype)
+        codes, scales, biases = self._quantize(array, bits)
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        flat = mx.dequantize(codes, scales, biases, group_size=self.group, bits=bits)
+        return flat[:, : self.kept * self.head_dim].reshape(array.shape).astype(array.dtype)
+
+    def _quantize(self, array: mx.array, bits: int) -> tuple[mx.array, mx.array, mx.array]:
+        """Codes, and float16 scales and biases, of each row's groups."""
+        flat = array.reshape(len(array), -1).astype(mx.float32)
+        flat = mx.pad(flat, [(0, 0), (0, self._groups() * self.group - flat.shape[1])])
+        codes, scales, biases = mx.quantize(flat, group_size=self.group, bits=bits)
+        return codes, scales.astype(mx.float16), biases.astype(mx.float16)
+
     def _groups(self) -> int:
         return -(-self.kept * self.head_dim // self.group)
 
@@ -115,13 +144,9 @@ class Codec:
                 "a memory holds NaN or infinite values; the model overflows on this text, "
                 "try it with another dtype"
             )
-        flat = array.reshape(len(array), -1)
         if bits == 16:
-            return np.array(flat.astype(mx.bfloat16).view(mx.uint8))
-        pad = self._groups() * self.group - flat.shape[1]
-        flat = mx.pad(flat.astype(mx.float32), [(0, 0), (0, pad)])
-        codes, scales, biases = mx.quantize(flat, group_size=self.group, bits=bits)
-        scales, biases = scales.astype(mx.float16), biases.astype(mx.float16)
+            return np.array(array.reshape(len(array), -1).astype(mx.bfloat16).view(mx.uint8))
+        codes, scales, biases = self._quantize(array, bits)
         if not (mx.all(mx.isfinite(scales)).item() and mx.all(mx.isfinite(biases)).item()):
             raise M3Error("a memory holds values too large for 8 or 4 bits; use --codec k16v16")
         parts = [part.view(mx.uint8) for part in (codes, scales, biases)]

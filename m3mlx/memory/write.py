@@ -67,14 +67,10 @@ class Writer:
         if selection == "reconstruction":
             rows = [[*tokens, *self.recite, *tokens] for tokens in references]
         else:
-            rows = [list(tokens) for tokens in references]
-        width = max(map(len, rows))
-        tokens = mx.array([row + [0] * (width - len(row)) for row in rows])
-
-        recorders = [_Recorder(*state) for state in self.prefix]
+            rows = references
         taps = [_Tap(layer.self_attn) for layer in self.model.layers]
         try:
-            self.model(tokens, cache=recorders)  # the logits are never evaluated
+            recorders = _run(self.model, self.prefix, rows)
         finally:
             for tap in taps:
                 tap.remove()
@@ -88,8 +84,7 @@ class Writer:
             else:
                 score = _attention(tap, real)
             scores.append(mx.where(real[:, None], score, -1.0))
-        keys = mx.stack([r.keys[:, :, :longest] for r in recorders], axis=1)
-        values = mx.stack([r.values[:, :, :longest] for r in recorders], axis=1)
+        keys, values = _recorded(recorders, longest)
         scores = mx.stack(scores, axis=1).astype(mx.float32)
         mx.eval(scores, keys, values)
         return np.array(scores), keys, values
@@ -103,30 +98,86 @@ def keep(
     Args:
         counts: tokens to keep, by layer and KV head.
     """
-    positions, flat = _choose(scores, counts)
+    memory = _gather(keys, values, *_choose(scores, counts))
+    mx.eval(memory.keys, memory.values)
+    return memory
+
+
+def write_traced(
+    model: nn.Module,
+    prefix: PrefixStates,
+    references: Sequence[Sequence[int]],
+    scores: np.ndarray,
+    counts: Sequence[Sequence[int]],
+) -> Memory:
+    """Make memories through which gradients reach the model that writes them; for training.
+
+    Nothing is evaluated. Gradients pass through the keys and values that are kept into the one
+    ordinary reading of the references; the choice of what is kept is a constant, and so is the
+    prefix, which is to be read anew by the model as its weights are now.
+
+    Args:
+        references: token ids, each at least one long.
+        scores: float32 (batch, layers, KV heads, longest), as ``Writer.score`` gives them, by
+            this model or by the one it was before training.
+        counts: tokens to keep, by layer and KV head.
+    """
+    recorders = _run(model, prefix, references)
+    return _gather(*_recorded(recorders, scores.shape[-1]), *_choose(scores, counts))
+
+
+def _run(model: nn.Module, prefix: PrefixStates, rows: Sequence[Sequence[int]]) -> list[_Recorder]:
+    """Let the model read rows of tokens behind the prefix; nothing is evaluated."""
+    width = max(map(len, rows))
+    tokens = mx.array([[*row, *[0] * (width - len(row))] for row in rows])
+    recorders = [_Recorder(*state) for state in prefix]
+    model.model(tokens, cache=recorders)
+    return recorders
+
+
+def _recorded(recorders: list[_Recorder], longest: int) -> tuple[mx.array, mx.array]:
+    """Keys and values of all layers, (batch, layers, KV heads, longest, head_dim)."""
+    keys = mx.stack([r.keys[:, :, :longest] for r in recorders], axis=1)
+    values = mx.stack([r.values[:, :, :longest] for r in recorders], axis=1)
+    return keys, values
+
+
+def _gather(keys: mx.array, values: mx.array, positions: np.ndarray, flat: np.ndarray) -> Memory:
     index = mx.array(flat)[..., None]
     batch, head_dim = len(keys), keys.shape[-1]
     keys = mx.take_along_axis(keys.reshape(batch, -1, head_dim), index, axis=1)
     values = mx.take_along_axis(values.reshape(batch, -1, head_dim), index, axis=1)
-    mx.eval(keys, values)
     return Memory(keys, values, positions)
 
 
 class _Recorder:
-    """A cache that shows the prefix, and keeps what one forward pass brings."""
+    """A cache that shows the prefix, and keeps what one forward pass brings.
+
+    ``inputs`` and ``outputs`` are for gradient checkpoints (``train/checkpointing.py``).
+    """
+
+    outputs: tuple = ()
 
     def __init__(self, keys: mx.array, values: mx.array):
-        self.prefix = keys, values
+        self.inputs = keys, values
         self.offset = keys.shape[2]
+
+    @property
+    def keys(self) -> mx.array:
+        return self.outputs[0]
+
+    @property
+    def values(self) -> mx.array:
+        return self.outputs[1]
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
         return create_attention_mask(N, self.offset, return_array, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.keys, self.values = keys, values
+        self.outputs = keys, values
         return tuple(
             mx.concatenate([mx.broadcast_to(old, (len(new), *old.shape[1:])), new], axis=2)
-            for old, new in zip(self.prefix, (keys, values), strict=True)
+            for old, new in zip(self.inputs, self.outputs, strict=True)
         )
 
 
@@ -166,7 +217,7 @@ def _reconstruction(recorder: _Recorder, tap: _Tap, start: mx.array, real: mx.ar
     queries, keys = tap.after
     at = mx.minimum(start[:, None] + mx.arange(longest), queries.shape[2] - 1)  # (batch, longest)
     queries = mx.take_along_axis(queries, at[:, None, :, None], axis=2)
-    old = mx.broadcast_to(recorder.prefix[0], (len(keys), *recorder.prefix[0].shape[1:]))
+    old = mx.broadcast_to(recorder.inputs[0], (len(keys), *recorder.inputs[0].shape[1:]))
     keys = mx.concatenate([old, keys], axis=2)
     seen = mx.arange(keys.shape[2]) <= prefix + at[..., None]  # (batch, longest, keys)
     weights = _weights(tap, queries, keys, seen[:, None, None])
