@@ -16,15 +16,19 @@ else
 EXTRAS := cpu,test
 endif
 
+# PyTorch, the other side of the parity tests, is large: make test PARITY= goes without it.
+PARITY ?= parity
+TESTED := $(VENV)/$(or $(PARITY),ready)
+
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/m3mlx demo
 
-test: $(VENV)/ready
+test: $(TESTED)
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(VENV)/ready
+test-slow: $(TESTED)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(VENV)/ready
@@ -36,6 +40,10 @@ $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+$(VENV)/parity: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),parity]"
 	touch $@
 
 clean:

@@ -6,20 +6,20 @@ package decodes every type, in NumPy.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGUFReader
 from gguf import GGMLQuantizationType as Type
-from gguf import GGUFReader
 from gguf.quants import dequantize
 
 from m3mlx.errors import ConvertError
 
-TYPES = {
-    *(Type.Q4_0, Type.Q4_1, Type.Q5_0, Type.Q5_1, Type.Q8_0),
-    *(Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.F16, Type.BF16, Type.F32),
-}
+from .writer import Tensor
+
 LARGEST = 2**40  # of a count that is not nonsense
 
 
@@ -29,7 +29,7 @@ class GgufFile:
     Attributes:
         path: the file.
         metadata: every key and its value; prefer `get`, which checks.
-        tensors: name to the ``gguf`` package's tensor.
+        tensors: name to shape, rows first, and bytes; all are read as float32.
 
     Raises:
         ConvertError: from every method, with the path and the reason.
@@ -40,7 +40,7 @@ class GgufFile:
         try:
             reader = GGUFReader(path)
             self.metadata = {key: field.contents() for key, field in reader.fields.items()}
-            self.tensors = {tensor.name: tensor for tensor in reader.tensors}
+            self._found = {tensor.name: tensor for tensor in reader.tensors}
         except OSError as error:
             raise self.error(f"cannot be read: {error.strerror or error}") from error
         except Exception as error:  # the parser can stumble over foreign bytes anywhere
@@ -50,10 +50,15 @@ class GgufFile:
             raise self.error("has another byte order than this machine")
         if self.get("split.count", int, 1) > 1:
             raise self.error("is one part of a split file; join the parts first")
-        types = {tensor.tensor_type for tensor in self.tensors.values()}
-        if foreign := ", ".join(sorted(kind.name for kind in types - TYPES)):
-            known = ", ".join(sorted(kind.name for kind in TYPES))
-            raise self.error(f"the quantization {foreign} is not supported, only {known}")
+        types = {tensor.tensor_type for tensor in self._found.values()}
+        if foreign := sorted(kind.name for kind in types if not _decodes(kind)):
+            raise self.error(
+                f"the quantization {', '.join(foreign)} is not supported by the gguf package"
+            )
+        self.tensors = {
+            name: Tensor(tuple(map(int, reversed(t.shape))), "float32", int(t.n_bytes))
+            for name, t in self._found.items()
+        }
 
     def error(self, reason: str) -> ConvertError:
         return ConvertError(f"{self.path}: {' '.join(reason.split())}.")
@@ -91,9 +96,23 @@ class GgufFile:
         """Shape of a tensor, rows first."""
         if name not in self.tensors:
             raise self.error(f"it has no tensor {name}")
-        return tuple(int(n) for n in reversed(self.tensors[name].shape))
+        return self.tensors[name].shape
 
     def array(self, name: str) -> np.ndarray:
         """A tensor as float32, in its shape."""
-        tensor = self.tensors[name]
+        tensor = self._found[name]
         return dequantize(np.asarray(tensor.data), tensor.tensor_type)  # a memmap is slow
+
+    def read(self, name: str) -> mx.array:
+        """A tensor as float32, for MLX."""
+        return mx.asarray(np.array(self.array(name), np.float32, copy=None))
+
+
+@cache
+def _decodes(kind: Type) -> bool:
+    """Whether the gguf package can dequantize a type."""
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True

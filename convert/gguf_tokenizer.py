@@ -30,7 +30,7 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre.PreTokenizer]] = {
     "llama-bpe": lambda: _split(r"\p{N}{1,3}"),
 }
 # Control tokens that end an answer even where the metadata names only one of them.
-END_TOKENS = {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>"}
+END_TOKENS = {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>"}
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
 
@@ -52,10 +52,13 @@ def read_tokenizer(gguf: GgufFile, rows: int) -> Tokenizer:
         ConvertError: it is broken, or of a kind that is not supported.
     """
     kind = gguf.get("tokenizer.ggml.model", str)
-    if kind != "gpt2":
-        raise gguf.error(f"tokenizer {kind} is not supported, only gpt2 (byte-level BPE)")
+    if kind not in ("gpt2", "llama"):
+        raise gguf.error(
+            f"tokenizer {kind} is not supported, only gpt2 (byte-level BPE) and llama "
+            f"(SentencePiece)"
+        )
     split = gguf.get("tokenizer.ggml.pre", str, "default")
-    if split not in PRE_TOKENIZERS:
+    if kind == "gpt2" and split not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise gguf.error(f"pre-tokenizer {split} is not supported, only {known}")
     tokens = gguf.strings("tokenizer.ggml.tokens")
@@ -65,7 +68,10 @@ def read_tokenizer(gguf: GgufFile, rows: int) -> Tokenizer:
         raise gguf.error(reason)
     marked = list(zip(tokens, types, strict=True))
 
-    fast = _byte_level_bpe(gguf, tokens, split)
+    if kind == "gpt2":
+        fast = _byte_level_bpe(gguf, tokens, split)
+    else:
+        fast = _sentencepiece_bpe(gguf, tokens)
     special = [AddedToken(t, special=True, normalized=False) for t, k in marked if k == CONTROL]
     fast.add_special_tokens(special)
     fast.add_tokens([AddedToken(t, normalized=False) for t, k in marked if k == USER_DEFINED])
@@ -77,9 +83,10 @@ def read_tokenizer(gguf: GgufFile, rows: int) -> Tokenizer:
             ids[role] = gguf.get(key, int)
             if not 0 <= ids[role] < len(tokens):
                 raise gguf.error(f"{key} is {ids[role]}, but there are {len(tokens)} tokens")
-    # llama.cpp adds the first token by default for Llama 3 only. No token is added at the end,
-    # whatever the file says, since this is a model that goes on writing.
-    if "bos" in ids and gguf.get("tokenizer.ggml.add_bos_token", bool, split == "llama-bpe"):
+    # llama.cpp adds the first token by default for Llama and Llama 3 only. No token is added at
+    # the end, whatever the file says, since this is a model that goes on writing.
+    by_default = kind == "llama" or split == "llama-bpe"
+    if "bos" in ids and gguf.get("tokenizer.ggml.add_bos_token", bool, by_default):
         bos = tokens[ids["bos"]]
         fast.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"], special_tokens=[(bos, ids["bos"])]
@@ -115,4 +122,36 @@ def _byte_level_bpe(gguf: GgufFile, tokens: list[str], split: str) -> FastTokeni
         fast.normalizer = normalizers.NFC()
     fast.pre_tokenizer = PRE_TOKENIZERS[split]()
     fast.decoder = decoders.ByteLevel()
+    return fast
+
+
+def _sentencepiece_bpe(gguf: GgufFile, tokens: list[str]) -> FastTokenizer:
+    """SentencePiece's BPE: of two neighbours those are joined first whose union scores highest."""
+    scores = gguf.get("tokenizer.ggml.scores", list)
+    if len(scores) != len(tokens):
+        raise gguf.error(f"its tokenizer has {len(scores)} scores for {len(tokens)} tokens")
+    vocabulary = {token: n for n, token in enumerate(tokens)}
+    merges = []
+    for token, score in zip(tokens, scores, strict=True):
+        for cut in range(1, len(token)):
+            pair = token[:cut], token[cut:]
+            if pair[0] in vocabulary and pair[1] in vocabulary:
+                merges.append((-score, vocabulary[token], pair))
+    unknown = tokens[gguf.get("tokenizer.ggml.unknown_token_id", int, 0) % len(tokens)]
+    fast = FastTokenizer(
+        models.BPE(
+            vocabulary,
+            [pair for _, _, pair in sorted(merges)],
+            unk_token=unknown,
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    spaces: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
+    shown = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if gguf.get("tokenizer.ggml.add_space_prefix", bool, True):
+        spaces.insert(0, normalizers.Prepend("▁"))
+        shown.append(decoders.Strip(" ", left=1))
+    fast.normalizer = normalizers.Sequence(spaces)
+    fast.decoder = decoders.Sequence(shown)
     return fast

@@ -12,13 +12,13 @@ openblas.load()
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Answer": "assistant",
+    "Answer": "chat",
     "Assistant": "assistant",
-    "Chat": "assistant",
+    "Chat": "chat",
     "M3Error": "errors",
     "MemoryConfig": "config",
     "MemoryStore": "store",
-    "Source": "assistant",
+    "Source": "chat",
     "load": "models",
 }
 __all__ = list(_PLACES)

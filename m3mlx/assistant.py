@@ -6,66 +6,52 @@ loads each when it is first needed, and holds no arithmetic of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
-import mlx.core as mx
 import numpy as np
-from mlx_lm.sample_utils import make_sampler
 
-from . import models
-from .config import (
-    CODECS,
-    MEMORIES,
-    MODES,
-    MemoryConfig,
-    check_fingerprint,
-    default_store,
-    fingerprint,
-)
+from . import editions, models
+from .chat import Answer, Chat, collect
+from .config import CODECS, MEMORIES, MemoryConfig, default_store, fingerprint
 from .embed import Encoder
-from .errors import FingerprintError, M3Error, StoreError
-from .generate import Conversation, Step, Timings
+from .errors import FingerprintError, StoreError
 from .memorize import BATCH, Memorized, Memorizing, Progress
-from .memory.cache import Layout, PrefixStates, read_prefix
+from .memory.cache import PrefixStates, read_prefix
 from .memory.calibrate import calibrate
 from .memory.codec import Codec, Memory
 from .memory.write import Writer
-from .store import Hit, MemoryStore, Residue, StoredDocument
+from .store import (
+    BusyStore,
+    ColdReference,
+    Edition,
+    Findings,
+    Hit,
+    MemoryStore,
+    Passphrase,
+    Repair,
+    Residue,
+    StoredDocument,
+)
 from .template import Template
 
 
-@dataclass
-class Source:
-    """A reference that an answer drew on; ``span`` counts spans of 64 answer tokens from 0."""
+class Forgotten(NamedTuple):
+    """What was erased.
 
-    path: str
-    start: int
-    end: int
-    page: int | None
-    line: int | None
-    text: str
-    distance: float
-    span: int
+    Attributes:
+        documents: that are gone.
+        residue: what was found of them all the same; None where nobody looked.
+        certificate: of that search, as JSON-able values that do not name the documents.
+    """
 
-    @classmethod
-    def of(cls, hit: Hit, span: int) -> Source:
-        return cls(hit.path, hit.start, hit.end, hit.page, hit.line, hit.text, hit.distance, span)
-
-
-@dataclass
-class Answer:
-    """A whole answer with its sources."""
-
-    text: str
-    memory: str
-    sources: list[Source]
-    timings: Timings
-    finish_reason: str
+    documents: list[StoredDocument]
+    residue: list[Residue] | None
+    certificate: dict | None
 
 
 class Assistant:
@@ -78,9 +64,13 @@ class Assistant:
         adapter_path: LoRA adapter of mlx-lm.
         selection, budget, tokens_per_head, codec: how memories are written; None takes what
             the store was made with, or the default. ``tokens_per_head`` 0 means auto.
-        memories: how many are read by each chunk of 64 tokens.
+        memories: how many are read by each chunk of 64 tokens; None for as many as the model was
+            trained with, or five.
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
+        encrypt: whether a store that is made new is encrypted.
+        passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
+            one in the system's key store.
         progress: called with what is being done, how much is done and the total.
     """
 
@@ -95,13 +85,17 @@ class Assistant:
         budget: str | None = None,
         tokens_per_head: int | None = None,
         codec: str | None = None,
-        memories: int = MEMORIES,
+        memories: int | None = None,
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
+        encrypt: bool = False,
+        passphrase: Passphrase | None = None,
         progress: Progress | None = None,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.memories, self.kv_bits, self.retrieval = memories, kv_bits, retrieval
+        self.kv_bits, self.retrieval = kv_bits, retrieval
+        self._memories = memories
+        self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
         self._names = model, encoder, adapter_path
         self._options = selection, budget, tokens_per_head, codec
@@ -133,30 +127,33 @@ class Assistant:
 
     @cached_property
     def template(self) -> Template:
-        return Template(self.decoder.tokenizer)
+        trained = self.decoder.trained
+        return Template(self.decoder.tokenizer, trained and trained.prefix)
+
+    @cached_property
+    def memories(self) -> int:
+        """How many memories a chunk reads: what was asked for, the model's own, or five."""
+        trained = self.decoder.trained
+        return self._memories or (trained.memories if trained else MEMORIES)
 
     @cached_property
     def config(self) -> MemoryConfig:
-        """How memories are written: the store's own way, or by calibration for a new store."""
+        """How memories are written: as in the store, or the model's own or by calibration if new.
+
+        Raises:
+            FingerprintError: the store has no memories of this model and these settings.
+        """
+        if self.has_store():
+            return MemoryConfig.from_json(self._own().memory)
+        return self._calibrated()
+
+    def _calibrated(self) -> MemoryConfig:
         selection, budget, tokens, codec = self._options
-        if MemoryStore.exists(self.store_path):
-            made = MemoryConfig.from_json(self.store().memory)
-            asked = {"selection": selection, "budget": budget, "tokens_per_head": tokens or None}
-            if codec:
-                asked["key_bits"], asked["value_bits"] = CODECS[codec]
-            for name, value in asked.items():
-                if value is not None and getattr(made, name) != value:
-                    raise FingerprintError(
-                        f"{self.store_path}: its memories were made with {name} "
-                        f"{getattr(made, name)}, not {value}; leave the option out, or name "
-                        f"another folder with --store"
-                    )
-            return made
         key_bits, value_bits = CODECS[codec or "k8v8"]
         return calibrate(
             self.decoder,
-            selection=selection or "reconstruction",
-            budget=budget or "calibrated",
+            selection=selection,
+            budget=budget,
             tokens_per_head=tokens or None,
             key_bits=key_bits,
             value_bits=value_bits,
@@ -181,18 +178,29 @@ class Assistant:
     def writer(self) -> Writer:
         return Writer(self.decoder.model, self.prefix, self.template.recite)
 
-    @cached_property
-    def fingerprint(self) -> dict[str, str]:
-        """Every condition under which this assistant's memories are made."""
+    def _conditions(self, config: MemoryConfig) -> dict[str, str]:
+        """Every condition under which this assistant makes memories of a configuration."""
         return fingerprint(
-            self.config,
+            replace(config, prefix=self.template.prefix),
             weights=self.decoder.weights,
             tokenizer=self.decoder.tokenizer_hash,
             rope=self.decoder.rope,
             adapter=self.decoder.adapter,
         )
 
+    def _edition(self) -> dict[str, Any]:
+        """What a store must know of the memories that this assistant makes."""
+        return {
+            "fingerprint": {**self._conditions(self.config), "model": self.decoder.name},
+            "memory": self.config.to_json(),
+            "record_bytes": self.codec.record_bytes,
+        }
+
     # --- the store
+
+    def has_store(self) -> bool:
+        """Whether anything has been memorized yet."""
+        return MemoryStore.exists(self.store_path)
 
     def store(self) -> MemoryStore:
         """The store, open for reading.
@@ -201,36 +209,72 @@ class Assistant:
             StoreError: there is none, or it is damaged.
         """
         if self._store is None:
-            if not MemoryStore.exists(self.store_path):
+            if not self.has_store():
                 raise StoreError(
                     f"{self.store_path}: nothing is memorized here yet; "
                     f"run m3mlx memorize PATH first, or name the store with --store"
                 )
-            self._store = MemoryStore.open(self.store_path)
+            self._store = self.open_store()
         return self._store
 
-    def _open_to_write(self) -> MemoryStore:
+    def open_store(self, **options: Any) -> MemoryStore:
+        """Open the store, which is there; see ``MemoryStore.open``.
+
+        Raises:
+            StoreError: it should be encrypted and is not.
+        """
+        store = MemoryStore.open(self.store_path, passphrase=self.security["passphrase"], **options)
+        if self.security["encrypt"] and not store.encrypted:
+            store.close()
+            raise StoreError(
+                f"{self.store_path}: this store is not encrypted. `m3mlx export` it, and "
+                f"`m3mlx import --encrypt` the file into a new one with --store."
+            )
+        return store
+
+    def _open_to_write(self, wait: float = 10.0) -> MemoryStore:
         """The store, open for writing and made by the same models; a new one if there is none."""
-        if not MemoryStore.exists(self.store_path):
+        if not self.has_store():
             return MemoryStore.create(
                 self.store_path,
-                fingerprint={**self.fingerprint, "model": self.decoder.name},
-                memory=self.config.to_json(),
                 encoder=self.encoder.identity,
                 dimensions=self.encoder.dimensions,
-                record_bytes=self.codec.record_bytes,
+                **self._edition(),
+                **self.security,
             )
-        return MemoryStore.open(self.store_path, write=True)
+        return self.open_store(write=True, wait=wait, edition=self._own().id)
+
+    def _own(self) -> Edition:
+        """The memories of the present model and settings, which the open store then uses.
+
+        Raises:
+            FingerprintError: there are none.
+        """
+        selection, budget, tokens, codec = self._options
+        options = {"selection": selection, "budget": budget, "tokens_per_head": tokens}
+        if codec:
+            options["key_bits"], options["value_bits"] = CODECS[codec]
+        asked = {name: value for name, value in options.items() if value}
+        store = self.store()
+        chosen = editions.matching(store.editions(), asked, self._conditions, self.store_path)
+        if chosen.id != store.edition.id:
+            store.use(chosen.id)
+        return chosen
 
     def check(self) -> None:
         """Refuse a store of another model, adapter, tokenizer, encoder or way of writing."""
-        store = self.store()
-        check_fingerprint(store.fingerprint, self.fingerprint, self.store_path)
-        self._check_encoder()
+        self._own()
+        self.check_encoder()
 
-    def _check_encoder(self) -> None:
-        found, wanted = {"encoder": self.store().encoder}, {"encoder": self.encoder.identity}
-        check_fingerprint(found, wanted, self.store_path)
+    def check_encoder(self) -> None:
+        """Refuse a store whose vectors another encoder has made."""
+        found, wanted = self.store().encoder, self.encoder.identity
+        if found != wanted:
+            raise FingerprintError(
+                f"{self.store_path}: its vectors were made with another encoder ({found:.40} "
+                f"instead of {wanted:.40}). Use the one it was made with, or name another folder "
+                f"with --store."
+            )
 
     # --- documents
 
@@ -268,7 +312,7 @@ class Assistant:
             progress=self.progress,
         )
         run.look(paths, include, exclude)
-        known = MemoryStore.exists(self.store_path)
+        known = self.has_store()
         if known:
             self.check()
         if dry_run:
@@ -282,6 +326,75 @@ class Assistant:
                     run.prune(store)
         return run.done
 
+    def rebuild(self, *, cold: bool = False) -> editions.Rebuilt:
+        """Make all memories of the present model and settings that the store lacks.
+
+        They are made from the stored text, without the files, and stand beside those of other
+        models and settings. Every batch is committed.
+
+        Args:
+            cold: only make room for them; each is written at its first use.
+
+        Raises:
+            StoreError: there is no store, it is damaged, or another process writes to it.
+        """
+        try:
+            known = self._own().id
+        except FingerprintError:
+            known = None
+            self.config = editions.fitted(  # what the store cannot tell
+                self._calibrated(),
+                self.store(),
+                self.decoder.tokenizer_hash,
+                self._token_ids,
+                self.progress,
+            )
+        with self.open_store(write=True, edition=known) as store:
+            if known is None:
+                store.add_edition(**self._edition())
+            if cold:
+                return editions.Rebuilt()
+            return editions.rebuild(store, self.config, self._token_ids, self.write, self.progress)
+
+    def set_bound(self, max_bytes: int | None) -> int:
+        """Keep the store within so many bytes, or none; returns how many memories were dropped."""
+        self.store()
+        with self.open_store(write=True) as store:
+            return store.set_bound(max_bytes)
+
+    def compact(self) -> int:
+        """Give unused room back; returns how many memories were damaged, and are cold now."""
+        self.store()
+        with self.open_store(write=True) as store:
+            return store.compact()
+
+    def check_store(self) -> Findings:
+        """Look for damage in everything that the store holds; loads no model.
+
+        Raises:
+            StoreError: there is no store, or another process writes to it.
+        """
+        return MemoryStore.check(self.store_path, self.progress)
+
+    def repair(self) -> Repair:
+        """Mend the store. Damaged memories of the present model are made again from stored text.
+
+        Those of another model stay cold until that is used.
+
+        Raises:
+            StoreError: there is no store, another process writes to it, or it is beyond repair.
+        """
+        self.close()
+        done = MemoryStore.repair(self.store_path, self.progress)
+        if done.cold:
+            with suppress(FingerprintError):
+                own = self._own().id
+                slots = [slot for edition, slot in done.cold if edition == own]
+                self.close()
+                with MemoryStore.open(self.store_path, write=True, edition=own) as store:
+                    editions.rewrite(store, slots, self.config, self._token_ids, self.write)
+        return done
+
     def write(self, references: Sequence[Sequence[int]]) -> np.ndarray:
         """The records of a batch of references given as token ids: uint8 (batch, bytes)."""
         return self.codec.pack(self.writer.write(references, self.config))
@@ -290,45 +403,44 @@ class Assistant:
         encoded = self.decoder.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
         return encoded.ids, encoded.offsets
 
+    def _token_ids(self, text: str) -> list[int]:
+        return self._tokenize(text)[0]
+
     def documents(self) -> list[StoredDocument]:
         """All documents of the store, by id."""
         return self.store().documents()
 
-    def forget(
-        self, names: Iterable[str], *, verify: bool = False
-    ) -> tuple[list[StoredDocument], list[Residue] | None]:
+    def forget(self, names: Iterable[str], *, verify: bool = False) -> Forgotten:
         """Erase documents: text, full text, vectors, index and memories.
 
         Args:
             names: paths, folders or ids.
             verify: then search every byte of the store's files for samples of what was erased.
 
-        Returns:
-            The documents that are gone; what of them was found all the same, None unverified.
-
         Raises:
             StoreError: nothing of that name is stored; nothing was erased.
         """
         self.store()
-        with MemoryStore.open(self.store_path, write=True) as store:
+        with self.open_store(write=True) as store:
             ids = [document.id for document in store.find_documents(names)]
             samples = store.traces(ids) if verify else []
             gone = store.forget(ids)
-            return gone, store.residue(samples) if verify else None
+            if not verify:
+                return Forgotten(gone, None, None)
+            verification = store.verify(samples)
+            certificate = store.certificate(gone, samples, verification)
+            return Forgotten(gone, verification.residue, certificate)
 
     def status(self) -> dict[str, Any]:
-        """Documents, references, bytes by part and fingerprint of the store; loads no model."""
-        return {
-            "store": str(self.store_path),
-            "memory": self.store().memory,
-            **self.store().status(),
-        }
+        """What the store holds, by part and edition; loads no model."""
+        store = self.store()
+        return {"store": str(self.store_path), "memory": store.edition.memory, **store.status()}
 
     # --- answers
 
     def recall(self, query: str, k: int = MEMORIES) -> list[Hit]:
         """The references that fit a query best, without an answer."""
-        self._check_encoder()
+        self.check_encoder()
         return self.search([query], k)[0]
 
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
@@ -340,17 +452,28 @@ class Assistant:
 
     def read(self, slots: Sequence[int]) -> Memory:
         """The memories of references that the last search found; cold ones are written first."""
-        self._warm([self._hits[slot] for slot in slots if not self._hits[slot].warm])
-        return self.codec.unpack(self.store().read(slots), self.prefix[0][0].dtype)
+        rows = self._warm([self._hits[slot] for slot in slots if not self._hits[slot].warm])
+        while stored := [slot for slot in slots if slot not in rows]:
+            try:
+                rows.update(zip(stored, self.store().read(stored), strict=True))
+            except ColdReference as error:  # dropped since the search
+                rows.update(self._warm([self._hits[error.slot]]))
+        packed = np.stack([rows[slot] for slot in slots])
+        return self.codec.unpack(packed, self.prefix[0][0].dtype)
 
-    def _warm(self, cold: list[Hit]) -> None:
+    def _warm(self, cold: list[Hit]) -> dict[int, np.ndarray]:
         """Write the memories of cold references, and keep them (section 3.1 of the paper)."""
+        rows: dict[int, np.ndarray] = {}
         for start in range(0, len(cold), BATCH):
             part = cold[start : start + BATCH]
-            packed = self.write([hit.tokens for hit in part])
-            with MemoryStore.open(self.store_path, write=True) as store:
-                slots = [hit.slot for hit in part]
-                store.write({s: r.tobytes() for s, r in zip(slots, packed, strict=True)})
+            ids = [hit.tokens or self._token_ids(hit.text) for hit in part]
+            packed = self.write([tokens[: self.config.reference_tokens] for tokens in ids])
+            rows.update(zip((hit.slot for hit in part), packed, strict=True))
+        if rows:
+            # whoever writes just now need not be waited for: they are written again next time
+            with suppress(BusyStore), self._open_to_write(wait=0) as store:
+                store.write({slot: row.tobytes() for slot, row in rows.items()})
+        return rows
 
     def ask(self, question: str, *, memory: str = "explicit", **options: Any) -> Answer:
         """Answer one question.
@@ -371,114 +494,3 @@ class Assistant:
             system: a system prompt of the user's own.
         """
         return Chat(self, memory, system)
-
-
-class Chat:
-    """A conversation that keeps its caches between turns.
-
-    Attributes:
-        memory: "explicit", "text" or "off"; may be changed between turns.
-        messages: what was said, as role and content; an answer is added as it grows.
-    """
-
-    def __init__(self, assistant: Assistant, memory: str, system: str | None):
-        if memory not in MODES:
-            raise M3Error(f"memory is one of {', '.join(MODES)}, not {memory}")
-        self.assistant, self.memory, self.system = assistant, memory, system
-        self.messages: list[dict[str, str]] = []
-        self._conversation: Conversation | None = None
-
-    def send(
-        self,
-        message: str,
-        *,
-        query: str = "message",
-        max_tokens: int = 256,
-        temp: float = 0.0,
-        top_p: float = 0.0,
-        seed: int | None = None,
-    ) -> Iterator[Step]:
-        """Say something and stream the answer. Stop iterating to interrupt it.
-
-        Args:
-            query: what prompt chunks retrieve with: their own words ("chunk", the paper's way),
-                or the whole message.
-            max_tokens: length of the answer, at most.
-            temp, top_p: of mlx-lm's sampler; greedy with temp 0.
-            seed: makes a sampled answer repeatable.
-
-        Raises:
-            M3Error: the message is empty.
-            StoreError: nothing is memorized yet, or the store is damaged; what was raised while
-                the model was reading resets the conversation.
-            FingerprintError: the memories were made by another model or other settings.
-        """
-        if not message.strip():
-            raise M3Error("the question is empty")
-        assistant = self.assistant
-        sources: list[Hit] = []
-        start = perf_counter()
-        if self.memory != "off":
-            assistant.check()
-        text = message
-        if self.memory == "text":
-            sources = assistant.search([message], assistant.memories)[0]
-            text = "\n\n".join([*(hit.text for hit in sources), message])
-        searched = perf_counter() - start
-        conversation = self._continue()
-        turn = assistant.template.turn(text, system=self.system, first=not self.messages)
-        self.messages.append({"role": "user", "content": message})
-        answer = {"role": "assistant", "content": ""}
-        self.messages.append(answer)
-        if seed is not None:
-            mx.random.seed(seed)  # behind all loading, which draws random numbers too
-        steps = conversation.stream(
-            turn, max_tokens=max_tokens, sampler=make_sampler(temp, top_p), query=query
-        )
-        try:
-            for step in steps:
-                if self.memory == "text":
-                    step.sources = sources
-                    if step.timings.retrieve_seconds == 0:
-                        step.timings.retrieve_seconds = searched
-                        step.timings.first_token_seconds += searched
-                answer["content"] += step.text
-                yield step
-        except Exception:
-            self.reset()  # nobody knows how much of the turn the caches hold
-            raise
-
-    def _continue(self) -> Conversation:
-        """The conversation's caches, switched to the present kind of memory."""
-        assistant, explicit = self.assistant, self.memory == "explicit"
-        if self._conversation is None:
-            known = MemoryStore.exists(assistant.store_path)
-            prefix = assistant.prefix if known else assistant.plain_prefix
-            self._conversation = Conversation(
-                assistant.decoder,
-                prefix,
-                assistant.config if known else None,
-                memories=assistant.memories,
-                kv_bits=assistant.kv_bits,
-            )
-        if explicit and self._conversation.layout is None:  # the store was made meanwhile
-            self._conversation.layout = Layout(assistant.config)
-        self._conversation.search = assistant.search if explicit else None
-        self._conversation.read = assistant.read if explicit else None
-        return self._conversation
-
-    def reset(self) -> None:
-        """Forget what was said; the documents stay."""
-        self.messages.clear()
-        self._conversation = None
-
-
-def collect(steps: Iterable[Step], memory: str) -> Answer:
-    """Gather a stream of steps into an answer."""
-    text, sources, span = "", [], -1
-    for step in steps:
-        text += step.text
-        if step.span != span:
-            span = step.span
-            sources += [Source.of(hit, span) for hit in step.sources]
-    return Answer(text, memory, sources, step.timings, step.finish_reason)

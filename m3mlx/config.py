@@ -6,17 +6,16 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import platformdirs
-
-from .errors import FingerprintError
 
 FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
+MEMORY_FILE = "memory.json"  # beside the weights of a model that was trained with memories
 
 # The choices that users have, here so that the command line knows them without loading more.
 MODES = ("explicit", "text", "off")  # read memories, paste the same references, or neither
@@ -87,6 +86,73 @@ class MemoryConfig:
         return cls(**{**data, "counts": counts, "prefix": tuple(data["prefix"])})
 
 
+@dataclass(frozen=True)
+class MemorySettings:
+    """How a decoder that was trained with memories writes and reads them (memory.json).
+
+    Its defaults are the paper's (sections 3.1 to 3.3). Such a model is written with as many
+    tokens in every head of a memory layer and read with ordinary attention.
+
+    Attributes:
+        memory_layers: layers that hold memories.
+        tokens_per_head: tokens that each KV head of these layers keeps.
+        selection: the score that ranks tokens.
+        prefix: the constant text before everything, at every layer.
+        reference_tokens, chunk_tokens, memories: longest reference, tokens between two
+            retrievals, references read by one chunk.
+    """
+
+    memory_layers: tuple[int, ...]
+    tokens_per_head: int = 8
+    selection: str = "attention"
+    prefix: str = "<s>Reference:"
+    reference_tokens: int = REFERENCE_TOKENS
+    chunk_tokens: int = CHUNK_TOKENS
+    memories: int = MEMORIES
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls))
+
+    @classmethod
+    def from_json(cls, data: Mapping, layers: int) -> MemorySettings:
+        """From memory.json of a model of so many layers; ValueError says what makes no sense."""
+        if unknown := sorted(data.keys() - set(cls.names())):
+            raise ValueError(f"the memory settings {', '.join(unknown)} are unknown")
+        chosen = data.get("memory_layers")
+        if (
+            not isinstance(chosen, list | tuple)
+            or not chosen
+            or not all(type(n) is int and 0 <= n < layers for n in chosen)
+            or len(set(chosen)) != len(chosen)
+        ):
+            raise ValueError(f"memory_layers is {chosen!r:.60}, not some of 0 to {layers - 1}")
+        made = cls(**{**data, "memory_layers": tuple(sorted(chosen))})
+        fixed = {"reference_tokens": REFERENCE_TOKENS, "chunk_tokens": CHUNK_TOKENS}
+        for name, only in fixed.items():
+            if getattr(made, name) != only:
+                raise ValueError(f"{name} is {getattr(made, name)!r:.40}, m3mlx knows only {only}")
+        most = {"tokens_per_head": REFERENCE_TOKENS, "memories": 2**16}
+        for name, largest in most.items():
+            value = getattr(made, name)
+            if type(value) is not int or not 1 <= value <= largest:
+                raise ValueError(f"{name} is {value!r:.40}, not 1 to {largest}")
+        if made.selection not in SELECTIONS:
+            raise ValueError(f"selection is {made.selection!r:.40}, not {' or '.join(SELECTIONS)}")
+        if not isinstance(made.prefix, str) or not made.prefix:
+            raise ValueError("the prefix is no text")
+        return made
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    def counts(self, layers: int, kv_heads: int) -> tuple[tuple[int, ...], ...]:
+        """Tokens kept, as counts[layer][KV head]."""
+        return tuple(
+            (self.tokens_per_head * (n in self.memory_layers),) * kv_heads for n in range(layers)
+        )
+
+
 def digest(value: object) -> str:
     """SHA-256 of a JSON-able value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
@@ -116,14 +182,3 @@ def fingerprint(
         "reference": str(config.reference_tokens),
         "codec": f"k{config.key_bits}v{config.value_bits}",
     }
-
-
-def check_fingerprint(found: Mapping[str, str], wanted: Mapping[str, str], store: object) -> None:
-    """Raise FingerprintError naming the first condition in which two fingerprints differ."""
-    for field in wanted:
-        if found.get(field) != wanted[field]:
-            raise FingerprintError(
-                f"{store}: its memories were made with another {field} "
-                f"({found.get(field, 'none')!s:.40} instead of {wanted[field]:.40}). "
-                f"Use the settings it was made with, or name another folder with --store."
-            )

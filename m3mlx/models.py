@@ -49,6 +49,7 @@ class Decoder:
         weights, tokenizer_hash, adapter: SHA-256 of their files; adapter is "" without one.
         rope: the settings of rotary positions in config.json, as canonical JSON.
         layers, query_heads, kv_heads, head_dim: geometry, the same in every layer.
+        trained: how a model that was trained with memories writes and reads them, else None.
     """
 
     model: nn.Module
@@ -63,6 +64,7 @@ class Decoder:
     query_heads: int
     kv_heads: int
     head_dim: int
+    trained: config.MemorySettings | None = None
 
 
 def load_decoder(
@@ -86,7 +88,7 @@ def load_decoder(
     """
     name = str(name or DEFAULT_DECODER)
     path = _find(name, "decoder", progress or (lambda what, done, total: None))
-    settings = _settings(path)
+    settings = _json(path / "config.json")
     if settings.get("is_encoder_decoder"):
         raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
     try:
@@ -121,6 +123,7 @@ def load_decoder(
         tokenizer_hash=_hash(path / "tokenizer.json", path / "tokenizer_config.json"),
         adapter=adapter,
         rope=json.dumps(rope, sort_keys=True),
+        trained=_trained(path, geometry["layers"]),
         **geometry,
     )
 
@@ -201,14 +204,27 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, Any]:
+    """One of the files that make a folder a model directory."""
     try:
-        settings = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path} is no model directory: config.json: {_line(error)}.") from error
+        reason = f"{path.name}: {_line(error)}"
+        raise ModelError(f"{path.parent} is no model directory: {reason}.") from error
     if not isinstance(settings, dict):
-        raise ModelError(f"{path} is no model directory: config.json is no JSON object.")
+        raise ModelError(f"{path.parent} is no model directory: {path.name} is no JSON object.")
     return settings
+
+
+def _trained(path: Path, layers: int) -> config.MemorySettings | None:
+    """The memory settings beside the weights, where there are any."""
+    file = path / config.MEMORY_FILE
+    if not file.exists():
+        return None
+    try:
+        return config.MemorySettings.from_json(_json(file), layers)
+    except ValueError as error:
+        raise ModelError(f"{file}: {error}. Convert the model again.") from error
 
 
 def _geometry(model: nn.Module) -> dict[str, int]:

@@ -3,7 +3,9 @@
 What the template puts before the user's first words is the constant prefix; the rest belongs
 to the context. A system prompt of the user's own therefore goes to the head of the context: the
 prefix stays a constant of the model, which is what makes memories readable (DESIGN, section 4).
-A model without a template has the prefix of the paper, ``<bos>Reference:`` (section 3.2).
+A model without a template has the prefix of the paper, ``<bos>Reference:`` (section 3.2). A
+model that was trained with memories brings its own prefix; its context then begins as it would
+without memories, with everything that the template puts before the user's words.
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ class Template:
 
     Args:
         tokenizer: mlx-lm's ``TokenizerWrapper``.
+        prefix: of a model that was trained with memories.
 
     Raises:
         ModelError: the chat template drops or repeats the user's message.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, prefix: str | None = None):
         self._tokenizer = tokenizer
         if getattr(tokenizer, "chat_template", None):
             first = self._render([("user", _USER)])
@@ -53,6 +56,12 @@ class Template:
         else:
             self.prefix_text = f"{getattr(tokenizer, 'bos_token', None) or ''}Reference:"
             self._after = self._between = "\n"
+        self._head = "\n\n"
+        if prefix is not None:
+            bos = getattr(tokenizer, "bos_token", None) or ""
+            has_template = getattr(tokenizer, "chat_template", None)
+            self._head = self.prefix_text if has_template else bos
+            self.prefix_text = prefix
         self.prefix = tuple(self.encode(self.prefix_text))
 
     @property
@@ -77,7 +86,7 @@ class Template:
 
     def turn(self, message: str, *, system: str | None = None, first: bool = True) -> Turn:
         """Token ids from the end of the prefix, or of the last answer, to the next answer."""
-        head = "\n\n" if first else self._between
+        head = self._head if first else self._between
         if system and first:
             message = f"{system}\n\n{message}"
         before, words, after = map(self.encode, (head, message, self._after))

@@ -20,7 +20,7 @@ ABOUT = {
 }
 A = ["apples grow on trees", "pears grow there too", "plums are blue"]
 B = ["boats float on water", "barges are slow boats"]
-FILES = ("catalog.sqlite", "memories.kv", "vectors.usearch", "lock")
+FILES = ("catalog.sqlite", "memories.kv", "memories.used", "vectors.usearch", "lock")
 LARGE = {"exact": 2}  # so that already three references have an index
 
 

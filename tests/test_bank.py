@@ -1,6 +1,8 @@
 """memories.kv: exact bytes, and no wrong memory ever."""
 
+import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -9,28 +11,52 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3mlx.errors import StoreError
-from m3mlx.store.bank import PAGE, Bank, DamagedRecord, stride
+from m3mlx.store.bank import PAGE, Bank, DamagedRecord, Identity, stride
 
 ID = bytes(range(16))
+MADE = bytes(range(100, 132))
 
 
-def new_bank(path, record_bytes=10, store_id=ID):
-    Bank.create(path, store_id, record_bytes)
-    return Bank(path, store_id, record_bytes, write=True)
+def identity(record_bytes=10, **changes):
+    about = {"store": ID, "edition": 1, "fingerprint": MADE, "origin": 0, **changes}
+    return Identity(record_bytes=record_bytes, **about)
+
+
+def new_bank(path, record_bytes=10, **changes):
+    Bank.create(path, identity(record_bytes, **changes))
+    return Bank(path, identity(record_bytes, **changes), write=True)
 
 
 def test_the_bytes_of_the_file_are_those_of_the_format(tmp_path):
-    bank = new_bank(tmp_path / "b", record_bytes=5)
-    bank.write({1: b"hello"})
+    bank = new_bank(tmp_path / "b", record_bytes=5, edition=3, origin=7)
+    bank.write({8: b"hello"})
     bank.close()
-    head = b"m3mlx.kv" + bytes.fromhex("01000000 04030201 00400000 00000000")
+    head = b"m3mlx.kv" + bytes.fromhex("02000000 04030201 00400000 03000000")
     head += bytes.fromhex("0500000000000000 0040000000000000") + ID
+    head += bytes.fromhex("0700000000000000") + MADE
     head = head.ljust(16380, b"\0")
-    seal = zlib.crc32(ID + b"\1\0\0\0\0\0\0\0" + b"hello")
+    seal = zlib.crc32(ID + b"\3\0\0\0" + MADE + b"\x08\0\0\0\0\0\0\0" + b"hello")
     record = b"hello" + struct.pack("<I", seal)
     wanted = head + struct.pack("<I", zlib.crc32(head)) + bytes(16384) + record.ljust(16384, b"\0")
     assert (tmp_path / "b").read_bytes() == wanted
-    assert record.hex() == "68656c6c6ff59cbee9"
+
+
+def test_files_of_the_first_release_are_read_and_written_in_their_own_format(tmp_path):
+    head = b"m3mlx.kv" + bytes.fromhex("01000000 04030201 00400000 00000000")
+    head += bytes.fromhex("0500000000000000 0040000000000000") + ID
+    head = head.ljust(16380, b"\0")
+    record = bytes.fromhex("68656c6c6ff59cbee9")  # of slot 1
+    whole = head + struct.pack("<I", zlib.crc32(head)) + bytes(16384) + record.ljust(16384, b"\0")
+    (tmp_path / "b").write_bytes(whole)
+    bank = Bank(tmp_path / "b", identity(5), write=True)
+    assert bytes(bank.read([1])[0]) == b"hello"
+    bank.write({1: b"other"})
+    bank.write({1: b"hello"})
+    bank.close()
+    assert (tmp_path / "b").read_bytes() == whole
+    for changes in ({"edition": 2}, {"origin": 5}):  # which that release did not have
+        with pytest.raises(StoreError, match="another edition"):
+            Bank(tmp_path / "b", identity(5, **changes))
 
 
 @pytest.mark.parametrize(
@@ -88,8 +114,11 @@ def test_a_record_in_the_place_of_another_is_refused(tmp_path):
     bank.close()
 
 
-def test_a_record_of_another_store_is_refused(tmp_path):
-    mine, other = new_bank(tmp_path / "a"), new_bank(tmp_path / "b", store_id=bytes(16))
+@pytest.mark.parametrize(
+    "changes", [{"store": bytes(16)}, {"edition": 2}, {"fingerprint": bytes(32)}]
+)
+def test_a_record_of_another_store_or_edition_is_refused(tmp_path, changes):
+    mine, other = new_bank(tmp_path / "a"), new_bank(tmp_path / "b", **changes)
     mine.write({0: b"0123456789"})
     other.write({0: b"0123456789"})
     header = (tmp_path / "a").read_bytes()[:PAGE]
@@ -156,11 +185,12 @@ def changed(offset, data):
         (lambda good: b"", "cut short"),
         (lambda good: good[: PAGE - 1], "cut short"),
         (changed(0, b"GGUF"), "wrong magic"),
-        (changed(8, b"\2"), "format version is 2"),
+        (changed(8, b"\3"), "format version is 3"),
         (changed(12, b"\1\2\3\4"), "byte order"),
         (changed(16, b"\0\x10"), "pages"),
         (changed(24, b"\x0b"), "memories have 11 bytes where the catalog says 10"),
         (changed(40, b"x"), "another store"),
+        (changed(64, b"x"), "checksum"),
         (changed(5000, b"x"), "checksum"),
         (changed(PAGE - 1, b"x"), "checksum"),
     ],
@@ -172,13 +202,65 @@ def test_a_wrong_header_is_named(tmp_path, change, words):
     bank.close()
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(StoreError, match=words) as caught:
-        Bank(path, ID, 10)
+        Bank(path, identity())
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"store": bytes(16)}, "another store"),
+        ({"edition": 2}, r"another edition of memories \(1 instead of 2\)"),
+        ({"fingerprint": bytes(32)}, "another fingerprint"),
+        ({"origin": 9}, "first slot is 0 where the catalog says 9"),
+    ],
+)
+def test_a_file_of_other_memories_is_refused_by_name(tmp_path, changes, words):
+    new_bank(tmp_path / "b").close()
+    with pytest.raises(StoreError, match=words):
+        Bank(tmp_path / "b", identity(**changes))
+
+
+def test_records_start_at_the_origin(tmp_path):
+    bank = new_bank(tmp_path / "b", origin=1000)
+    bank.write({1001: b"0123456789"})
+    assert (tmp_path / "b").stat().st_size == 3 * PAGE
+    assert bank.records == 2
+    assert bank.slot_at(2 * PAGE) == 1001
+    for slot in (1000, 1002, 1, 0):
+        with pytest.raises(DamagedRecord):
+            bank.read([slot])
+    bank.erase([1, 1001])
+    bank.trim(1000)
+    assert (tmp_path / "b").stat().st_size == PAGE
+    bank.close()
+
+
+def test_erasing_gives_blocks_back_where_the_system_can(tmp_path):
+    bank = new_bank(tmp_path / "b", record_bytes=100_000)
+    bank.write({slot: bytes([slot + 1]) * 100_000 for slot in range(20)})
+    before = (tmp_path / "b").stat().st_blocks
+    bank.erase(range(1, 19))
+    if sys.platform in ("linux", "darwin"):
+        assert (tmp_path / "b").stat().st_blocks < before / 4
+    assert [row[0] for row in bank.read([0, 19])] == [1, 20]
+    bank.close()
+
+
+def test_a_file_that_is_cut_short_while_it_is_open_is_no_crash(tmp_path):
+    bank = new_bank(tmp_path / "b")
+    bank.write({0: b"0123456789", 1: b"abcdefghij"})
+    bank.read([0, 1])
+    os.truncate(tmp_path / "b", 2 * PAGE + 3)
+    with pytest.raises(DamagedRecord):
+        bank.read([0, 1])
+    assert bytes(bank.read([0])[0]) == b"0123456789"
+    bank.close()
 
 
 def test_a_missing_file_is_named_and_not_made(tmp_path):
     with pytest.raises(StoreError, match="missing"):
-        Bank(tmp_path / "b", ID, 10, write=True)
+        Bank(tmp_path / "b", identity(), write=True)
     assert not (tmp_path / "b").exists()
 
 

@@ -11,7 +11,7 @@ from sqlite_utils import Migrations
 
 from m3mlx.errors import StoreError
 from m3mlx.store import catalog as catalog_module
-from m3mlx.store import database
+from m3mlx.store import database, migrations
 from m3mlx.store.catalog import NEW_STORE, Catalog
 
 # the schema of the first release as its users have it: never to be edited
@@ -60,7 +60,7 @@ def catalog(tmp_path):
 
 def fill(catalog, path, texts, first):
     with catalog.transaction():
-        document, _ = catalog.begin(path, str(texts), 1, len(texts))
+        document, _ = catalog.begin(path, str(texts), 1, len(texts), "t")
         catalog.insert(first, references(document, texts))
     return document
 
@@ -76,7 +76,7 @@ def test_a_catalog_of_the_oldest_schema_opens_and_works(tmp_path):
     db.close()
     catalog = Catalog(tmp_path / "c", write=True)
     with catalog.snapshot():
-        old = catalog.references([7])[7]
+        old = catalog.references([7], 1)[7]
         assert (old.path, old.text, old.tokens, old.line) == (
             *("/old.txt", "old words"),
             *((5, 131071), 1),
@@ -99,7 +99,8 @@ def test_a_catalog_of_the_oldest_schema_opens_and_works(tmp_path):
 
 def test_a_newer_schema_is_refused_by_name(tmp_path, monkeypatch):
     newer = Migrations("m3mlx.store")
-    newer(name="m001_first")(database.m001_first)
+    for name in ("m001_first", "m002_editions"):
+        newer(name=name)(getattr(migrations, name))
     newer(name="m999_future")(lambda db: db.execute("CREATE TABLE future (x)"))
     with monkeypatch.context() as patch:
         patch.setattr(database, "migrations", newer)
@@ -111,7 +112,8 @@ def test_a_newer_schema_is_refused_by_name(tmp_path, monkeypatch):
 def test_an_older_schema_is_brought_up_to_date_by_the_first_writer(tmp_path, monkeypatch):
     Catalog.create(tmp_path / "c", {"commit": 0})
     newer = Migrations("m3mlx.store")
-    newer(name="m001_first")(database.m001_first)
+    for name in ("m001_first", "m002_editions"):
+        newer(name=name)(getattr(migrations, name))
     newer(name="m002_next")(lambda db: db.execute("CREATE TABLE next (x)"))
     monkeypatch.setattr(database, "migrations", newer)
     with pytest.raises(StoreError, match="older m3mlx"):
@@ -142,7 +144,7 @@ def test_a_failed_transaction_changes_nothing(catalog):
     fill(catalog, "/a", ["one fish"], 0)
     before = list(catalog.db.conn.iterdump())
     with pytest.raises(KeyError), catalog.transaction():
-        catalog.begin("/b", "h", 1, 1)
+        catalog.begin("/b", "h", 1, 1, "t")
         catalog.remove([1])
         raise KeyError
     assert list(catalog.db.conn.iterdump()) == before
@@ -161,7 +163,7 @@ def test_threads_take_turns(catalog):
     for thread in threads:
         thread.join()
     with catalog.snapshot():
-        assert len(catalog.documents()) == 30
+        assert len(catalog.documents(1)) == 30
         assert catalog.settings()["commit"] == 30
 
 
@@ -186,7 +188,7 @@ def test_a_changed_row_is_never_given_out(catalog, column, value):
     catalog.db.execute(f'UPDATE reference SET "{column}" = ?{ordinal} WHERE slot = 0', [value])
     slot = value if column == "slot" else 0
     with pytest.raises(StoreError, match=r"damaged\. Forget"), catalog.snapshot():
-        catalog.references([slot])
+        catalog.references([slot], 1)
 
 
 def test_words_are_found_in_their_other_forms_and_the_best_first(catalog):
@@ -213,7 +215,7 @@ def test_words_that_stand_everywhere_do_not_count_beside_rare_ones(catalog, monk
 def test_half_added_documents_are_not_matched_and_do_not_crowd_out(catalog):
     fill(catalog, "/a", ["apples in a long text about many other things"], 0)
     with catalog.transaction():
-        document, _ = catalog.begin("/b", "h", 1, 50)
+        document, _ = catalog.begin("/b", "h", 1, 50, "t")
         catalog.insert(1, references(document, ["apples"] * 30))
     assert matching(catalog, "apples", 1) == [0]
 
@@ -238,9 +240,9 @@ def test_no_query_raises_and_stored_texts_find_themselves(catalog):
         if words:
             assert matching(catalog, words[0]) == [0]
         with catalog.transaction():
-            assert catalog.references([0])[0].text == stored
+            assert catalog.references([0], 1)[0].text == stored
             catalog.remove([document])
-            catalog.clear_leftovers()
+            catalog.clear_leftovers(1)
 
     check()
     fill(catalog, "/b", ["last"], 1)
@@ -251,16 +253,16 @@ def test_no_query_raises_and_stored_texts_find_themselves(catalog):
 
 def test_a_name_that_is_no_unicode_is_refused_by_name(catalog):
     with pytest.raises(StoreError, match=r"caf\\udce9"), catalog.transaction():
-        catalog.begin("/caf\udce9.txt", "h", 1, 1)
+        catalog.begin("/caf\udce9.txt", "h", 1, 1, "t")
 
 
 def test_vectors_come_back_bit_for_bit_and_only_of_complete_documents(catalog):
     fill(catalog, "/a", ["one", "two"], 4)
     with catalog.transaction():
-        document, _ = catalog.begin("/b", "h", 1, 2)
+        document, _ = catalog.begin("/b", "h", 1, 2, "t")
         catalog.insert(6, references(document, ["three"]))
     with catalog.snapshot():
-        slots, vectors = catalog.vectors(16)
+        slots, vectors = catalog.vectors(catalog.visible_slots(), 16)
     assert slots.tolist() == [4, 5]
     assert (vectors[0] == vector("one")).all()
     assert (vectors[1] == vector("two")).all()

@@ -22,8 +22,11 @@ from m3mlx import assistant, evaluate
 from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
-COMMANDS = ["memorize", "list", "status", "forget", "recall", "ask", "chat", "eval", "demo"]
-COMMANDS += ["train", "fuse"]
+COMMANDS = [
+    *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
+    *("eval", "demo", "export", "import", "keygen"),
+]
+COMMANDS += ["convert", "parity", "train", "fuse"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -103,7 +106,10 @@ BAD_FLAGS = f"""
     memorize x --budget none | memorize x --memories 5 | memorize --include
     memorize x --tokens-per-head 0 | memorize x --tokens-per-head 129
     memorize x --tokens-per-head many | list x | list --frob | status x | status --frob
-    forget | forget x --frob | recall | recall x y | recall x -k 0 | recall x -k many
+    memorize --max-bytes many | memorize --max-bytes 0 | memorize --max-bytes -1
+    memorize --rebuild --dry-run | memorize x --max-bytes 1GB --dry-run | compact x
+    forget x --certificate /nowhere/at/all | forget | forget x --frob
+    recall | recall x y | recall x -k 0 | recall x -k many
     recall x --retrieval web | recall x --kv-bits 8
     ask | ask x y | ask x --memory sometimes | ask x --max-tokens 0 | ask x --max-tokens -1
     ask x --max-tokens many | ask x --temp -1 | ask x --temp nan | ask x --temp inf
@@ -112,6 +118,9 @@ BAD_FLAGS = f"""
     ask x --memories 0 | ask x --kv-bits 5 | ask x --codec k8
     chat x | chat --json | chat --memory sometimes | chat --max-tokens 0 | chat --temp nan
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
+    convert | convert x | convert x y --frob | convert x y --dtype int8
+    convert x.gguf y --q-bits 7 | parity x | parity --frob
+    export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 
 
@@ -133,7 +142,9 @@ def test_without_a_command_there_is_help(m3):
 # --- what is wrong with the data: exit code 1
 
 
-@pytest.mark.parametrize("args", ["list", "status", "forget 1", "recall x", "ask x"])
+@pytest.mark.parametrize(
+    "args", ["list", "status", "forget 1", "compact", "memorize --rebuild", "recall x", "ask x"]
+)
 @pytest.mark.parametrize("state", ["missing", "file", "damaged", "foreign"])
 def test_a_store_that_cannot_be_read_is_one_line(m3, world, tmp_path, args, state):
     store = tmp_path / "store"
@@ -414,7 +425,11 @@ def test_what_is_forgotten_is_proved_to_be_gone(m3, world, tmp_path):
     every = b"".join(p.read_bytes() for p in (tmp_path / "store").iterdir())
     assert b"comet" not in every and b"quince" in every
     number = json.loads(m3("list", "--json").stdout)["documents"][0]["id"]
-    data = json.loads(good(m3("forget", number, "--verify", "--json")).stdout)
+    written = tmp_path / "certificate.json"
+    data = json.loads(good(m3("forget", number, "--certificate", written, "--json")).stdout)
+    assert json.loads(written.read_text()) == data["certificate"]
+    assert {file["name"] for file in data["certificate"]["files"]} >= {"catalog.sqlite", "lock"}
+    assert data["certificate"]["findings"] == [] and "documents" not in written.read_text()
     assert data["forgotten"][0]["id"] == number and data["found"] == []
     data = json.loads(good(m3("forget", world / "documents", "--json")).stdout)
     assert len(data["forgotten"]) > 10 and data["found"] is None
@@ -431,6 +446,78 @@ def test_what_is_found_after_forgetting_is_named_and_exit_code_1(m3, world, tmp_
     result = m3("forget", path, "--verify")
     assert result.exit_code == 1
     assert re.search(r"^Found: text of .*notes\.md in copy at byte \d+$", result.stderr, re.M)
+
+
+def test_another_model_gets_memories_without_the_files_and_the_first_keeps_its_own(m3, world):
+    documents = world / "documents"
+    good(m3("memorize", documents, *made(world)))
+    flags = ["--encoder", world / "encoder", "--max-tokens", "20", "--json"]
+    other = ["--model", world / "other", *flags]
+    first = json.loads(good(m3("ask", "bees?", *flags)).stdout)
+    refused(m3("ask", "bees?", *other), 1, r"another weights .*m3mlx memorize --rebuild")
+    rebuild = ("memorize", "--rebuild", *made(world), "--model", world / "other")
+    made_now = json.loads(good(m3(*rebuild, "--json")).stdout)["rebuilt"]
+    state = json.loads(m3("status", "--json").stdout)
+    assert made_now["references"] == state["references"] and made_now["shortened"] == 0
+    assert [edition["warm"] for edition in state["editions"]] == [state["references"]] * 2
+    assert json.loads(good(m3("ask", "bees?", *other)).stdout)["answer"] != first["answer"]
+    again = json.loads(good(m3("ask", "bees?", *flags)).stdout)
+    assert (again["answer"], again["sources"]) == (first["answer"], first["sources"])
+    assert "0 memories made" in good(m3(*rebuild)).stdout
+
+
+def test_a_bound_drops_memories_and_keeps_the_text(m3, world):
+    good(m3("memorize", world / "documents", *made(world)))
+    before = json.loads(m3("status", "--json").stdout)
+    assert before["cold"] == 0 and before["max_bytes"] is None
+    bound = before["bytes"]["catalog"] + before["bytes"]["memories"] // 2
+    result = good(m3("memorize", "--max-bytes", str(bound)))
+    assert re.search(r"^[1-9]\d* memories dropped; the store is kept within ", result.stdout)
+    after = json.loads(m3("status", "--json").stdout)
+    assert after["references"] == before["references"]
+    assert 0 < after["cold"] < after["references"]
+    assert sum(after["bytes"].values()) <= after["max_bytes"] == bound
+    assert re.search(r"^size +kept within", m3("status").stdout, re.M)
+    flags = ["--encoder", world / "encoder", "--max-tokens", "20", "--json"]
+    answer = json.loads(good(m3("ask", "When does the ferry leave?", *flags)).stdout)
+    warm = run(world, "ask", "When does the ferry leave?", *flags, store=world / "store")
+    assert answer["answer"] == json.loads(warm.stdout)["answer"]
+    good(m3("memorize", "--max-bytes", "none"))
+    assert json.loads(m3("status", "--json").stdout)["max_bytes"] is None
+
+
+def test_compacting_gives_room_back_and_changes_no_answer(m3, world, tmp_path):
+    good(m3("memorize", world / "documents", *made(world)))
+    good(m3("forget", "1"))
+    flags = ["--encoder", world / "encoder", "--max-tokens", "20", "--json"]
+    before = json.loads(good(m3("ask", "bees?", *flags)).stdout)
+    size = (tmp_path / "store" / "memories.kv").stat().st_size
+    data = json.loads(good(m3("compact", "--json")).stdout)
+    assert data["damaged"] == 0 and data["after"] > 0 < data["before"]
+    (file,) = (tmp_path / "store").glob("*.kv")
+    assert file.stat().st_size < size
+    after = json.loads(good(m3("ask", "bees?", *flags)).stdout)
+    assert (after["answer"], after["sources"]) == (before["answer"], before["sources"])
+    refused(m3("compact", store=tmp_path / "none"), 1, "m3mlx memorize")
+
+
+def test_check_finds_damage_and_repair_makes_the_memory_again(m3, world, tmp_path):
+    good(m3("memorize", world / "documents", *made(world)))
+    assert good(m3("check")).stdout.endswith("memories: sound\n")
+    file = tmp_path / "store" / "memories.kv"
+    before = file.read_bytes()
+    file.write_bytes(before[:16390] + bytes([before[16390] ^ 1]) + before[16391:])
+    result = m3("check")
+    assert result.exit_code == 1
+    (path,) = re.findall(r"^Damaged memory: (\S+): ", result.stdout, re.M)
+    assert "m3mlx check --repair" in result.stderr
+    data = json.loads(m3("check", "--json").stdout)
+    assert (data["sound"], data["documents"]) == (False, [path])
+    data = json.loads(good(m3("check", "--repair", "--json")).stdout)
+    assert (data["sound"], data["repaired"]["documents"]) == (True, [path])
+    assert file.read_bytes() == before  # written again from the stored tokens, bit for bit
+    assert json.loads(m3("status", "--json").stdout)["cold"] == 0
+    refused(m3("check", store=tmp_path / "none"), 1, "there is no store")
 
 
 def test_recall_shows_places_and_snippets(world):

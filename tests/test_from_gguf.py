@@ -1,5 +1,6 @@
 """GGUF files converted, and compared with the models that they were made from, by logits."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from tiny_gguf import (
     write_tiny,
 )
 
-from convert import from_gguf
+from convert import from_gguf, writer
 from convert.from_gguf import convert
 from m3mlx.errors import ConvertError
 
@@ -48,15 +49,17 @@ VARIANTS = {
     "llama with long heads": ("llama", {"head_dim": 16}),
     "qwen2": ("qwen2", {}),
     "qwen2 untied": ("qwen2", {"tie_word_embeddings": False}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "gemma3": ("gemma3_text", {"num_hidden_layers": 7, "head_dim": 16, "sliding_window": 16}),
 }
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_converted_model_has_the_logits_of_the_original(variant, tmp_path):
     arch, changes = VARIANTS[variant]
-    metadata = {"llama.attention.key_length": 16} if "head_dim" in changes else {}
-    path, _, model = write_tiny(tmp_path, arch, metadata=metadata, **changes)
-    convert(path, tmp_path / "out", dtype="float32")
+    path, _, model = write_tiny(tmp_path, arch, **changes)
+    proof = convert(path, tmp_path / "out", dtype="float32")
+    assert (proof.difference is None) == (importlib.util.find_spec("torch") is None)
     converted, _ = load(str(tmp_path / "out"))
     np.testing.assert_allclose(logits(converted), logits(model), atol=1e-5)
 
@@ -92,6 +95,32 @@ def k_blocks(kind, rows, columns, rng):
         scales = rng.normal(0, 1e-3, blocks.shape[:2]).astype(np.float16)
         blocks[..., place : place + 2] = scales[..., None].view(np.uint8)
     return blocks.reshape(rows, -1)
+
+
+OTHERS = (
+    "Q2_K Q3_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS TQ1_0 TQ2_0"
+).split()
+
+
+@pytest.mark.parametrize("name", [*OTHERS, "MXFP4", "NVFP4"])
+def test_what_the_gguf_package_decodes_is_converted(name, tmp_path):
+    kind = Type[name]
+    config = tiny_config("llama", hidden_size=256, num_hidden_layers=1, intermediate_size=256)
+    tensors = tensors_of(tiny_model(config), config)
+    size, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    blocks = np.random.default_rng(0).integers(0, 256, (256, 256 // size, nbytes), np.uint8)
+    # Random bytes make some scales infinite; zeros in their places would need each format's table.
+    with np.errstate(all="ignore"):
+        decoded = gguf.quants.dequantize(blocks.reshape(256, -1), kind)
+    good = np.isfinite(decoded).all(axis=1) & (np.abs(decoded).max(axis=1) < 1e4)
+    assert good.any()
+    rows = np.flatnonzero(good)[np.arange(256) % good.sum()]
+    tensors["blk.0.ffn_up.weight"] = blocks[rows].reshape(256, -1)
+    types = {"blk.0.ffn_up.weight": kind}
+    path = write(tmp_path / "q.gguf", "llama", tensors, metadata_of(config), types)
+    convert(path, tmp_path / "out", dtype="float32", check=False)
+    found = np.array(stored(tmp_path / "out")["model.layers.0.mlp.up_proj.weight"])
+    np.testing.assert_array_equal(found, decoded[rows])
 
 
 QUANTIZED_ERROR = {
@@ -220,7 +249,7 @@ def test_quantizing_again_gives_what_mlx_gives(bits, group, tmp_path):
 
 def test_large_models_are_split_with_an_index(tmp_path, monkeypatch):
     path, _, model = write_tiny(tmp_path)
-    monkeypatch.setattr(from_gguf, "SHARD_BYTES", 30_000)
+    monkeypatch.setattr(writer, "SHARD_BYTES", 30_000)
     convert(path, tmp_path / "out", dtype="float32")
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     files = sorted(p.name for p in (tmp_path / "out").glob("*.safetensors"))
@@ -273,7 +302,7 @@ REFUSED = {
     ),
     "infinity": (
         {"tensors": {"output_norm.weight": np.full(32, -np.inf, np.float32)}},
-        r"output_norm\.weight holds NaN or values that float16",
+        r"output_norm\.weight holds infinity",
     ),
     "too large for float16": (
         {"tensors": {"output_norm.weight": np.full(32, 7e4, np.float32)}},
@@ -307,11 +336,20 @@ REFUSED = {
     "a string for a number": ({"metadata": {"llama.context_length": "long"}}, r"context_length"),
     "other architecture": ({"metadata": {"general.architecture": "mamba"}}, r"architecture mamba"),
     "part of a split file": ({"metadata": {"split.count": 3}}, r"one part of a split file"),
-    "sentencepiece": ({"metadata": {"tokenizer.ggml.model": "llama"}}, r"tokenizer llama is not"),
+    "sentencepiece": ({"metadata": {"tokenizer.ggml.model": "t5"}}, r"tokenizer t5 is not"),
     "unknown pre-tokenizer": (
         {"metadata": {"tokenizer.ggml.pre": "tekken"}},
         r"pre-tokenizer tekken is not supported, only gpt-2, smollm, qwen2, llama-bpe",
     ),
+    "sentencepiece without scores": (
+        {"metadata": {"tokenizer.ggml.model": "llama"}},
+        r"lacks tokenizer\.ggml\.scores",
+    ),
+    "too few scores": (
+        {"metadata": {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [1.0, 2.0]}},
+        r"has 2 scores for \d+ tokens",
+    ),
+    "adapter": ({"metadata": {"general.type": "adapter"}}, r"it is an adapter or a part"),
     "no pre-tokenizer": ({"without": ["tokenizer.ggml.pre"]}, r"pre-tokenizer default"),
     "no tokens": ({"without": ["tokenizer.ggml.tokens"]}, r"lacks tokenizer\.ggml\.tokens"),
     "repeated token": (
@@ -351,9 +389,10 @@ def test_unsupported_quantization_is_refused_by_name(tmp_path):
     config = tiny_config("llama", hidden_size=256, intermediate_size=256)
     tensors = tensors_of(tiny_model(config), config)
     name = "blk.0.ffn_up.weight"
-    tensors[name] = np.zeros((256, gguf.GGML_QUANT_SIZES[Type.IQ2_XXS][1]), np.uint8)
-    path = write(tmp_path / "q.gguf", "llama", tensors, metadata_of(config), {name: Type.IQ2_XXS})
-    with pytest.raises(ConvertError, match=r"quantization IQ2_XXS is not supported, only BF16"):
+    block = gguf.GGML_QUANT_SIZES[Type.Q8_K][1]
+    tensors[name] = np.zeros((256, block), np.uint8)
+    path = write(tmp_path / "q.gguf", "llama", tensors, metadata_of(config), {name: Type.Q8_K})
+    with pytest.raises(ConvertError, match=r"quantization Q8_K is not supported by the gguf pack"):
         convert(path, tmp_path / "out")
 
 

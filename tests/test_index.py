@@ -21,7 +21,18 @@ def clustered(seed, count, dimensions=32, clusters=60):
 
 
 def saved(path, slots, vectors, *, commit=1, seal=None):
-    return index.save(path, np.array(slots, dtype=np.int64), vectors, commit, seal)
+    slots = np.array(slots, dtype=np.int64)
+
+    def some(wanted):
+        places = np.flatnonzero(np.isin(slots, wanted))
+        return slots[places], vectors[places]
+
+    return index.save(path, slots, some, vectors.shape[1], commit, seal)
+
+
+def exact(where, queries, count):
+    """Slots only."""
+    return [[slot for _, slot in nearest] for nearest in where.search(queries, count)]
 
 
 @settings(max_examples=40, deadline=None)
@@ -29,7 +40,7 @@ def saved(path, slots, vectors, *, commit=1, seal=None):
 def test_exact_search_finds_the_nearest_in_order(count, k, queries):
     vectors, asked = clustered(1, count), clustered(2, queries)
     slots = np.arange(count) * 3 + 1
-    found = index.Exact(slots, vectors).search(asked, k)
+    found = exact(index.Exact(slots, vectors), asked, k)
     for query, hits in zip(asked, found, strict=True):
         wanted = slots[np.argsort(-(vectors @ query), kind="stable")][:k]
         assert hits == wanted.tolist()
@@ -37,27 +48,35 @@ def test_exact_search_finds_the_nearest_in_order(count, k, queries):
 
 def test_exact_search_in_blocks_is_the_same(monkeypatch):
     vectors, asked = clustered(1, 50), clustered(2, 9)
-    exact = index.Exact(np.arange(50), vectors)
-    whole = exact.search(asked, 4)
+    where = index.Exact(np.arange(50), vectors)
+    whole = exact(where, asked, 4)
     monkeypatch.setattr(index, "_BLOCK", 100)
-    assert exact.search(asked, 4) == whole
+    assert exact(where, asked, 4) == whole
 
 
 def test_the_graph_finds_what_the_exact_search_finds(tmp_path):
     vectors, asked = clustered(1, 3000), clustered(2, 100)
     slots = np.arange(3000) * 2 + 5
     seal = saved(tmp_path / "i", slots, vectors)
-    wanted = index.Exact(slots, vectors).search(asked, 10)
+    wanted = exact(index.Exact(slots, vectors), asked, 10)
     found = index.Graph(tmp_path / "i", seal).search(asked, 10)
     shared = [len(set(a) & set(b)) for a, b in zip(wanted, found, strict=True)]
     assert np.mean(shared) / 10 > 0.95
 
 
-def test_vectors_are_kept_as_half_floats_on_every_machine(tmp_path):
+def test_rounding_hardly_turns_a_vector():
+    vectors = clustered(1, 500, dimensions=384)
+    turned = index.rounded(vectors).astype(np.float64)
+    assert np.abs(turned).max(axis=1).tolist() == [127] * 500
+    turned /= np.linalg.norm(turned, axis=1, keepdims=True)
+    assert (turned * vectors).sum(axis=1).min() > 0.9995
+
+
+def test_vectors_are_kept_as_bytes_on_every_machine(tmp_path):
     vectors = clustered(1, 20)
     saved(tmp_path / "i", range(20), vectors)
     data = (tmp_path / "i").read_bytes()
-    assert all(vector.astype("<f2").tobytes() in data for vector in vectors)
+    assert all(vector.tobytes() in data for vector in index.rounded(vectors))
 
 
 def test_asking_for_more_than_there_is_gives_what_there_is(tmp_path):
@@ -80,7 +99,7 @@ def test_removed_vectors_leave_no_bytes(tmp_path):
     first = saved(tmp_path / "i", range(200), vectors)
     second = saved(tmp_path / "i", range(100), vectors[:100], seal=first)
     data = (tmp_path / "i").read_bytes()
-    assert not any(vector.astype("<f2").tobytes() in data for vector in vectors[100:])
+    assert not any(vector.tobytes() in data for vector in index.rounded(vectors[100:]))
     found = index.Graph(tmp_path / "i", second).search(vectors[:100], 1)
     assert np.mean([hits == [slot] for slot, hits in enumerate(found)]) > 0.99
 
@@ -115,6 +134,28 @@ def test_a_damaged_file_is_built_anew(tmp_path):
     second = saved(path, range(60), vectors, seal=first)
     found = index.Graph(path, second).search(vectors, 1)
     assert np.mean([hits == [slot] for slot, hits in enumerate(found)]) > 0.95
+
+
+def test_a_file_is_hashed_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    path = tmp_path / "i"
+    seal = saved(path, range(50), clustered(1, 50))
+    hashed, real = [], index._hash
+    monkeypatch.setattr(index, "_hash", lambda data: hashed.append(1) or real(data))
+    index.Graph(path, seal)
+    index.Graph(path, seal)
+    assert len(hashed) == 2  # it is so young that a change might not show in its times
+    monkeypatch.setattr(index, "_SETTLED", -1)
+    for _ in range(3):
+        index.Graph(path, seal)
+    assert len(hashed) == 3
+    os.utime(path, (1, 1))
+    index.Graph(path, seal)
+    assert len(hashed) == 4
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(index.Unsealed):
+        index.Graph(path, seal)
 
 
 def test_an_open_index_survives_its_replacement(tmp_path):

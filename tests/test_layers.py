@@ -15,12 +15,13 @@ LAYERS = [
     {"packages"},
     {"memory.cache", "models"},
     {"memory.write", "memory.parallel", "generate", "memorize"},
-    {"memory.calibrate"},
+    {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo"},
+    {"evaluate", "demo", "parity", "transfer"},
     {"cli"},
 ]
-PACKAGES = {"documents", "store", "train", "cli"}  # rooms of several files, one place in the layers
+# rooms of several files, one place in the layers
+PACKAGES = {"documents", "store", "train", "parity", "cli"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

@@ -31,6 +31,7 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "house.md").write_text(NOTE)
     monkeypatch.setenv("M3MLX_STORE", str(tmp_path / "store"))
+    monkeypatch.setenv("M3MLX_PASSPHRASE", "nine brass buttons")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -71,7 +72,7 @@ def test_every_make_target_exists():
 def test_installing_without_make_names_extras_that_exist():
     project = (ROOT / "pyproject.toml").read_text("utf-8")
     extras = re.findall(r"-e '\.\[(\w+)\]'", README)
-    assert extras == ["cpu", "cuda13"]
+    assert extras == ["cpu", "cuda13", "parity"]
     for extra in [*extras, "cuda12"]:
         assert f"\n{extra} = [" in project
 

@@ -49,7 +49,8 @@ def test_a_new_store_says_what_it_is_for_after_reopening(path):
     new_store(path).close()
     assert MemoryStore.exists(path)
     with MemoryStore.open(path) as store:
-        assert {name: getattr(store, name) for name in ABOUT} == ABOUT
+        about = {**vars(store.edition), **vars(store)}
+        assert {name: about[name] for name in ABOUT} == ABOUT
         assert store.documents() == []
         assert store.search(unit(0, 2), ["a", "b"], 5) == [[], []]
 

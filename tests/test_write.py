@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
 
+from m3mlx.errors import ModelError
 from m3mlx.memory.cache import read_prefix
 from m3mlx.memory.write import Writer, _choose
 
@@ -125,3 +126,13 @@ def test_each_head_keeps_its_best_tokens_in_order(data):
                 where = flat[row, start : start + len(real)] - (layer * 2 + head) * longest
                 assert where.tolist() == real
                 start += count
+
+
+@pytest.mark.parametrize("foreign", [260, 2**31, 2**32 - 1, -1])
+def test_tokens_that_the_model_does_not_know_are_refused(writer, foreign):
+    """MLX would read behind its embeddings, or kill the process."""
+    for score in ("reconstruction", "attention"):
+        with pytest.raises(ModelError, match=rf"token {foreign} .* 260"):
+            writer.score([[1, 2], [3, foreign]], score)
+    with pytest.raises(ModelError, match="260"):
+        read_prefix(writer.model, [foreign])

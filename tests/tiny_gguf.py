@@ -11,11 +11,12 @@ import mlx.core as mx
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from mlx.utils import tree_flatten
-from mlx_lm.models import llama, qwen2
+from mlx_lm.models import gemma3_text, llama, qwen2, qwen3
 from tokenizers import Tokenizer, models, trainers
 from tokenizers import pre_tokenizers as pre
 
-CLASSES = {"llama": llama, "qwen2": qwen2}
+CLASSES = {"llama": llama, "qwen2": qwen2, "qwen3": qwen3, "gemma3_text": gemma3_text}
+ARCHITECTURES = {name: name.removesuffix("_text") for name in CLASSES}  # llama.cpp's
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 )
@@ -52,6 +53,9 @@ def tiny_config(arch, **changes):
         "rope_theta": 20000.0,
         "tie_word_embeddings": True,
     }
+    if arch == "gemma3_text":
+        config |= {"sliding_window_pattern": 6, "rope_local_base_freq": 10000.0}
+        config["query_pre_attn_scalar"] = changes.get("head_dim", 8)
     return config | changes
 
 
@@ -59,6 +63,8 @@ def tiny_model(config, seed=0):
     """A random float32 model whose every number matters: norms and biases are random too."""
     module = CLASSES[config["model_type"]]
     model = module.Model(module.ModelArgs.from_dict(config))
+    if config["model_type"] == "gemma3_text":
+        model.sanitize({})
     rng = np.random.default_rng(seed)
     weights = []
     for name, array in tree_flatten(model.parameters()):
@@ -77,10 +83,9 @@ def permute(weights, heads):
 
 def tensors_of(model, config):
     """The model's tensors as a GGUF file would hold them, in float32."""
-    arch = config["model_type"]
+    arch = ARCHITECTURES[config["model_type"]]
     names = gguf.get_tensor_name_map(
-        {"llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2}[arch],
-        config["num_hidden_layers"],
+        getattr(gguf.MODEL_ARCH, arch.upper()), config["num_hidden_layers"]
     )
     tensors = {}
     for name, array in tree_flatten(model.parameters()):
@@ -89,13 +94,18 @@ def tensors_of(model, config):
             values = permute(values, config["num_attention_heads"])
         if arch == "llama" and "k_proj" in name:
             values = permute(values, config["num_key_value_heads"])
+        if arch == "gemma3" and name.endswith("norm.weight"):
+            values = values + 1
         tensors[names.get_name(name, try_suffixes=(".weight", ".bias"))] = values
     return tensors
 
 
 def metadata_of(config):
-    arch = config["model_type"]
-    return {
+    arch = ARCHITECTURES[config["model_type"]]
+    extra = {f"{arch}.attention.key_length": config["head_dim"]} if "head_dim" in config else {}
+    if arch == "gemma3":
+        extra[f"{arch}.attention.sliding_window"] = config["sliding_window"]
+    return extra | {
         f"{arch}.block_count": config["num_hidden_layers"],
         f"{arch}.context_length": config["max_position_embeddings"],
         f"{arch}.embedding_length": config["hidden_size"],
@@ -143,7 +153,7 @@ def write_tiny(folder, arch="llama", *, tensors=None, metadata=None, without=(),
     for name in without:
         all_tensors.pop(name, None)
         all_metadata.pop(name, None)
-    path = write(folder / "tiny.gguf", arch, all_tensors, all_metadata)
+    path = write(folder / "tiny.gguf", ARCHITECTURES[arch], all_tensors, all_metadata)
     return path, config, model
 
 

@@ -17,7 +17,7 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, chat, documents, train
+from . import answers, chat, conversion, documents, parity, train, transfer
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -94,7 +94,9 @@ def main() -> None:
 
 for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
-    *(documents.recall, answers.ask, chat.chat, answers.eval_file, answers.demo),
+    *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
+    *(answers.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
+    *(conversion.convert, parity.parity),
     *(train.train, train.fuse),
 ):
     main.add_command(command)

@@ -1,24 +1,33 @@
-"""Commands around the store: memorize, list, status, forget, recall."""
+"""Commands around the store: memorize, list, status, forget, compact, check, recall."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
 from .options import (
     WRITING,
+    Size,
     common_options,
+    encrypt_options,
     is_verbose,
     json_option,
     memory_options,
     open_assistant,
 )
 from .render import (
+    bound_text,
+    echo_findings,
     echo_json,
     echo_memorized,
+    echo_rebuilt,
     echo_references,
     echo_table,
+    edition_text,
+    findings_json,
     human_bytes,
     memorized_json,
     one_line,
@@ -28,12 +37,21 @@ INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 
 
 @click.command()
-@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@click.argument("paths", nargs=-1, metavar="PATH…")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
 @click.option("--cold", is_flag=True, help="Write each memory at its first use.")
 @click.option("--prune", is_flag=True, help="Forget documents whose files have vanished.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; tell what would be written.")
+@click.option(
+    "--rebuild",
+    is_flag=True,
+    help="Make the memories of this model that are missing, without the files.",
+)
+@click.option(
+    "--max-bytes", type=Size(), help="Keep the store within this size from now on, such as 2GB."
+)
+@encrypt_options
 @memory_options(*WRITING)
 @json_option
 @common_options
@@ -44,23 +62,45 @@ def memorize(
     cold: bool,
     prune: bool,
     dry_run: bool,
+    rebuild: bool,
+    max_bytes: int | None,
+    encrypt: str | None,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Read files and folders into memory."""
-    with open_assistant(**options) as assistant:
+    if not (paths or rebuild or max_bytes is not None):
+        raise click.UsageError("Missing argument 'PATH…'.")
+    if dry_run and (rebuild or max_bytes is not None):
+        raise click.UsageError("--dry-run goes with files only.")
+    with open_assistant(encrypt, **options) as assistant:
+        done, rebuilt, dropped = None, None, None
         try:
-            done = assistant.memorize(
-                paths, include=include, exclude=exclude, cold=cold, prune=prune, dry_run=dry_run
-            )
+            if max_bytes is not None and (assistant.has_store() or not paths):
+                dropped = assistant.set_bound(max_bytes or None)
+            if rebuild:
+                rebuilt = assistant.rebuild(cold=cold)
+            if paths:
+                done = assistant.memorize(
+                    paths, include=include, exclude=exclude, cold=cold, prune=prune, dry_run=dry_run
+                )
+            if max_bytes is not None and dropped is None and assistant.has_store():
+                dropped = assistant.set_bound(max_bytes or None)
         except KeyboardInterrupt:
             click.echo(INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None
     if as_json:
-        echo_json(memorized_json(done, dry_run))
+        also = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
+        asked = {name: value for name, value in also.items() if value is not None}
+        echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
     else:
-        echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
-    if done.failed:
+        if dropped is not None:
+            click.echo(f"{dropped} memories dropped; the store is {bound_text(max_bytes)}")
+        if rebuilt:
+            echo_rebuilt(rebuilt)
+        if done:
+            echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
+    if done and done.failed:
         raise click.exceptions.Exit(1)
 
 
@@ -111,12 +151,16 @@ def status(as_json: bool) -> None:
         ("store", state["store"]),
         ("documents", state["documents"]),
         ("references", f"{state['references']}, of which {state['cold']} cold"),
+        *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
+        ("size", bound_text(state["max_bytes"])),
+        ("encrypted", "yes" if state["encrypted"] else "no"),
         ("selection", memory["selection"]),
         ("budget", f"{memory['budget']}, {kept:g} tokens per head"),
         ("codec", f"keys {memory['key_bits']} bits, values {memory['value_bits']} bits"),
         ("reference", f"{memory['reference_tokens']} tokens"),
         *((f"fingerprint {part}", value) for part, value in state["fingerprint"].items()),
+        *((f"memories {made['id']}", edition_text(made)) for made in state["editions"]),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
@@ -126,22 +170,34 @@ def status(as_json: bool) -> None:
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="PATH|ID…")
 @click.option("--verify", is_flag=True, help="Search the store's files for what was erased.")
+@click.option(
+    "--certificate",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Verify, and write down in JSON what was erased and searched.",
+)
 @json_option
 @common_options
-def forget(names: tuple[str, ...], verify: bool, as_json: bool) -> None:
+def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_json: bool) -> None:
     """Erase documents: text, vectors, index and memories."""
+    if certificate is not None and not certificate.absolute().parent.is_dir():
+        raise click.UsageError(f"{certificate.parent} is no folder.")  # before anything is erased
     with open_assistant() as assistant:
-        gone, residue = assistant.forget(names, verify=verify)
+        gone = assistant.forget(names, verify=verify or certificate is not None)
+    if certificate is not None:
+        certificate.write_text(json.dumps(gone.certificate, indent=2) + "\n", "utf-8")
+    residue = gone.residue
     if as_json:
         keys = ("id", "path", "references")
         echo_json(
             {
-                "forgotten": [{key: vars(document)[key] for key in keys} for document in gone],
+                "forgotten": [{key: vars(doc)[key] for key in keys} for doc in gone.documents],
                 "found": None if residue is None else [vars(left) for left in residue],
+                "certificate": gone.certificate,
             }
         )
     else:
-        for document in gone:
+        for document in gone.documents:
             click.echo(f"Forgot {one_line(document.path)} ({document.references} references)")
         if residue == []:
             click.echo(
@@ -154,6 +210,40 @@ def forget(names: tuple[str, ...], verify: bool, as_json: bool) -> None:
             err=True,
         )
     if residue:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@json_option
+@common_options
+def compact(as_json: bool) -> None:
+    """Give back the room that forgotten documents and dropped memories have left."""
+    with open_assistant() as assistant:
+        before = sum(assistant.status()["bytes"].values())
+        damaged = assistant.compact()
+        after = sum(assistant.status()["bytes"].values())
+    if as_json:
+        echo_json({"before": before, "after": after, "damaged": damaged})
+        return
+    click.echo(f"{human_bytes(before)} before, {human_bytes(after)} now")
+    if damaged:
+        click.echo(f"{damaged} damaged memories were left out; they are cold now.", err=True)
+
+
+@click.command()
+@click.option("--repair", is_flag=True, help="Mend what is damaged, and hide what cannot be.")
+@json_option
+@common_options
+def check(repair: bool, as_json: bool) -> None:
+    """Look for damage in all files of the store, and name the documents concerned."""
+    with open_assistant() as assistant:
+        done = assistant.repair() if repair else None
+        found = done.left if done else assistant.check_store()
+    if as_json:
+        echo_json(findings_json(found, done))
+    else:
+        echo_findings(found, done)
+    if not found.sound:
         raise click.exceptions.Exit(1)
 
 

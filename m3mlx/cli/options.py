@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,7 @@ from ..config import (
     RETRIEVALS,
     SELECTIONS,
 )
+from ..errors import M3Error
 from .render import Progress
 
 if TYPE_CHECKING:
@@ -42,6 +46,26 @@ class _Tokens(click.ParamType):
             self.fail(f"{value!r} is neither auto nor 1 to {REFERENCE_TOKENS}.", param, ctx)
 
 
+class Size(click.ParamType):
+    """A number of bytes, such as 500MB or 2GiB; none is 0."""
+
+    name = "bytes|none"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | None:
+        if value == "none":
+            return 0
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", str(value).lower())
+        count = 0
+        if found:
+            number, letter, binary = found.groups()
+            count = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(letter or " "))
+        if not 0 < count < 2**63:
+            self.fail(f"{value!r} is neither none nor a size such as 500MB or 2GB.", param, ctx)
+        return count
+
+
 def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     if not math.isfinite(value):
         raise click.BadParameter(f"{value} is no finite number.", ctx, param)
@@ -57,12 +81,18 @@ def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
 
 
 def common_options(command: Callable) -> Callable:
-    """--model, --store and -v, before or behind the name of the command."""
+    """--model, --store, --passphrase-file and -v, before or behind the name of the command."""
     keep = {"expose_value": False, "callback": _note}
     for option in (
         click.option("-v", "--verbose", is_flag=True, help="Tell more.", **keep),
         click.option(
             "--store", metavar="DIR", envvar="M3MLX_STORE", help="Folder of memories.", **keep
+        ),
+        click.option(
+            "--passphrase-file",
+            metavar="FILE",
+            help="First line is the passphrase of an encrypted store (or M3MLX_PASSPHRASE).",
+            **keep,
         ),
         click.option(
             "--model",
@@ -123,9 +153,7 @@ _MEMORY = {
     "memories": click.option(
         "--memories",
         type=click.IntRange(min=1),
-        default=MEMORIES,
-        show_default=True,
-        help="Memories read by each 64 tokens.",
+        help=f"Memories read by each 64 tokens.  [default: the model's own, or {MEMORIES}]",
     ),
     "kv_bits": click.option(
         "--kv-bits", type=click.Choice([4, 8]), help="Keep the context quantized."
@@ -209,10 +237,54 @@ def chosen_model() -> dict[str, Any]:
     return {"model": _noted("model"), "progress": Progress.of_context()}
 
 
+def encrypt_options(command: Callable) -> Callable:
+    """--encrypt and --keyring; the command gets them as ``encrypt``: None or where the key is."""
+    for place, option, help in (
+        ("keyring", "--keyring", "Encrypt a new store; the system's key store has the key."),
+        ("passphrase", "--encrypt", "Encrypt a new store with a passphrase."),
+    ):
+        command = click.option(option, "encrypt", flag_value=place, help=help)(command)
+    return command
+
+
 @contextmanager
-def open_assistant(**options: Any) -> Iterator[Assistant]:
+def open_assistant(encrypt: str | None = None, **options: Any) -> Iterator[Assistant]:
     """The assistant that the command's options describe."""
     from ..assistant import Assistant
 
-    with Assistant(store=_noted("store"), **chosen_model(), **options) as assistant:
+    model = chosen_model()
+    ask = _passphrase(encrypt is not None, model["progress"])
+    with Assistant(
+        store=_noted("store"),
+        encrypt=encrypt is not None,
+        passphrase=None if encrypt == "keyring" else ask,
+        **model,
+        **options,
+    ) as assistant:
         yield assistant
+
+
+def _passphrase(new: bool, progress: Progress) -> Callable[[], str]:
+    """Asks once for the passphrase: the file, the environment, or who sits at the terminal."""
+    file = _noted("passphrase_file")  # now, because there may be no context later
+
+    @functools.cache
+    def ask() -> str:
+        if file:
+            try:
+                with open(file, encoding="utf-8") as opened:
+                    return opened.readline().rstrip("\r\n")
+            except (OSError, UnicodeDecodeError) as error:
+                reason = getattr(error, "strerror", None) or "it is not UTF-8"
+                raise M3Error(f"{file}: the passphrase cannot be read ({reason}).") from error
+        if words := os.environ.get("M3MLX_PASSPHRASE"):
+            return words
+        if not (sys.stdin and sys.stdin.isatty()):
+            raise M3Error(
+                "a passphrase is needed and nobody is there to type it. Give it in "
+                "M3MLX_PASSPHRASE or with --passphrase-file."
+            )
+        progress.close()  # or it would draw over the question
+        return click.prompt("Passphrase", hide_input=True, confirmation_prompt=new, err=True)
+
+    return ask

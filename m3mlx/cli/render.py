@@ -6,16 +6,17 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
+    from ..editions import Rebuilt
     from ..generate import Step, Timings
     from ..memorize import Memorized
-    from ..store import Hit
+    from ..store import Findings, Hit, Repair
 
 Spans = dict[int, "list[Hit]"]  # what each span of 64 answer tokens drew on
 
@@ -153,6 +154,31 @@ def memorized_json(done: Memorized, dry_run: bool) -> dict:
     return {**vars(done), "failed": failed, "dry_run": dry_run}
 
 
+def echo_rebuilt(done: Rebuilt) -> None:
+    """What was made from the stored text."""
+    click.echo(
+        f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "
+        f"{human_seconds(done.seconds)}"
+    )
+    if done.shortened:
+        note(
+            f"{done.shortened} references are longer in this model's tokens than a memory can be; "
+            f"only their beginning is remembered."
+        )
+
+
+def bound_text(max_bytes: int | None) -> str:
+    return f"kept within {human_bytes(max_bytes)}" if max_bytes else "not limited"
+
+
+def edition_text(edition: Mapping[str, Any]) -> str:
+    """One edition of memories in a line."""
+    memory, made = edition["memory"], edition["fingerprint"]
+    name = made.get("model", made.get("weights", ""))
+    how = f"{memory.get('selection')}, {memory.get('budget')}, {made.get('codec')}"
+    return f"{name} ({how}): {edition['warm']} memories, {human_bytes(edition['bytes'])}"
+
+
 def echo_memorized(done: Memorized, *, dry_run: bool = False, verbose: bool = False) -> None:
     """What a run over files did, or would do; failures go to stderr."""
     for error in done.failed:
@@ -203,3 +229,43 @@ def echo_references(hits: Iterable[Hit]) -> None:
 def echo_sources(spans: Spans) -> None:
     """Every reference of an answer once, those of the first spans first."""
     echo_references({hit.slot: hit for hits in spans.values() for hit in hits}.values())
+
+
+def findings_json(found: Findings, done: Repair | None) -> dict[str, Any]:
+    """What ``check`` found; with a repair, what was damaged before and what became of it."""
+    answer = {
+        "sound": found.sound,
+        "damages": [vars(damage) for damage in found.damages],
+        "documents": found.documents,
+        "quarantined": found.quarantined,
+        "references": found.references,
+        "memories": found.memories,
+    }
+    if done:
+        answer["repaired"] = {
+            "damages": [vars(damage) for damage in done.found.damages],
+            "documents": done.found.documents,
+            "lost": done.lost,
+            "cold": len(done.cold),
+        }
+    return answer
+
+
+def echo_findings(found: Findings, done: Repair | None) -> None:
+    for damage in done.found.damages if done else found.damages:
+        place = f"{one_line(damage.path)}: " if damage.path else ""
+        click.echo(f"Damaged {damage.part}: {place}{one_line(damage.detail)}")
+    if done and done.cold:
+        click.echo(f"{len(done.cold)} memories were taken away, to be made again from the text.")
+    for path in done.lost if done else ():
+        click.echo(f"Lost in part: {one_line(path)}. Memorize the file again.")
+    for path, count in found.quarantined.items():
+        click.echo(f"In quarantine: {count} references of {one_line(path)}. Memorize it again.")
+    for damage in found.damages if done else ():
+        click.echo(f"Still damaged {damage.part}: {one_line(damage.detail)}")
+    if found.damages and not done:
+        click.echo("Run m3mlx check --repair to mend what can be mended.", err=True)
+    click.echo(
+        f"Checked {found.references} references and {found.memories} memories: "
+        f"{'sound' if found.sound else 'damaged'}"
+    )

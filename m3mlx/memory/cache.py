@@ -12,7 +12,7 @@ widen the mask; ``restore_masks`` takes it back.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -176,8 +176,24 @@ def _widening(plain: type) -> type:
     return type(plain.__name__, (plain,), {"__call__": __call__, "_plain_class": plain})
 
 
+def check_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
+    """Raise ModelError for token ids that the model does not know.
+
+    MLX reads whatever lies behind its embeddings, or kills the process. Ids of an imported file
+    are whatever somebody wrote.
+    """
+    embeddings = (nn.Embedding, nn.QuantizedEmbedding)
+    known = next(m for m in model.modules() if isinstance(m, embeddings)).weight.shape[0]
+    if foreign := [token for token in tokens if not 0 <= token < known]:
+        raise ModelError(
+            f"token {foreign[0]} is not one of this model's {known}; the store was damaged or "
+            f"imported from a forged file. Forget the document and memorize it again"
+        )
+
+
 def read_prefix(model: nn.Module, prefix: Sequence[int]) -> PrefixStates:
     """Keys and values of the constant prefix, at every layer (section 3.2 of the paper)."""
+    check_tokens(model, prefix)
     caches = [ConcatenateKVCache() for _ in model.layers]
     model(mx.array([list(prefix)]), cache=caches)
     states = [(cache.keys, cache.values) for cache in caches]

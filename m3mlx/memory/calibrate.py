@@ -47,24 +47,47 @@ Progress = Callable[[str, int, int], None]  # what, done, total
 def calibrate(
     decoder: Decoder,
     *,
-    selection: str = "reconstruction",
-    budget: str = "calibrated",
+    selection: str | None = None,
+    budget: str | None = None,
     tokens_per_head: int | None = None,
     key_bits: int = 8,
     value_bits: int = 8,
     progress: Progress | None = None,
 ) -> MemoryConfig:
-    """The memory configuration of a model, from the cache folder or by measuring.
+    """The memory configuration of a model: its own, or from the cache folder, or by measuring.
+
+    A model that was trained with memories keeps as many tokens in every head of its memory
+    layers and needs no measuring, unless a calibrated budget is asked for.
 
     Args:
-        selection: "reconstruction" or "attention".
-        budget: "calibrated" or "uniform".
-        tokens_per_head: average over all layers and KV heads; None to find it.
+        selection: "reconstruction" or "attention"; None for what the model was trained with, or
+            the former.
+        budget: "calibrated" or "uniform"; None for uniform if it was trained, else calibrated.
+        tokens_per_head: average over all layers and KV heads, or over those of the memory layers
+            of a trained model; None to find it.
 
     Raises:
         M3Error: the model gains nothing from memories, so that no budget can be found.
     """
-    template = Template(decoder.tokenizer)
+    trained = decoder.trained
+    if trained and budget != "calibrated":
+        trained = replace(
+            trained,
+            selection=selection or trained.selection,
+            tokens_per_head=tokens_per_head or trained.tokens_per_head,
+        )
+        return MemoryConfig(
+            selection=trained.selection,
+            budget="uniform",
+            counts=trained.counts(decoder.layers, decoder.kv_heads),
+            head_dim=decoder.head_dim,
+            prefix=Template(decoder.tokenizer, trained.prefix).prefix,
+            key_bits=key_bits,
+            value_bits=value_bits,
+        )
+    template = Template(decoder.tokenizer, trained and trained.prefix)
+    selection = selection or (trained.selection if trained else "reconstruction")
+    budget = budget or "calibrated"
     texts = _samples()
     wanted = {
         "weights": decoder.weights,

@@ -22,7 +22,7 @@ import numpy as np
 from mlx_lm.models.cache import create_attention_mask
 
 from ..config import MemoryConfig
-from .cache import PrefixStates
+from .cache import PrefixStates, check_tokens
 from .codec import PADDING, Memory
 
 
@@ -60,6 +60,8 @@ class Writer:
             Scores, float32 (batch, layers, KV heads, longest), -1 behind a reference's end;
             keys after RoPE and values, (batch, layers, KV heads, longest, head_dim).
         """
+        for tokens in references:
+            check_tokens(self.model, tokens)
         lengths = np.array([len(tokens) for tokens in references])
         longest = int(lengths.max())
         if selection == "reconstruction":

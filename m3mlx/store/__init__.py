@@ -3,8 +3,13 @@
     STORE/
       catalog.sqlite    the truth: documents, references, text, full text, vectors, settings
       memories.kv       the memories, a fixed-size record for each slot
+      memories.used     when each memory was last used; may be lost
       vectors.usearch   derived from the catalog, for large stores only
       lock              held by the one process that writes
+
+An edition is all memories made under one fingerprint: by one model, in one way. A store has one
+or more (memories-2.kv, …), which share documents, text and vectors. One is in use at a time; a
+reference without a memory in it is cold, until somebody writes it.
 
 What a commit does, in this order: the records of new memories are written and are on the disk;
 then one transaction adds the rows. A crash before the end of the transaction leaves bytes that
@@ -15,36 +20,55 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from ..errors import StoreError
-from . import index, traces
-from .bank import Bank, DamagedRecord, stride
-from .catalog import NEW_STORE, Catalog, NewReference, StoredDocument
-from .files import NEW, WriterLock, told
-from .search import EXACT_REFERENCES, Hit, Search
-from .traces import Residue, Trace
+from . import check, compact, repair
+from .bank import Bank, Identity
+from .catalog import NEW_STORE, Catalog
+from .check import Damage, Findings
+from .cipher import OVERHEAD, LockedError, Passphrase, new_key
+from .database import OlderSchema
+from .files import NEW, BusyStore, WriterLock, told
+from .reading import CATALOG, LOCK, ColdReference, Reading
+from .records import FIRST
+from .repair import Repair
+from .rows import Edition, NewReference, StoredDocument, StoredReference
+from .search import EXACT_REFERENCES, Hit
+from .traces import Residue, Trace, Verification
 
-__all__ = ["Hit", "MemoryStore", "NewReference", "Residue", "StoredDocument", "Trace"]
+__all__ = [
+    "BusyStore",
+    "ColdReference",
+    "Damage",
+    "Edition",
+    "Findings",
+    "Hit",
+    "LockedError",
+    "MemoryStore",
+    "NewReference",
+    "Passphrase",
+    "Repair",
+    "Residue",
+    "StoredDocument",
+    "StoredReference",
+    "Trace",
+    "Verification",
+]
 
-_CATALOG, _BANK, _INDEX, _LOCK = "catalog.sqlite", "memories.kv", "vectors.usearch", "lock"
 
-
-class MemoryStore:
+class MemoryStore(Reading):
     """An open store. One may be open for writing, any number for reading at the same time.
 
     Attributes:
         path: the folder.
-        fingerprint: every condition under which its memories are made.
-        memory: the memory configuration, as JSON-able values.
+        id: of the store, 16 bytes.
         encoder: what made its vectors.
         dimensions: of its vectors.
-        record_bytes: length of one memory.
+        edition: the memories in use.
     """
 
     @classmethod
@@ -58,8 +82,15 @@ class MemoryStore:
         dimensions: int,
         record_bytes: int,
         exact: int = EXACT_REFERENCES,
+        encrypt: bool = False,
+        passphrase: Passphrase | None = None,
     ) -> MemoryStore:
         """Make an empty store in a new or empty folder and open it for writing.
+
+        Args:
+            encrypt: whether what it keeps of documents is encrypted.
+            passphrase: asked for the passphrase of an encrypted store; None to keep one in the
+                system's key store.
 
         Raises:
             StoreError: there is a store already, or something else.
@@ -69,30 +100,34 @@ class MemoryStore:
             raise StoreError(f"{path}: there is a store already. Open it, or name another folder.")
         with told(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ours = {_LOCK, _BANK, _BANK + NEW, _CATALOG + NEW}  # of a creation that was cut off
+            ours = {LOCK, FIRST, FIRST + NEW, CATALOG + NEW}  # of a creation that was cut off
             if found := {entry.name for entry in path.iterdir()} - ours:
                 raise StoreError(
                     f"{path}: this folder is no store and not empty (it has {min(found)}). "
                     f"Name a new folder."
                 )
             path.chmod(0o700)
-            lock = WriterLock(path / _LOCK, wait=0)
+            lock = WriterLock(path / LOCK, wait=0)
             try:
                 store_id = secrets.token_bytes(16)
-                Bank.create(path / _BANK, store_id, record_bytes)
+                key, cipher = new_key(store_id.hex(), passphrase) if encrypt else (None, None)
+                edition = Edition(
+                    *(1, dict(fingerprint), dict(memory), record_bytes, FIRST, 0, _now()),
+                    overhead=OVERHEAD if cipher else 0,
+                )
+                Bank.create(path / FIRST, Identity.of(store_id, edition))
                 settings = {
                     "id": store_id.hex(),
-                    "fingerprint": dict(fingerprint),
-                    "memory": dict(memory),
                     "encoder": encoder,
                     "dimensions": dimensions,
-                    "record_bytes": record_bytes,
+                    "cipher": key,
                     **NEW_STORE,
                 }
-                Catalog.create(path / _CATALOG, settings)  # last: now the store exists
+                # last: now the store exists
+                Catalog.create(path / CATALOG, settings, [edition])
             finally:
                 lock.release()
-        return cls.open(path, write=True, exact=exact)
+        return cls.open(path, write=True, exact=exact, passphrase=passphrase)
 
     @classmethod
     def open(
@@ -101,79 +136,131 @@ class MemoryStore:
         *,
         write: bool = False,
         wait: float = 10.0,
+        edition: int | None = None,
         exact: int = EXACT_REFERENCES,
+        passphrase: Passphrase | None = None,
     ) -> MemoryStore:
         """Open a store.
+
+        A store of an older format is brought up to date, which needs the right to write.
 
         Args:
             write: whether to change it, which one process at a time may do.
             wait: seconds to wait until another process has finished writing.
+            edition: id of the memories to use; None for the first.
             exact: up to so many references, searches compare with all of them.
+            passphrase: asked for the passphrase if the store is encrypted.
 
         Raises:
-            StoreError: there is none, it is damaged, of another version, or being written to.
+            BusyStore: another process is writing to it.
+            LockedError: the passphrase is missing or wrong.
+            StoreError: there is none, it is damaged, or of another version.
         """
         path = Path(path)
         if not cls.exists(path):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with told(path):
-            lock = WriterLock(path / _LOCK, wait) if write else None
             try:
-                return cls(path, lock, exact)
-            except BaseException:
-                if lock:
-                    lock.release()
-                raise
+                return cls._opened(path, write, wait, edition, exact, passphrase)
+            except OlderSchema:
+                cls._opened(path, True, wait, edition, exact, passphrase)._close()
+                return cls._opened(path, write, wait, edition, exact, passphrase)
+
+    @classmethod
+    def _opened(
+        cls,
+        path: Path,
+        write: bool,
+        wait: float,
+        edition: int | None,
+        exact: int,
+        passphrase: Passphrase | None,
+    ) -> MemoryStore:
+        lock = WriterLock(path / LOCK, wait) if write else None
+        try:
+            return cls(path, lock, edition, exact, passphrase)
+        except BaseException:
+            if lock:
+                lock.release()
+            raise
 
     @staticmethod
     def exists(path: str | os.PathLike) -> bool:
         """Whether there is a store in a folder."""
-        return (Path(path) / _CATALOG).is_file()
+        return (Path(path) / CATALOG).is_file()
 
-    def __init__(self, path: Path, lock: WriterLock | None, exact: int):
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        lock: WriterLock | None,
+        edition: int | None,
+        exact: int,
+        passphrase: Passphrase | None,
+    ):
+        super().__init__(
+            path, write=bool(lock), edition=edition, exact=exact, passphrase=passphrase
+        )
         self._lock = lock
-        self._catalog = Catalog(path / _CATALOG, write=bool(lock))
-        try:
-            with self._catalog.snapshot():
-                settings = self._catalog.settings()
+        if lock:
             try:
-                self.fingerprint: dict[str, str] = settings["fingerprint"]
-                self.memory: dict = settings["memory"]
-                self.encoder: str = settings["encoder"]
-                self.dimensions = int(settings["dimensions"])
-                self.record_bytes = int(settings["record_bytes"])
-                store_id = bytes.fromhex(settings["id"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._catalog.damaged(f"a setting is wrong ({error})") from error
-            self._search = Search(self._catalog, path / _INDEX, self.dimensions, exact)
-            self._bank = Bank(path / _BANK, store_id, self.record_bytes, write=bool(lock))
-            try:
-                # twice, because a writer may shorten the file between the two looks
-                if self._bank.records < self._extent() and self._bank.records < self._extent():
-                    raise StoreError(
-                        f"{self._bank.path}: it is cut short, {self._bank.records} memories of "
-                        f"{self._extent()} are left. Restore the file from a backup, or remove "
-                        f"the store's folder and memorize the documents again."
-                    )
-                if lock:
-                    self._erase()  # and cut off what a crash has left behind
+                self._records.sweep()
+                self._records.erase()  # and cut off what a crash has left behind
             except BaseException:
-                self._bank.close()
+                self._records.close()
+                self._catalog.close()
                 raise
-        except BaseException:
-            self._catalog.close()
-            raise
+
+    # editions
+
+    def add_edition(
+        self, *, fingerprint: Mapping[str, str], memory: Mapping, record_bytes: int
+    ) -> Edition:
+        """Add an edition without memories, and take it into use.
+
+        Raises:
+            StoreError: there is one with this fingerprint.
+        """
+        self._writing()
+        if any(known.fingerprint == dict(fingerprint) for known in self.editions()):
+            raise StoreError(f"{self.path}: there are memories with this fingerprint already.")
+        with told(self.path), self._catalog.transaction():
+            id = self._catalog.next_edition()
+            file = f"memories-{id}.kv"
+            edition = Edition(
+                *(id, dict(fingerprint), dict(memory), record_bytes, file),
+                origin=self._catalog.first_slot(),
+                added=_now(),
+                overhead=OVERHEAD if self._catalog.cipher else 0,
+            )
+            self._records.add(edition)  # in place before the catalog says so
+            self._catalog.add_edition(edition)
+        self._records.use(id)
+        return self.edition
+
+    def remove_edition(self, edition: int) -> None:
+        """Erase all memories of an edition; documents, text and vectors stay.
+
+        Raises:
+            StoreError: it is in use, or there is none.
+        """
+        self._writing()
+        if edition == self.edition.id:
+            raise StoreError(f"{self.path}: edition {edition} is in use. Use another one first.")
+        with told(self.path):
+            self._records.remove(edition)
 
     # adding
 
-    def missing(self, files: Iterable[tuple[str, str]]) -> set[str]:
-        """Of (path, hash) pairs, the paths that are not wholly stored with that hash."""
-        with self._catalog.snapshot():
-            stored = self._catalog.hashes()
-        return {path for path, hash in files if stored.get(path) != hash}
-
-    def begin(self, path: str, hash: str, references: int, *, size: int) -> tuple[int, int]:
+    def begin(
+        self,
+        path: str,
+        hash: str,
+        references: int,
+        *,
+        size: int,
+        tokenizer: str | None = None,
+        added: str | None = None,
+    ) -> tuple[int, int]:
         """Start to add a document, or go on with one that was interrupted.
 
         Until all references are there the document is not found; then it replaces the one that
@@ -184,6 +271,8 @@ class MemoryStore:
             hash: of its content; another hash starts anew.
             references: how many there will be.
             size: of the file, in bytes.
+            tokenizer: what makes the token ids, None for that of the edition in use.
+            added: when it was memorized, ISO 8601 in UTC; None for now.
 
         Returns:
             The document's id, and the number of references that are stored already.
@@ -191,8 +280,13 @@ class MemoryStore:
         self._writing()
         if references < 1:
             raise StoreError(f"{path}: it has no references, so there is nothing to remember.")
+        if any("\ud800" <= sign <= "\udfff" for sign in path):
+            raise StoreError(
+                f"{path!a} cannot be stored, it is not valid Unicode. Rename the file."
+            )
+        cut = self.edition.tokenizer if tokenizer is None else tokenizer
         with self._catalog.transaction():
-            return self._catalog.begin(path, hash, size, references)
+            return self._catalog.begin(path, hash, size, references, cut, added)
 
     def add(self, references: Sequence[NewReference]) -> None:
         """Store references in one commit. They follow those that their documents have."""
@@ -205,133 +299,62 @@ class MemoryStore:
                 for slot, reference in enumerate(references, first)
                 if reference.record is not None
             }
-            self._bank.check(records.values())
-            self._bank.write(records)  # on the disk before any row says so
+            bank = self._records.bank()
+            bank.check(records.values())
+            bank.write(records)  # on the disk before any row says so
             self._catalog.insert(first, references)
+            self._catalog.mark(self.edition.id, records, warm=True)
             self._catalog.set(next_slot=first + len(references))
-        self._erase()
+        self._written(records)
 
     def write(self, records: Mapping[int, bytes]) -> None:
         """Give references their memories, by slot. A memory that is there is replaced."""
         self._writing()
         records = {int(slot): memory for slot, memory in records.items()}
-        self._bank.check(records.values())
+        bank, edition = self._records.bank(), self.edition.id
+        bank.check(records.values())
         with self._catalog.thread:  # nobody forgets between the two commits
             with self._catalog.transaction():
-                if gone := records.keys() - self._catalog.warmth(records).keys():
+                if gone := records.keys() - self._catalog.warmth(edition, records).keys():
                     raise self._gone(min(gone))
-                self._catalog.mark(records, warm=False)  # while its bytes change, there is none
+                # while its bytes change, there is none
+                self._catalog.mark(edition, records, warm=False)
             with told(self.path), self._catalog.transaction():
-                self._bank.write(records)
-                self._catalog.mark(records, warm=True)
+                bank.write(records)
+                self._catalog.mark(edition, records, warm=True)
+        self._written(records)
 
-    # finding and reading
+    def _written(self, slots: Collection[int]) -> None:
+        """What follows the commit of new memories."""
+        with told(self.path):
+            self._records.erase()
+            self._records.usage(self.edition).note(slots)
+            self._records.keep_bound(slots)
 
-    def search(
-        self, vectors: np.ndarray, texts: Sequence[str], k: int, mode: str = "hybrid"
-    ) -> list[list[Hit]]:
-        """Find the references that fit best.
+    def quarantine(self, slots: Iterable[int], quarantined: bool = True) -> None:
+        """Hide references from searches, which are damaged and cannot be mended; or show them."""
+        self._writing()
+        with self._catalog.transaction():
+            self._catalog.quarantine(slots, quarantined)
 
-        Args:
-            vectors: float32 ``(queries, dimensions)``, each of length one.
-            texts: the same queries as text; any text will do.
-            k: hits for each query, at most.
-            mode: "dense" compares vectors, "text" ranks shared words by BM25, "hybrid" joins
-                both by reciprocal rank.
+    # the bound
+
+    def set_bound(self, max_bytes: int | None) -> int:
+        """Keep the store within so many bytes from now on, or within none.
+
+        When it has grown beyond, the memories that were not used for longest are dropped, of any
+        edition; their references stay, cold. Text, vectors and index are never dropped.
 
         Returns:
-            For each query its hits, the best first.
+            How many memories were dropped now.
         """
-        return self._search.hits(self._check(vectors), texts, k, mode)
-
-    def read(self, slots: Sequence[int]) -> np.ndarray:
-        """Read memories as uint8 ``(len(slots), record_bytes)``, their checksums verified.
-
-        Raises:
-            StoreError: a memory is damaged, not yet written, or its document has been forgotten.
-        """
-        slots = [int(slot) for slot in slots]
-        self._require_warm(slots)
-        try:
-            return self._bank.read(slots)
-        except DamagedRecord as error:
-            self._require_warm(slots)  # it may have been forgotten just now
-            with self._catalog.snapshot():
-                reference = self._catalog.references([error.slot])[error.slot]
-            raise StoreError(
-                f"{self._bank.path}: a memory of {reference.path} (document {reference.document}) "
-                f"is damaged. Forget that document and memorize it again."
-            ) from error
-
-    def _require_warm(self, slots: Sequence[int]) -> None:
-        with self._catalog.snapshot():
-            warmth = self._catalog.warmth(slots)
-        for slot in slots:
-            if slot not in warmth:
-                raise self._gone(slot)
-            if not warmth[slot]:
-                raise StoreError(
-                    f"{self.path}: reference {slot} is cold, its memory has not been written yet. "
-                    f"Write it first."
-                )
-
-    def _gone(self, slot: int) -> StoreError:
-        return StoreError(
-            f"{self.path}: there is no reference {slot}, its document has been forgotten or "
-            f"replaced. Search again."
-        )
-
-    def documents(self) -> list[StoredDocument]:
-        """All documents, also those that are not complete, by id."""
-        with self._catalog.snapshot():
-            documents = self._catalog.documents()
-        record = stride(self.record_bytes)
-        return [replace(document, bytes=document.warm * record) for document in documents]
-
-    def find_documents(self, names: Iterable[str]) -> list[StoredDocument]:
-        """Documents by id, by path, or all below a folder.
-
-        Raises:
-            StoreError: nothing has one of these names.
-        """
-        documents = self.documents()
-        found = {}
-        for name in map(str, names):
-            given = os.path.expanduser(name)
-            paths = {name, os.path.abspath(given), os.path.realpath(given)} if name else set()
-            folders = tuple(os.path.join(path, "") for path in paths)
-            matches = [document for document in documents if document.path in paths] or [
-                document
-                for document in documents
-                if str(document.id) == name or document.path.startswith(folders)
-            ]
-            if not matches:
-                raise StoreError(
-                    f"{self.path}: there is no document {name}. `m3mlx list` shows what there is."
-                )
-            found.update((document.id, document) for document in matches)
-        return [found[id] for id in sorted(found)]
-
-    def status(self) -> dict:
-        """Counts of documents, references and cold references, bytes by part, fingerprint."""
-        documents = self.documents()
-        references = sum(document.references for document in documents)
-        return {
-            "documents": len(documents),
-            "references": references,
-            "cold": references - sum(document.warm for document in documents),
-            "bytes": {
-                "catalog": self._bytes(_CATALOG, f"{_CATALOG}-wal"),
-                "memories": self._bytes(_BANK),
-                "index": self._bytes(_INDEX),
-            },
-            "fingerprint": self.fingerprint,
-        }
-
-    def _bytes(self, *names: str) -> int:
-        """Bytes that files take on the disk; a record file has holes for cold references."""
-        files = [self.path / name for name in names]
-        return sum(file.stat().st_blocks * 512 for file in files if file.exists())
+        self._writing()
+        if max_bytes is not None and max_bytes < 1:
+            raise StoreError(f"{self.path}: {max_bytes} bytes are no bound. Give at least 1.")
+        with self._catalog.transaction():
+            self._catalog.set(max_bytes=max_bytes)
+        with told(self.path):
+            return self._records.keep_bound()
 
     # forgetting
 
@@ -352,19 +375,6 @@ class MemoryStore:
         self.settle()
         return [known[id] for id in wanted]
 
-    def traces(self, documents: Iterable[int]) -> list[Trace]:
-        """Take samples of documents, by id, to be looked for after they are forgotten."""
-        wanted = set(documents)
-        chosen = [document for document in self.documents() if document.id in wanted]
-        return traces.take(chosen, self._catalog, self._bank)
-
-    def residue(self, samples: Sequence[Trace]) -> list[Residue]:
-        """Look for samples in every byte of the store's files.
-
-        A sample that remaining documents hold too is left out.
-        """
-        return traces.left(samples, self.path, self._catalog, self._bank)
-
     # order
 
     def settle(self) -> None:
@@ -373,32 +383,30 @@ class MemoryStore:
         ``close`` and ``forget`` do it; a long-lived writer may call it between two tasks.
         """
         self._writing()
-        self._erase()
-        self._catalog.scrub()
         with told(self.path):
+            self._records.erase()
+            self._catalog.scrub()
             self._search.refresh()
+            self._records.keep_bound()  # an index counts too
 
-    def _erase(self) -> None:
-        """Overwrite the records of references that are gone; cut off what is behind the last."""
-        with told(self._bank.path), self._catalog.transaction():  # nothing is added meanwhile
-            self._bank.erase(self._catalog.leftovers())
-            self._bank.trim(self._catalog.extent())
-            self._catalog.clear_leftovers()
+    check = staticmethod(check.check)
+    repair = staticmethod(repair.repair)
 
-    def _extent(self) -> int:
-        with self._catalog.snapshot():
-            return self._catalog.extent()
+    def compact(self) -> int:
+        """Give room back: number references anew without gaps, and copy their records.
 
-    def _check(self, vectors: Sequence[np.ndarray]) -> np.ndarray:
-        """Vectors as float32 ``(n, dimensions)``. Raises StoreError if they are not that."""
-        if all(np.shape(vector) == (self.dimensions,) for vector in vectors):
-            checked = np.asarray(vectors, dtype=np.float32)
-            if not len(checked) or index.are_unit(checked):
-                return checked
-        raise StoreError(
-            f"{self.path}: a vector is not {self.dimensions} finite numbers of length one. "
-            f"Use the encoder that made the store ({self.encoder})."
-        )
+        This needs room for a second copy of the largest record file. Readers go on: what they
+        found before, they are told to search again. A crash leaves the old or the new store.
+
+        Returns:
+            How many memories were damaged; they are left out, and their references are cold.
+        """
+        self._writing()
+        with told(self.path):
+            self._records.erase()
+            damaged = compact.renumber(self._catalog, self._records)
+            self.settle()
+        return damaged
 
     def _writing(self) -> None:
         if self._lock is None:
@@ -413,7 +421,7 @@ class MemoryStore:
             self._close()
 
     def _close(self) -> None:
-        self._bank.close()
+        self._records.close()
         self._catalog.close()
         if self._lock:
             self._lock.release()
@@ -432,3 +440,7 @@ class MemoryStore:
             self.close()
         else:  # what is committed is safe, and the next writer settles the rest
             self._close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,4 +1,4 @@
-"""memories.kv: the records of all memories, each found by its slot and proved by its checksum.
+"""A record file: the memories of one edition, each found by its slot and proved by its checksum.
 
 All numbers are unsigned and little-endian. The file starts with a header of one page:
 
@@ -6,53 +6,64 @@ All numbers are unsigned and little-endian. The file starts with a header of one
     offset  length  content
     ======  ======  =====================================================
     0       8       the ASCII bytes ``m3mlx.kv``
-    8       4       version of this format, 1
+    8       4       version of this format, 2
     12      4       0x01020304, so that a reader of the other byte order stops
     16      4       length of a page, 16384
-    20      4       0
+    20      4       id of the edition
     24      8       length of one memory
     32      8       distance from one record to the next
     40      16      id of the store, also in its catalog
-    56      16324   zeros
+    56      8       slot of the first record, the origin
+    64      32      SHA-256 of the edition's fingerprint
+    96      16284   zeros
     16380   4       CRC-32 of the bytes 0 to 16379
     ======  ======  =====================================================
 
-The record of slot ``i`` starts at ``16384 + i * distance``:
+The record of slot ``i`` starts at ``16384 + (i - origin) * distance``:
 
     ======  ======  =====================================================
     0       n       the memory
-    n       4       CRC-32 of store id, slot (8 bytes) and memory, in this order
+    n       4       CRC-32 of store id, edition (4 bytes), SHA-256 of the
+                    fingerprint, slot (8 bytes) and memory, in this order
     n + 4           zeros up to the next page
     ======  ======  =====================================================
 
-Because the checksum covers store and slot, a record in a wrong place is refused like a changed
-one. CRC-32 costs about as much as reading the bytes from the system's cache and finds every
-change of up to 32 adjacent bits; it protects from accidents, not from forgers. Memories are
-read through a map of the file. Touching a map behind the end of a file that was cut short kills
-the process, so the file's length is looked at before every read. A slot without a memory is a
-hole or zeros, whose checksum is wrong.
+Version 1, of the first release, has zeros from 56 on and at 20, and its checksums are of store
+id, slot and memory. It is read and written as it is; ``compact`` makes version 2 of it.
+
+Because the checksum covers store, edition and slot, a record in a wrong place is refused like a
+changed one. CRC-32 costs about as much as reading the bytes from the system's cache and finds
+every change of up to 32 adjacent bits; it protects from accidents, not from forgers. Memories
+are read, not mapped: a map of a file that is cut short or on a bad disk kills the process, and
+what reads a record copies it anyway. A slot without a memory is a hole or zeros, whose checksum
+is wrong.
 """
 
 from __future__ import annotations
 
-import mmap
+import hashlib
+import json
 import os
 import struct
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import StoreError
-from .files import replacing, sync
+from . import files
+from .cipher import OVERHEAD, Cipher, Tampered
+from .rows import Edition
 
 MAGIC = b"m3mlx.kv"
-VERSION = 1
+VERSION = 2
 BYTE_ORDER = 0x01020304
 PAGE = 16384  # of Apple silicon; Metal adopts host memory that is aligned to it
 CHECKSUM = 4
-_HEADER = struct.Struct("<8s4I2Q16s")
+_HEADER = struct.Struct("<8s4I2Q16sQ32s")
 
 
 class DamagedRecord(StoreError):
@@ -72,28 +83,80 @@ def stride(record_bytes: int) -> int:
     return -(-(record_bytes + CHECKSUM) // PAGE) * PAGE
 
 
-def _header(store_id: bytes, record_bytes: int) -> bytes:
-    fields = (MAGIC, VERSION, BYTE_ORDER, PAGE, 0, record_bytes, stride(record_bytes), store_id)
-    head = _HEADER.pack(*fields).ljust(PAGE - CHECKSUM, b"\0")
-    return head + zlib.crc32(head).to_bytes(CHECKSUM, "little")
+@dataclass(frozen=True)
+class Identity:
+    """What a record file must say of itself.
+
+    Attributes:
+        store: id of the store, 16 bytes.
+        edition: id of the edition.
+        fingerprint: SHA-256 of the edition's fingerprint and memory configuration.
+        record_bytes: length of one memory, as it is stored.
+        origin: slot of the first record.
+    """
+
+    store: bytes
+    edition: int
+    fingerprint: bytes
+    record_bytes: int
+    origin: int = 0
+
+    @classmethod
+    def of(cls, store: bytes, edition: Edition) -> Identity:
+        # what says how memories are read is as good as part of them
+        text = json.dumps([edition.fingerprint, edition.memory], sort_keys=True)
+        sha256 = hashlib.sha256(text.encode()).digest()
+        return cls(store, edition.id, sha256, edition.stored_bytes, edition.origin)
+
+    def header(self, version: int = VERSION) -> bytes:
+        """The first page of the file."""
+        edition, origin, fingerprint = self.edition, self.origin, self.fingerprint
+        if version == 1:
+            edition, origin, fingerprint = 0, 0, bytes(32)
+        lengths = self.record_bytes, stride(self.record_bytes)
+        fields = (MAGIC, version, BYTE_ORDER, PAGE, edition, *lengths, self.store)
+        head = _HEADER.pack(*fields, origin, fingerprint).ljust(PAGE - CHECKSUM, b"\0")
+        return head + zlib.crc32(head).to_bytes(CHECKSUM, "little")
+
+    def seed(self, version: int) -> int:
+        """What the checksums of records start from."""
+        if version == 1:
+            return zlib.crc32(self.store)
+        return zlib.crc32(self._place())
+
+    def _place(self) -> bytes:
+        return self.store + self.edition.to_bytes(4, "little") + self.fingerprint
+
+    def owner(self, slot: int) -> bytes:
+        """What a record is encrypted for."""
+        return self._place() + slot.to_bytes(8, "little")
 
 
 class Bank:
     """An open record file."""
 
     @staticmethod
-    def create(path: Path, store_id: bytes, record_bytes: int) -> None:
-        """Make a bank without records. ``store_id`` has 16 bytes."""
-        with replacing(path) as new:
-            new.write_bytes(_header(store_id, record_bytes))
+    def create(path: Path, identity: Identity) -> None:
+        """Make a bank without records, in place of any that is there."""
+        with files.replacing(path) as new:
+            new.write_bytes(identity.header())
 
-    def __init__(self, path: Path, store_id: bytes, record_bytes: int, *, write: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity,
+        *,
+        write: bool = False,
+        cipher: Cipher | None = None,
+    ):
         """Open a bank and check its header. Raises StoreError that names what is wrong."""
         self.path = path
-        self.record_bytes = record_bytes
-        self._store_id = store_id
-        self._stride = stride(record_bytes)
-        self._map: mmap.mmap | None = None
+        self._cipher = cipher
+        self.identity = identity
+        self.record_bytes = identity.record_bytes
+        self.memory_bytes = identity.record_bytes - (OVERHEAD if cipher else 0)
+        self._origin = identity.origin
+        self._stride = stride(identity.record_bytes)
         try:
             self._file = path.open("r+b" if write else "rb", buffering=0)
         except FileNotFoundError:
@@ -102,35 +165,38 @@ class Bank:
                 f"memorize the documents again."
             ) from None
         try:
-            self._check()
+            self._seed = identity.seed(self._check())
         except BaseException:
             self.close()
             raise
 
-    def _check(self) -> None:
+    def _check(self) -> int:
+        """The version of the header, if it is the right one."""
         found = os.pread(self._file.fileno(), PAGE, 0)
-        wanted = _header(self._store_id, self.record_bytes)
-        if found == wanted:
-            return
+        # the first release had one edition, and could not compact
+        versions = (VERSION, 1) if (self.identity.edition, self._origin) == (1, 0) else (VERSION,)
+        for version in versions:
+            if found == self.identity.header(version):
+                return version
         raise StoreError(
-            f"{self.path}: {_difference(found, wanted)}. Restore the file from a backup, or remove "
-            f"the store's folder and memorize the documents again."
+            f"{self.path}: {_difference(found, self.identity)}. Restore the file from a backup, "
+            f"or remove the store's folder and memorize the documents again."
         )
 
     @property
     def records(self) -> int:
-        """Number of slots that the file is long enough for."""
+        """Number of records that the file is long enough for."""
         return (os.fstat(self._file.fileno()).st_size - PAGE) // self._stride
 
     def _offset(self, slot: int) -> int:
-        return PAGE + slot * self._stride
+        return PAGE + (slot - self._origin) * self._stride
 
     def slot_at(self, offset: int) -> int:
-        """Slot to which a byte of the file belongs; negative in the header."""
-        return (offset - PAGE) // self._stride
+        """Slot to which a byte of the file belongs; one before the origin for the header."""
+        return self._origin + (offset - PAGE) // self._stride
 
-    def _checksum(self, slot: int, memory: bytes) -> bytes:
-        place = zlib.crc32(self._store_id + slot.to_bytes(8, "little"))
+    def _checksum(self, slot: int, memory: bytes | memoryview) -> bytes:
+        place = zlib.crc32(slot.to_bytes(8, "little"), self._seed)
         return zlib.crc32(memory, place).to_bytes(CHECKSUM, "little")
 
     def raw(self, slot: int) -> bytes:
@@ -139,64 +205,69 @@ class Bank:
         return os.pread(self._file.fileno(), length, self._offset(slot))
 
     def read(self, slots: Sequence[int]) -> np.ndarray:
-        """Read memories as uint8 ``(len(slots), record_bytes)``.
+        """Read memories as uint8 ``(len(slots), memory_bytes)``, decrypted.
 
         Raises:
             DamagedRecord: the bytes of a slot are not those that were written there.
         """
-        memories = np.empty((len(slots), self.record_bytes), dtype=np.uint8)
-        with memoryview(self._mapped()) as file:
-            for row, slot in zip(memories, slots, strict=True):
-                start = self._offset(slot)
-                end = start + self.record_bytes
-                with file[start:end] as memory, file[end : end + CHECKSUM] as checksum:
-                    if checksum != self._checksum(slot, memory):
-                        raise DamagedRecord(self.path, slot)
-                    row[:] = np.frombuffer(memory, dtype=np.uint8)
+        memories = np.empty((len(slots), self.memory_bytes), dtype=np.uint8)
+        for row, slot in zip(memories, slots, strict=True):
+            record = self.raw(slot) if slot >= self._origin else b""
+            memory = memoryview(record)[: self.record_bytes]
+            if record[self.record_bytes :] != self._checksum(slot, memory):
+                raise DamagedRecord(self.path, slot)
+            if self._cipher:
+                try:
+                    memory = self._cipher.open_record(memory, self.identity.owner(slot))
+                except Tampered as error:
+                    raise DamagedRecord(self.path, slot) from error
+            row[:] = np.frombuffer(memory, dtype=np.uint8)
         return memories
-
-    def _mapped(self) -> mmap.mmap:
-        """A map of the whole file as long as it is now."""
-        size = os.fstat(self._file.fileno()).st_size
-        if self._map is None or len(self._map) != size:
-            # the old map goes when the last thread that reads from it is done
-            self._map = mmap.mmap(self._file.fileno(), size, access=mmap.ACCESS_READ)
-        return self._map
 
     def check(self, memories: Iterable[bytes]) -> None:
         """Raise StoreError if a memory has another length than all in this file."""
         for memory in memories:
-            if len(memory) != self.record_bytes:
+            if len(memory) != self.memory_bytes:
                 raise StoreError(
                     f"{self.path}: a memory has {len(memory)} bytes where this store's have "
-                    f"{self.record_bytes}. Write it with the store's own memory settings."
+                    f"{self.memory_bytes}. Write it with the store's own memory settings."
                 )
 
     def write(self, memories: Mapping[int, bytes]) -> None:
         """Put memories into their slots, over whatever is there, and wait for the disk."""
         for slot, memory in sorted(memories.items()):
+            if self._cipher:
+                memory = self._cipher.seal_record(memory, self.identity.owner(slot))
             record = bytes(memory) + self._checksum(slot, memory)
             self._put(slot, record.ljust(self._stride, b"\0"))
+            files.step("record written")
         if memories:
-            sync(self._file.fileno())
+            files.sync(self._file.fileno())
+            files.step("records on disk")
 
     def erase(self, slots: Iterable[int]) -> None:
-        """Overwrite slots with zeros and wait for the disk; holes stay holes."""
-        used = [
-            slot
-            for slot in slots
-            if os.pread(self._file.fileno(), self._stride, self._offset(slot)).strip(b"\0")
-        ]
+        """Overwrite slots with zeros, wait for the disk, and give their blocks back."""
+        used = [slot for slot in slots if slot >= self._origin and self._used(slot)]
         for slot in used:
             self._put(slot, bytes(self._stride))
+            files.step("record erased")
         if used:
-            sync(self._file.fileno())
+            files.sync(self._file.fileno())
+            files.step("erased on disk")
+        for slot in used:  # only now: of a hole nobody could say that its old bytes are gone
+            files.punch(self._file.fileno(), self._offset(slot), self._stride)
 
-    def trim(self, records: int) -> None:
-        """Cut off everything behind the first ``records`` slots."""
-        if os.fstat(self._file.fileno()).st_size > self._offset(records):
-            os.ftruncate(self._file.fileno(), self._offset(records))
-            sync(self._file.fileno())
+    def _used(self, slot: int) -> bool:
+        """Whether any byte of a slot is not zero; a hole is none."""
+        return bool(os.pread(self._file.fileno(), self._stride, self._offset(slot)).strip(b"\0"))
+
+    def trim(self, end: int) -> None:
+        """Cut off everything from slot ``end`` on."""
+        length = max(PAGE, self._offset(end))
+        if os.fstat(self._file.fileno()).st_size > length:
+            os.ftruncate(self._file.fileno(), length)
+            files.sync(self._file.fileno())
+            files.step("records cut off")
 
     def _put(self, slot: int, record: bytes) -> None:
         done = 0
@@ -204,26 +275,67 @@ class Bank:
             done += os.pwrite(self._file.fileno(), record[done:], self._offset(slot) + done)
 
     def close(self) -> None:
-        self._map = None
         self._file.close()
 
 
-def _difference(found: bytes, wanted: bytes) -> str:
+def mend(path: Path, identity: Identity, slots: Sequence[int]) -> None:
+    """Give a record file its header and its length again, if they are missing or damaged.
+
+    Args:
+        slots: of the memories that should be there; they tell which version the file had.
+
+    Raises:
+        StoreError: the header is whole, but of another file.
+    """
+    if not path.exists():
+        Bank.create(path, identity)
+    with path.open("r+b", buffering=0) as file:
+        _mend_header(file.fileno(), path, identity, slots)
+        end = PAGE + (max(slots, default=-1) + 1 - identity.origin) * stride(identity.record_bytes)
+        if os.fstat(file.fileno()).st_size < end:
+            os.ftruncate(file.fileno(), end)
+        files.sync(file.fileno())
+
+
+def _mend_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
+    found = os.pread(descriptor, PAGE, 0)
+    whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
+    if len(found) == PAGE and whole:
+        Bank(path, identity).close()
+        return
+    for version in (1, VERSION):  # the newest stays if no memory tells
+        os.pwrite(descriptor, identity.header(version), 0)
+        with suppress(StoreError), closing(Bank(path, identity)) as bank:
+            for slot in slots:
+                with suppress(DamagedRecord):
+                    bank.read([slot])
+                    return
+
+
+def _difference(found: bytes, wanted: Identity) -> str:
     """Say in one clause why a header is not the wanted one."""
     if len(found) < PAGE:
         return f"it is cut short, {len(found)} bytes where its header alone has {PAGE}"
-    magic, version, order, page, _, record_bytes, distance, store_id = _HEADER.unpack_from(found)
-    expected = _HEADER.unpack_from(wanted)
+    fields = _HEADER.unpack_from(found)
+    magic, version, order, page, edition, record_bytes, _, store, origin, fingerprint = fields
     if magic != MAGIC:
         return "it is not a file of memories (wrong magic)"
-    if version != VERSION:
-        return f"its format version is {version}, this program reads {VERSION}"
     if order != BYTE_ORDER:
         return "it was written in the other byte order"
+    if version not in (1, VERSION):
+        return f"its format version is {version}, this program reads 1 and {VERSION}"
     if page != PAGE:
         return f"its pages have {page} bytes instead of {PAGE}"
-    if (record_bytes, distance) != expected[5:7]:
-        return f"its memories have {record_bytes} bytes where the catalog says {expected[5]}"
-    if store_id != expected[7]:
+    if record_bytes != wanted.record_bytes:
+        return (
+            f"its memories have {record_bytes} bytes where the catalog says {wanted.record_bytes}"
+        )
+    if store != wanted.store:
         return "it belongs to another store"
-    return "its header is damaged (wrong checksum)"
+    if zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") != found[-CHECKSUM:]:
+        return "its header is damaged (wrong checksum)"
+    if version == 1 or edition != wanted.edition:
+        return f"it holds another edition of memories ({edition} instead of {wanted.edition})"
+    if fingerprint != wanted.fingerprint:
+        return "its memories were made under another fingerprint"
+    return f"its first slot is {origin} where the catalog says {wanted.origin}"

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import zlib
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from sqlite_utils import Database
 
 from ..errors import StoreError
-from .database import Connection
+from . import files
+from .memories import Memories, listed
+from .rows import NewReference, StoredDocument, StoredReference
 
 COMMON = 1000  # a word in more references than this tells little and costs much to rank
 WORDS = 24  # of a query that take part in the full text search, the rarest first
@@ -25,77 +28,13 @@ NEW_STORE = {  # the settings that change, as they begin
     "commit": 0,  # counts what changes the results of searches
     "scrub": False,  # whether removed text may still be in free pages or full text
     "seal": None,  # of the index file
+    "max_bytes": None,  # of all files together; beyond, memories are dropped
 }
+BLOCK = 1024  # references that are read at a time where all are needed
+_COMPLETE = "document IN (SELECT id FROM document WHERE complete)"
 
 
-@dataclass(frozen=True)
-class NewReference:
-    """One reference to be added.
-
-    Attributes:
-        document: id from ``begin``.
-        ordinal: position in the document, from 0 without gaps.
-        start, end: characters of the document.
-        tokens: the decoder's token ids.
-        page, line: place for citing, counted from 1, where the format has one.
-        vector: float32 ``(dimensions,)`` of length one.
-        record: the memory, or None if it is written later (cold).
-    """
-
-    document: int
-    ordinal: int
-    start: int
-    end: int
-    text: str
-    tokens: Sequence[int]
-    page: int | None
-    line: int | None
-    vector: np.ndarray
-    record: bytes | None
-
-
-@dataclass(frozen=True)
-class StoredReference:
-    """One reference as the catalog has it, its checksum verified."""
-
-    slot: int
-    document: int
-    path: str
-    start: int
-    end: int
-    page: int | None
-    line: int | None
-    text: str
-    tokens: tuple[int, ...]
-    vector: np.ndarray
-    warm: bool
-
-
-@dataclass(frozen=True)
-class StoredDocument:
-    """One document.
-
-    Attributes:
-        size: of the file when it was memorized, in bytes.
-        references: how many are committed.
-        warm: how many of them have a memory.
-        complete: whether all are committed; only then is the document found by searches.
-        added: when its memorizing began, ISO 8601 in UTC.
-        bytes: that its memories take in the record file.
-    """
-
-    id: int
-    path: str
-    hash: str
-    size: int
-    references: int
-    warm: int
-    complete: bool
-    added: str
-    bytes: int
-
-
-class Catalog(Connection):
+class Catalog(Memories):
     """The catalog of one store."""
 
     def settings(self) -> dict:
@@ -107,6 +46,9 @@ class Catalog(Connection):
             raise self.damaged(f"a setting cannot be read ({error})") from error
         if missing := NEW_STORE.keys() - settings:
             raise self.damaged(f"the setting {min(missing)} is missing")
+        for name in ("next_slot", "commit"):
+            if type(settings[name]) is not int:
+                raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no number")
         return settings
 
     def set(self, **settings: object) -> None:
@@ -116,22 +58,32 @@ class Catalog(Connection):
                 "UPDATE setting SET value = ? WHERE name = ?", [json.dumps(value), name]
             )
 
-    def begin(self, path: str, hash: str, size: int, count: int) -> tuple[int, int]:
+    def begin(
+        self,
+        path: str,
+        hash: str,
+        size: int,
+        count: int,
+        tokenizer: str,
+        added: str | None = None,
+    ) -> tuple[int, int]:
         """Find or make the document; return its id and how many references it has."""
+        path, hash = self.stored_name(path), self.stored_name(hash)
         found = None
-        for id, known, expected, complete in self.db.execute(
-            "SELECT id, hash, count, complete FROM document WHERE path = ?", [path]
+        for id, known, expected, cut, complete in self.db.execute(
+            "SELECT id, hash, count, tokenizer, complete FROM document WHERE path = ?", [path]
         ).fetchall():
-            if (known, expected) == (hash, count):
+            # what another tokenizer began to cut would go on at another place
+            if (known, expected) == (hash, count) and (complete or cut == tokenizer):
                 found = id
             elif not complete:
                 self.remove([id])
         if found is None:
-            added = datetime.now(UTC).isoformat(timespec="seconds")
+            added = added or datetime.now(UTC).isoformat(timespec="seconds")
             found = self.db.execute(
-                "INSERT INTO document (path, hash, size, count, complete, added) "
-                "VALUES (?, ?, ?, ?, 0, ?)",
-                [path, hash, size, count, added],
+                "INSERT INTO document (path, hash, size, count, complete, added, tokenizer) "
+                "VALUES (?, ?, ?, ?, 0, ?, ?)",
+                [path, hash, size, count, added, tokenizer],
             ).lastrowid
         return found, self._committed(found)
 
@@ -157,17 +109,20 @@ class Catalog(Connection):
             path, count, committed = state[new.document]
             if new.ordinal != committed or committed >= count:
                 raise StoreError(
-                    f"{path}: reference {new.ordinal} was added where {committed} of {count} is "
-                    f"next. Add a document's references in order, once."
+                    f"{self.name(path)}: reference {new.ordinal} was added where {committed} of "
+                    f"{count} is next. Add a document's references in order, once."
                 )
             state[new.document][2] += 1
             tokens = np.asarray(new.tokens, dtype="<u4").tobytes()
             vector = np.asarray(new.vector, dtype="<f4").tobytes()
-            place = (new.ordinal, new.start, new.end, new.page, new.line, new.text)
+            text, tokens, vector = self.sealed(
+                (new.document, new.ordinal), new.text, tokens, vector
+            )
+            place = (new.ordinal, new.start, new.end, new.page, new.line, text)
             checksum = _checksum(slot, path, place, tokens, vector)
             self.db.execute(
-                "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                [slot, new.document, *place, tokens, vector, checksum, new.record is not None],
+                "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+                [slot, new.document, *place, tokens, vector, checksum],
             )
         for document, (path, count, committed) in state.items():
             if committed == count:
@@ -178,8 +133,12 @@ class Catalog(Connection):
             "SELECT id FROM document WHERE path = ? AND complete", [path]
         ).fetchall()
         self.remove([id for (id,) in older])
-        self.db.execute("UPDATE document SET complete = 1 WHERE id = ?", [document])
         self._count_commit()
+        self.db.execute(
+            "UPDATE document SET complete = 1, since = (SELECT CAST(value AS INTEGER) "
+            "FROM setting WHERE name = 'commit') WHERE id = ?",
+            [document],
+        )
 
     def _count_commit(self) -> None:
         """Tell readers that searches may find something else than before."""
@@ -191,66 +150,59 @@ class Catalog(Connection):
         """Remove documents; ``leftovers`` then lists the slots whose records remain."""
         if not documents:
             return
-        ids = _listed(documents)
+        ids = listed(documents)
         self.db.execute(
-            "INSERT INTO leftover SELECT slot FROM reference "
+            "INSERT OR IGNORE INTO leftover SELECT e.id, slot FROM edition e, reference "
             "WHERE document IN (SELECT value FROM json_each(?))",
+            [ids],
+        )
+        self.db.execute(
+            "DELETE FROM memory WHERE edition IN (SELECT id FROM edition) AND slot IN (SELECT slot "
+            "FROM reference WHERE document IN (SELECT value FROM json_each(?)))",
             [ids],
         )
         self.db.execute("DELETE FROM document WHERE id IN (SELECT value FROM json_each(?))", [ids])
         self.set(scrub=True)
         self._count_commit()
 
-    def leftovers(self) -> list[int]:
-        """Slots whose references are gone and whose records must still be erased."""
-        return [slot for (slot,) in self.db.execute("SELECT slot FROM leftover ORDER BY slot")]
-
-    def clear_leftovers(self) -> None:
-        self.db.execute("DELETE FROM leftover")
-
-    def mark(self, slots: Iterable[int], *, warm: bool) -> None:
-        """Say whether slots have a memory."""
-        self.db.execute(
-            "UPDATE reference SET warm = ?1 WHERE warm != ?1 "
-            "AND slot IN (SELECT value FROM json_each(?2))",
-            [warm, _listed(slots)],
-        )
-
-    def warmth(self, slots: Iterable[int]) -> dict[int, bool]:
-        """Whether each slot that exists has a memory."""
-        rows = self.db.execute(
-            "SELECT slot, warm FROM reference WHERE slot IN (SELECT value FROM json_each(?))",
-            [_listed(slots)],
-        )
-        return {slot: bool(warm) for slot, warm in rows}
-
-    def extent(self) -> int:
-        """Number of slots that the record file must be long enough for."""
-        (last,) = self.db.execute("SELECT max(slot) FROM reference WHERE warm = 1").fetchone()
-        return 0 if last is None else last + 1
-
     def hashes(self) -> dict[str, str | None]:
         """Hash of each path's document, None where one is half added."""
         rows = self.db.execute("SELECT path, hash, complete FROM document ORDER BY complete DESC")
-        return {path: hash if complete else None for path, hash, complete in rows}
+        return {
+            self.name(path): self.name(hash) if complete else None for path, hash, complete in rows
+        }
 
-    def visible(self) -> int:
-        """Number of references that searches may find."""
+    def counts(self) -> tuple[int, int]:
+        """Numbers of documents and of references."""
         return self.db.execute(
-            "SELECT count(*) FROM reference WHERE document IN "
-            "(SELECT id FROM document WHERE complete)"
+            "SELECT (SELECT count(*) FROM document), (SELECT count(*) FROM reference)"
+        ).fetchone()
+
+    def visible(self, since: int = -1) -> int:
+        """Number of references that searches may find, of documents complete after a commit."""
+        return self.db.execute(
+            "SELECT count(*) FROM reference WHERE slot NOT IN (SELECT slot FROM reference "
+            "WHERE quarantined) AND document IN "
+            "(SELECT id FROM document WHERE complete AND since > ?)",
+            [since],
         ).fetchone()[0]
 
-    def documents(self) -> list[StoredDocument]:
+    def documents(self, edition: int) -> list[StoredDocument]:
         """All documents by id, with ``bytes`` counted in records."""
         rows = self.db.execute(
-            "SELECT d.id, d.path, d.hash, d.size, count(r.slot), coalesce(sum(r.warm), 0), "
+            "SELECT d.id, d.path, d.hash, d.size, count(r.slot), count(m.slot), "
             "d.complete, d.added FROM document d LEFT JOIN reference r ON r.document = d.id "
-            "GROUP BY d.id ORDER BY d.id"
+            "LEFT JOIN memory m ON m.edition = ? AND m.slot = r.slot GROUP BY d.id ORDER BY d.id",
+            [edition],
         )
         return [
-            StoredDocument(*row[:6], complete=bool(row[6]), added=row[7], bytes=row[5])
-            for row in rows
+            StoredDocument(
+                *(id, self.name(path), self.name(hash), *counts),
+                complete=bool(complete),
+                added=added,
+                bytes=counts[-1],
+            )
+            for id, path, hash, *counts, complete, added in rows
         ]
 
     def slots(self, documents: Iterable[int]) -> list[int]:
@@ -258,77 +210,174 @@ class Catalog(Connection):
         rows = self.db.execute(
             "SELECT slot FROM reference WHERE document IN (SELECT value FROM json_each(?)) "
             "ORDER BY slot",
-            [_listed(documents)],
+            [listed(documents)],
         )
         return [slot for (slot,) in rows]
 
-    def vectors(self, dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slots int64 ``(n,)`` and vectors float32 ``(n, dimensions)`` of complete documents."""
+    def first_slot(self) -> int:
+        """The lowest slot of a reference that there is or will be."""
+        (first,) = self.db.execute("SELECT min(slot) FROM reference").fetchone()
+        return self.settings()["next_slot"] if first is None else first
+
+    def following(self, slot: int, count: int = BLOCK) -> list[int]:
+        """The next slots behind one, in order, of all references."""
         rows = self.db.execute(
-            "SELECT slot, vector FROM reference WHERE document IN "
-            "(SELECT id FROM document WHERE complete) ORDER BY slot"
+            "SELECT slot FROM reference WHERE slot > ? ORDER BY slot LIMIT ?", [slot, count]
+        )
+        return [slot for (slot,) in rows]
+
+    def among(self, slots: Iterable[int]) -> set[int]:
+        """Those of some slots that searches may find."""
+        rows = self.db.execute(
+            f"SELECT slot FROM reference WHERE slot IN (SELECT value FROM json_each(?)) "
+            f"AND NOT quarantined AND {_COMPLETE}",
+            [listed(slots)],
+        )
+        return {slot for (slot,) in rows}
+
+    def visible_slots(self, since: int = -1) -> np.ndarray:
+        """Slots that searches may find, int64, in order."""
+        rows = self.db.execute(
+            "SELECT slot FROM reference WHERE slot NOT IN (SELECT slot FROM reference "
+            "WHERE quarantined) AND document IN "
+            "(SELECT id FROM document WHERE complete AND since > ?) ORDER BY slot",
+            [since],
+        )
+        return np.fromiter((slot for (slot,) in rows), dtype=np.int64)
+
+    def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of some slots those that exist, int64 ``(n,)``, and their vectors, float32."""
+        rows = self.db.execute(
+            "SELECT slot, document, ordinal, vector FROM reference "
+            "WHERE slot IN (SELECT value FROM json_each(?)) ORDER BY slot",
+            [listed(slots)],
         ).fetchall()
+        rows = [
+            (slot, self.opened_vector((document, ordinal), vector))
+            for slot, document, ordinal, vector in rows
+        ]
         for slot, vector in rows:
             if not isinstance(vector, bytes) or len(vector) != 4 * dimensions:
                 raise self.damaged(f"the vector of reference {slot} has another length")
         vectors = np.frombuffer(b"".join(vector for _, vector in rows), dtype="<f4")
-        slots = np.array([slot for slot, _ in rows], dtype=np.int64)
-        return slots, vectors.reshape(len(rows), dimensions)
+        found = np.array([slot for slot, _ in rows], dtype=np.int64)
+        return found, vectors.reshape(len(rows), dimensions)
 
-    def references(self, slots: Collection[int]) -> dict[int, StoredReference]:
+    def quarantine(self, slots: Iterable[int], quarantined: bool) -> None:
+        """Hide references from searches, or show them again."""
+        self.db.execute(
+            "UPDATE reference SET quarantined = ? WHERE slot IN (SELECT value FROM json_each(?))",
+            [quarantined, listed(slots)],
+        )
+        self.set(seal=None)  # an index of other references
+        self._count_commit()
+
+    def quarantined(self) -> list[int]:
+        """Slots that are hidden from searches, in order."""
+        rows = self.db.execute("SELECT slot FROM reference WHERE quarantined ORDER BY slot")
+        return [slot for (slot,) in rows]
+
+    def references(self, slots: Collection[int], edition: int) -> dict[int, StoredReference]:
         """Read references. Raises StoreError that names the document of a damaged one."""
         rows = self.db.execute(
-            'SELECT slot, document, path, ordinal, "start", "end", page, line, text, tokens, '
-            "vector, checksum, warm FROM reference JOIN document ON document = id "
+            'SELECT slot, document, path, tokenizer, ordinal, "start", "end", page, line, '
+            "text, tokens, vector, checksum, EXISTS (SELECT 1 FROM memory m WHERE m.edition = ? "
+            "AND m.slot = reference.slot) FROM reference JOIN document ON document = id "
             "WHERE slot IN (SELECT value FROM json_each(?))",
-            [_listed(slots)],
+            [edition, listed(slots)],
         ).fetchall()
         if len(rows) != len(set(slots)):
             raise self.damaged("its full text knows references that it does not have")
         found = {}
-        for slot, document, path, *place, tokens, vector, checksum, warm in rows:
+        for slot, document, path, tokenizer, *place, tokens, vector, checksum, warm in rows:
             try:
                 whole = checksum == _checksum(slot, path, place, tokens, vector)
             except TypeError:  # a value that is not even of its column's type
                 whole = False
+            path = self.name(path)
             if not whole:
                 raise StoreError(
                     f"{self.path}: a reference of {path} (document {document}) is damaged. "
                     f"Forget that document and memorize it again."
                 )
+            place[-1], tokens, vector = self.opened((document, place[0]), place[-1], tokens, vector)
             found[slot] = StoredReference(
-                *(slot, document, path, *place[1:]),
+                *(slot, document, path, tokenizer, *place),
                 tokens=tuple(np.frombuffer(tokens, dtype="<u4").tolist()),
                 vector=np.frombuffer(vector, dtype="<f4"),
                 warm=bool(warm),
             )
         return found
 
+    def renumber(self, moved: Mapping[int, int], origin: int) -> None:
+        """Give references other slots, and editions the record files that start at ``origin``.
+
+        Args:
+            moved: new slots by old ones, of all references; the new ones lie behind the old.
+        """
+        self.db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new, checksum)")
+        old = list(moved)
+        for start in range(0, len(old), BLOCK):
+            rows = self.db.execute(
+                'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, '
+                "checksum FROM reference JOIN document ON document = id "
+                "WHERE slot IN (SELECT value FROM json_each(?))",
+                [listed(old[start : start + BLOCK])],
+            ).fetchall()
+            self.db.conn.executemany(
+                "INSERT INTO temp.moved VALUES (?, ?, ?)",
+                [
+                    # a checksum that was wrong before stays wrong
+                    (
+                        slot,
+                        moved[slot],
+                        checksum
+                        ^ _checksum(slot, path, place, tokens, vector)
+                        ^ _checksum(moved[slot], path, place, tokens, vector),
+                    )
+                    for slot, path, *place, tokens, vector, checksum in rows
+                ],
+            )
+        for statement in (
+            "DELETE FROM memory WHERE slot NOT IN (SELECT old FROM temp.moved)",
+            "UPDATE memory SET slot = (SELECT new FROM temp.moved WHERE old = slot)",
+            "UPDATE reference SET (slot, checksum) = "
+            "(SELECT new, checksum FROM temp.moved WHERE old = slot)",
+            "DROP TABLE temp.moved",
+        ):
+            self.db.execute(statement)
+        if not self.cipher:
+            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+        self.db.execute(
+            "UPDATE edition SET origin = ?1, file = 'memories-' || id || '-' || ?1 || '.kv'",
+            [origin],
+        )
+        self.set(next_slot=origin + len(moved), seal=None, scrub=True)
+        self._count_commit()
+
     def matching(self, text: str, count: int) -> list[int]:
         """Slots of references that share words with a text, the best by BM25 first."""
+        place = self.full_text()
+        if place is None:
+            return []
+        db, condition = place
         words = [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text.lower()))]
-        frequency = {word: self._frequency(word) for word in words}
+        frequency = {word: _frequency(db, word) for word in words}
         known = sorted((word for word in words if frequency[word]), key=frequency.__getitem__)
         rare = [word for word in known if frequency[word] < COMMON]
         wanted = (rare or known)[:WORDS]
         if not wanted:
             return []
-        rows = self.db.execute(
-            "SELECT rowid FROM words WHERE words MATCH ? AND rowid NOT IN (SELECT slot "
-            "FROM reference WHERE document IN (SELECT id FROM document WHERE NOT complete)) "
-            "ORDER BY rank LIMIT ?",
+        rows = db.execute(
+            f"SELECT rowid FROM words WHERE words MATCH ? AND {condition} ORDER BY rank LIMIT ?",
             [" OR ".join(wanted), count],
         )
         return [slot for (slot,) in rows]
 
-    def _frequency(self, word: str) -> int:
-        return self.db.execute(
-            "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)",
-            [word, COMMON],
-        ).fetchone()[0]
-
     def holds(self, sample: str | bytes) -> bool:
         """Whether a name, text or word, or token or vector bytes, are in what the catalog holds."""
+        if self.cipher:
+            return False  # nothing as it is
         if isinstance(sample, bytes):
             statement = "SELECT 1 FROM reference WHERE instr(tokens, ?1) OR instr(vector, ?1)"
         else:
@@ -340,6 +389,7 @@ class Catalog(Connection):
                 "SELECT 1 FROM reference WHERE instr(text, ?1) OR instr(lower(text), ?1) UNION ALL "
                 "SELECT 1 FROM temp.term WHERE instr(term, ?1) UNION ALL "
                 "SELECT 1 FROM setting WHERE instr(lower(value), ?1) UNION ALL "
+                "SELECT 1 FROM edition WHERE instr(lower(fingerprint || memory), ?1) UNION ALL "
                 "SELECT 1 FROM sqlite_master WHERE instr(lower(sql), ?1)"
             )
         return self.db.execute(statement + " LIMIT 1", [sample]).fetchone() is not None
@@ -354,8 +404,10 @@ class Catalog(Connection):
                 return
         with self.thread, self.translated():
             # deleting from full text only adds a note; words stay until the index is made again
-            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+            if not self.cipher:
+                self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
             self.db.execute("VACUUM")
+            files.step("vacuumed")
             (busy, _, _) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise StoreError(
@@ -366,9 +418,10 @@ class Catalog(Connection):
             self.set(scrub=False)
 
 
-def _listed(numbers: Iterable[int]) -> str:
-    """Any number of integers as one SQL parameter, for ``json_each``."""
-    return json.dumps([int(number) for number in numbers])
+def _frequency(db: Database | sqlite3.Connection, word: str) -> int:
+    return db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)", [word, COMMON]
+    ).fetchone()[0]
 
 
 def _checksum(slot: int, path: str, place: Sequence, tokens: bytes, vector: bytes) -> int:

@@ -1,4 +1,4 @@
-"""The SQLite file under the catalog: its schema, versions, transactions and errors.
+"""The SQLite file under the catalog: its versions, transactions and errors.
 
 One connection serves all threads of a process, one at a time. SQLite's errors become StoreError.
 """
@@ -8,64 +8,50 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from sqlite_utils import Database, Migrations
+from sqlite_utils import Database
 
 from ..errors import StoreError
-from .files import replacing
+from . import files
+from .migrations import migrations
+from .rows import Edition
 
 BUSY_SECONDS = 10  # how long one process waits for another's commit
-TOKENIZER = "porter unicode61"
 _PAGE = 16384  # of the database: six references fit, where 4096 hold one and waste a third
 
-migrations = Migrations("m3mlx.store")
 
-
-@migrations()
-def m001_first(db: Database) -> None:
-    for statement in (
-        "CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
-        """CREATE TABLE document (
-            id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL, hash TEXT NOT NULL,
-            size INTEGER NOT NULL, count INTEGER NOT NULL, complete INTEGER NOT NULL,
-            added TEXT NOT NULL, UNIQUE (path, complete))""",
-        """CREATE TABLE reference (
-            slot INTEGER PRIMARY KEY,
-            document INTEGER NOT NULL REFERENCES document (id) ON DELETE CASCADE,
-            ordinal INTEGER NOT NULL, "start" INTEGER NOT NULL, "end" INTEGER NOT NULL,
-            page INTEGER, line INTEGER, text TEXT NOT NULL, tokens BLOB NOT NULL,
-            vector BLOB NOT NULL, checksum INTEGER NOT NULL, warm INTEGER NOT NULL,
-            UNIQUE (document, ordinal))""",
-        "CREATE INDEX reference_of ON reference (document, warm)",  # to count without reading
-        "CREATE INDEX reference_warm ON reference (warm)",
-        # slots whose reference is gone and whose bytes are still in the record file
-        "CREATE TABLE leftover (slot INTEGER PRIMARY KEY)",
-        f"""CREATE VIRTUAL TABLE words USING fts5 (
-            text, content='reference', content_rowid='slot', tokenize='{TOKENIZER}')""",
-        """CREATE TRIGGER reference_added AFTER INSERT ON reference BEGIN
-            INSERT INTO words (rowid, text) VALUES (new.slot, new.text); END""",
-        """CREATE TRIGGER reference_removed AFTER DELETE ON reference BEGIN
-            INSERT INTO words (words, rowid, text) VALUES ('delete', old.slot, old.text); END""",
-    ):
-        db.execute(statement)
+class OlderSchema(StoreError):
+    """A catalog must be brought up to date, which only a writer may do."""
 
 
 class Connection:
     """An open database. Read inside ``snapshot``, write inside ``transaction``."""
 
     @staticmethod
-    def create(path: Path, settings: Mapping[str, object]) -> None:
-        """Make a database with these settings: complete under its name, or not at all."""
-        with replacing(path) as new:
+    def create(
+        path: Path,
+        settings: Mapping[str, object],
+        editions: Iterable[Edition] = (),
+        changes: Iterable[str] = (),
+    ) -> None:
+        """Make a database with these settings: complete under its name, or not at all.
+
+        ``changes`` are statements that follow those of the schema.
+        """
+        with files.replacing(path) as new:
             db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
             db.execute(f"PRAGMA page_size={_PAGE}")
             db.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
             migrations.apply(db)
             for name, value in settings.items():
                 db["setting"].insert({"name": name, "value": json.dumps(value)})
+            for edition in editions:
+                db["edition"].insert(edition_row(edition))
+            for statement in changes:
+                db.execute(statement)
             db.close()
 
     def __init__(self, path: Path, *, write: bool = False):
@@ -100,11 +86,11 @@ class Connection:
         if applied - known:
             raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade this one.")
         if known - applied and not write:
-            raise StoreError(
-                f"{self.path}: it was made by an older m3mlx. Run `m3mlx memorize` on any file "
-                f"once to bring it up to date."
-            )
+            raise OlderSchema(f"{self.path}: it was made by an older m3mlx.")
         if write:
+            # VACUUM writes all text to a temporary file, which must not lie anywhere else
+            folder = str(self.path.absolute().parent).replace("'", "''")
+            self.db.execute(f"PRAGMA temp_store_directory='{folder}'")
             self.db.execute("PRAGMA journal_mode=WAL")
             migrations.apply(self.db)
         else:
@@ -117,14 +103,38 @@ class Connection:
     def transaction(self) -> Iterator[None]:
         """Everything inside is committed and on the disk at the end, or nothing is."""
         # IMMEDIATE: a deferred transaction that turns into a writing one fails without waiting
-        with self.thread, self.translated(), self._inside("BEGIN IMMEDIATE"):
-            yield
+        with self.thread, self.translated():
+            with self._inside("BEGIN IMMEDIATE"):
+                yield
+                files.step("committing")
+            files.step("committed")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Everything inside sees one commit, whatever others write meanwhile."""
-        with self.thread, self.translated(), self._inside("BEGIN"):
-            yield
+        """Everything inside sees one commit, whatever others write meanwhile.
+
+        Inside of another snapshot or a transaction it is part of that.
+        """
+        with self.thread, self.translated():
+            if self.db.conn.in_transaction:
+                yield
+            else:
+                with self._inside("BEGIN"):
+                    yield
+
+    def empty_log(self) -> bool:
+        """Move the log into the database file; False if a reader keeps it from being emptied.
+
+        Call it outside of transactions. It does not wait.
+        """
+        with self.thread, self.translated():
+            self.db.execute("PRAGMA busy_timeout=0")
+            try:
+                return not self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.OperationalError:  # somebody reads or looks at this very moment
+                return False
+            finally:
+                self.db.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
 
     @contextmanager
     def _inside(self, begin: str) -> Iterator[None]:
@@ -142,10 +152,10 @@ class Connection:
             yield
         except sqlite3.ProgrammingError:  # a mistake of the caller, such as use after close
             raise
-        except UnicodeEncodeError as error:
+        except UnicodeEncodeError as error:  # whose text may be the document's
             raise StoreError(
-                f"{self.path}: {error.object[:80]!a} cannot be stored, it is not valid Unicode. "
-                f"Rename the file, or save it as UTF-8."
+                f"{self.path}: a text cannot be stored, it is not valid Unicode. Save its file as "
+                f"UTF-8."
             ) from error
         except (sqlite3.Error, UnicodeDecodeError) as error:
             name = getattr(error, "sqlite_errorname", "")
@@ -167,3 +177,12 @@ class Connection:
             f"{self.path}: {what}. Restore it from a backup, or remove the store's folder and "
             f"memorize the documents again."
         )
+
+
+def edition_row(edition: Edition) -> dict[str, object]:
+    """An edition as its row, without the id that the database gives it."""
+    row = dict(vars(edition))
+    del row["id"]
+    for name in ("fingerprint", "memory"):
+        row[name] = json.dumps(row[name], sort_keys=True)
+    return row

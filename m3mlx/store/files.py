@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import struct
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 from ..errors import StoreError
@@ -17,6 +20,13 @@ except ImportError:  # no advisory locks on this platform: SQLite alone keeps wr
     fcntl = None
 
 NEW = ".new"  # ending of a file that is still being written
+
+
+def step(name: str) -> None:
+    """A named moment in the order of writing; nothing happens here.
+
+    What kills the process or fails the disk at every such moment replaces this function.
+    """
 
 
 def sync(descriptor: int) -> None:
@@ -45,10 +55,29 @@ def create_private(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+def punch(descriptor: int, start: int, length: int) -> None:
+    """Give the blocks of a range back, which then reads as zeros; nothing where that can't be."""
+    if sys.platform == "darwin" and fcntl:
+        hole = struct.pack("=IIqq", 0, 0, start, length)
+        with suppress(OSError):
+            fcntl.fcntl(descriptor, 99, hole)  # F_PUNCHHOLE
+    elif sys.platform == "linux":
+        keep_size_and_punch = 0x01 | 0x02
+        with suppress(AttributeError):  # a C library without it; other errors are its return value
+            _libc().fallocate64(
+                descriptor, keep_size_and_punch, ctypes.c_int64(start), ctypes.c_int64(length)
+            )
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
+
+
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, ending: str = NEW) -> Iterator[Path]:
     """Yield an empty private file to fill; it then becomes ``path`` at once, or not at all."""
-    new = path.with_name(path.name + NEW)
+    new = path.with_name(path.name + ending)
     create_private(new)
     try:
         yield new
@@ -57,7 +86,9 @@ def replacing(path: Path) -> Iterator[Path]:
             sync(descriptor)
         finally:
             os.close(descriptor)
+        step(f"{path.name} written")
         os.replace(new, path)
+        step(f"{path.name} in place")
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -76,18 +107,22 @@ def told(path: Path) -> Iterator[None]:
         ) from error
 
 
+class BusyStore(StoreError):
+    """Another process is writing to a store."""
+
+
 class WriterLock:
     """The right to write to a store: held by one opener at a time, freed when its process ends."""
 
     def __init__(self, path: Path, wait: float):
-        """Wait at most ``wait`` seconds. Raises StoreError that names the process in the way."""
+        """Wait at most ``wait`` seconds. Raises BusyStore that names the process in the way."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         deadline = time.monotonic() + wait
         while not self._taken():
             if time.monotonic() >= deadline:
                 owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
                 self.release()
-                raise StoreError(
+                raise BusyStore(
                     f"{path.parent}: another process ({owner or 'unknown'}) is writing to this "
                     f"store. Wait until it has finished, then try again."
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,13 +10,16 @@ import numpy as np
 
 from ..config import RETRIEVALS
 from ..errors import StoreError
-from . import index
-from .catalog import Catalog
+from . import files, index
+from .catalog import BLOCK, Catalog
 from .files import NEW
+from .rows import Edition, StoredReference
 
 EXACT_REFERENCES = 20_000  # up to so many, comparing with all is as fast as any index
 _FUSION = 60  # damps the first ranks (Cormack, Clarke and Buettcher 2009)
 _DEPTH = 64  # ranks of each list that take part in the fusion, at least
+_CANDIDATES = 64  # taken from the index at least, and ranked by exact vectors
+_TIMES = 4  # as many candidates as are wanted
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Hit:
         path: of its document, whose id is ``document``.
         start, end: characters of the document.
         page, line: for citing, counted from 1, or None.
-        tokens: the decoder's token ids.
+        tokens: ids by the tokenizer of the edition in use; None if another cut the document,
+            then its tokens are those of ``text``.
         warm: whether its memory has been written.
     """
 
@@ -41,7 +45,7 @@ class Hit:
     page: int | None
     line: int | None
     text: str
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] | None
     document: int
     warm: bool
 
@@ -55,9 +59,13 @@ class Search:
         self._path = path
         self._dimensions = dimensions
         self._exact = exact
-        self._opened: tuple[object, index.Exact | index.Graph] | None = None
+        # the index file and what searches the rest, each with the state that it belongs to
+        self._index: tuple[index.Seal | None, index.Graph | None] | None = None
+        self._rest: tuple[object, index.Exact | index.Scan] | None = None
 
-    def hits(self, queries: np.ndarray, texts: Sequence[str], k: int, mode: str) -> list[list[Hit]]:
+    def hits(
+        self, queries: np.ndarray, texts: Sequence[str], k: int, mode: str, edition: Edition
+    ) -> list[list[Hit]]:
         """See ``MemoryStore.search``. All of it sees one commit."""
         if mode not in RETRIEVALS:
             raise StoreError(f"{mode}: no such way to search. Use one of {', '.join(RETRIEVALS)}.")
@@ -70,32 +78,68 @@ class Search:
         with self._catalog.snapshot():
             lists = []
             if mode != "text":
-                lists.append(self._neighbours().search(queries, depth))
+                lists.append(self._nearest(queries, depth))
+            if mode == "text" and self._catalog.full_text() is None:
+                raise StoreError(
+                    f"{self._path.parent}: this encrypted store is too large to be searched by "
+                    f"words. Search it by meaning, with --retrieval dense."
+                )
             if mode != "dense":
                 lists.append([self._catalog.matching(text, depth) for text in texts])
             ranked = [_fused(ranks)[:k] for ranks in zip(*lists, strict=True)]
-            stored = self._catalog.references({slot for slots in ranked for slot in slots})
+            wanted = {slot for slots in ranked for slot in slots}
+            stored = self._catalog.references(wanted, edition.id)
         found = []
         for query, slots in zip(queries, ranked, strict=True):
-            hits = []
-            for slot in slots:
-                fields = dict(vars(stored[slot]))
-                distance = 1.0 - float(query @ fields.pop("vector"))
-                hits.append(Hit(distance=distance, **fields))
-            if mode == "dense":  # an index ranks by rounded vectors
+            hits = [_hit(stored[slot], query, edition) for slot in slots]
+            if mode == "dense":  # sums of products differ in the last bit
                 hits.sort(key=lambda hit: (hit.distance, hit.slot))
             found.append(hits)
         return found
 
-    def _neighbours(self) -> index.Exact | index.Graph:
-        """What searches the vectors of the present commit."""
+    def _nearest(self, queries: np.ndarray, count: int) -> list[list[int]]:
+        """For each query the slots of the nearest vectors of the present commit."""
+        graph, rest = self._neighbours()
+        found = rest.search(queries, count)
+        if graph is not None:
+            found = index.merged(found, self._in_graph(graph, queries, count), count)
+        return [[slot for _, slot in nearest] for nearest in found]
+
+    def _in_graph(self, graph: index.Graph, queries: np.ndarray, count: int) -> list[index.Nearest]:
+        """Search an index that may hold references which are gone by now."""
+        more = max(_CANDIDATES, _TIMES * count)
+        while True:
+            found = graph.search(queries, more)
+            there = self._catalog.among({slot for slots in found for slot in slots})
+            enough = all(sum(slot in there for slot in slots) >= count for slots in found)
+            if enough or more >= len(graph):
+                vectors = self._catalog.vectors(there, self._dimensions)
+                return index.Exact(*vectors).search(queries, count)
+            more *= 2
+
+    def _neighbours(self) -> tuple[index.Graph | None, index.Exact | index.Scan]:
+        """The index file, if there is a whole one, and what searches all that it lacks."""
         commit, seal = self._state()
-        if self._opened is None or self._opened[0] != (commit, seal):
-            self._opened = (
-                (commit, seal),
-                self._graph(commit, seal) or index.Exact(*self._catalog.vectors(self._dimensions)),
-            )
-        return self._opened[1]
+        if self._index is None or self._index[0] != seal:
+            self._index = seal, self._open(seal)
+        graph = self._index[1]
+        if self._rest is None or self._rest[0] != (commit, seal):
+            since = -1 if graph is None else graph.seal.commit
+            self._rest = (commit, seal), self._lacking(since)
+        return graph, self._rest[1]
+
+    def _lacking(self, since: int) -> index.Exact | index.Scan:
+        """A search of the documents that are complete since a commit."""
+        slots = self._catalog.visible_slots(since)
+        if len(slots) <= self._exact:
+            return index.Exact(*self._catalog.vectors(slots, self._dimensions))
+
+        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for start in range(0, len(slots), BLOCK):
+                part = slots[start : start + BLOCK]
+                yield self._catalog.vectors(part, self._dimensions)
+
+        return index.Scan(parts)
 
     def _state(self) -> tuple[int, index.Seal | None]:
         settings = self._catalog.settings()
@@ -105,9 +149,9 @@ class Search:
             seal = None
         return settings["commit"], seal
 
-    def _graph(self, commit: int, seal: index.Seal | None) -> index.Graph | None:
-        """The index file if it is whole and up to date."""
-        if seal is None or seal.commit != commit:
+    def _open(self, seal: index.Seal | None) -> index.Graph | None:
+        """The index file if it is whole."""
+        if seal is None:
             return None
         try:
             return index.Graph(self._path, seal)
@@ -115,23 +159,51 @@ class Search:
             return None  # exact search needs none, and the next writer makes it again
 
     def refresh(self) -> None:
-        """Make the index file what the catalog says, if it is not. Only the writer may."""
+        """Make the index file what the catalog says, if it is too far from it.
+
+        Only the writer may. Searches compare what the index lacks one by one, so a few new
+        references wait for more; what is forgotten leaves the file at once.
+        """
         self._path.with_name(self._path.name + NEW).unlink(missing_ok=True)
         with self._catalog.snapshot():
             commit, seal = self._state()
-            large = self._catalog.visible() > self._exact
-            if large and self._graph(commit, seal):
-                return
-            if large:
-                slots, vectors = self._catalog.vectors(self._dimensions)
-        if large:
-            made = index.save(self._path, slots, vectors, commit, seal)
+            visible = self._catalog.visible()
+            large = visible > self._exact
+            graph = self._open(seal) if large else None
+            if graph is not None:
+                new = self._catalog.visible(graph.seal.commit)
+                if len(graph) == visible - new and new <= self._exact // 4:
+                    return
+            slots = self._catalog.visible_slots() if large else None
+        if slots is not None:
+            files.step("indexing")
+            made = index.save(self._path, slots, self._vectors, self._dimensions, commit, seal)
         else:
             self._path.unlink(missing_ok=True)
             made = None
         if made != seal:
             with self._catalog.transaction():
                 self._catalog.set(seal=made and asdict(made))
+
+    def _vectors(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with self._catalog.snapshot():
+            return self._catalog.vectors(slots, self._dimensions)
+
+
+def _hit(stored: StoredReference, query: np.ndarray, edition: Edition) -> Hit:
+    return Hit(
+        slot=stored.slot,
+        distance=1.0 - float(query @ stored.vector),
+        path=stored.path,
+        start=stored.start,
+        end=stored.end,
+        page=stored.page,
+        line=stored.line,
+        text=stored.text,
+        tokens=stored.tokens if stored.tokenizer == edition.tokenizer else None,
+        document=stored.document,
+        warm=stored.warm,
+    )
 
 
 def _fused(ranks: Iterable[Sequence[int]]) -> list[int]:

@@ -1,25 +1,34 @@
 """What a forgotten document would leave behind, and the search for it in the bytes on disk.
 
-Samples are taken before the erasing and looked for after it. A sample that a remaining document
-holds too proves nothing; ``MemoryStore.residue`` leaves it out.
+Samples of every reference are taken before the erasing, and looked for after it in every byte of
+every file. A sample that a remaining document holds too proves nothing; ``left`` leaves it out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import AnyStr
 
 import numpy as np
 
-from .bank import Bank
-from .catalog import Catalog, StoredDocument, StoredReference
-from .database import TOKENIZER
+from .catalog import Catalog
+from .index import rounded
+from .migrations import TOKENIZER
+from .records import Records
+from .rows import StoredDocument, StoredReference
 
-_SAMPLED = 8  # references, spread evenly: the search reads every byte once for each sample
+ENCODINGS = ("utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "latin-1", "cp1252")
+_WINDOW = 32  # characters of a text, bytes of anything else
+_WINDOWS = 3  # of each text and of each memory
 _WORDS = 16  # the longest words of the full text
-_CHUNK = 2**24  # bytes of a file that are searched at a time
+_CHUNK = 2**22  # bytes of a file that are searched at a time
+_ANCHOR = 8  # bytes of a sample by which its places are found
 
 
 @dataclass(frozen=True)
@@ -49,76 +58,197 @@ class Residue:
     path: str
 
 
-def take(documents: Sequence[StoredDocument], catalog: Catalog, bank: Bank) -> list[Trace]:
-    """Sample documents and some of their references."""
-    with catalog.snapshot():
-        slots = catalog.slots(document.id for document in documents)
-        places = np.linspace(0, len(slots) - 1, min(_SAMPLED, len(slots))).round().astype(int)
-        references = list(catalog.references([slots[place] for place in places]).values())
+@dataclass(frozen=True)
+class Verification:
+    """What a search for samples found.
+
+    Attributes:
+        residue: what is still there; one place for each sample and file.
+        files: name, bytes and SHA-256 of every file that was searched.
+    """
+
+    residue: list[Residue]
+    files: list[tuple[str, int, str]]
+
+
+def take(documents: Sequence[StoredDocument], catalog: Catalog, records: Records) -> list[Trace]:
+    """Sample documents and all of their references."""
     traces = []
     for document in documents:
         name = document.path
         traces += [Trace(name, "name", needle, name) for needle in _encodings(name)]
-    for reference in references:
-        path = reference.path
-        if text := _distinct(reference.text, 32):
-            traces += [Trace(path, "text", needle, text) for needle in _encodings(text)]
-        if tokens := _distinct(np.array(reference.tokens, dtype="<u4").tobytes(), 32):
-            traces.append(Trace(path, "tokens", tokens, tokens))
-        vector = reference.vector[:12]
-        for kept in (vector, vector.astype("<f2")):  # as in the catalog, as in the index
-            traces.append(Trace(path, "vector", kept.tobytes(), vector.tobytes()))
-        if memory := _distinct(bank.raw(reference.slot), 32):
-            traces.append(Trace(path, "memory", memory, memory))
-    words = _words(references)
-    traces += [Trace(path, "word", word.encode(), word) for word, path in words.items()]
+    with catalog.snapshot():
+        slots = catalog.slots(document.id for document in documents)
+        banks = {edition.id: records.bank(edition.id) for edition in catalog.editions()}
+        warm = {id: catalog.warmth(id, slots) for id in banks}
+        longest: dict[str, str] = {}
+        for start in range(0, len(slots), 256):
+            part = slots[start : start + 256]
+            references = list(catalog.references(part, records.edition.id).values())
+            for reference in references:
+                traces += _of(reference)
+                for id, bank in banks.items():
+                    if warm[id][reference.slot]:
+                        for memory in _distinct(bank.raw(reference.slot)):
+                            traces.append(Trace(reference.path, "memory", memory, memory))
+            longest = _longest({**longest, **_words(references)})
+    traces += [Trace(path, "word", word.encode(), word) for word, path in longest.items()]
     return traces
 
 
-def left(samples: Sequence[Trace], folder: Path, catalog: Catalog, bank: Bank) -> list[Residue]:
-    """Look for samples in all files of a folder; one place for each sample and file."""
-    found = {}
+def _of(reference: StoredReference) -> Iterator[Trace]:
+    """Samples of what the catalog and the index hold of one reference."""
+    path = reference.path
+    for text in _distinct(reference.text):
+        for needle in _encodings(text):
+            yield Trace(path, "text", needle, text)
+    for tokens in _distinct(np.array(reference.tokens, dtype="<u4").tobytes())[:1]:
+        yield Trace(path, "tokens", tokens, tokens)
+    vector = reference.vector[:12]
+    for kept in (vector, rounded(reference.vector)[:48]):  # in the catalog, in the index
+        yield Trace(path, "vector", kept.tobytes(), vector.tobytes())
+
+
+def left(
+    samples: Sequence[Trace], folder: Path, catalog: Catalog, records: Records
+) -> Verification:
+    """Look for samples in all files of a folder."""
+    needles = _Needles([sample.needle for sample in samples])
+    found: dict[tuple[int, Path], Residue] = {}
+    searched = []
     live: dict[int, bool] = {}  # by sample, asked only about those that are somewhere
     with catalog.snapshot():
-        for file in sorted(folder.iterdir()):
-            for number, offset in find(file, [sample.needle for sample in samples]):
+        banks = {folder / edition.file: edition.id for edition in catalog.editions()}
+        for file in sorted(path for path in folder.iterdir() if path.is_file()):
+            whole = hashlib.sha256()
+            for number, offset in needles.within(_read(file, whole)):
                 sample = samples[number]
                 if number not in live:
                     live[number] = catalog.holds(sample.original)
                 if live[number] or (number, file) in found:
                     continue
-                if file == bank.path and catalog.warmth([bank.slot_at(offset)]):
-                    continue  # the memory of a document that remains
+                if file in banks:
+                    slot = records.bank(banks[file]).slot_at(offset)
+                    if catalog.warmth(banks[file], [slot]).get(slot):
+                        continue  # the memory of a document that remains
                 found[number, file] = Residue(file.name, offset, sample.kind, sample.path)
-    return list(found.values())
+            searched.append((file.name, file.stat().st_size, whole.hexdigest()))
+    return Verification(list(found.values()), searched)
 
 
-def find(file: Path, needles: Sequence[bytes]) -> Iterator[tuple[int, int]]:
-    """Yield (number of the needle, offset) for all places where needles stand in a file."""
-    overlap = max(map(len, needles), default=1) - 1
+def certificate(
+    documents: Sequence[StoredDocument],
+    samples: Sequence[Trace],
+    verification: Verification,
+    store: str,
+) -> dict:
+    """What was erased and how that was verified, without naming it: JSON-able."""
+    return {
+        "certificate": "m3mlx forget",
+        "version": 1,
+        "store": store,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "erased": [
+            {
+                "path_sha256": hashlib.sha256(document.path.encode()).hexdigest(),
+                "content_sha256": document.hash,
+                "content_bytes": document.size,
+                "references": document.references,
+                "memories": document.warm,
+            }
+            for document in documents
+        ],
+        "samples": dict(Counter(sample.kind for sample in samples)),
+        "encodings": ENCODINGS,
+        "files": [
+            {"name": name, "bytes": length, "sha256": sha256}
+            for name, length, sha256 in verification.files
+        ],
+        "findings": [
+            {"file": residue.file, "offset": residue.offset, "kind": residue.kind}
+            for residue in verification.residue
+        ],
+        "not_covered": "snapshots and free blocks of the file system, backups, swap space, and "
+        "what a drive keeps of overwritten cells",
+    }
+
+
+def _read(file: Path, whole: hashlib._Hash) -> Iterator[bytes]:
     with file.open("rb") as opened:
-        start, tail = 0, b""
         while chunk := opened.read(_CHUNK):
+            whole.update(chunk)
+            yield chunk
+
+
+class _Needles:
+    """Any number of byte strings, all looked for in one pass over a file."""
+
+    def __init__(self, needles: Sequence[bytes]):
+        self._needles = needles
+        self._overlap = max(map(len, needles), default=1) - 1
+        self._short = [number for number, needle in enumerate(needles) if len(needle) < _ANCHOR]
+        self._anchored: dict[int, list[int]] = {}
+        for number, needle in enumerate(needles):
+            if len(needle) >= _ANCHOR:
+                anchor = int.from_bytes(needle[:_ANCHOR], "little")
+                self._anchored.setdefault(anchor, []).append(number)
+        self._anchors = np.array(sorted(self._anchored), dtype=np.uint64)
+        self._starts = np.zeros(2**24, dtype=bool)  # by the first three bytes
+        self._starts[(self._anchors & np.uint64(2**24 - 1)).astype(np.int64)] = True
+
+    def within(self, chunks: Iterable[bytes]) -> Iterator[tuple[int, int]]:
+        """Yield (number of the needle, offset) for all places in what the chunks make up."""
+        start, tail = 0, b""
+        for chunk in chunks:
             window = tail + chunk
-            for number, needle in enumerate(needles):
-                at = window.find(needle)
-                while at >= 0:
-                    if at + len(needle) > len(tail):  # else the last window had it
-                        yield number, start - len(tail) + at
-                    at = window.find(needle, at + 1)
+            for number, at in self._places(window):
+                if at + len(self._needles[number]) > len(tail):  # else the last window had it
+                    yield number, start - len(tail) + at
             start += len(chunk)
-            tail = window[-overlap:] if overlap else b""
+            tail = window[-self._overlap :] if self._overlap else b""
+
+    def _places(self, window: bytes) -> Iterator[tuple[int, int]]:
+        for number in self._short:
+            at = window.find(self._needles[number])
+            while at >= 0:
+                yield number, at
+                at = window.find(self._needles[number], at + 1)
+        data = np.frombuffer(window, dtype=np.uint8)
+        if len(data) < _ANCHOR or not len(self._anchors) or not data.any():
+            return
+        codes = data[:-7].astype(np.uint32)
+        codes |= data[1:-6].astype(np.uint32) << 8
+        codes |= data[2:-5].astype(np.uint32) << 16
+        candidates = np.flatnonzero(self._starts[codes])
+        words = codes[candidates].astype(np.uint64)
+        for byte in range(3, _ANCHOR):
+            words |= data[candidates + byte].astype(np.uint64) << np.uint64(8 * byte)
+        places = np.searchsorted(self._anchors, words)
+        places[places == len(self._anchors)] = 0
+        for at, word in zip(
+            *(values[self._anchors[places] == words].tolist() for values in (candidates, words)),
+            strict=True,
+        ):
+            for number in self._anchored[word]:
+                if window.startswith(self._needles[number], at):
+                    yield number, at
 
 
-def _encodings(text: str) -> tuple[bytes, bytes]:
-    return text.encode(), text.encode("utf-16-le")
+def _encodings(text: str) -> list[bytes]:
+    """A text as programs write it to files, each form once."""
+    forms: dict[bytes, None] = {}
+    for encoding in ENCODINGS:
+        form = text.encode(encoding, "ignore")
+        if form.decode(encoding) == text:  # else it cannot say this text
+            forms[form] = None
+    return list(forms)
 
 
-def _distinct(data: str | bytes, length: int) -> str | bytes | None:
-    """The window of a text that is least likely to stand anywhere else, if one is unlikely."""
-    windows = [data[at : at + length] for at in range(0, len(data), length)]
-    best = max(windows, key=lambda window: len(set(window)), default=data[:0])
-    return best if len(set(best)) >= 8 else None
+def _distinct(data: AnyStr) -> list[AnyStr]:
+    """The windows of something that are least likely to stand anywhere else, the best first."""
+    windows = {data[at : at + _WINDOW] for at in range(0, len(data), _WINDOW)}
+    unlikely = [window for window in windows if len(set(window)) >= 8]
+    return sorted(unlikely, key=lambda window: (-len(set(window)), window))[:_WINDOWS]
 
 
 def _words(references: Iterable[StoredReference]) -> dict[str, str]:
@@ -131,7 +261,11 @@ def _words(references: Iterable[StoredReference]) -> dict[str, str]:
         db.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", rows)
         paths = {reference.slot: reference.path for reference in references}
         for term, slot in db.execute("SELECT DISTINCT term, doc FROM terms"):
-            if len(term) >= 8:
+            if len(term) >= _ANCHOR:
                 words[term] = paths[slot]
     db.close()
+    return _longest(words)
+
+
+def _longest(words: dict[str, str]) -> dict[str, str]:
     return {word: words[word] for word in sorted(words, key=len, reverse=True)[:_WORDS]}

@@ -1,0 +1,232 @@
+"""The decoder families: settings made explicit, and every tensor with its shape.
+
+mlx-lm's names are those of Hugging Face. Its defaults are not, and it ignores settings that it
+does not know, so everything that changes the arithmetic is written out or refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Error = Callable[[str], Exception]
+
+
+class Family(NamedTuple):
+    """What Hugging Face assumes where config.json says nothing, and what a layer has."""
+
+    architecture: str
+    theta: float = 10000.0
+    tied: bool = False
+    activation: str = "silu"
+    qkv_bias: bool = False
+    optional_bias: bool = False  # attention_bias and mlp_bias
+    head_norms: bool = False
+    four_norms: bool = False
+
+
+FAMILIES = {
+    "llama": Family("LlamaForCausalLM", optional_bias=True),
+    "mistral": Family("MistralForCausalLM"),
+    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True),
+    "qwen3": Family("Qwen3ForCausalLM", head_norms=True),
+    "smollm3": Family("SmolLM3ForCausalLM", theta=2e6, tied=True, optional_bias=True),
+    "gemma3_text": Family(
+        "Gemma3ForCausalLM",
+        theta=1e6,
+        tied=True,
+        activation="gelu_pytorch_tanh",
+        head_norms=True,
+        four_norms=True,
+    ),
+}
+ROPE_TYPES = ("default", "linear", "llama3")
+LARGEST = 2**40  # of a count that is not nonsense
+
+# Between "model.layers.N." and ".weight" or ".bias"; shapes in the letters of `_sizes`.
+_MATRICES = {
+    "self_attn.q_proj": "qd",
+    "self_attn.k_proj": "kd",
+    "self_attn.v_proj": "kd",
+    "self_attn.o_proj": "dq",
+    "mlp.gate_proj": "fd",
+    "mlp.up_proj": "fd",
+    "mlp.down_proj": "df",
+}
+_NORMS = {"input_layernorm": "d", "post_attention_layernorm": "d"}
+_FOUR_NORMS = {"pre_feedforward_layernorm": "d", "post_feedforward_layernorm": "d"}
+_HEAD_NORMS = {"self_attn.q_norm": "h", "self_attn.k_norm": "h"}
+
+
+def explicit(config: Mapping[str, Any], error: Error) -> dict[str, Any]:
+    """config.json with every setting that the arithmetic depends on, as mlx-lm reads it.
+
+    Args:
+        config: in Hugging Face's terms, of any version of transformers.
+        error: makes the exception for a reason.
+
+    Raises:
+        what ``error`` makes: a setting is missing, makes no sense, or asks for arithmetic that
+            mlx-lm does not do.
+    """
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise error(f"architecture {kind} is not supported, only {', '.join(FAMILIES)}")
+    family = FAMILIES[kind]
+    if method := config.get("quantization_config") or config.get("quantization"):
+        name = method.get("quant_method", "MLX's") if isinstance(method, Mapping) else method
+        raise error(
+            f"the quantization {name} of its weights is not supported; take the original "
+            f"weights and quantize them with -q"
+        )
+
+    def count(key: str, default: int | None = None) -> int:
+        value = default if config.get(key) is None else config[key]
+        if value is None:
+            raise error(f"config.json lacks {key}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST:
+            raise error(f"{key} is {value!r:.40}, which makes no sense")
+        return value
+
+    hidden, heads = count("hidden_size"), count("num_attention_heads")
+    made = {
+        **config,
+        "architectures": [family.architecture],
+        "vocab_size": count("vocab_size"),
+        "num_hidden_layers": count("num_hidden_layers"),
+        "intermediate_size": count("intermediate_size"),
+        "num_key_value_heads": count("num_key_value_heads", heads),
+        "head_dim": count("head_dim", max(hidden // heads, 1)),
+        "max_position_embeddings": count("max_position_embeddings", 2048),
+        "rms_norm_eps": _positive(config, "rms_norm_eps", 1e-6, error),
+        "tie_word_embeddings": bool(_get(config, "tie_word_embeddings", family.tied)),
+    }
+    if made["head_dim"] % 2:
+        raise error(f"heads of {made['head_dim']} have no two halves to rotate")
+    if heads % made["num_key_value_heads"]:
+        raise error(f"{heads} query heads do not divide into {made['num_key_value_heads']} groups")
+    if kind == "qwen2" and made["head_dim"] * heads != hidden:
+        raise error(f"{heads} heads of {made['head_dim']} do not make up {hidden}, as qwen2 needs")
+    for key in ("hidden_act", "hidden_activation"):
+        if _get(config, key, family.activation) != family.activation:
+            raise error(f"{key} {config[key]} is not {family.activation}, which {kind} needs")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if config.get(key):
+            raise error(f"{key} {config[key]} is not supported")
+    if family.optional_bias:
+        made |= {key: bool(config.get(key)) for key in ("attention_bias", "mlp_bias")}
+    elif config.get("attention_bias") and not family.qkv_bias:
+        raise error(f"attention_bias is not supported for {kind}")
+    return made | _rotation(config, family, error) | _windows(made, error)
+
+
+def tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a model and its shape, in the order of the forward pass."""
+    family = FAMILIES[config["model_type"]]
+    queries, keys = config["num_attention_heads"], config["num_key_value_heads"]
+    sizes = {
+        "v": config["vocab_size"],
+        "d": config["hidden_size"],
+        "f": config["intermediate_size"],
+        "h": config["head_dim"],
+        "q": queries * config["head_dim"],
+        "k": keys * config["head_dim"],
+    }
+    layer = {**_NORMS, **(_FOUR_NORMS if family.four_norms else {})}
+    layer |= _HEAD_NORMS if family.head_norms else {}
+    shapes = {f"{name}.weight": letters for name, letters in (layer | _MATRICES).items()}
+    for name, letters in _MATRICES.items():
+        attention = name.startswith("self_attn")
+        if (
+            (family.qkv_bias and attention and not name.endswith("o_proj"))
+            or (attention and config.get("attention_bias") and family.optional_bias)
+            or (not attention and config.get("mlp_bias") and family.optional_bias)
+        ):
+            shapes[f"{name}.bias"] = letters[0]
+    table = {"model.embed_tokens.weight": "vd"}
+    for n in range(config["num_hidden_layers"]):
+        table |= {f"model.layers.{n}.{name}": letters for name, letters in shapes.items()}
+    table["model.norm.weight"] = "d"
+    if not config["tie_word_embeddings"]:
+        table["lm_head.weight"] = "vd"
+    return {name: tuple(sizes[letter] for letter in letters) for name, letters in table.items()}
+
+
+def _get(config: Mapping[str, Any], key: str, default: Any) -> Any:
+    return default if config.get(key) is None else config[key]
+
+
+def _positive(config: Mapping[str, Any], key: str, default: float, error: Error) -> float:
+    value = _get(config, key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < LARGEST:
+        raise error(f"{key} is {value!r:.40}, which makes no sense")
+    return value
+
+
+def _rotation(config: Mapping[str, Any], family: Family, error: Error) -> dict[str, Any]:
+    """rope_theta and rope_scaling, wherever config.json keeps them."""
+    parameters = _get(config, "rope_parameters", {})
+    local = parameters.get("sliding_attention", {})
+    parameters = parameters.get("full_attention", parameters)
+    theta = _positive(
+        parameters, "rope_theta", _positive(config, "rope_theta", family.theta, error), error
+    )
+    scaling = _get(config, "rope_scaling", parameters)
+    scaling = {key: value for key, value in scaling.items() if key != "rope_theta"}
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    if kind not in ROPE_TYPES:
+        raise error(f"rope scaling {kind} is not supported, only {' and '.join(ROPE_TYPES[1:])}")
+    for place in (config, scaling):
+        if _get(place, "partial_rotary_factor", 1.0) != 1.0:
+            raise error("partial_rotary_factor is not supported")
+    needs = {"default": [], "linear": ["factor"]}.get(
+        kind,
+        ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"],
+    )
+    for key in needs:
+        if key not in scaling:
+            raise error(f"the rope scaling lacks {key}")
+        _positive(scaling, key, 1.0, error)
+    made = {"rope_theta": theta, "rope_scaling": None}
+    if kind != "default":
+        made["rope_scaling"] = {**scaling, "rope_type": kind, "type": kind}
+    if family.architecture == FAMILIES["gemma3_text"].architecture:
+        base = _positive(config, "rope_local_base_freq", 10000.0, error)
+        made["rope_local_base_freq"] = _positive(local, "rope_theta", base, error)
+    return made
+
+
+def _windows(config: Mapping[str, Any], error: Error) -> dict[str, Any]:
+    """Which layers see only a window, or have no positions."""
+    kind, layers = config["model_type"], config["num_hidden_layers"]
+    types = config.get("layer_types")
+    if types is not None and len(types) != layers:
+        raise error(f"layer_types names {len(types)} layers instead of {layers}")
+    if kind == "gemma3_text":
+        pattern = _get(config, "_sliding_window_pattern", _get(config, "sliding_window_pattern", 6))
+        if types:
+            whole = [n for n, name in enumerate(types) if name == "full_attention"]
+            pattern = whole[0] + 1 if whole else layers + 1
+            if whole != list(range(pattern - 1, layers, pattern)):
+                raise error("layer_types is not the regular pattern that gemma3 needs")
+        if not 0 < pattern <= layers:
+            raise error(f"of {layers} layers none sees everything, which mlx-lm's gemma3 needs")
+        return {
+            "sliding_window_pattern": pattern,
+            "sliding_window": _get(config, "sliding_window", 4096),
+            "query_pre_attn_scalar": _positive(config, "query_pre_attn_scalar", 256, error),
+        }
+    windowed = "sliding_attention" in (types or ())
+    if kind in ("qwen2", "qwen3", "smollm3"):
+        windowed = windowed or bool(config.get("use_sliding_window"))
+    elif kind == "mistral":
+        windowed = config.get("sliding_window") is not None
+    if windowed and kind != "llama":
+        raise error(f"the sliding window of this {kind} is not supported by mlx-lm")
+    if kind != "smollm3":
+        return {}
+    interval = _get(config, "no_rope_layer_interval", 4)
+    rotated = config.get("no_rope_layers") or [int((n + 1) % interval != 0) for n in range(layers)]
+    if len(rotated) != layers:
+        raise error(f"no_rope_layers names {len(rotated)} layers instead of {layers}")
+    return {"no_rope_layers": rotated}

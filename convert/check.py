@@ -1,0 +1,289 @@
+"""The end of a conversion: does MLX compute from what was written what PyTorch computes from the
+source?
+
+The forward pass here is plain PyTorch on the source's own tensors: fused matrices are taken apart
+after they are applied, as Megatron does, and interleaved heads are rotated as llama.cpp rotates
+them. So it shares with the conversion neither a permutation nor a name of a target. Both sides
+hold a layer at a time, and both compute in float32 from the weights as they are stored.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.utils import load_model
+
+from m3mlx.errors import ConvertError
+
+from .safetensors_file import bits_of
+from .writer import Checkpoint, Storage, verify
+
+LENGTH = 64  # tokens of the prompt
+TOLERANCE = 1e-4  # largest difference of a logit, in units of the largest logit
+BLOCK = 8192  # rows of the head multiplied at once
+
+
+def wanted(check: bool | None) -> bool:
+    """Whether logits are compared: if asked for, or by default if torch is there.
+
+    Raises:
+        ConvertError: it is asked for without torch.
+    """
+    there = importlib.util.find_spec("torch") is not None
+    if check and not there:
+        raise ConvertError(
+            "--check needs PyTorch. Install it with: pip install 'm3mlx[parity]', or leave the "
+            "option out to compare checksums."
+        )
+    return there if check is None else check
+
+
+class Proof(NamedTuple):
+    """How a conversion was checked.
+
+    Attributes:
+        tensors: how many came back from the disk bit for bit as they were written.
+        difference: largest difference of a logit between MLX and PyTorch, in units of the
+            largest logit; None where logits were not compared.
+    """
+
+    tensors: int
+    difference: float | None
+
+    def __str__(self) -> str:
+        if self.difference is None:
+            return f"Checksums of all {self.tensors} tensors agree; logits were not compared."
+        return (
+            f"Checksums of all {self.tensors} tensors agree; MLX's logits differ from PyTorch's by "
+            f"{self.difference:.1e} of the largest."
+        )
+
+
+def prove(folder: Path, sums: Mapping[str, int], layout: Layout, check: bool | None) -> Proof:
+    """Check what was written: every tensor's bytes, and the logits of a fixed prompt.
+
+    Args:
+        folder: the model directory that was written.
+        sums: the CRC-32 of every tensor when it was written.
+        layout: the source.
+        check: as given to a converter. Logits of quantized weights are not compared.
+
+    Raises:
+        ConvertError: bytes differ, or logits by more than rounding.
+    """
+    verify(folder, sums)
+    if layout.storage.bits is not None or not wanted(check):
+        return Proof(len(sums), None)
+    vocabulary = layout.config["vocab_size"]
+    ids = [(7919 * n + 13) % vocabulary for n in range(LENGTH)]
+    expected = _torch_logits(layout, ids)
+    found = _mlx_logits(folder, ids)
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    if not difference <= TOLERANCE:
+        raise ConvertError(
+            f"{layout.checkpoint.path}: MLX's logits differ from PyTorch's by {difference:.1e} of "
+            f"the largest, so the conversion is wrong and was not kept. Please report this model."
+        )
+    return Proof(len(sums), difference)
+
+
+def _mlx_logits(folder: Path, ids: list[int]) -> np.ndarray:
+    with mx.stream(mx.cpu):  # exact float32 on every machine
+        model, _ = load_model(folder, lazy=True)
+        model.set_dtype(mx.float32)
+        logits = model(mx.array([ids]))[0]
+        del model  # so that a layer's weights go when they have been used
+        mx.eval(logits)
+    return np.array(logits)
+
+
+class Layout:
+    """A source in Hugging Face's layout.
+
+    Args:
+        checkpoint: where its tensors are read.
+        storage: how the converted weights are kept.
+        config: with explicit settings.
+    """
+
+    interleaved = False  # whether rotary positions turn neighbours instead of halves
+
+    def __init__(self, checkpoint: Checkpoint, storage: Storage, config: Mapping[str, Any]):
+        self.checkpoint, self.storage, self.config = checkpoint, storage, config
+
+    def name(self, name: str) -> str:
+        """The source's name of a tensor, given Hugging Face's."""
+        return name
+
+    def source(self, name: str) -> Any:
+        """A tensor of the source, given Hugging Face's name."""
+        import torch
+
+        array = self.checkpoint.read(self.name(name))
+        tensor = torch.from_numpy(np.array(bits_of(array)))
+        return tensor.view(torch.bfloat16) if array.dtype == mx.bfloat16 else tensor
+
+    def stored(self, name: str) -> Any:
+        """The same, rounded as it was when it was written."""
+        import torch
+
+        tensor = self.source(name)
+        dtype = self.storage.dtype
+        return tensor.to(getattr(torch, dtype)) if dtype else tensor
+
+    def weight(self, name: str) -> Any:
+        return self.stored(name).float()
+
+    def linear(self, name: str, x: Any) -> Any:
+        from torch.nn.functional import linear
+
+        biased = self.name(f"{name}.bias") in self.checkpoint.tensors
+        return linear(
+            x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias") if biased else None
+        )
+
+    def attention(self, layer: str, x: Any) -> tuple[Any, Any, Any]:
+        """Queries, keys and values (tokens, heads, head_dim), before rotation."""
+        shape = len(x), -1, self.config["head_dim"]
+        made = (self.linear(f"{layer}.self_attn.{p}_proj", x).view(shape) for p in "qkv")
+        return tuple(made)
+
+    def gate_and_up(self, layer: str, x: Any) -> tuple[Any, Any]:
+        return self.linear(f"{layer}.mlp.gate_proj", x), self.linear(f"{layer}.mlp.up_proj", x)
+
+
+class MegatronLayout(Layout):
+    """A source with Megatron's plain names and fused matrices."""
+
+    NAMES = (
+        ("model.embed_tokens", "embedding.word_embeddings"),
+        ("model.norm", "encoder.final_layernorm"),
+        ("lm_head", "output_layer"),
+        ("model.layers", "encoder.layers"),
+        ("self_attn.o_proj", "self_attention.dense"),
+        ("self_attn.", "self_attention."),
+        ("down_proj", "dense_4h_to_h"),
+    )
+
+    def name(self, name: str) -> str:
+        for old, new in self.NAMES:
+            name = name.replace(old, new)
+        return name
+
+    def attention(self, layer: str, x: Any) -> tuple[Any, Any, Any]:
+        groups, length = self.config["num_key_value_heads"], self.config["head_dim"]
+        queries = self.config["num_attention_heads"] // groups
+        mixed = self.linear(f"{layer}.self_attn.query_key_value", x)
+        mixed = mixed.view(len(x), groups, (queries + 2) * length)
+        parts = mixed.split([queries * length, length, length], dim=-1)
+        return tuple(part.reshape(len(x), -1, length) for part in parts)
+
+    def gate_and_up(self, layer: str, x: Any) -> tuple[Any, Any]:
+        return self.linear(f"{layer}.mlp.dense_h_to_4h", x).chunk(2, dim=-1)
+
+
+def _torch_logits(layout: Layout, ids: list[int]) -> np.ndarray:
+    import torch
+
+    config = layout.config
+    with torch.inference_mode():
+        gemma = config["model_type"] == "gemma3_text"
+        h = layout.stored("model.embed_tokens.weight")[torch.tensor(ids)].float()
+        if gemma:
+            h = h * torch.tensor(config["hidden_size"] ** 0.5).bfloat16().float()
+        for n in range(config["num_hidden_layers"]):
+            h = _layer(layout, n, h)
+        h = _norm(layout, "model.norm", h)
+        tied = config["tie_word_embeddings"]
+        head = layout.stored("model.embed_tokens.weight" if tied else "lm_head.weight")
+        return torch.cat([h @ rows.float().T for rows in head.split(BLOCK)], dim=-1).numpy()
+
+
+def _layer(layout: Layout, n: int, h: Any) -> Any:
+    from torch.nn.functional import gelu, silu
+
+    name, gemma = f"model.layers.{n}", layout.config["model_type"] == "gemma3_text"
+    x = _attention(layout, n, _norm(layout, f"{name}.input_layernorm", h))
+    if gemma:
+        x = _norm(layout, f"{name}.post_attention_layernorm", x)
+    h = h + x
+    before = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+    gate, up = layout.gate_and_up(name, _norm(layout, f"{name}.{before}", h))
+    gate = gelu(gate, approximate="tanh") if gemma else silu(gate)
+    x = layout.linear(f"{name}.mlp.down_proj", gate * up)
+    return h + (_norm(layout, f"{name}.post_feedforward_layernorm", x) if gemma else x)
+
+
+def _attention(layout: Layout, n: int, x: Any) -> Any:
+    import torch
+
+    config = layout.config
+    name, tokens, length = f"model.layers.{n}", len(x), config["head_dim"]
+    queries, keys, values = layout.attention(name, x)
+    if layout.name(f"{name}.self_attn.q_norm.weight") in layout.checkpoint.tensors:
+        queries = _norm(layout, f"{name}.self_attn.q_norm", queries)
+        keys = _norm(layout, f"{name}.self_attn.k_norm", keys)
+    if (config.get("no_rope_layers") or {n: 1})[n]:
+        angles = _angles(config, n, tokens)[:, None]
+        queries, keys = (_rotate(part, angles, layout.interleaved) for part in (queries, keys))
+    distance = torch.arange(tokens)[:, None] - torch.arange(tokens)
+    window = config["sliding_window"] if _is_sliding(config, n) else tokens
+    hidden = (distance < 0) | (distance >= window)
+    scale = math.sqrt(config.get("query_pre_attn_scalar") or length)
+    group = config["num_attention_heads"] // config["num_key_value_heads"]
+    mixed = []
+    # A head at a time: torch's product of batches calls a function that OpenBLAS, loaded for MLX,
+    # has under the same name with other arguments.
+    for head in range(config["num_attention_heads"]):
+        scores = queries[:, head] @ keys[:, head // group].T / scale
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        mixed.append(weights @ values[:, head // group])
+    return layout.linear(f"{name}.self_attn.o_proj", torch.cat(mixed, dim=-1))
+
+
+def _is_sliding(config: Mapping[str, Any], n: int) -> bool:
+    if config["model_type"] == "gemma3_text":
+        return (n + 1) % config["sliding_window_pattern"] != 0
+    types = config.get("layer_types")
+    return bool(types) and types[n] == "sliding_attention"
+
+
+def _angles(config: Mapping[str, Any], n: int, tokens: int) -> Any:
+    """Angles of rotary positions (tokens, head_dim / 2)."""
+    import torch
+
+    local = config["model_type"] == "gemma3_text" and _is_sliding(config, n)
+    theta = config["rope_local_base_freq"] if local else config["rope_theta"]
+    length = config["head_dim"]
+    speed = theta ** -(torch.arange(0, length, 2, dtype=torch.float64) / length)
+    scaling = None if local else config["rope_scaling"]
+    if scaling and scaling["rope_type"] == "linear":
+        speed = speed / scaling["factor"]
+    elif scaling and scaling["rope_type"] == "llama3":
+        turns = scaling["original_max_position_embeddings"] * speed / (2 * math.pi)
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        share = ((turns - low) / (high - low)).clamp(0, 1)
+        speed = speed * (share + (1 - share) / scaling["factor"])
+    return (torch.arange(tokens, dtype=torch.float64)[:, None] * speed).float()
+
+
+def _rotate(x: Any, angles: Any, interleaved: bool) -> Any:
+    import torch
+
+    one, other = (x[..., 0::2], x[..., 1::2]) if interleaved else x.chunk(2, dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    turned = one * cos - other * sin, other * cos + one * sin
+    return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)
+
+
+def _norm(layout: Layout, name: str, x: Any) -> Any:
+    weight = layout.weight(f"{name}.weight")
+    if layout.config["model_type"] == "gemma3_text":
+        weight = weight + 1
+    return x * (x.pow(2).mean(-1, keepdim=True) + layout.config["rms_norm_eps"]).rsqrt() * weight

@@ -1,0 +1,271 @@
+"""What MLX computes for a case, stage by stage, through the same code that answers questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+from ..config import CHUNK_TOKENS, SELECTIONS, MemoryConfig
+from ..generate import Conversation
+from ..memory.cache import Layout, make_cache, read_prefix
+from ..memory.codec import PADDING, Memory
+from ..memory.write import Writer, keep
+from ..models import Decoder
+from ..template import Turn
+from .cases import LORA_EPS, LORA_MODULES, LORA_RANK, LORA_RATE, LORA_SCALE, Case
+
+ROWS = 32  # of a layer's output, the last ones
+
+# In the order of the computation: the first that differs is where to look.
+STAGES = (
+    "embeddings",
+    "layers",  # each layer's output, without memories
+    "scores attention",
+    "scores reconstruction",
+    "selected",
+    "keys",
+    "values",
+    "read",  # each layer's output beside memories
+    "logits",
+    "prefill",
+    "tokens",
+    "queries",  # what was searched for, chunk by chunk
+    "decoded",  # the two largest logits that each token was taken from
+    "loss",
+    "gradients",
+    "lora",  # the adapter's weights after one step
+)
+ROUNDED = STAGES[: STAGES.index("tokens")]  # what is compared in bfloat16
+LoRA = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class _Slot:
+    """A hit of a search whose result is known beforehand."""
+
+    slot: int
+
+
+class _Table:
+    """Stands in for a store: retrieval as the case has it, memories as they were written."""
+
+    def __init__(self, case: Case, memory: Memory, tokenizer: Any):
+        self.rows = iter([*case.reads, *case.refreshes])
+        self.memory, self.tokenizer = memory, tokenizer
+        self.queries: list[list[int]] = []
+
+    def search(self, texts: Sequence[str], k: int) -> list[list[_Slot]]:
+        self.queries += [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return [[_Slot(slot) for slot in next(self.rows)] for _ in texts]
+
+    def read(self, slots: Sequence[int]) -> Memory:
+        return self.memory.take(slots)
+
+
+def measure(
+    decoder: Decoder,
+    case: Case,
+    lora: LoRA,
+    selected: np.ndarray,
+    stages: Collection[str] = STAGES,
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Compute the stages of a case, each when it is asked for.
+
+    Args:
+        decoder: the case's model; with the stage ``lora`` it has adapters afterwards.
+        lora: A and B of each module adapted.
+        selected: uint8 (references, kept), the tokens that the other side kept. What comes after
+            the stage ``selected`` reads memories of just these, so that a tie, which may fall
+            either way, is one difference and not a hundred.
+
+    Yields:
+        Names and arrays, as ``tests/parity/quantities.py`` gives them; float32 or integers.
+    """
+    model = decoder.model
+    config = MemoryConfig(
+        selection=case.selection,
+        budget="calibrated",
+        counts=case.counts,
+        head_dim=case.head_dim,
+        prefix=case.prefix,
+        sharpness=case.sharpness,
+    )
+    layout = Layout(config)
+    first = mx.array([case.chunks[0]])
+
+    yield "embeddings", _array(model.model.embed_tokens(mx.array(case.context)))
+    prefix = read_prefix(model, case.prefix)
+    with _outputs(model) as outputs:
+        model(first, cache=make_cache(model, prefix))
+    yield from _layers("layers", outputs)
+
+    writer = Writer(model, prefix, case.recite)
+    for selection in (s for s in SELECTIONS[::-1] if f"scores {s}" in stages):
+        scores, keys, values = writer.score(case.references, selection)
+        for layer in range(case.layers):
+            yield f"scores {selection}/{layer}", scores[:, layer]
+    yield "selected", writer.write(case.references, config).positions
+    # The last scores are of any selection: the keys and values are the same.
+    memory = keep(_scores_of(selected, case), keys, values, case.counts)
+    real = mx.array(memory.positions != PADDING)[..., None]
+    for stage, array in (("keys", memory.keys), ("values", memory.values)):
+        start = 0
+        for layer, counts in enumerate(case.counts):
+            stop = start + sum(counts)
+            if stop > start:
+                yield f"{stage}/{layer}", _array(array[:, start:stop] * real[:, start:stop])
+            start = stop
+
+    caches = make_cache(model, prefix)
+    layout.attach(caches, memory.take(case.reads[0]))
+    with _outputs(model) as outputs:
+        logits = model(first, cache=caches)[0]
+    yield from _layers("read", outputs)
+    yield "logits", _array(logits)
+
+    table = _Table(case, memory, decoder.tokenizer)
+    conversation = Conversation(decoder, prefix, config, search=table.search, read=table.read)
+    logits = conversation.prefill(
+        Turn(case.context, (0, len(case.context))), rows=len(case.context)
+    )
+    yield "prefill", _array(logits)
+    if "tokens" in stages:
+        decoder.tokenizer.eos_token_ids = set()  # an answer of one length, whatever it says
+        steps = list(conversation.decode(logits, case.generate))[:-1]
+        yield "tokens", np.array([step.token for step in steps])
+        if "queries" in stages:
+            rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in table.queries]
+            yield "queries", np.array(rows)
+        yield "decoded", np.stack([_two_best(step.logprobs) for step in steps])
+    if "loss" in stages:
+        yield from _training(model, case, config, lora, selected, stages)
+
+
+def _training(
+    model: nn.Module,
+    case: Case,
+    config: MemoryConfig,
+    lora: LoRA,
+    selected: np.ndarray,
+    stages: Collection[str],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Loss and gradients through reading and writing, the choice of tokens being fixed."""
+    scores = _scores_of(selected, case)
+    layout = Layout(config)
+
+    def loss(added: list[mx.array]) -> mx.array:
+        prefix = read_prefix(model, case.prefix)
+        writer = Writer(model, prefix, case.recite)
+        memory = keep(scores, *writer.score(case.references, "attention")[1:], case.counts)
+        keys, values = memory.keys + added[0], memory.values + added[1]
+        memory = Memory(keys, values, memory.positions)
+        caches, logits = make_cache(model, prefix), []
+        for chunk, slots in zip(case.chunks, case.reads, strict=True):
+            layout.attach(caches, memory.take(slots))
+            logits.append(model(mx.array([chunk]), cache=caches)[0])
+        target = mx.array(case.context[1:])
+        logits = mx.concatenate(logits)[:-1].astype(mx.float32)
+        return nn.losses.cross_entropy(logits, target, reduction="mean")
+
+    shape = (len(case.references), config.kept, case.head_dim)
+    nothing = [mx.zeros(shape), mx.zeros(shape)]  # whose gradients are those of the memories
+    if "gradients" not in stages:
+        yield "loss", _array(loss(nothing))
+        return
+
+    model.unfreeze()
+    value, (of_model, of_memories) = _gradients(model, loss, nothing)
+    yield "loss", _array(value)
+    for name, gradient in tree_flatten(of_model):
+        yield f"gradients/{name}", _array(gradient)
+    for name, gradient in zip(("keys", "values"), of_memories, strict=True):
+        yield f"gradients/memory {name}", _array(gradient)
+
+    if "lora" in stages:
+        model.freeze()
+        settings = {"rank": LORA_RANK, "scale": LORA_SCALE, "dropout": 0.0}
+        keys = [f"self_attn.{module}" for module in LORA_MODULES]
+        linear_to_lora_layers(model, case.layers, {**settings, "keys": keys})
+        pairs = [
+            (m, dict(zip(("lora_a", "lora_b"), pair, strict=True))) for m, pair in lora.items()
+        ]
+        flat = [(f"{m}.{x}", mx.array(array)) for m, pair in pairs for x, array in pair.items()]
+        model.load_weights(flat, strict=False)
+        _, (of_model, _) = _gradients(model, loss, nothing)
+        optim.AdamW(learning_rate=LORA_RATE, eps=LORA_EPS).update(model, of_model)
+        for name, weight in tree_flatten(model.trainable_parameters()):
+            yield f"lora/{name}", _array(weight)
+
+
+def _gradients(
+    model: nn.Module, loss: Callable[[list[mx.array]], mx.array], added: list[mx.array]
+) -> tuple[mx.array, tuple[dict, list[mx.array]]]:
+    """The loss, and its gradients by the model's parameters and by what is added to memories."""
+
+    def of(parameters: dict, added: list[mx.array]) -> mx.array:
+        model.update(parameters)
+        return loss(added)
+
+    parameters = model.trainable_parameters()
+    found = mx.value_and_grad(of, argnums=(0, 1))(parameters, added)
+    model.update(parameters)  # in place of what was traced
+    mx.eval(found)
+    return found
+
+
+def _scores_of(selected: np.ndarray, case: Case) -> np.ndarray:
+    """Scores by which ``keep`` keeps just these tokens."""
+    longest = max(map(len, case.references))
+    scores = np.full((len(selected), case.layers, case.kv_heads, longest), -1.0, np.float32)
+    start = 0
+    for layer, counts in enumerate(case.counts):
+        for head, count in enumerate(counts):
+            for row, places in enumerate(selected[:, start : start + count]):
+                scores[row, layer, head, places[places != PADDING]] = 1
+            start += count
+    return scores
+
+
+@contextmanager
+def _outputs(model: nn.Module) -> Iterator[list[mx.array]]:
+    """Collects each layer's output."""
+    plain = type(model.layers[0])
+    outputs: list[mx.array] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
+        outputs.append(plain.__call__(self, *args, **kwargs))
+        return outputs[-1]
+
+    watched = type(plain.__name__, (plain,), {"__call__": __call__})
+    for layer in model.layers:
+        layer.__class__ = watched
+    try:
+        yield outputs
+    finally:
+        for layer in model.layers:
+            layer.__class__ = plain
+
+
+def _two_best(logprobs: mx.array) -> np.ndarray:
+    """The two largest logits, counted from the mean of all, as no other zero is known of them."""
+    centred = np.array(logprobs, np.float64)
+    centred -= centred.mean()
+    return np.sort(centred)[:-3:-1]
+
+
+def _layers(stage: str, outputs: list[mx.array]) -> Iterator[tuple[str, np.ndarray]]:
+    for layer, output in enumerate(outputs):
+        yield f"{stage}/{layer}", _array(output[0, -ROWS:])
+
+
+def _array(x: mx.array) -> np.ndarray:
+    return np.array(x.astype(mx.float32))

@@ -1,0 +1,298 @@
+"""What is damaged in a store, and which documents that concerns.
+
+Everything that carries a checksum is read: pages and indexes of the database, full text against
+the texts, every reference, every record of every edition, and the index file against its seal and
+the catalog. ``repair`` mends what this finds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import StoreError
+from . import index
+from .bank import Bank, DamagedRecord, Identity
+from .catalog import Catalog
+from .files import WriterLock, told
+from .reading import CATALOG, INDEX, LOCK
+from .rows import Edition
+
+Progress = Callable[[str, int, int], None]  # what, done, total
+
+_PART = 256  # references that are read at a time
+_MANY = 20  # complaints of SQLite about one file that are shown
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that is not as it was written.
+
+    Attributes:
+        part: "catalog", "words" (the full text), "document", "reference", "memory", "records" (a
+            record file as a whole) or "index".
+        detail: what is wrong, in a clause.
+        path: the document concerned, where it is known.
+        slot, edition, document: what is concerned, where it is known.
+    """
+
+    part: str
+    detail: str
+    path: str | None = None
+    slot: int | None = None
+    edition: int | None = None
+    document: int | None = None
+
+
+@dataclass
+class Findings:
+    """What a check found.
+
+    Attributes:
+        damages: what is damaged.
+        quarantined: paths of documents of which references are hidden, with their numbers: they
+            were damaged and could not be mended. Memorizing the files again replaces them.
+        references, memories: how many were read.
+    """
+
+    damages: list[Damage] = field(default_factory=list)
+    quarantined: dict[str, int] = field(default_factory=dict)
+    references: int = 0
+    memories: int = 0
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged but at most the index, which is derived.
+
+        A crash too can leave an index that is not the one the catalog means; searches do without
+        it, and the next writer makes it again.
+        """
+        return all(damage.part == "index" for damage in self.damages)
+
+    @property
+    def documents(self) -> list[str]:
+        """Paths of all documents of which something is damaged."""
+        return sorted({damage.path for damage in self.damages if damage.path is not None})
+
+
+def check(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) -> Findings:
+    """Look at everything in a store, which nobody may change meanwhile.
+
+    Raises:
+        StoreError: there is no store, or another process writes to it.
+    """
+    path = Path(path)
+    if not (path / CATALOG).is_file():
+        raise StoreError(f"{path}: there is no store. Name its folder with --store.")
+    with told(path):
+        lock = WriterLock(path / LOCK, wait)
+        try:
+            return examine(path, progress)
+        finally:
+            lock.release()
+
+
+def examine(path: Path, progress: Progress = no_progress) -> Findings:
+    """As ``check``, for who holds the lock."""
+    try:
+        catalog = Catalog(path / CATALOG, write=True)  # so that full text can be checked
+    except StoreError as error:
+        return Findings([Damage("catalog", str(error))])
+    try:
+        return _Examination(path, catalog, progress).findings()
+    finally:
+        catalog.close()
+
+
+class _Examination:
+    def __init__(self, path: Path, catalog: Catalog, progress: Progress):
+        self._path, self._catalog, self._progress = path, catalog, progress
+        self._found = Findings()
+        self._dimensions, self._store = 0, b""
+
+    def findings(self) -> Findings:
+        with self._noting("catalog"):
+            self._pages()
+        with self._noting("words"):
+            self._words()
+        with self._noting("catalog"):
+            self._settings()
+        with self._noting("catalog"):
+            self._documents()
+        with self._noting("catalog"):
+            self._references()
+        with self._noting("catalog"):
+            self._memories()
+        with self._noting("catalog"):
+            self._index()
+        self._found.damages = list(dict.fromkeys(self._found.damages))
+        return self._found
+
+    @contextmanager
+    def _noting(self, part: str) -> Iterator[None]:
+        """Whatever cannot even be asked for is damaged, too."""
+        try:
+            yield
+        except StoreError as error:
+            self._note(part, str(error))
+
+    def _note(self, part: str, detail: str, **where: object) -> None:
+        self._found.damages.append(Damage(part, detail, **where))
+
+    def _pages(self) -> None:
+        with self._catalog.snapshot():
+            rows = self._catalog.db.execute(f"PRAGMA integrity_check({_MANY})").fetchall()
+        for (complaint,) in rows:
+            if complaint != "ok":
+                self._note("catalog", str(complaint))
+        with self._catalog.snapshot():
+            broken = self._catalog.db.execute("PRAGMA foreign_key_check").fetchall()
+        if broken:
+            self._note("catalog", f"{len(broken)} references belong to no document")
+
+    def _words(self) -> None:
+        with suppress(_Undo), self._catalog.transaction():
+            self._catalog.db.execute(
+                "INSERT INTO words (words, rank) VALUES ('integrity-check', 1)"
+            )
+            raise _Undo
+
+    def _settings(self) -> None:
+        with self._catalog.snapshot():
+            settings = self._catalog.settings()
+            self._store = bytes.fromhex(settings["id"])
+            self._dimensions = int(settings["dimensions"])
+            end = settings["next_slot"]
+            (last,) = self._catalog.db.execute("SELECT max(slot) FROM reference").fetchone()
+            (since,) = self._catalog.db.execute(
+                "SELECT max(CAST(since AS INTEGER)) FROM document"
+            ).fetchone()
+        if last is not None and last >= end:
+            self._note("catalog", f"the next slot, {end}, is in use")
+        if since is not None and since > settings["commit"]:
+            self._note("catalog", f"a document is of commit {since}, which has not been yet")
+
+    def _documents(self) -> None:
+        with self._catalog.snapshot():
+            rows = self._catalog.db.execute(
+                "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal) "
+                "FROM document d LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
+            ).fetchall()
+            hidden = self._catalog.db.execute(
+                "SELECT path, count(*) FROM document d JOIN reference ON document = d.id "
+                "WHERE quarantined GROUP BY path"
+            )
+            self._found.quarantined = {str(path): count for path, count in hidden}
+        for id, path, hash, count, complete, have, last in rows:
+            gaps = (last or 0) >= max(have, 1) and hash  # without a hash it is known to have some
+            if complete not in (0, 1) or complete != (count == have) or gaps:
+                what = f"it has {have} of {count} references"
+                self._note("document", what, path=str(path), document=id)
+
+    def _references(self) -> None:
+        after, done = -1, 0
+        with self._catalog.snapshot():
+            total = self._catalog.counts()[1]
+            skipped = set(self._catalog.quarantined())
+        while True:
+            with self._catalog.snapshot():
+                slots = self._catalog.following(after, _PART)
+            if not slots:
+                return
+            if slots != sorted(set(slots)) or slots[0] <= after:  # it would never end
+                self._note("catalog", f"references behind {after} are out of order")
+                return
+            wanted = [slot for slot in slots if slot not in skipped]
+            try:
+                self._read(wanted)
+            except StoreError:
+                for slot in wanted:
+                    try:
+                        self._read([slot])
+                    except StoreError as error:
+                        path = self._document_of(slot)
+                        self._note("reference", str(error), slot=slot, path=path)
+            after, done = slots[-1], done + len(slots)
+            self._found.references = done
+            self._progress("checking references", done, total)
+
+    def _read(self, slots: list[int]) -> None:
+        with self._catalog.snapshot():
+            found = self._catalog.references(slots, 0)
+        for slot, reference in found.items():
+            if len(reference.vector) != self._dimensions:
+                raise StoreError(f"the vector of reference {slot} has another length")
+
+    def _document_of(self, slot: int) -> str | None:
+        with suppress(StoreError), self._catalog.snapshot():
+            row = self._catalog.db.execute(
+                "SELECT path FROM document WHERE id = (SELECT document FROM reference "
+                "WHERE slot = ?)",
+                [slot],
+            ).fetchone()
+            return row and str(row[0])
+        return None
+
+    def _memories(self) -> None:
+        with self._catalog.snapshot():
+            editions = self._catalog.editions()
+        if not editions:
+            self._note("catalog", "it knows no edition of memories")
+        for edition in editions:
+            self._edition(edition)
+
+    def _edition(self, edition: Edition) -> None:
+        with self._catalog.snapshot():
+            warm = self._catalog.warm_slots(edition.id).tolist()
+            known = self._catalog.warmth(edition.id, warm)
+        if lost := [slot for slot in warm if slot not in known]:
+            self._note("catalog", f"{len(lost)} memories are of no reference")
+        try:
+            bank = Bank(self._path / edition.file, Identity.of(self._store, edition))
+        except (StoreError, OSError) as error:
+            self._note("records", str(error), edition=edition.id)
+            return
+        try:
+            if warm and bank.records <= warm[-1] - edition.origin:
+                self._note("records", f"{bank.path} is cut short", edition=edition.id)
+            for done, slot in enumerate(warm, 1):
+                try:
+                    bank.read([slot])
+                    self._found.memories += 1
+                except (DamagedRecord, OSError) as error:
+                    path = self._document_of(slot)
+                    self._note("memory", str(error), slot=slot, edition=edition.id, path=path)
+                if not done % _PART:
+                    self._progress("checking memories", done, len(warm))
+        finally:
+            bank.close()
+
+    def _index(self) -> None:
+        with self._catalog.snapshot():
+            fields = self._catalog.settings()["seal"]
+            if fields is None:
+                return
+            try:
+                seal = index.Seal(**fields)
+            except TypeError:
+                self._note("index", "its seal in the catalog is damaged")
+                return
+            wanted = set(self._catalog.visible_slots().tolist())
+            wanted -= set(self._catalog.visible_slots(seal.commit).tolist())
+        try:
+            held = index.Graph(self._path / INDEX, seal).slots()
+        except index.Unsealed:
+            self._note("index", f"{self._path / INDEX} is not the file that was written")
+            return
+        if lost := wanted.difference(held.tolist()):
+            self._note("index", f"it lacks {len(lost)} references")
+
+
+class _Undo(Exception):
+    """Ends a transaction that is not meant to change anything."""

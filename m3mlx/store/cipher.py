@@ -1,0 +1,214 @@
+"""Encryption at rest: what a store keeps of documents, nobody reads without its passphrase.
+
+A random key encrypts the store. It lies in the catalog's settings, itself encrypted with a key
+that scrypt makes from the passphrase, or from random bytes that the system's key store keeps.
+From it come three keys by HKDF-SHA256:
+
+    records   AES-256-GCM, a random nonce of 12 bytes in front and a tag of 16 behind; the
+              associated data say whose record it is, so that it is refused in another place
+    columns   the same for text, token ids and vectors
+    names     AES-256-SIV for paths and content hashes: the same name is always the same
+              ciphertext, so that it can be looked up
+
+Whoever reads the files without the key sees how many documents and references there are, how
+long they are, where they start and when they came, and which model made the memories.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from ..errors import StoreError
+
+Passphrase = Callable[[], str]  # asked only when it is needed
+
+OVERHEAD = 28  # bytes by which the encrypted form is longer: nonce and tag
+_NONCE = 12
+_COST = 2**17  # of scrypt, with blocks of 8: 128 MiB and some tenths of a second
+_HIGHEST_COST = 2**21
+_WRAPPING = b"m3mlx store key"
+_SERVICE = "m3mlx"  # in the system's key store
+
+
+class LockedError(StoreError):
+    """A store is encrypted, and the passphrase is missing or wrong."""
+
+
+class Tampered(Exception):
+    """Bytes are not those that were encrypted in this place."""
+
+
+class Cipher:
+    """The keys of one store."""
+
+    def __init__(self, key: bytes):
+        self._records = AESGCM(_derived(key, b"records", 32))
+        self._columns = AESGCM(_derived(key, b"columns", 32))
+        self._names = AESSIV(_derived(key, b"names", 64))
+
+    def seal_record(self, memory: bytes, identity: bytes) -> bytes:
+        return _sealed(self._records, memory, identity)
+
+    def open_record(self, sealed: bytes, identity: bytes) -> bytes:
+        """Raises Tampered."""
+        return _opened(self._records, sealed, identity)
+
+    def seal(self, value: bytes, *identity: object) -> bytes:
+        """Encrypt a value of a column; ``identity`` says whose and which it is."""
+        return _sealed(self._columns, value, repr(identity).encode())
+
+    def open(self, sealed: bytes, *identity: object) -> bytes:
+        """Raises Tampered."""
+        return _opened(self._columns, sealed, repr(identity).encode())
+
+    def seal_text(self, text: str, *identity: object) -> str:
+        return base64.b64encode(self.seal(text.encode(), *identity)).decode()
+
+    def open_text(self, sealed: str, *identity: object) -> str:
+        """Raises Tampered."""
+        return self.open(_decoded(sealed), *identity).decode()
+
+    def seal_name(self, name: str) -> str:
+        """The one encrypted form of a name."""
+        # a name has always two bytes more: AES-SIV refuses an empty one
+        return base64.b64encode(self._names.encrypt(b"n:" + name.encode(), None)).decode()
+
+    def open_name(self, sealed: str) -> str:
+        """Raises Tampered."""
+        try:
+            return self._names.decrypt(_decoded(sealed), None)[2:].decode()
+        except (InvalidTag, ValueError) as error:
+            raise Tampered from error
+
+
+def _sealed(key: AESGCM, value: bytes, identity: bytes) -> bytes:
+    nonce = os.urandom(_NONCE)
+    return nonce + key.encrypt(nonce, value, identity)
+
+
+def _opened(key: AESGCM, sealed: bytes, identity: bytes) -> bytes:
+    try:
+        return key.decrypt(sealed[:_NONCE], sealed[_NONCE:], identity)
+    except (InvalidTag, ValueError) as error:  # ValueError: too short for a nonce
+        raise Tampered from error
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError) as error:
+        raise Tampered from error
+
+
+def _derived(key: bytes, purpose: bytes, length: int) -> bytes:
+    return HKDF(SHA256(), length, salt=None, info=b"m3mlx " + purpose).derive(key)
+
+
+# the key of a store
+
+
+def new_key(store: str, passphrase: Passphrase | None) -> tuple[dict, Cipher]:
+    """Make the key of a new store.
+
+    Args:
+        store: its id.
+        passphrase: asked for one; None to leave a random one in the system's key store.
+
+    Returns:
+        What the catalog keeps in its settings, and the keys.
+    """
+    if passphrase is None:
+        words = secrets.token_urlsafe(32)
+        _keyring("set_password", store, words)
+    else:
+        words = passphrase()
+        if not words:
+            raise LockedError("the passphrase is empty. Choose one of several words.")
+    salt, nonce, key = os.urandom(16), os.urandom(_NONCE), os.urandom(32)
+    wrapped = nonce + AESGCM(_stretched(words, salt, _COST)).encrypt(nonce, key, _WRAPPING)
+    settings = {
+        "cost": _COST,
+        "key": wrapped.hex(),
+        "keyring": passphrase is None,
+        "salt": salt.hex(),
+    }
+    return settings, Cipher(key)
+
+
+def unlock(path: object, store: str, settings: Mapping, passphrase: Passphrase | None) -> Cipher:
+    """The keys of a store.
+
+    Args:
+        path: of the store, for messages.
+        settings: what ``new_key`` returned.
+        passphrase: asked for one, unless the system's key store has it.
+
+    Raises:
+        LockedError: there is no passphrase, or a wrong one.
+    """
+    try:
+        salt, wrapped = bytes.fromhex(settings["salt"]), bytes.fromhex(settings["key"])
+        cost = int(settings["cost"])
+        if not 2 <= cost <= _HIGHEST_COST:
+            raise ValueError(cost)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path}: the key of this encrypted store is damaged. Restore the catalog from a "
+            f"backup."
+        ) from error
+    if settings.get("keyring"):
+        words = _keyring("get_password", store)
+        if words is None:
+            raise LockedError(
+                f"{path}: this store is encrypted, and its key is not in the key store of this "
+                f"system and user. Open it where it was made."
+            )
+    elif passphrase is None:
+        raise LockedError(
+            f"{path}: this store is encrypted. Give its passphrase in M3MLX_PASSPHRASE or with "
+            f"--passphrase-file."
+        )
+    else:
+        words = passphrase()
+    try:
+        key = AESGCM(_stretched(words, salt, cost)).decrypt(
+            wrapped[:_NONCE], wrapped[_NONCE:], _WRAPPING
+        )
+    except (InvalidTag, ValueError) as error:
+        raise LockedError(
+            f"{path}: this is not the passphrase of this store. Without the right one nobody can "
+            f"read it."
+        ) from error
+    return Cipher(key)
+
+
+@lru_cache(maxsize=4)  # one process opens the same store many times
+def _stretched(words: str, salt: bytes, cost: int) -> bytes:
+    return Scrypt(salt, length=32, n=cost, r=8, p=1).derive(words.encode())
+
+
+def _keyring(action: str, store: str, *value: str) -> str | None:
+    try:
+        import keyring
+        from keyring.errors import KeyringError
+    except ImportError:
+        raise LockedError(
+            "the system's key store needs the library keyring. Install it with: "
+            "pip install 'm3mlx[keyring]'"
+        ) from None
+    try:
+        return getattr(keyring, action)(_SERVICE, store, *value)
+    except KeyringError as error:
+        raise LockedError(
+            f"the system's key store does not answer ({error}). Unlock it, or use a passphrase."
+        ) from error

@@ -1,0 +1,88 @@
+"""The schema of the catalog, as numbered steps from the first release on.
+
+Each step runs once in one transaction. What has been released is never edited: a change is a
+new step at the end. tests/data has a store of each format that was ever released.
+"""
+
+from __future__ import annotations
+
+from sqlite_utils import Database, Migrations
+
+TOKENIZER = "porter unicode61"
+
+migrations = Migrations("m3mlx.store")
+
+
+@migrations()
+def m001_first(db: Database) -> None:
+    for statement in (
+        "CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+        """CREATE TABLE document (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, path TEXT NOT NULL, hash TEXT NOT NULL,
+            size INTEGER NOT NULL, count INTEGER NOT NULL, complete INTEGER NOT NULL,
+            added TEXT NOT NULL, UNIQUE (path, complete))""",
+        """CREATE TABLE reference (
+            slot INTEGER PRIMARY KEY,
+            document INTEGER NOT NULL REFERENCES document (id) ON DELETE CASCADE,
+            ordinal INTEGER NOT NULL, "start" INTEGER NOT NULL, "end" INTEGER NOT NULL,
+            page INTEGER, line INTEGER, text TEXT NOT NULL, tokens BLOB NOT NULL,
+            vector BLOB NOT NULL, checksum INTEGER NOT NULL, warm INTEGER NOT NULL,
+            UNIQUE (document, ordinal))""",
+        "CREATE INDEX reference_of ON reference (document, warm)",  # to count without reading
+        "CREATE INDEX reference_warm ON reference (warm)",
+        # slots whose reference is gone and whose bytes are still in the record file
+        "CREATE TABLE leftover (slot INTEGER PRIMARY KEY)",
+        f"""CREATE VIRTUAL TABLE words USING fts5 (
+            text, content='reference', content_rowid='slot', tokenize='{TOKENIZER}')""",
+        """CREATE TRIGGER reference_added AFTER INSERT ON reference BEGIN
+            INSERT INTO words (rowid, text) VALUES (new.slot, new.text); END""",
+        """CREATE TRIGGER reference_removed AFTER DELETE ON reference BEGIN
+            INSERT INTO words (words, rowid, text) VALUES ('delete', old.slot, old.text); END""",
+    ):
+        db.execute(statement)
+
+
+@migrations()
+def m002_editions(db: Database) -> None:
+    """Memories of several models side by side; changes since the index; quarantine; a bound."""
+    for statement in (
+        """CREATE TABLE edition (
+            id INTEGER PRIMARY KEY AUTOINCREMENT, fingerprint TEXT NOT NULL UNIQUE,
+            memory TEXT NOT NULL, record_bytes INTEGER NOT NULL, file TEXT NOT NULL UNIQUE,
+            origin INTEGER NOT NULL, added TEXT NOT NULL, overhead INTEGER NOT NULL DEFAULT 0)""",
+        """INSERT INTO edition
+            SELECT 1, f.value, m.value, r.value, 'memories.kv', 0,
+                strftime('%Y-%m-%dT%H:%M:%S+00:00'), 0
+            FROM setting f, setting m, setting r
+            WHERE f.name = 'fingerprint' AND m.name = 'memory' AND r.name = 'record_bytes'""",
+        # which references have a memory
+        """CREATE TABLE memory (
+            edition INTEGER NOT NULL, slot INTEGER NOT NULL,
+            PRIMARY KEY (edition, slot)) WITHOUT ROWID""",
+        "INSERT INTO memory SELECT e.id, r.slot FROM edition e, reference r WHERE r.warm",
+        # slots whose memory is gone and whose bytes are still in a record file
+        "ALTER TABLE leftover RENAME TO leftover_before",
+        """CREATE TABLE leftover (
+            edition INTEGER NOT NULL, slot INTEGER NOT NULL,
+            PRIMARY KEY (edition, slot)) WITHOUT ROWID""",
+        "INSERT INTO leftover SELECT 1, slot FROM leftover_before",
+        "DROP TABLE leftover_before",
+        "DROP INDEX reference_of",
+        "DROP INDEX reference_warm",
+        "ALTER TABLE reference DROP COLUMN warm",
+        "ALTER TABLE reference ADD COLUMN quarantined INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX reference_quarantined ON reference (slot) WHERE quarantined",
+        # of the tokens of its references; the commit since which it can be found
+        "ALTER TABLE document ADD COLUMN tokenizer TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE document ADD COLUMN since INTEGER NOT NULL DEFAULT 0",
+        "CREATE INDEX document_since ON document (since)",
+        """UPDATE document SET tokenizer = coalesce(
+            (SELECT json_extract(fingerprint, '$.tokenizer') FROM edition), '')""",
+        # nobody knows what an index that is behind lacks
+        """UPDATE setting SET value = 'null' WHERE name = 'seal' AND
+            json_extract(value, '$.commit') IS NOT
+            (SELECT CAST(value AS INTEGER) FROM setting WHERE name = 'commit')""",
+        "INSERT INTO setting SELECT 'max_bytes', 'null' WHERE EXISTS (SELECT 1 FROM setting)",
+        "DELETE FROM setting WHERE name IN ('fingerprint', 'memory', 'record_bytes')",
+    ):
+        db.execute(statement)

@@ -1,0 +1,289 @@
+"""Mend a store: what can be derived is derived again, what cannot is put in quarantine.
+
+index, full text    made again from the catalog
+memory, records     taken away; its reference is cold, and whoever has the model writes it
+                    again from the stored tokens
+reference           hidden from searches and named; forgetting or memorizing its document
+                    again ends that
+catalog             its readable rows are copied into a new one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import StoreError
+from .bank import Bank, DamagedRecord, Identity, mend
+from .catalog import NEW_STORE, Catalog
+from .check import Damage, Findings, Progress, examine, no_progress
+from .files import WriterLock, sync_folder, told
+from .reading import CATALOG, INDEX, LOCK
+
+_TABLES = {  # that are copied
+    "setting": ("name", "value"),
+    "edition": ("id", "fingerprint", "memory", "record_bytes", "file", "origin", "added"),
+    "document": (
+        *("id", "path", "hash", "size", "count", "complete", "added", "tokenizer", "since"),
+    ),
+    "reference": (
+        *("slot", "document", "ordinal", "start", "end", "page", "line", "text"),
+        *("tokens", "vector", "checksum", "quarantined"),
+    ),
+    "leftover": ("edition", "slot"),
+}
+_KEYED = ("document", "reference")  # by a number: rows can be asked for one by one
+_TURNS = 4  # of looking and mending; one thing can hide another
+_GAP = 10_000_000  # keys that are tried one by one where rows cannot be listed
+_NEW = "salvaged.sqlite"
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What a repair found and did.
+
+    Attributes:
+        found: before it.
+        left: after it.
+        cold: (edition, slot) of memories that were damaged, to be written again.
+        lost: paths of documents of which references could not be read any more at all; a document
+            of which nothing at all could be read is missing without a name.
+    """
+
+    found: Findings
+    left: Findings
+    cold: list[tuple[int, int]]
+    lost: list[str]
+
+
+def repair(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) -> Repair:
+    """Mend what ``check`` finds.
+
+    Raises:
+        StoreError: there is no store, another process writes to it, or its catalog is damaged so
+            far that not even the settings can be read.
+    """
+    path = Path(path)
+    if not (path / CATALOG).is_file():
+        raise StoreError(f"{path}: there is no store. Name its folder with --store.")
+    with told(path):
+        lock = WriterLock(path / LOCK, wait)
+        try:
+            first = left = examine(path, progress)
+            cold: list[tuple[int, int]] = []
+            lost: list[str] = []
+            for _ in range(_TURNS):
+                if not left.damages:
+                    break
+                if any(damage.part == "catalog" for damage in left.damages):
+                    lost += salvage(path)
+                else:
+                    cold += _mend(path, left.damages)
+                left = examine(path, progress)
+        finally:
+            lock.release()
+    return Repair(first, left, cold, sorted(set(lost)))
+
+
+def _mend(path: Path, damages: list[Damage]) -> list[tuple[int, int]]:
+    """Mend all that is not of the catalog's pages; return the memories that were taken away."""
+    parts = {damage.part for damage in damages}
+    cold = []
+    with closing(Catalog(path / CATALOG, write=True)) as catalog, catalog.transaction():
+        editions = {edition.id: edition for edition in catalog.editions()}
+        store = bytes.fromhex(catalog.settings()["id"])
+        for damage in damages:
+            if damage.part == "memory":
+                cold.append((damage.edition, damage.slot))
+            elif damage.part == "records":
+                edition = editions[damage.edition]
+                slots = catalog.warm_slots(edition.id).tolist()
+                with suppress(StoreError):  # of another store: the memories in it are lost
+                    mend(path / edition.file, Identity.of(store, edition), slots)
+            elif damage.part == "document":
+                _reopen(catalog, damage.document)
+        for id in editions:
+            catalog.drop(id, [slot for edition, slot in cold if edition == id])
+        bad = [damage.slot for damage in damages if damage.part == "reference"]
+        for slot in bad:
+            _quarantine(catalog, slot)
+        if bad or parts & {"index", "document"}:
+            catalog.quarantine(bad, True)
+            (path / INDEX).unlink(missing_ok=True)
+        if bad or "words" in parts:
+            catalog.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+    return cold
+
+
+def _reopen(catalog: Catalog, document: int) -> None:
+    """Let a document be as complete as its references are; it counts as changed if some lack."""
+    path, count, complete, since = catalog.db.execute(
+        "SELECT path, count, complete, since FROM document WHERE id = ?", [document]
+    ).fetchone()
+    have, last = catalog.db.execute(
+        "SELECT count(*), max(ordinal) FROM reference WHERE document = ?", [document]
+    ).fetchone()
+    (others,) = catalog.db.execute(
+        "SELECT count(*) FROM document WHERE path = ? AND complete AND id != ?", [path, document]
+    ).fetchone()
+    whole = have == count and last == have - 1
+    if others or not (whole or (have and complete and since > 0)):
+        change = (max(count, have + 1), 0, "")  # a half one, which is begun anew
+    elif whole:
+        change = (count, 1, None)
+    else:
+        change = (have, 1, "")  # what is left is served
+    catalog.db.execute(
+        "UPDATE document SET count = ?, complete = ?, hash = coalesce(?, hash) WHERE id = ?",
+        [*change, document],
+    )
+
+
+def _quarantine(catalog: Catalog, slot: int) -> None:
+    """Keep what can be read of a damaged row, as values of the right types."""
+    document, text = catalog.db.execute(
+        "SELECT document, CAST(text AS BLOB) FROM reference WHERE slot = ?", [slot]
+    ).fetchone()
+    catalog.db.execute(
+        "UPDATE reference SET quarantined = 1, text = ?, tokens = CAST(tokens AS BLOB), "
+        "vector = CAST(vector AS BLOB), checksum = CAST(checksum AS INTEGER) WHERE slot = ?",
+        [(text or b"").decode("utf-8", "replace"), slot],
+    )
+    # its file counts as changed, so that memorizing it again replaces the document
+    catalog.db.execute("UPDATE document SET hash = '' WHERE id = ?", [document])
+
+
+# a catalog whose pages are damaged
+
+
+def salvage(path: Path) -> list[str]:
+    """Copy what can be read of a catalog into a new one, which replaces it.
+
+    Returns:
+        Paths of documents that lost references.
+
+    Raises:
+        StoreError: too little can be read.
+    """
+    old = sqlite3.connect(path / CATALOG, isolation_level=None)
+    with closing(old):
+        old.text_factory = bytes
+        settings = {_text(name): _text(value) for name, value in _rows(old, "setting")}
+        if missing := {"id", "encoder", "dimensions", "next_slot"} - settings.keys():
+            raise _hopeless(path, f"its setting {min(missing)} cannot be read")
+        new = path / _NEW
+        new.unlink(missing_ok=True)
+        Catalog.create(new, {})
+        with closing(Catalog(new, write=True)) as catalog:
+            lost = _fill(catalog, old, path, settings)
+    for ending in ("-wal", "-shm"):  # of the old one: they would be taken for the new one's
+        (path / f"{CATALOG}{ending}").unlink(missing_ok=True)
+    os.replace(new, path / CATALOG)
+    sync_folder(path)
+    return lost
+
+
+def _fill(catalog: Catalog, old: sqlite3.Connection, folder: Path, settings: dict) -> list[str]:
+    """Put everything readable into an empty catalog; return paths that lost references."""
+    lost: Counter[str] = Counter()
+    with catalog.transaction():
+        try:
+            store, end = bytes.fromhex(json.loads(settings["id"])), int(settings["next_slot"])
+            for name in (*NEW_STORE, "id", "encoder", "dimensions"):
+                value = settings.get(name, json.dumps(NEW_STORE.get(name)))
+                json.loads(value)
+                _insert(catalog, "setting", (name, value))
+        except ValueError as error:
+            raise _hopeless(folder, f"a setting cannot be read ({error})") from error
+        for row in _rows(old, "edition"):
+            _insert(catalog, "edition", map(_text, row))
+        editions = catalog.editions()
+        if not editions:
+            raise _hopeless(folder, "no edition of its memories can be read")
+        paths = {}
+        for row in _rows(old, "document"):
+            id, path, hash, size, count, complete, added, tokenizer, since = map(_text, row)
+            numbers = [int(n) if isinstance(n, int) else 0 for n in (size, count, complete)]
+            names = [str(name) for name in (path, hash, added, tokenizer)]
+            row = (id, *names[:2], *numbers, *names[2:], since if isinstance(since, int) else 0)
+            if _insert(catalog, "document", row):
+                paths[id] = names[0]
+                lost[names[0]] += numbers[1] if numbers[2] else 0
+        for slot, document, *row in _rows(old, "reference"):
+            if document not in paths or not isinstance(slot, int):
+                lost[f"document {document}, whose name cannot be read"] += 1
+                continue
+            row = [*map(_text, row[:6]), *row[6:]]
+            if _insert(catalog, "reference", (slot, document, *row)):
+                lost[paths[document]] -= 1
+                end = max(end, slot + 1)
+        for row in _rows(old, "leftover"):
+            _insert(catalog, "leftover", row)
+        for edition in editions:
+            _find_memories(catalog, folder / edition.file, Identity.of(store, edition))
+        catalog.set(next_slot=end, seal=None, scrub=True)
+        last = "(SELECT coalesce(max(since), 0) FROM document)"
+        catalog.db.execute(
+            f"UPDATE setting SET value = max(CAST(value AS INTEGER), {last}) + 1 "
+            f"WHERE name = 'commit'"
+        )
+    return [path for path, count in lost.items() if count > 0]
+
+
+def _find_memories(catalog: Catalog, file: Path, identity: Identity) -> None:
+    """Mark every reference as warm whose record proves itself by its checksum."""
+    try:
+        bank = Bank(file, identity)
+    except StoreError:
+        return
+    with closing(bank):
+        for (slot,) in catalog.db.execute("SELECT slot FROM reference").fetchall():
+            with suppress(DamagedRecord):
+                bank.read([slot])
+                catalog.mark(identity.edition, [slot], warm=True)
+
+
+def _insert(catalog: Catalog, table: str, row: Iterable) -> bool:
+    """Add a row, unless another has its place; return whether it was added."""
+    values = list(row)
+    marks = ", ".join("?" * len(values))
+    done = catalog.db.execute(f"INSERT OR IGNORE INTO {table} VALUES ({marks})", values)
+    return done.rowcount == 1
+
+
+def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple]:
+    """All rows of a table that can be read, whatever page is damaged."""
+    columns = ", ".join(f'"{name}"' for name in _TABLES[table])
+    key = _TABLES[table][0]
+    if table not in _KEYED:
+        yield from _until_damage(old, f"SELECT {columns} FROM {table}")
+        return
+    first = [k for (k,) in _until_damage(old, f"SELECT {key} FROM {table} ORDER BY {key}")]
+    back = f"SELECT {key} FROM {table} ORDER BY {key} DESC"
+    last = [k for (k,) in _until_damage(old, back)][::-1]
+    low, high = (first[-1] if first else -1), (last[0] if last else -1)
+    between = range(low + 1, high) if high - low < _GAP else ()
+    for k in dict.fromkeys([*first, *between, *last]):
+        yield from _until_damage(old, f"SELECT {columns} FROM {table} WHERE {key} = {k:d}")
+
+
+def _until_damage(old: sqlite3.Connection, statement: str) -> Iterator[tuple]:
+    with suppress(sqlite3.DatabaseError, OverflowError, UnicodeDecodeError):
+        yield from old.execute(statement)
+
+
+def _text(value: object) -> object:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _hopeless(path: Path, why: str) -> StoreError:
+    return StoreError(
+        f"{path / CATALOG}: {why}, so it cannot be repaired. Restore it from a backup, or remove "
+        f"the store's folder and memorize the documents again."
+    )

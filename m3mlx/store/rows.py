@@ -1,0 +1,119 @@
+"""What the catalog gives out and takes in: editions, documents and references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Edition:
+    """All memories of a store that were made under one fingerprint, in one record file.
+
+    Attributes:
+        id: from 1, in the order in which they were added; not used again.
+        fingerprint: every condition under which its memories are made.
+        memory: the memory configuration, as JSON-able values.
+        record_bytes: length of one memory.
+        file: name of its record file.
+        origin: slot of the first record in that file.
+        added: when, ISO 8601 in UTC.
+        overhead: bytes by which a memory is longer in the file, where the store is encrypted.
+    """
+
+    id: int
+    fingerprint: dict[str, str]
+    memory: dict
+    record_bytes: int
+    file: str
+    origin: int
+    added: str
+    overhead: int = 0
+
+    @property
+    def stored_bytes(self) -> int:
+        """Length of one memory in the file."""
+        return self.record_bytes + self.overhead
+
+    @property
+    def tokenizer(self) -> str:
+        """What made the token ids of its references."""
+        return self.fingerprint.get("tokenizer", "")
+
+
+@dataclass(frozen=True)
+class NewReference:
+    """One reference to be added.
+
+    Attributes:
+        document: id from ``begin``.
+        ordinal: position in the document, from 0 without gaps.
+        start, end: characters of the document.
+        tokens: ids by the tokenizer of the edition in use.
+        page, line: place for citing, counted from 1, where the format has one.
+        vector: float32 ``(dimensions,)`` of length one.
+        record: the memory, or None if it is written later (cold).
+    """
+
+    document: int
+    ordinal: int
+    start: int
+    end: int
+    text: str
+    tokens: Sequence[int]
+    page: int | None
+    line: int | None
+    vector: np.ndarray
+    record: bytes | None
+
+
+@dataclass(frozen=True)
+class StoredReference:
+    """One reference as the catalog has it, its checksum verified.
+
+    Attributes:
+        ordinal: position in its document, from 0.
+        tokens: ids by the tokenizer that cut its document, which ``tokenizer`` names.
+        vector: float32 ``(dimensions,)`` of length one.
+        warm: whether the edition asked for has its memory.
+    """
+
+    slot: int
+    document: int
+    path: str
+    tokenizer: str
+    ordinal: int
+    start: int
+    end: int
+    page: int | None
+    line: int | None
+    text: str
+    tokens: tuple[int, ...]
+    vector: np.ndarray
+    warm: bool
+
+
+@dataclass(frozen=True)
+class StoredDocument:
+    """One document.
+
+    Attributes:
+        size: of the file when it was memorized, in bytes.
+        references: how many are committed.
+        warm: how many of them have a memory in the edition in use.
+        complete: whether all are committed; only then is the document found by searches.
+        added: when its memorizing began, ISO 8601 in UTC.
+        bytes: that its memories take in the record file.
+    """
+
+    id: int
+    path: str
+    hash: str
+    size: int
+    references: int
+    warm: int
+    complete: bool
+    added: str
+    bytes: int

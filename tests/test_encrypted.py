@@ -1,0 +1,249 @@
+"""Encrypted stores do what others do, and their files say nothing of the documents."""
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+from small_store import (
+    LARGE,
+    A,
+    B,
+    everything,
+    expected,
+    memorize,
+    memory,
+    new_store,
+    references,
+    search,
+    vector,
+)
+
+from m3mlx.errors import StoreError
+from m3mlx.store import LockedError, MemoryStore, cipher, sealed
+from m3mlx.store.catalog import _checksum
+from m3mlx.store.portable import Export
+from m3mlx.store.transfer import receive, send
+
+PATH = "/home/quix/zeppelin.md"
+HASH = "f00d" * 16
+
+
+@pytest.fixture(autouse=True)
+def cheap(monkeypatch):
+    monkeypatch.setattr(cipher, "_COST", 16)
+
+
+def words():
+    return "nine brass buttons"
+
+
+def new(path, **changes):
+    return new_store(path, encrypt=True, passphrase=words, **changes)
+
+
+def reopened(path, **options):
+    return MemoryStore.open(path, passphrase=words, **options)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def store(path):
+    with new(path) as store:
+        memorize(store, PATH, A, hash=HASH)
+        yield store
+
+
+def traces_of(texts):
+    """What would tell of documents with these texts: names, words, tokens, vectors, memories."""
+    found = [PATH.encode(), b"zeppelin", HASH.encode()]
+    for new in references(0, texts):
+        found += [word.encode() for word in new.text.split() if len(word) > 4]
+        found.append(np.array(new.tokens, dtype="<u4").tobytes()[:16])
+        found += [new.vector.tobytes()[:16], new.vector.astype("<f2").tobytes()[:12]]
+        found.append(new.record[:16])
+    return found
+
+
+def in_files(path, needles):
+    return [
+        (file.name, needle)
+        for file in sorted(path.iterdir())
+        for needle in needles
+        if needle in file.read_bytes() or needle in file.read_bytes().lower()
+    ]
+
+
+def test_what_is_committed_is_there_bit_for_bit(path):
+    with new(path) as store:
+        memorize(store, PATH, A, hash=HASH)
+        memorize(store, "/b", B)
+        assert everything(store) == expected({PATH: A, "/b": B})
+        assert store.missing([(PATH, HASH), ("/b", "other")]) == {"/b"}
+    with reopened(path) as store:
+        assert everything(store) == expected({PATH: A, "/b": B})
+        assert store.status()["encrypted"]
+        (document, _) = store.documents()
+        assert (document.path, document.hash) == (PATH, HASH)
+        assert store.find_documents(["/home/quix"]) == [document]
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_the_files_say_nothing(path, settled):
+    with new(path, **LARGE) as store:
+        memorize(store, PATH, [*A, *B], hash=HASH)
+        store.add_edition(fingerprint={"weights": "v"}, memory={}, record_bytes=1000)
+        store.write({store.slots()[0]: memory(A[0])})
+        search(store, A[0])
+        if settled:
+            store.settle()
+        assert {file.name for file in path.iterdir()} >= {"catalog.sqlite", "memories-2.kv"}
+        assert in_files(path, traces_of([*A, *B])) == []
+        assert not (path / "vectors.usearch").exists()
+    assert in_files(path, traces_of([*A, *B])) == []
+
+
+def test_the_search_for_traces_would_find_them(tmp_path):
+    with new_store(tmp_path / "plain", **LARGE) as store:
+        memorize(store, PATH, [*A, *B], hash=HASH)
+        store.settle()
+    found = {needle for _, needle in in_files(tmp_path / "plain", traces_of([*A, *B]))}
+    assert found == set(traces_of([*A, *B]))
+
+
+@pytest.mark.parametrize("mode", ["dense", "text", "hybrid"])
+def test_every_search_finds_what_it_finds_in_a_plain_store(path, tmp_path, mode):
+    with new(path) as store, new_store(tmp_path / "plain") as plain:
+        for each in (store, plain):
+            memorize(each, "/a", A)
+        for query in (*A, "pears", "Blue plum", "nothing of it"):
+            assert search(store, query, mode=mode) == search(plain, query, mode=mode)
+        for each in (store, plain):  # what came later is found too, what is half there is not
+            memorize(each, "/b", B)
+            half, _ = each.begin("/half", "h", 3, size=1)
+            each.add(references(half, ["purple plums"]))
+        for query in (*A, *B, "plums"):
+            assert search(store, query, mode=mode) == search(plain, query, mode=mode)
+
+
+def test_a_large_store_is_searched_by_meaning_alone(path, monkeypatch):
+    monkeypatch.setattr(sealed, "MOST_WORDS", 2)
+    with new(path) as store:
+        memorize(store, "/a", A)
+        assert search(store, A[1], mode="hybrid")[0] == A[1]
+        with pytest.raises(StoreError, match="by meaning"):
+            search(store, A[1], mode="text")
+
+
+def test_readers_search_too(store, path):
+    with reopened(path) as reader:
+        assert search(reader, A[2])[0] == A[2]
+        memorize(store, "/b", B)
+        assert search(reader, B[0])[0] == B[0]
+
+
+def test_replacing_forgetting_and_compacting(store, path):
+    memorize(store, "/b", B)
+    memorize(store, PATH, ["quite other words"], hash="2")
+    assert everything(store) == expected({PATH: ["quite other words"], "/b": B})
+    store.compact()
+    assert everything(store) == expected({PATH: ["quite other words"], "/b": B})
+    ids = [document.id for document in store.find_documents([PATH])]
+    samples = store.traces(ids)
+    store.forget(ids)
+    assert store.verify(samples).residue == []
+    assert everything(store) == expected({"/b": B})
+    assert search(store, B[0], mode="text") == [B[0], B[1]]
+
+
+def test_only_the_passphrase_opens(store, path):
+    store.close()
+    for wrong in ("", "nine brass button"):
+        with pytest.raises(LockedError, match=f"{path}.*not the passphrase"):
+            MemoryStore.open(path, passphrase=lambda wrong=wrong: wrong)
+    with pytest.raises(LockedError, match="M3MLX_PASSPHRASE"):
+        MemoryStore.open(path)
+    with reopened(path, write=True) as store:  # nothing is locked by those who failed
+        assert everything(store) == expected({PATH: A})
+
+
+def test_a_passphrase_is_asked_for_only_where_it_is_needed(tmp_path):
+    def never():
+        raise AssertionError
+
+    new_store(tmp_path / "plain").close()
+    MemoryStore.open(tmp_path / "plain", passphrase=never).close()
+
+
+def test_records_and_rows_cannot_change_places(store, path):
+    """Somebody who can write, and mends every checksum, still cannot serve another's memory."""
+    store.close()
+    with sqlite3.connect(path / "catalog.sqlite") as db:
+        first, second = db.execute(
+            "SELECT slot, text, tokens, vector FROM reference ORDER BY slot LIMIT 2"
+        ).fetchall()
+        (stored,) = db.execute("SELECT path FROM document").fetchone()
+        *place, tokens, vector = db.execute(
+            'SELECT ordinal, "start", "end", page, line, ?, tokens, vector FROM reference '
+            "WHERE slot = ?",
+            [second[1], first[0]],
+        ).fetchone()
+        db.execute(
+            "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?",
+            [second[1], _checksum(first[0], stored, place, tokens, vector), first[0]],
+        )
+    db.close()
+    with reopened(path) as store, pytest.raises(StoreError, match="not what was encrypted"):
+        search(store, A[0], mode="dense")
+    with reopened(path, write=True) as store:
+        bank = store._records.bank()
+        moved = bank.raw(1)[: bank.record_bytes]
+        bank._put(2, moved + bank._checksum(2, moved))
+        with pytest.raises(StoreError, match="zeppelin"):
+            store.read([2])
+        assert bytes(store.read([1])[0]) == memory(A[1])
+
+
+def test_the_same_document_looks_different_in_two_stores(tmp_path):
+    for name in ("one", "two"):
+        with new(tmp_path / name) as store:
+            memorize(store, PATH, A)
+    rows = []
+    for name in ("one", "two"):
+        with sqlite3.connect(tmp_path / name / "catalog.sqlite") as db:
+            rows.append(
+                db.execute("SELECT path, text, tokens, vector FROM document, reference").fetchone()
+            )
+        db.close()
+    for one, two in zip(*rows, strict=True):
+        assert one != two
+
+
+def test_the_key_in_the_settings_is_wrapped(store, path):
+    with sqlite3.connect(path / "catalog.sqlite") as db:
+        (value,) = db.execute("SELECT value FROM setting WHERE name = 'cipher'").fetchone()
+    db.close()
+    assert set(json.loads(value)) == {"cost", "key", "keyring", "salt"}
+    assert "brass" not in value
+
+
+def test_an_encrypted_store_travels_into_any_other(store, tmp_path):
+    whole = [document for document in store.documents() if document.complete]
+    send(store, tmp_path / "file", whole, program="test")
+    with new_store(tmp_path / "plain") as plain, Export(tmp_path / "file") as export:
+        receive(plain, export)
+        assert everything(plain) == expected({PATH: A})
+    with new(tmp_path / "other") as other, Export(tmp_path / "file") as export:
+        receive(other, export)
+        assert everything(other) == expected({PATH: A})
+    assert in_files(tmp_path / "other", traces_of(A)) == []
+
+
+def test_vectors_come_back_bit_for_bit(store):
+    stored = store.references(store.slots())
+    for reference, text in zip(stored, A, strict=True):
+        np.testing.assert_array_equal(reference.vector, vector(text))

@@ -1,0 +1,108 @@
+"""The harnesses of tools/torture.py in short form, and that they notice a store that is broken."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torture import crashes, damages, readers
+from torture.apart import apart
+
+from m3mlx.store.bank import Bank
+from m3mlx.store.records import Records
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+
+def hits(counts):
+    return sum(count for label, count in counts.items() if not label.endswith("missed"))
+
+
+def test_writers_that_are_killed_or_fail_lose_nothing(tmp_path):
+    report = crashes.torture(tmp_path, {"step": 12, "python": 6}, seed=1)
+    assert hits(report["counts"]) == 18
+    assert len([step for step, count in report["killed at"].items() if count]) >= 3
+
+
+def test_no_damage_gives_a_wrong_answer(tmp_path):
+    report = damages.torture(tmp_path, 40, seed=1)
+    assert report["failures"] == []
+    assert {label.split(",")[0] for label in report["outcomes"]} >= {"right", "error"}
+
+
+@pytest.mark.slow
+def test_many_writers_that_are_killed_or_fail_lose_nothing(tmp_path):
+    report = crashes.torture(tmp_path, {"step": 60, "moment": 15, "python": 30}, seed=2)
+    assert hits(report["counts"]) == 105
+    assert len([step for step, count in report["killed at"].items() if count]) >= 8
+
+
+@pytest.mark.slow
+def test_no_damage_of_many_gives_a_wrong_answer(tmp_path):
+    report = damages.torture(tmp_path, 400, seed=2)
+    assert report["failures"] == []
+    assert any("repair done" in label for label in report["outcomes"])
+
+
+@pytest.mark.slow
+def test_four_readers_see_whole_versions_while_one_writes(tmp_path):
+    report = readers.torture(tmp_path, 15)
+    assert report["writer"]["compacted"] > 0
+    assert len(report["readers"]) == 4
+
+
+@pytest.mark.slow
+def test_a_store_with_an_index_finds_what_an_exact_search_finds(tmp_path):
+    spec = importlib.util.spec_from_file_location("scale", ROOT / "tools" / "scale.py")
+    scale = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scale)
+    built = scale.build(tmp_path / "store", 21_000)
+    assert np.shape(built["nearest"]) == (scale.QUERIES, scale.K)
+    figures = scale.measure(tmp_path / "store", built["nearest"])
+    assert figures["recall"] >= 0.99
+    assert figures["bytes"]["index"] > 0
+
+
+# a harness that notices nothing proves nothing
+
+
+def test_a_process_that_dies_hangs_or_fails_is_told_apart():
+    assert apart(lambda: [1, "a"]).returned() == [1, "a"]
+    assert apart(os.abort).kind == "killed"
+    assert apart(lambda: 1 / 0).kind == "raised"
+    assert apart(lambda: [None for _ in iter(int, 1)], seconds=0.2).kind == "hung"
+
+
+def test_a_store_that_checks_no_record_is_found_out(tmp_path, monkeypatch):
+    def trusting(bank, slots):
+        raw = [bank.raw(slot)[: bank.record_bytes] for slot in slots]
+        padded = [record.ljust(bank.record_bytes, b"\0") for record in raw]
+        return np.stack([np.frombuffer(record, dtype=np.uint8) for record in padded])
+
+    monkeypatch.setattr(Bank, "read", trusting)
+    failures = damages.torture(tmp_path, 60, seed=3)["failures"]
+    assert any("WRONG" in failure for failure in failures)
+
+
+def test_a_store_that_erases_nothing_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(Bank, "erase", lambda bank, slots: None)
+    monkeypatch.setattr(Bank, "trim", lambda bank, end: None)
+    with pytest.raises(AssertionError, match=r"\.kv has k"):
+        crashes.torture(tmp_path, {"step": 15}, seed=1)
+
+
+def test_a_store_that_commits_before_it_writes_is_found_out(tmp_path, monkeypatch):
+    kept = {}
+    write = Bank.write
+
+    def late(bank, memories):
+        """What one call was given is only written by the next."""
+        write(bank, kept.pop(bank.path, {}))
+        kept[bank.path] = dict(memories)
+
+    monkeypatch.setattr(Bank, "write", late)
+    monkeypatch.setattr(Records, "check_length", lambda records: None)
+    with pytest.raises(AssertionError):
+        crashes.torture(tmp_path, {"step": 15}, seed=1)
