@@ -77,7 +77,8 @@ class Corpus:
 
     def nearest(self, texts: Sequence[str], count: int) -> list[list[int]]:
         """The references that fit each text best, best first."""
-        return self._index.search(self._encode(list(texts)), count)
+        found = self._index.search(self._encode(list(texts)), count)
+        return [[place for _, place in near] for near in found]
 
     def clusters(
         self, places: Sequence[int], size: int, rng: np.random.Generator
