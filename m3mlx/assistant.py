@@ -374,7 +374,8 @@ class Assistant:
         Raises:
             StoreError: there is no store, or another process writes to it.
         """
-        return MemoryStore.check(self.store_path, self.progress)
+        passphrase = self.security["passphrase"]
+        return MemoryStore.check(self.store_path, self.progress, passphrase=passphrase)
 
     def repair(self) -> Repair:
         """Mend the store. Damaged memories of the present model are made again from stored text.
@@ -385,13 +386,14 @@ class Assistant:
             StoreError: there is no store, another process writes to it, or it is beyond repair.
         """
         self.close()
-        done = MemoryStore.repair(self.store_path, self.progress)
+        passphrase = self.security["passphrase"]
+        done = MemoryStore.repair(self.store_path, self.progress, passphrase=passphrase)
         if done.cold:
             with suppress(FingerprintError):
                 own = self._own().id
                 slots = [slot for edition, slot in done.cold if edition == own]
                 self.close()
-                with MemoryStore.open(self.store_path, write=True, edition=own) as store:
+                with self.open_store(write=True, edition=own) as store:
                     editions.rewrite(store, slots, self.config, self._token_ids, self.write)
         return done
 

@@ -270,3 +270,20 @@ def test_a_memory_of_another_length_is_refused(tmp_path, memory):
     with pytest.raises(StoreError, match="bytes"):
         bank.check([b"0123456789", memory])
     bank.close()
+
+
+def test_an_open_file_that_is_cut_short_and_grows_again_is_never_read_behind_its_end(tmp_path):
+    writer = new_bank(tmp_path / "b", record_bytes=40_000)
+    memories = {slot: bytes([slot]) * 40_000 for slot in range(5)}
+    writer.write(memories)
+    reader = Bank(tmp_path / "b", identity(40_000))
+    assert reader.read([4])[0].tobytes() == memories[4]
+    for length in (PAGE + 4 * stride(40_000) + 40_003, PAGE + stride(40_000), PAGE, 100, 0):
+        os.truncate(tmp_path / "b", length)  # a map of what is gone would kill the process
+        with pytest.raises(DamagedRecord, match="record 4 is damaged"):
+            reader.read([4])
+        assert reader.raw(4) == b""
+    writer.write({**memories, 9: b"9" * 40_000})
+    for slot, memory in memories.items():
+        assert reader.read([slot])[0].tobytes() == memory
+    assert reader.read([9, 0])[0].tobytes() == b"9" * 40_000

@@ -20,7 +20,7 @@ from small_store import (
 )
 
 from m3mlx.errors import StoreError
-from m3mlx.store import LockedError, MemoryStore, cipher, sealed
+from m3mlx.store import LockedError, MemoryStore, cipher, index, sealed
 from m3mlx.store.catalog import _checksum
 from m3mlx.store.portable import Export
 from m3mlx.store.transfer import receive, send
@@ -64,7 +64,7 @@ def traces_of(texts):
     for new in references(0, texts):
         found += [word.encode() for word in new.text.split() if len(word) > 4]
         found.append(np.array(new.tokens, dtype="<u4").tobytes()[:16])
-        found += [new.vector.tobytes()[:16], new.vector.astype("<f2").tobytes()[:12]]
+        found += [new.vector.tobytes()[:16], index.rounded(new.vector).tobytes()[:12]]
         found.append(new.record[:16])
     return found
 
@@ -247,3 +247,125 @@ def test_vectors_come_back_bit_for_bit(store):
     stored = store.references(store.slots())
     for reference, text in zip(stored, A, strict=True):
         np.testing.assert_array_equal(reference.vector, vector(text))
+
+
+# checking and repairing
+
+
+def statement(path, text, *parameters):
+    db = sqlite3.connect(path / "catalog.sqlite", isolation_level=None)
+    db.execute(text, parameters)
+    db.close()
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.fixture
+def whole(path):
+    with new(path) as store:
+        memorize(store, PATH, A, hash=HASH)
+        memorize(store, "/b", B)
+    return path
+
+
+def test_a_sound_encrypted_store_is_sound(whole):
+    found = MemoryStore.check(whole, passphrase=words)
+    assert (found.damages, found.references, found.memories) == ([], 5, 5)
+    assert MemoryStore.repair(whole, passphrase=words).left.damages == []
+    with reopened(whole) as store:
+        assert everything(store) == expected({PATH: A, "/b": B})
+
+
+@pytest.mark.parametrize("passphrase", [None, lambda: "another"])
+def test_nobody_checks_or_repairs_without_the_passphrase(whole, passphrase):
+    before = {file.name: file.read_bytes() for file in whole.iterdir()}
+    flip(whole / "memories.kv", 16384 + 500)
+    before["memories.kv"] = (whole / "memories.kv").read_bytes()
+    for look in (MemoryStore.check, MemoryStore.repair):
+        with pytest.raises(LockedError, match="passphrase"):
+            look(whole, passphrase=passphrase)
+    after = {file.name: file.read_bytes() for file in whole.iterdir()}
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_damaged_encrypted_memory_is_named_and_made_cold(whole):
+    flip(whole / "memories.kv", 16384 + 500)
+    found = MemoryStore.check(whole, passphrase=words)
+    assert [(damage.part, damage.path) for damage in found.damages] == [("memory", PATH)]
+    done = MemoryStore.repair(whole, passphrase=words)
+    assert (done.left.damages, done.cold) == ([], [(1, 0)])
+    with MemoryStore.open(whole, write=True, passphrase=words) as store:
+        store.write({0: memory(A[0])})
+    with reopened(whole) as store:
+        assert everything(store) == expected({PATH: A, "/b": B})
+
+
+def test_a_missing_file_of_encrypted_memories_is_made_again(whole):
+    (whole / "memories.kv").unlink()
+    assert len(MemoryStore.repair(whole, passphrase=words).cold) == 5
+    assert MemoryStore.check(whole, passphrase=words).damages == []
+
+
+@pytest.mark.parametrize("column", ["text", "tokens", "vector"])
+def test_a_damaged_encrypted_reference_is_named_hidden_and_not_exported(whole, tmp_path, column):
+    kind = "TEXT" if column == "text" else "BLOB"
+    statement(
+        whole,
+        f"UPDATE reference SET {column} = CAST(substr({column}, 1, 40) AS {kind}) WHERE slot = 0",
+    )
+    found = MemoryStore.check(whole, passphrase=words)
+    assert [(damage.part, damage.path) for damage in found.damages] == [("reference", PATH)]
+    done = MemoryStore.repair(whole, passphrase=words)
+    assert (done.left.damages, done.left.quarantined) == ([], {PATH: 1})
+    with MemoryStore.open(whole, write=True, passphrase=words) as store:
+        assert everything(store) == {
+            PATH: expected({PATH: A})[PATH][1:],
+            "/b": expected({"/b": B})["/b"],
+        }
+        with pytest.raises(StoreError, match=r"zeppelin.*in quarantine.*Memorize it again"):
+            send(store, tmp_path / "file", store.documents(), program="test")
+        assert not (tmp_path / "file").exists()
+        send(store, tmp_path / "file", store.find_documents(["/b"]), program="test")
+        assert store.missing([(PATH, HASH)]) == {PATH}
+        memorize(store, PATH, A, hash=HASH)
+        send(store, tmp_path / "all", store.documents(), program="test")
+    assert MemoryStore.check(whole, passphrase=words).quarantined == {}
+
+
+@pytest.mark.parametrize("column", ["path", "hash"])
+def test_a_document_of_a_damaged_name_gets_another(whole, column):
+    statement(whole, f"UPDATE document SET {column} = 'AAAA' || substr({column}, 5) WHERE id = 1")
+    assert not MemoryStore.check(whole, passphrase=words).sound
+    assert MemoryStore.repair(whole, passphrase=words).left.damages == []
+    with MemoryStore.open(whole, write=True, passphrase=words) as store:
+        first, second = store.documents()
+        assert first.path == (PATH if column == "hash" else "document 1, whose name cannot be read")
+        assert (first.hash, second.path) == ("", "/b")
+        assert everything(store)["/b"] == expected({"/b": B})["/b"]
+        store.forget([first.id])
+    assert MemoryStore.check(whole, passphrase=words).damages == []
+
+
+def test_readable_rows_of_a_damaged_encrypted_catalog_are_kept(whole):
+    statement(whole, "INSERT INTO memory VALUES (1, 4711)")
+    done = MemoryStore.repair(whole, passphrase=words)
+    assert (done.left.damages, done.lost) == ([], [])
+    with reopened(whole) as store:
+        assert everything(store) == expected({PATH: A, "/b": B})
+        assert search(store, A[0], mode="text")[0] == A[0]
+    assert in_files(whole, traces_of([*A, *B])) == []
+
+
+@pytest.mark.parametrize("change", ["DELETE FROM setting", "UPDATE setting SET value = 'null'"])
+def test_without_its_wrapped_key_a_store_is_refused_by_everything(whole, change):
+    statement(whole, f"{change} WHERE name = 'cipher'")
+    with pytest.raises(StoreError, match="encrypted, and its key is gone"):
+        reopened(whole)
+    assert not MemoryStore.check(whole, passphrase=words).sound
+    with pytest.raises(StoreError, match="key is gone"):
+        MemoryStore.repair(whole, passphrase=words)
+    assert not (whole / "salvaged.sqlite").exists()

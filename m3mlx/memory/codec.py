@@ -154,14 +154,15 @@ class Codec:
 
     def _decode(self, data: np.ndarray, bits: int, batch: int) -> mx.array:
         shape = (batch, self.kept, self.head_dim)
-        data = mx.array(np.ascontiguousarray(data))
         if bits == 16:
-            return data.view(mx.bfloat16).reshape(shape)
+            return mx.array(np.ascontiguousarray(data)).view(mx.bfloat16).reshape(shape)
         groups = self._groups()
         end = groups * self.group * bits // 8
-        codes = mx.contiguous(data[:, :end]).view(mx.uint32)
-        scales = mx.contiguous(data[:, end : end + 2 * groups]).view(mx.float16)
-        biases = mx.contiguous(data[:, end + 2 * groups :]).view(mx.float16)
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        flat = mx.dequantize(codes, scales, biases, group_size=self.group, bits=bits)
-        return flat[:, : self.kept * self.head_dim].reshape(shape)
+        codes = mx.array(data[:, :end])
+        if bits == 4:
+            codes = mx.stack([codes & 15, codes >> 4], axis=-1)
+        numbers = np.ascontiguousarray(data[:, end:]).view("<f2").astype(np.float32)
+        scales, biases = mx.array(numbers.reshape(batch, 2, groups, 1).swapaxes(0, 1))
+        # as mx.dequantize, which takes four times as long on the CPU
+        values = codes.reshape(batch, groups, self.group).astype(mx.float32) * scales + biases
+        return values.reshape(batch, -1)[:, : self.kept * self.head_dim].reshape(shape)

@@ -280,10 +280,6 @@ class MemoryStore(Reading):
         self._writing()
         if references < 1:
             raise StoreError(f"{path}: it has no references, so there is nothing to remember.")
-        if any("\ud800" <= sign <= "\udfff" for sign in path):
-            raise StoreError(
-                f"{path!a} cannot be stored, it is not valid Unicode. Rename the file."
-            )
         cut = self.edition.tokenizer if tokenizer is None else tokenizer
         with self._catalog.transaction():
             return self._catalog.begin(path, hash, size, references, cut, added)

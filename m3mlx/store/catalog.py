@@ -68,6 +68,10 @@ class Catalog(Memories):
         added: str | None = None,
     ) -> tuple[int, int]:
         """Find or make the document; return its id and how many references it has."""
+        if any("\ud800" <= sign <= "\udfff" for sign in path):
+            raise StoreError(
+                f"{path!a} cannot be stored, it is not valid Unicode. Rename the file."
+            )
         path, hash = self.stored_name(path), self.stored_name(hash)
         found = None
         for id, known, expected, cut, complete in self.db.execute(
@@ -276,6 +280,14 @@ class Catalog(Memories):
         """Slots that are hidden from searches, in order."""
         rows = self.db.execute("SELECT slot FROM reference WHERE quarantined ORDER BY slot")
         return [slot for (slot,) in rows]
+
+    def hidden(self) -> dict[str, int]:
+        """Paths of documents with references in quarantine, and how many those are."""
+        rows = self.db.execute(
+            "SELECT path, count(*) FROM document d JOIN reference ON document = d.id "
+            "WHERE quarantined GROUP BY path"
+        ).fetchall()
+        return {self.name(path): count for path, count in rows}
 
     def references(self, slots: Collection[int], edition: int) -> dict[int, StoredReference]:
         """Read references. Raises StoreError that names the document of a damaged one."""

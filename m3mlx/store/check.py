@@ -8,7 +8,7 @@ the catalog. ``repair`` mends what this finds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ..errors import StoreError
 from . import index
 from .bank import Bank, DamagedRecord, Identity
 from .catalog import Catalog
+from .cipher import LockedError, Passphrase
 from .files import WriterLock, told
 from .reading import CATALOG, INDEX, LOCK
 from .rows import Edition
@@ -81,10 +82,17 @@ class Findings:
         return sorted({damage.path for damage in self.damages if damage.path is not None})
 
 
-def check(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) -> Findings:
+def check(
+    path: Path,
+    progress: Progress = no_progress,
+    *,
+    wait: float = 10.0,
+    passphrase: Passphrase | None = None,
+) -> Findings:
     """Look at everything in a store, which nobody may change meanwhile.
 
     Raises:
+        LockedError: the store is encrypted, and the passphrase is missing or wrong.
         StoreError: there is no store, or another process writes to it.
     """
     path = Path(path)
@@ -93,21 +101,22 @@ def check(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) -
     with told(path):
         lock = WriterLock(path / LOCK, wait)
         try:
-            return examine(path, progress)
+            return examine(path, progress, passphrase)
         finally:
             lock.release()
 
 
-def examine(path: Path, progress: Progress = no_progress) -> Findings:
+def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> Findings:
     """As ``check``, for who holds the lock."""
     try:
-        catalog = Catalog(path / CATALOG, write=True)  # so that full text can be checked
+        # to write, so that full text can be checked
+        with closing(Catalog(path / CATALOG, write=True)) as catalog:
+            catalog.unlock(passphrase)
+            return _Examination(path, catalog, progress).findings()
+    except LockedError:
+        raise
     except StoreError as error:
         return Findings([Damage("catalog", str(error))])
-    try:
-        return _Examination(path, catalog, progress).findings()
-    finally:
-        catalog.close()
 
 
 class _Examination:
@@ -157,6 +166,8 @@ class _Examination:
             self._note("catalog", f"{len(broken)} references belong to no document")
 
     def _words(self) -> None:
+        if self._catalog.cipher:
+            return  # it has none on the disk
         with suppress(_Undo), self._catalog.transaction():
             self._catalog.db.execute(
                 "INSERT INTO words (words, rank) VALUES ('integrity-check', 1)"
@@ -184,16 +195,18 @@ class _Examination:
                 "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal) "
                 "FROM document d LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
             ).fetchall()
-            hidden = self._catalog.db.execute(
-                "SELECT path, count(*) FROM document d JOIN reference ON document = d.id "
-                "WHERE quarantined GROUP BY path"
-            )
-            self._found.quarantined = {str(path): count for path, count in hidden}
         for id, path, hash, count, complete, have, last in rows:
+            try:
+                path, hash = self._catalog.name(path), self._catalog.name(hash)
+            except StoreError as error:
+                self._note("document", str(error), document=id)
+                continue
             gaps = (last or 0) >= max(have, 1) and hash  # without a hash it is known to have some
             if complete not in (0, 1) or complete != (count == have) or gaps:
                 what = f"it has {have} of {count} references"
                 self._note("document", what, path=str(path), document=id)
+        with self._catalog.snapshot():
+            self._found.quarantined = self._catalog.hidden()
 
     def _references(self) -> None:
         after, done = -1, 0
@@ -236,7 +249,7 @@ class _Examination:
                 "WHERE slot = ?)",
                 [slot],
             ).fetchone()
-            return row and str(row[0])
+            return row and str(self._catalog.name(row[0]))
         return None
 
     def _memories(self) -> None:
@@ -254,7 +267,11 @@ class _Examination:
         if lost := [slot for slot in warm if slot not in known]:
             self._note("catalog", f"{len(lost)} memories are of no reference")
         try:
-            bank = Bank(self._path / edition.file, Identity.of(self._store, edition))
+            bank = Bank(
+                self._path / edition.file,
+                Identity.of(self._store, edition),
+                cipher=self._catalog.cipher,
+            )
         except (StoreError, OSError) as error:
             self._note("records", str(error), edition=edition.id)
             return

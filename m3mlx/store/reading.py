@@ -14,7 +14,7 @@ from ..errors import StoreError
 from . import index, traces
 from .bank import DamagedRecord, stride
 from .catalog import Catalog
-from .cipher import Passphrase, unlock
+from .cipher import Passphrase
 from .files import told
 from .records import Records
 from .rows import Edition, StoredDocument, StoredReference
@@ -69,8 +69,8 @@ class Reading:
                 self.id = bytes.fromhex(settings["id"])
             except (KeyError, TypeError, ValueError) as error:
                 raise self._catalog.damaged(f"a setting is wrong ({error})") from error
-            if locked := settings.get("cipher"):
-                self._catalog.cipher = unlock(path, self.id.hex(), locked, passphrase)
+            self._catalog.unlock(passphrase)
+            if self.encrypted:
                 exact = sys.maxsize  # an index file would hold the vectors as they are
             self._search = Search(self._catalog, path / INDEX, self.dimensions, exact)
             self._records = Records(path, self._catalog, self.id, write=write)
@@ -216,6 +216,11 @@ class Reading:
         """The next slots of references behind one, in order: the way to go through all."""
         with self._catalog.snapshot():
             return self._catalog.following(after, count)
+
+    def hidden(self) -> dict[str, int]:
+        """Paths of documents with references in quarantine, and how many those are."""
+        with self._catalog.snapshot():
+            return self._catalog.hidden()
 
     def slots_of(self, document: int) -> list[int]:
         """Slots of a document's references, in the order of the document."""

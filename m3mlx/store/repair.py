@@ -23,12 +23,15 @@ from ..errors import StoreError
 from .bank import Bank, DamagedRecord, Identity, mend
 from .catalog import NEW_STORE, Catalog
 from .check import Damage, Findings, Progress, examine, no_progress
+from .cipher import Passphrase
 from .files import WriterLock, sync_folder, told
 from .reading import CATALOG, INDEX, LOCK
 
 _TABLES = {  # that are copied
     "setting": ("name", "value"),
-    "edition": ("id", "fingerprint", "memory", "record_bytes", "file", "origin", "added"),
+    "edition": (
+        *("id", "fingerprint", "memory", "record_bytes", "file", "origin", "added", "overhead"),
+    ),
     "document": (
         *("id", "path", "hash", "size", "count", "complete", "added", "tokenizer", "since"),
     ),
@@ -38,6 +41,7 @@ _TABLES = {  # that are copied
     ),
     "leftover": ("edition", "slot"),
 }
+_SETTINGS = {*NEW_STORE, "id", "encoder", "dimensions", "cipher"}  # that are copied
 _KEYED = ("document", "reference")  # by a number: rows can be asked for one by one
 _TURNS = 4  # of looking and mending; one thing can hide another
 _GAP = 10_000_000  # keys that are tried one by one where rows cannot be listed
@@ -62,10 +66,17 @@ class Repair:
     lost: list[str]
 
 
-def repair(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) -> Repair:
+def repair(
+    path: Path,
+    progress: Progress = no_progress,
+    *,
+    wait: float = 10.0,
+    passphrase: Passphrase | None = None,
+) -> Repair:
     """Mend what ``check`` finds.
 
     Raises:
+        LockedError: the store is encrypted, and the passphrase is missing or wrong.
         StoreError: there is no store, another process writes to it, or its catalog is damaged so
             far that not even the settings can be read.
     """
@@ -75,27 +86,30 @@ def repair(path: Path, progress: Progress = no_progress, *, wait: float = 10.0) 
     with told(path):
         lock = WriterLock(path / LOCK, wait)
         try:
-            first = left = examine(path, progress)
+            first = left = examine(path, progress, passphrase)
             cold: list[tuple[int, int]] = []
             lost: list[str] = []
             for _ in range(_TURNS):
                 if not left.damages:
                     break
                 if any(damage.part == "catalog" for damage in left.damages):
-                    lost += salvage(path)
+                    lost += salvage(path, passphrase)
                 else:
-                    cold += _mend(path, left.damages)
-                left = examine(path, progress)
+                    cold += _mend(path, left.damages, passphrase)
+                left = examine(path, progress, passphrase)
         finally:
             lock.release()
     return Repair(first, left, cold, sorted(set(lost)))
 
 
-def _mend(path: Path, damages: list[Damage]) -> list[tuple[int, int]]:
+def _mend(
+    path: Path, damages: list[Damage], passphrase: Passphrase | None
+) -> list[tuple[int, int]]:
     """Mend all that is not of the catalog's pages; return the memories that were taken away."""
     parts = {damage.part for damage in damages}
     cold = []
     with closing(Catalog(path / CATALOG, write=True)) as catalog, catalog.transaction():
+        catalog.unlock(passphrase)
         editions = {edition.id: edition for edition in catalog.editions()}
         store = bytes.fromhex(catalog.settings()["id"])
         for damage in damages:
@@ -116,16 +130,22 @@ def _mend(path: Path, damages: list[Damage]) -> list[tuple[int, int]]:
         if bad or parts & {"index", "document"}:
             catalog.quarantine(bad, True)
             (path / INDEX).unlink(missing_ok=True)
-        if bad or "words" in parts:
+        if (bad or "words" in parts) and not catalog.cipher:
             catalog.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
     return cold
 
 
 def _reopen(catalog: Catalog, document: int) -> None:
     """Let a document be as complete as its references are; it counts as changed if some lack."""
-    path, count, complete, since = catalog.db.execute(
-        "SELECT path, count, complete, since FROM document WHERE id = ?", [document]
+    path, hash, count, complete, since = catalog.db.execute(
+        "SELECT path, hash, count, complete, since FROM document WHERE id = ?", [document]
     ).fetchone()
+    path = catalog.stored_name(_name(catalog, document, path))
+    changed = catalog.stored_name("")  # no file has this hash
+    try:
+        catalog.name(hash)
+    except StoreError:
+        hash = changed
     have, last = catalog.db.execute(
         "SELECT count(*), max(ordinal) FROM reference WHERE document = ?", [document]
     ).fetchone()
@@ -134,15 +154,27 @@ def _reopen(catalog: Catalog, document: int) -> None:
     ).fetchone()
     whole = have == count and last == have - 1
     if others or not (whole or (have and complete and since > 0)):
-        change = (max(count, have + 1), 0, "")  # a half one, which is begun anew
+        change = (max(count, have + 1), 0, changed)  # a half one, which is begun anew
     elif whole:
-        change = (count, 1, None)
+        change = (count, 1, hash)
     else:
-        change = (have, 1, "")  # what is left is served
+        change = (have, 1, changed)  # what is left is served
     catalog.db.execute(
-        "UPDATE document SET count = ?, complete = ?, hash = coalesce(?, hash) WHERE id = ?",
-        [*change, document],
+        "UPDATE document SET path = ?, count = ?, complete = ?, hash = ? WHERE id = ?",
+        [path, *change, document],
     )
+
+
+def _name(catalog: Catalog, document: int, stored: str) -> str:
+    """The path of a document, or words that stand for it where it is not what was encrypted."""
+    try:
+        return catalog.name(stored)
+    except StoreError:
+        return _nameless(document)
+
+
+def _nameless(document: object) -> str:
+    return f"document {document}, whose name cannot be read"
 
 
 def _quarantine(catalog: Catalog, slot: int) -> None:
@@ -156,13 +188,14 @@ def _quarantine(catalog: Catalog, slot: int) -> None:
         [(text or b"").decode("utf-8", "replace"), slot],
     )
     # its file counts as changed, so that memorizing it again replaces the document
-    catalog.db.execute("UPDATE document SET hash = '' WHERE id = ?", [document])
+    changed = catalog.stored_name("")
+    catalog.db.execute("UPDATE document SET hash = ? WHERE id = ?", [changed, document])
 
 
 # a catalog whose pages are damaged
 
 
-def salvage(path: Path) -> list[str]:
+def salvage(path: Path, passphrase: Passphrase | None) -> list[str]:
     """Copy what can be read of a catalog into a new one, which replaces it.
 
     Returns:
@@ -179,9 +212,18 @@ def salvage(path: Path) -> list[str]:
             raise _hopeless(path, f"its setting {min(missing)} cannot be read")
         new = path / _NEW
         new.unlink(missing_ok=True)
-        Catalog.create(new, {})
-        with closing(Catalog(new, write=True)) as catalog:
-            lost = _fill(catalog, old, path, settings)
+        try:
+            known = {name: json.loads(settings[name]) for name in _SETTINGS & settings.keys()}
+            store, end = bytes.fromhex(known["id"]), int(known["next_slot"])
+        except (TypeError, ValueError) as error:
+            raise _hopeless(path, f"a setting cannot be read ({error})") from error
+        try:
+            Catalog.create(new, {**NEW_STORE, **known})
+            with closing(Catalog(new, write=True)) as catalog:
+                lost = _fill(catalog, old, path, store, end, passphrase)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
     for ending in ("-wal", "-shm"):  # of the old one: they would be taken for the new one's
         (path / f"{CATALOG}{ending}").unlink(missing_ok=True)
     os.replace(new, path / CATALOG)
@@ -189,23 +231,31 @@ def salvage(path: Path) -> list[str]:
     return lost
 
 
-def _fill(catalog: Catalog, old: sqlite3.Connection, folder: Path, settings: dict) -> list[str]:
-    """Put everything readable into an empty catalog; return paths that lost references."""
+def _fill(
+    catalog: Catalog,
+    old: sqlite3.Connection,
+    folder: Path,
+    store: bytes,
+    end: int,
+    passphrase: Passphrase | None,
+) -> list[str]:
+    """Put everything readable into a catalog that has only settings.
+
+    Args:
+        store: its id.
+        end: the next slot, as the old catalog says.
+
+    Returns:
+        Paths of documents that lost references.
+    """
     lost: Counter[str] = Counter()
     with catalog.transaction():
-        try:
-            store, end = bytes.fromhex(json.loads(settings["id"])), int(settings["next_slot"])
-            for name in (*NEW_STORE, "id", "encoder", "dimensions"):
-                value = settings.get(name, json.dumps(NEW_STORE.get(name)))
-                json.loads(value)
-                _insert(catalog, "setting", (name, value))
-        except ValueError as error:
-            raise _hopeless(folder, f"a setting cannot be read ({error})") from error
         for row in _rows(old, "edition"):
             _insert(catalog, "edition", map(_text, row))
         editions = catalog.editions()
         if not editions:
             raise _hopeless(folder, "no edition of its memories can be read")
+        catalog.unlock(passphrase)
         paths = {}
         for row in _rows(old, "document"):
             id, path, hash, size, count, complete, added, tokenizer, since = map(_text, row)
@@ -213,11 +263,11 @@ def _fill(catalog: Catalog, old: sqlite3.Connection, folder: Path, settings: dic
             names = [str(name) for name in (path, hash, added, tokenizer)]
             row = (id, *names[:2], *numbers, *names[2:], since if isinstance(since, int) else 0)
             if _insert(catalog, "document", row):
-                paths[id] = names[0]
-                lost[names[0]] += numbers[1] if numbers[2] else 0
+                paths[id] = _name(catalog, id, names[0])
+                lost[paths[id]] += numbers[1] if numbers[2] else 0
         for slot, document, *row in _rows(old, "reference"):
             if document not in paths or not isinstance(slot, int):
-                lost[f"document {document}, whose name cannot be read"] += 1
+                lost[_nameless(document)] += 1
                 continue
             row = [*map(_text, row[:6]), *row[6:]]
             if _insert(catalog, "reference", (slot, document, *row)):

@@ -7,6 +7,7 @@ it is first asked for. In a store that is not encrypted everything passes throug
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from sqlite_utils import Database
 
 from ..errors import StoreError
-from .cipher import Cipher, Tampered
+from .cipher import Cipher, Passphrase, Tampered, unlock
 from .database import Connection
 from .migrations import TOKENIZER
 from .rows import Edition
@@ -36,9 +37,8 @@ class Sealed(Connection):
     """
 
     cipher: Cipher | None = None
-    _words: tuple[str, sqlite3.Connection | None] | None = (
-        None  # with the commit that they belong to
-    )
+    # full text in memory, with the commit that it belongs to
+    _words: tuple[str, sqlite3.Connection | None] | None = None
 
     @classmethod
     def create(
@@ -50,6 +50,28 @@ class Sealed(Connection):
             triggers = ("DROP TRIGGER reference_added", "DROP TRIGGER reference_removed")
             statements = (*triggers, "DROP TABLE words")
         super().create(path, settings, editions, statements)
+
+    def unlock(self, passphrase: Passphrase | None) -> None:
+        """Take the keys, if the store is encrypted.
+
+        Raises:
+            LockedError: the passphrase is missing or wrong.
+            StoreError: the setting that has the wrapped key is damaged.
+        """
+        with self.snapshot():
+            rows = self.db.execute(
+                "SELECT name, value FROM setting WHERE name IN ('id', 'cipher')"
+            ).fetchall()
+            sealed = self.db.execute("SELECT 1 FROM edition WHERE overhead").fetchone()
+        try:
+            settings = {name: json.loads(value) for name, value in rows}
+        except (TypeError, ValueError) as error:
+            raise self.damaged(f"a setting cannot be read ({error})") from error
+        if locked := settings.get("cipher"):
+            store = str(settings.get("id"))
+            self.cipher = unlock(self.path.parent, store, locked, passphrase)
+        elif sealed:
+            raise self.damaged("it is encrypted, and its key is gone")
 
     def stored_name(self, name: str) -> str:
         return self.cipher.seal_name(name) if self.cipher else name

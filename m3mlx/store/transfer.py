@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..errors import StoreError
 from . import MemoryStore, NewReference, StoredDocument, portable
 from .rows import Edition
 
@@ -63,6 +64,13 @@ def send(
     Raises:
         StoreError: a document is damaged, or the file cannot be written; there is none then.
     """
+    hidden = store.hidden()
+    for document in documents:
+        if document.path in hidden or not document.hash:
+            raise StoreError(
+                f"{document.path}: this document is damaged, {hidden.get(document.path, 0)} of its "
+                f"references are in quarantine or lost. Memorize it again or forget it first."
+            )
     editions = store.editions()
 
     def read(which: int | None) -> Iterator[tuple[portable.Document, Iterator]]:
