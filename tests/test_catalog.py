@@ -230,7 +230,7 @@ def test_syntax_of_the_full_text_search_is_only_text(catalog, query):
 
 
 def test_no_query_raises_and_stored_texts_find_themselves(catalog):
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(query=st.text(max_size=60), stored=st.text(min_size=1, max_size=60))
     @example(query=" ".join(f"w{number}" for number in range(5000)), stored="w4999")
     def check(query, stored):
