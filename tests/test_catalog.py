@@ -230,7 +230,7 @@ def test_syntax_of_the_full_text_search_is_only_text(catalog, query):
 
 
 def test_no_query_raises_and_stored_texts_find_themselves(catalog):
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=50, deadline=None)
     @given(query=st.text(max_size=60), stored=st.text(min_size=1, max_size=60))
     @example(query=" ".join(f"w{number}" for number in range(5000)), stored="w4999")
     def check(query, stored):
@@ -266,3 +266,38 @@ def test_vectors_come_back_bit_for_bit_and_only_of_complete_documents(catalog):
     assert slots.tolist() == [4, 5]
     assert (vectors[0] == vector("one")).all()
     assert (vectors[1] == vector("two")).all()
+
+
+def test_common_words_alone_find_references_that_have_them_without_ranking(catalog, monkeypatch):
+    monkeypatch.setattr(catalog_module, "COMMON", 3)
+    monkeypatch.setattr(catalog_module, "RANKED_COMMON", 4)
+    texts = ["the sea", "the the the sky", "the sea and the sky", "sky over the sea", "sea of the"]
+    fill(catalog, "/a", texts, 0)
+    with catalog.transaction():
+        catalog.set(next_slot=len(texts))
+    with catalog.snapshot():
+        assert catalog.matching("the", 2) == [0, 1]
+        assert catalog.matching("the sea", 9) == [0, 2, 3, 4]
+        assert catalog.matching("over the sea", 9)[0] == 3  # a rare word is ranked as ever
+    monkeypatch.setattr(catalog_module, "RANKED_COMMON", 5)
+    with catalog.snapshot():
+        assert set(catalog.matching("the sea", 9)) == {0, 1, 2, 3, 4}
+
+
+def test_the_rarest_words_are_ranked_and_the_others_left_when_there_are_many(catalog, monkeypatch):
+    monkeypatch.setattr(catalog_module, "RANKED", 3)
+    fill(catalog, "/a", ["fig", "fig plum", "plum", "plum kiwi", "plum"], 0)
+    with catalog.snapshot():
+        assert catalog.matching("plum fig kiwi", 9) == [3, 0, 1]  # kiwi, then fig; no plum
+
+
+def test_what_became_common_or_rare_is_counted_again_after_each_commit(catalog, monkeypatch):
+    monkeypatch.setattr(catalog_module, "COMMON", 3)
+    first = fill(catalog, "/a", ["fig tree", "fig", "fig"], 0)
+    fill(catalog, "/b", ["fig", "plum tree", "tree"], 3)
+    with catalog.snapshot():
+        assert 1 not in catalog.matching("fig plum", 9)  # fig is common
+    with catalog.transaction():
+        catalog.remove([first])
+    with catalog.snapshot():
+        assert sorted(catalog.matching("fig plum", 9)) == [3, 4]

@@ -94,7 +94,11 @@ def test_what_is_in_quarantine_can_be_forgotten(path):
     sql(path, "UPDATE reference SET text = 'apples grow on treez' WHERE slot = 0")
     MemoryStore.repair(path)
     with MemoryStore.open(path, write=True, **LARGE) as store:
-        store.forget([document.id for document in store.find_documents(["/a"])])
+        ids = [document.id for document in store.find_documents(["/a"])]
+        samples = store.traces(ids)
+        assert any(sample.needle == A[1].encode() for sample in samples)
+        store.forget(ids)
+        assert store.verify(samples).residue == []
     assert not any(b"treez" in file.read_bytes() for file in path.iterdir())
     assert found(path) == {"/b": WHOLE["/b"]}
 

@@ -740,6 +740,12 @@ def test_stdin_that_is_no_text_is_survived(world, m3):
     assert good(result).stdout.count("[tokens") >= 1
 
 
+def _in_front() -> None:
+    """Let Ctrl-C reach the process, also where the tests themselves run in the background."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A program in a terminal of its own."""
 
@@ -754,7 +760,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_in_front,
         )
         os.close(slave)
 

@@ -131,6 +131,7 @@ def test_other_settings_get_memories_of_their_own_too(make, notes, changes):
         assert answer(first) == before
 
 
+@pytest.mark.slow
 def test_references_longer_than_128_tokens_get_more_positions(make, notes):
     with make("pairs") as first:
         first.memorize([notes])
@@ -146,6 +147,7 @@ def test_references_longer_than_128_tokens_get_more_positions(make, notes):
         assert answer(first) == before
 
 
+@pytest.mark.slow
 def test_what_no_memory_can_hold_is_shortened_and_counted(make, notes):
     with make("words") as first:
         first.memorize([notes])

@@ -311,12 +311,29 @@ def test_an_encrypted_store_answers_like_any_other(m3, made, memorized, world, t
         ([], {"M3MLX_PASSPHRASE": "wrong"}, "not the passphrase"),
         (["--passphrase-file", tmp_path / "nowhere"], {}, "cannot be read"),
     ):
-        for args in (("list",), ("forget", "1"), ("export", tmp_path / "x"), ask):
+        commands = (("list",), ("forget", "1"), ("export", tmp_path / "x"), ask)
+        for args in (*commands, ("check",), ("check", "--repair")):
             result = m3(*args, *secret, *flags, code=1, **env)
             assert message in result.stderr and result.stderr.count("\n") == 1
     for path in (tmp_path / "secret").iterdir():
         for needle in (b"boiler", b"Quill", b"brass"):
             assert needle not in path.read_bytes(), path
+
+
+def test_an_encrypted_store_is_checked_and_repaired_with_its_passphrase(m3, made, tmp_path):
+    words = {"M3MLX_PASSPHRASE": "nine brass buttons"}
+    secret = ("--store", tmp_path / "secret")
+    m3("memorize", *made, "--encrypt", *secret, **words)
+    assert m3("check", *secret, **words).stdout.endswith("memories: sound\n")
+    file = tmp_path / "secret" / "memories.kv"
+    before = file.read_bytes()
+    file.write_bytes(before[:16390] + bytes([before[16390] ^ 1]) + before[16391:])
+    assert "Damaged memory: " in m3("check", *secret, code=1, **words).stdout
+    data = json.loads(m3("check", "--repair", "--json", *secret, **words).stdout)
+    assert data["sound"] and len(data["repaired"]["documents"]) == 1
+    status = json.loads(m3("status", "--json", *secret, **words).stdout)
+    assert (status["cold"], status["encrypted"]) == (0, True)  # written again
+    assert m3("check", *secret, **words).stdout.endswith("memories: sound\n")
 
 
 def test_a_store_is_encrypted_when_it_is_made_or_by_export_and_import(

@@ -21,7 +21,9 @@ from . import files
 from .memories import Memories, listed
 from .rows import NewReference, StoredDocument, StoredReference
 
-COMMON = 1000  # a word in more references than this tells little and costs much to rank
+COMMON = 1000  # a word in so many references tells little and costs much to rank
+RANKED = 1000  # so many references of rare words are ranked, the rarest words first
+RANKED_COMMON = 20_000  # up to so many references, common words are ranked if there are no others
 WORDS = 24  # of a query that take part in the full text search, the rarest first
 NEW_STORE = {  # the settings that change, as they begin
     "next_slot": 0,  # of the next reference; slots are not used again
@@ -36,6 +38,9 @@ _COMPLETE = "document IN (SELECT id FROM document WHERE complete)"
 
 class Catalog(Memories):
     """The catalog of one store."""
+
+    # words in many references, with the commit that this is true of: to count them takes longest
+    _common: tuple[int, set[str]] = (-1, set())
 
     def settings(self) -> dict:
         """All settings, as they were stored."""
@@ -374,15 +379,26 @@ class Catalog(Memories):
             return []
         db, condition = place
         words = [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text.lower()))]
-        frequency = {word: _frequency(db, word) for word in words}
+        settings = self.settings()
+        if self._common[0] != settings["commit"]:
+            self._common = settings["commit"], set()
+        common = self._common[1]
+        frequency = {w: COMMON if w in common else _frequency(db, w) for w in words}
+        common.update(word for word in words if frequency[word] >= COMMON)
         known = sorted((word for word in words if frequency[word]), key=frequency.__getitem__)
+        if not known:
+            return []
         rare = [word for word in known if frequency[word] < COMMON]
         wanted = (rare or known)[:WORDS]
-        if not wanted:
-            return []
+        while len(wanted) > 1 and rare and sum(map(frequency.__getitem__, wanted)) > RANKED:
+            wanted.pop()
+        query, order = " OR ".join(wanted), "ORDER BY rank"
+        if not rare and settings["next_slot"] > RANKED_COMMON:
+            # ranking would take seconds; some that have the longest words is what is cheap
+            query, order = " AND ".join(sorted(wanted, key=len)[-3:]), ""
         rows = db.execute(
-            f"SELECT rowid FROM words WHERE words MATCH ? AND {condition} ORDER BY rank LIMIT ?",
-            [" OR ".join(wanted), count],
+            f"SELECT rowid FROM words WHERE words MATCH ? AND {condition} {order} LIMIT ?",
+            [query, count],
         )
         return [slot for (slot,) in rows]
 

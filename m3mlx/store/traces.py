@@ -72,13 +72,15 @@ class Verification:
 
 
 def take(documents: Sequence[StoredDocument], catalog: Catalog, records: Records) -> list[Trace]:
-    """Sample documents and all of their references."""
+    """Sample documents and all of their references, save damaged ones in quarantine."""
     traces = []
     for document in documents:
         name = document.path
         traces += [Trace(name, "name", needle, name) for needle in _encodings(name)]
     with catalog.snapshot():
+        hidden = set(catalog.quarantined())
         slots = catalog.slots(document.id for document in documents)
+        slots = [slot for slot in slots if slot not in hidden]
         banks = {edition.id: records.bank(edition.id) for edition in catalog.editions()}
         warm = {id: catalog.warmth(id, slots) for id in banks}
         longest: dict[str, str] = {}
