@@ -57,6 +57,17 @@ def test_a_sound_store_is_sound_and_everything_was_read(path):
     assert found(path) == WHOLE
 
 
+@pytest.mark.parametrize("name", ["id", "dimensions", "encoder"])
+def test_a_setting_whose_name_is_damaged_is_told_and_no_exception(path, name):
+    sql(path, f"UPDATE setting SET name = 'x' WHERE name = '{name}'")
+    if name == "encoder":
+        MemoryStore.check(path)
+    else:
+        assert "catalog" in parts(MemoryStore.check(path))
+    with pytest.raises(StoreError):
+        MemoryStore.open(path, **LARGE)
+
+
 def test_a_damaged_memory_is_named_and_made_cold(path):
     flip(path / "memories.kv", memory(B[0])[:40])
     findings = MemoryStore.check(path)

@@ -177,8 +177,11 @@ class _Examination:
     def _settings(self) -> None:
         with self._catalog.snapshot():
             settings = self._catalog.settings()
-            self._store = bytes.fromhex(settings["id"])
-            self._dimensions = int(settings["dimensions"])
+            try:
+                self._store = bytes.fromhex(settings["id"])
+                self._dimensions = int(settings["dimensions"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._catalog.damaged(f"a setting is wrong ({error})") from error
             end = settings["next_slot"]
             (last,) = self._catalog.db.execute("SELECT max(slot) FROM reference").fetchone()
             (since,) = self._catalog.db.execute(
