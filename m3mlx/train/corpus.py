@@ -62,7 +62,7 @@ class Corpus:
         name = hashlib.sha256("\0".join([identity, *self.texts]).encode()).hexdigest()
         path = folder / f"vectors-{name[:32]}.npy"
         if path.exists():
-            return np.load(path)
+            return np.load(path, allow_pickle=False)
         vectors = self._encode(self.texts)
         save_array(path, vectors)
         return vectors

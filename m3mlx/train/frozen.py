@@ -82,7 +82,7 @@ class Frozen:
                 scores = self.writer.score([references[i] for i in part], self.config.selection)[0]
             for i, score in zip(part, scores, strict=True):
                 save_array(paths[i], score[..., : len(references[i])].astype(np.float16))
-        loaded = [np.load(path).astype(np.float32) for path in paths]
+        loaded = [np.load(path, allow_pickle=False).astype(np.float32) for path in paths]
         longest = max(map(len, references))
         ends = [((0, 0), (0, 0), (0, longest - score.shape[-1])) for score in loaded]
         return np.stack(
@@ -110,7 +110,7 @@ class Frozen:
             cuts = np.cumsum([len(lessons[i].wanted) for i in part])[:-1]
             for i, piece in zip(part, np.split(both, cuts, axis=1), strict=True):
                 save_array(paths[i], piece)
-        both = np.concatenate([np.load(path) for path in paths], axis=1)
+        both = np.concatenate([np.load(path, allow_pickle=False) for path in paths], axis=1)
         return both[0].astype(np.int64), both[1]
 
     def _read(self, lessons: Sequence[Lesson]) -> mx.array:
