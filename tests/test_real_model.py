@@ -83,3 +83,18 @@ def test_a_chat_remembers_documents_and_names_them(store):
     said = m3mlx(store, "chat", *flags, input=FACTS["welcome.md"][0] + "\n")
     assert FACTS["welcome.md"][1] in said
     assert re.search(r"^\[tokens 1–64: welcome\.md", said, re.M)
+
+
+@pytest.mark.slow
+def test_the_adapter_that_comes_along_reads_memories_better():
+    """On questions that share nothing with what it was trained on."""
+    from m3mlx.evaluate import Trial, read_questions
+
+    questions = read_questions(ROOT / "tests" / "data" / "questions.jsonl")[:8]
+    adapter = ROOT / "m3mlx" / "data" / "adapters" / "smollm2-135m-instruct"
+    losses = []
+    for path in (None, adapter):
+        with Trial(questions, tokens_per_head=8, adapter_path=path) as trial:
+            results = trial.measure(["explicit"], 5, 0)["explicit"]
+        losses.append(sum(result.nll for result in results))
+    assert losses[1] < losses[0]
