@@ -96,12 +96,19 @@ def check(
         StoreError: there is no store, or another process writes to it.
     """
     path = Path(path)
+    with alone(path, wait):
+        return examine(path, progress, passphrase)
+
+
+@contextmanager
+def alone(path: Path, wait: float) -> Iterator[None]:
+    """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
     with told(path):
         lock = WriterLock(path / LOCK, wait)
         try:
-            return examine(path, progress, passphrase)
+            yield
         finally:
             lock.release()
 

@@ -22,10 +22,10 @@ from pathlib import Path
 from ..errors import StoreError
 from .bank import Bank, DamagedRecord, Identity, mend
 from .catalog import NEW_STORE, Catalog
-from .check import Damage, Findings, Progress, examine, no_progress
+from .check import Damage, Findings, Progress, alone, examine, no_progress
 from .cipher import Passphrase
-from .files import WriterLock, sync_folder, told
-from .reading import CATALOG, INDEX, LOCK
+from .files import sync_folder
+from .reading import CATALOG, INDEX
 
 _TABLES = {  # that are copied
     "setting": ("name", "value"),
@@ -81,24 +81,18 @@ def repair(
             far that not even the settings can be read.
     """
     path = Path(path)
-    if not (path / CATALOG).is_file():
-        raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with told(path):
-        lock = WriterLock(path / LOCK, wait)
-        try:
-            first = left = examine(path, progress, passphrase)
-            cold: list[tuple[int, int]] = []
-            lost: list[str] = []
-            for _ in range(_TURNS):
-                if not left.damages:
-                    break
-                if any(damage.part == "catalog" for damage in left.damages):
-                    lost += salvage(path, passphrase)
-                else:
-                    cold += _mend(path, left.damages, passphrase)
-                left = examine(path, progress, passphrase)
-        finally:
-            lock.release()
+    cold: list[tuple[int, int]] = []
+    lost: list[str] = []
+    with alone(path, wait):
+        first = left = examine(path, progress, passphrase)
+        for _ in range(_TURNS):
+            if not left.damages:
+                break
+            if any(damage.part == "catalog" for damage in left.damages):
+                lost += salvage(path, passphrase)
+            else:
+                cold += _mend(path, left.damages, passphrase)
+            left = examine(path, progress, passphrase)
     return Repair(first, left, cold, sorted(set(lost)))
 
 
