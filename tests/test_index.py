@@ -64,6 +64,13 @@ def test_the_graph_finds_what_the_exact_search_finds(tmp_path):
     assert np.mean(shared) / 10 > 0.95
 
 
+def test_the_graph_leads_to_every_vector(tmp_path):
+    vectors = clustered(1, 2000)
+    seal = saved(tmp_path / "i", range(2000), vectors)
+    found = index.Graph(tmp_path / "i", seal).search(vectors, 1)
+    assert found == [[slot] for slot in range(2000)]
+
+
 def test_rounding_hardly_turns_a_vector():
     vectors = clustered(1, 500, dimensions=384)
     turned = index.rounded(vectors).astype(np.float64)

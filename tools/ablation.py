@@ -49,7 +49,8 @@ def main() -> None:
         share = (losses["off"] - loss) / (losses["off"] - losses.get("oracle", loss - 1))
         tokens = trial.assistant.config.tokens_per_head if mode == "explicit" else 0
         seconds = time.perf_counter() - start
-        print(f"{way:20} {memories:8} {tokens:6g} {loss:7.3f} {share:9.1%} {seconds:7.1f}")
+        row = f"{way:20} {memories:8} {tokens:6g} {loss:7.3f} {share:9.1%} {seconds:7.1f}"
+        print(row, flush=True)
         rows.append(
             {"way": way, "memories": memories, "tokens": tokens, "nll": loss, "recovered": share}
         )

@@ -180,7 +180,8 @@ def save(
     for start in range(0, len(missing), _PART):
         found, added = vectors(missing[start : start + _PART])
         if len(found):
-            index.add(found.astype(np.uint64), rounded(added))
+            # threads that add side by side leave some vectors where no search ever comes
+            index.add(found.astype(np.uint64), rounded(added), threads=1)
     with files.replacing(path) as file:
         try:
             index.save(file)

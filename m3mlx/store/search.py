@@ -108,14 +108,15 @@ class Search:
     def _in_graph(self, graph: index.Graph, queries: np.ndarray, count: int) -> list[index.Nearest]:
         """Search an index that may hold references which are gone by now."""
         more = max(_CANDIDATES, _TIMES * count)
-        while True:
+        while more < len(graph):
             found = graph.search(queries, more)
             there = self._catalog.among({slot for slots in found for slot in slots})
-            enough = all(sum(slot in there for slot in slots) >= count for slots in found)
-            if enough or more >= len(graph):
-                vectors = self._catalog.vectors(there, self._dimensions)
-                return index.Exact(*vectors).search(queries, count)
+            if all(sum(slot in there for slot in slots) >= count for slots in found):
+                break
             more *= 2
+        else:  # a graph does not lead to all that it holds
+            there = self._catalog.among(graph.slots().tolist())
+        return self._compared(sorted(there)).search(queries, count)
 
     def _neighbours(self) -> tuple[index.Graph | None, index.Exact | index.Scan]:
         """The index file, if there is a whole one, and what searches all that it lacks."""
@@ -125,12 +126,11 @@ class Search:
         graph = self._index[1]
         if self._rest is None or self._rest[0] != (commit, seal):
             since = -1 if graph is None else graph.seal.commit
-            self._rest = (commit, seal), self._lacking(since)
+            self._rest = (commit, seal), self._compared(self._catalog.visible_slots(since))
         return graph, self._rest[1]
 
-    def _lacking(self, since: int) -> index.Exact | index.Scan:
-        """A search of the documents that are complete since a commit."""
-        slots = self._catalog.visible_slots(since)
+    def _compared(self, slots: Sequence[int]) -> index.Exact | index.Scan:
+        """An exact search of some slots, which holds few of their vectors if there are many."""
         if len(slots) <= self._exact:
             return index.Exact(*self._catalog.vectors(slots, self._dimensions))
 
