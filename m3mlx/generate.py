@@ -19,7 +19,7 @@ import mlx.core as mx
 from .config import CHUNK_TOKENS, MEMORIES, MemoryConfig
 from .memory.cache import Layout, PrefixStates, make_cache
 from .memory.codec import Memory
-from .models import Decoder
+from .models import Decoder, last_rows
 from .template import Turn
 
 PREFILL_STEP = 512  # most tokens of a prompt in one pass, which bounds memory
@@ -127,6 +127,7 @@ class Conversation:
         self.timings = Timings()
         self.sources: list[Any] = []
         self._pending: list[int] = []  # generated, not yet in the caches
+        self._shown: set[int] = set()  # slots of the memories that are attached
 
     def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
         """Feed a turn, each chunk beside its own memories.
@@ -152,7 +153,7 @@ class Conversation:
         logits: list[mx.array] = []
         for group in groups:
             if group.slots is not None:
-                self._attach(memory_of(group.slots))
+                self._attach(memory_of(group.slots), group.slots)
             for i in range(0, len(group.tokens), PREFILL_STEP):
                 logits.append(self._feed(group.tokens[i : i + PREFILL_STEP], rows))
                 mx.eval(logits[-1])
@@ -243,8 +244,9 @@ class Conversation:
 
     def _feed(self, tokens: list[int], rows: int = 1) -> mx.array:
         """Run tokens through the model; the last logits, float32 (rows, vocabulary)."""
-        logits = self.decoder.model(mx.array([tokens]), cache=self.caches)
-        return logits[0, -rows:].astype(mx.float32)
+        with last_rows(self.decoder.model, rows):
+            logits = self.decoder.model(mx.array([tokens]), cache=self.caches)
+        return logits[0].astype(mx.float32)
 
     def _plan(
         self, tokens: list[int], words: range, query: str
@@ -283,11 +285,14 @@ class Conversation:
 
     def _refresh(self, tokens: list[int]) -> None:
         self.sources = self._search([self._text(tokens)])[0]
-        self._attach(self._read([hit.slot for hit in self.sources]))
+        slots = [hit.slot for hit in self.sources]
+        if set(slots) != self._shown:  # those that stay are neither read nor laid out again
+            self._attach(self._read(slots), slots)
 
-    def _attach(self, memory: Memory | None) -> None:
+    def _attach(self, memory: Memory | None, slots: Sequence[int] = ()) -> None:
         if self.layout:
             self.layout.attach(self.caches, memory)
+        self._shown = set(slots)
 
     def _text(self, tokens: list[int]) -> str:
         return self.decoder.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -125,7 +125,7 @@ def test_every_token_is_fed_once_over_many_turns(world):
         tokens, _ = world.generate(conversation, turn, 5)
         expected += tokens
     assert sum(world.fed, []) == expected[:-1]  # the last waits for the next turn
-    cached = conversation.caches[0].base.offset
+    cached = conversation.caches[0].context
     assert cached == len(world.template.prefix) + len(expected) - 1
 
 
@@ -225,3 +225,40 @@ def test_memories_change_what_is_said(world):
     with_memory, _ = world.generate(world.conversation(), turn, 20)
     without, _ = world.generate(world.conversation(explicit=False), turn, 20)
     assert with_memory != without
+
+
+def test_memories_that_are_found_again_are_neither_read_nor_laid_out_again(world):
+    turn = plain_turn(world, "q" * 64)
+    conversation = world.conversation()
+    order = iter([[2, 1, 3], [3, 2, 1], [3, 2, 4]])  # the same in another order, then another
+    conversation.search = lambda texts, k: [list(map(Found, next(order))) for _ in texts]
+    tokens, steps = world.generate(conversation, turn, 150)
+    assert world.reads == [[2, 1, 3], [3, 2, 4]]
+    assert [hit.slot for hit in steps[80].sources] == [3, 2, 1]
+    # laid out anew at every refresh, the same is said, to the bit
+    again, fresh = world.conversation(), iter([[2, 1, 3], [2, 1, 3], [3, 2, 4]])
+    again.search = lambda texts, k: [list(map(Found, next(fresh))) for _ in texts]
+    attach = again._attach
+    again._attach = lambda *args: (attach(*args), setattr(again, "_shown", set()))
+    other, anew = world.generate(again, turn, 150)
+    assert len(world.reads) == 5 and other == tokens
+    for one, two in zip(steps[:-1], anew[:-1], strict=True):
+        assert mx.array_equal(one.logprobs, two.logprobs)
+
+
+def test_only_the_wanted_logits_of_a_prompt_are_computed(world):
+    """The sums of one row run in another order than those of many: equal to 1e-5."""
+    seen = []
+    head = world._model.model.embed_tokens
+    as_linear = head.as_linear
+    head.as_linear = lambda x: seen.append(x.shape[1]) or as_linear(x)
+    turn = plain_turn(world, "q" * 70)
+    caches = world.conversation(explicit=False).caches
+    whole = world._model(mx.array([list(turn.tokens)]), cache=caches)[0]
+    for rows in (1, 3):
+        got = world.conversation(explicit=False).prefill(turn, rows=rows)
+        assert got.shape[0] == rows
+        assert mx.abs(got - whole[-rows:]).max().item() < 1e-5
+    assert seen == [70, 1, 3]
+    del head.as_linear
+    assert len(world._model(mx.array([[1, 2, 3]]))[0]) == 3  # the model is left as it was
