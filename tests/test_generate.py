@@ -1,5 +1,6 @@
 """The schedule of reading and decoding, on a tiny model whose every call is written down."""
 
+import math
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -17,6 +18,7 @@ from m3mlx.template import Template, Turn
 @dataclass
 class Found:
     slot: int
+    distance: float = 0.5
 
 
 class World:
@@ -227,21 +229,44 @@ def test_memories_change_what_is_said(world):
     assert with_memory != without
 
 
-def test_memories_that_are_found_again_are_neither_read_nor_laid_out_again(world):
+def test_a_memory_that_is_farther_from_the_query_counts_less(world):
+    turn = plain_turn(world, "who is it?")
+
+    def logits(hits, relevance):
+        options = {"search": lambda texts, k: [hits], "read": world.read, "relevance": relevance}
+        conversation = Conversation(world.decoder, world.prefix, world.config, **options)
+        return conversation.prefill(turn)
+
+    def apart(a, b):
+        return float(mx.abs(a - b).max())
+
+    near, far = Found(0, 0.3), Found(1, 0.7)
+    alone, both = logits([near], 0.1), logits([near, far], None)
+    assert apart(logits([near, far], 0.001), alone) < 1e-5 < apart(both, alone)
+    assert apart(logits([near, far], 1e6), both) < 1e-5
+    assert apart(logits([far, near], 0.1), logits([near, far], 0.1)) < 1e-5
+    half = Found(1, 0.3 + 0.1 * math.log(2))  # and two halves are a whole
+    assert apart(logits([near, half, half], 0.1), both) < 1e-5
+    assert apart(logits([Found(0, 0.9)], 0.1), alone) < 1e-6
+
+
+def test_memories_that_are_found_again_are_not_read_again(world):
     turn = plain_turn(world, "q" * 64)
-    conversation = world.conversation()
-    order = iter([[2, 1, 3], [3, 2, 1], [3, 2, 4]])  # the same in another order, then another
-    conversation.search = lambda texts, k: [list(map(Found, next(order))) for _ in texts]
-    tokens, steps = world.generate(conversation, turn, 150)
-    assert world.reads == [[2, 1, 3], [3, 2, 4]]
-    assert [hit.slot for hit in steps[80].sources] == [3, 2, 1]
-    # laid out anew at every refresh, the same is said, to the bit
-    again, fresh = world.conversation(), iter([[2, 1, 3], [2, 1, 3], [3, 2, 4]])
-    again.search = lambda texts, k: [list(map(Found, next(fresh))) for _ in texts]
-    attach = again._attach
-    again._attach = lambda *args: (attach(*args), setattr(again, "_shown", set()))
-    other, anew = world.generate(again, turn, 150)
-    assert len(world.reads) == 5 and other == tokens
+
+    def generate(conversation):
+        order = iter([[2, 1, 3], [3, 4, 1], [0], [], [4, 0]])
+        conversation.search = lambda texts, k: [list(map(Found, next(order))) for _ in texts]
+        world.reads.clear()
+        return world.generate(conversation, turn, 280)
+
+    tokens, steps = generate(world.conversation())
+    assert world.reads == [[2, 1, 3], [4], [0], [4, 0]]
+    assert [hit.slot for hit in steps[80].sources] == [3, 4, 1]
+    forgetful = world.conversation()
+    read = forgetful._read
+    forgetful._read = lambda slots: setattr(forgetful, "_held", ([], None)) or read(slots)
+    other, anew = generate(forgetful)
+    assert world.reads == [[2, 1, 3], [3, 4, 1], [0], [4, 0]] and other == tokens
     for one, two in zip(steps[:-1], anew[:-1], strict=True):
         assert mx.array_equal(one.logprobs, two.logprobs)
 

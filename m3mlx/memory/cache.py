@@ -50,35 +50,40 @@ class MemoryCache:
         self.base = base
         self.gap = 0
         self.length = 0  # of the memories
-        self.valid: mx.array | None = None  # bool (KV heads, M); None where all are
+        self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None where all 0
         self._row: mx.array | None = None  # the mask of one query, with room for more keys
 
     def attach(
-        self, keys: mx.array, values: mx.array, valid: np.ndarray, positions: np.ndarray, gap: int
+        self,
+        keys: mx.array,
+        values: mx.array,
+        weights: np.ndarray,
+        positions: np.ndarray,
+        gap: int,
     ) -> None:
         """Show the context that follows these memories, in place of any before them.
 
         Args:
             keys, values: (1, KV heads, M, head_dim), keys after RoPE.
-            valid: bool (KV heads, M), False for padding.
+            weights: float32 (KV heads, M), added to the logits of attention; -inf for padding.
             positions: int (KV heads, M), the positions that the keys carry.
             gap: positions set apart for references; stays when the memories go.
         """
         self.gap = gap
-        if not valid.any():
+        if not np.isfinite(weights).any():
             self.detach()
             return
         if hasattr(self.base, "bits"):
             size = {"group_size": self.base.group_size, "bits": self.base.bits}
             keys, values = mx.quantize(keys, **size), mx.quantize(values, **size)
-        self._put(keys, values, valid.shape[1])
-        self.valid = None if valid.all() else mx.array(valid)
+        self._put(keys, values, weights.shape[1])
+        self.weights = mx.array(weights) if weights.any() else None
 
     def detach(self) -> None:
         """Forget the memories; what follows sees prefix and context only."""
         if self.length:
             self._put(None, None, 0)
-        self.valid = None
+        self.weights = None
 
     def _put(self, keys: Any, values: Any, length: int) -> None:
         """Lay memories in front of the context, which starts at the buffer's begin without any."""
@@ -122,6 +127,8 @@ class MemoryCache:
     def widen(self, mask: mx.array | str | None, queries: int, query_heads: int) -> Any:
         """Turn a mask over prefix and context into one over memories, prefix and context.
 
+        What comes back, if it is an array, is added to the logits.
+
         Args:
             mask: None, "causal", or a bool array (…, queries, keys).
             queries: number of query tokens.
@@ -133,7 +140,7 @@ class MemoryCache:
         if memory is None and not isinstance(mask, mx.array):
             return mask
         if memory is None:
-            memory = mx.ones((1, 1, self.length), mx.bool_)
+            memory = mx.zeros((1, 1, self.length))
         elif not hasattr(self.base, "bits"):  # the quantized attention wants KV heads
             memory = mx.repeat(memory, query_heads // len(memory), axis=0)
         if mask is None:
@@ -146,8 +153,8 @@ class MemoryCache:
         return _beside(memory, context, queries)
 
     def _memory_mask(self, queries: int) -> mx.array | None:
-        """bool (KV heads, queries or 1, M) of the keys seen, None where all are."""
-        return None if self.valid is None else self.valid[:, None]
+        """What is added to their logits, (KV heads, queries or 1, M); None where nothing is."""
+        return None if self.weights is None else self.weights[:, None]
 
     def _mask_of_one(self, memory: mx.array) -> mx.array:
         """The mask of one query, which sees the whole context; made once for many steps."""
@@ -171,9 +178,14 @@ class WindowedCache(MemoryCache):
         self.positions: mx.array | None = None  # int32 (KV heads, M)
 
     def attach(
-        self, keys: mx.array, values: mx.array, valid: np.ndarray, positions: np.ndarray, gap: int
+        self,
+        keys: mx.array,
+        values: mx.array,
+        weights: np.ndarray,
+        positions: np.ndarray,
+        gap: int,
     ) -> None:
-        super().attach(keys, values, valid, positions, gap)
+        super().attach(keys, values, weights, positions, gap)
         self.positions = mx.array(positions)
 
     def _put(self, keys: Any, values: Any, length: int) -> None:
@@ -195,16 +207,18 @@ class WindowedCache(MemoryCache):
     def _memory_mask(self, queries: int) -> mx.array:
         at = mx.arange(self.offset, self.offset + queries)[None, :, None]
         near = at - self.positions[:, None] < self.base.max_size
-        return near if self.valid is None else self.valid[:, None] & near
+        return mx.where(near, 0.0 if self.weights is None else self.weights[:, None], -mx.inf)
 
     def _mask_of_one(self, memory: mx.array) -> mx.array:
         return _beside(memory, mx.ones((1, min(self.context + 1, self.base.max_size)), mx.bool_), 1)
 
 
 def _beside(memory: mx.array, context: mx.array, queries: int) -> mx.array:
-    """Masks bool (heads, queries or 1, M) and (…, queries, keys) as one (1, heads, queries, …)."""
+    """What is added to the logits of memories, (heads, queries or 1, M), and a bool mask over the
+    context, (…, queries, keys), as one (1, heads, queries, M + keys)."""
     context = context[0] if context.ndim == 4 else context.reshape(1, *context.shape[-2:])
     shape = (len(memory), queries)
+    context = mx.where(context, 0.0, -mx.inf)
     parts = [mx.broadcast_to(part, (*shape, part.shape[-1])) for part in (memory, context)]
     return mx.concatenate(parts, axis=-1)[None]
 
@@ -242,6 +256,8 @@ def _widening(plain: type) -> type:
         if hasattr(cache, "widen"):
             heads = getattr(self, "n_heads", None) or self.num_attention_heads
             mask = cache.widen(mask, x.shape[1], heads)
+            if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+                mask = mask.astype(x.dtype)  # as attention wants it
         return plain.__call__(self, x, mask, cache)
 
     return type(plain.__name__, (plain,), {"__call__": __call__, "_plain_class": plain})
@@ -323,14 +339,25 @@ class Layout:
                 start += count
             self.rows.append((index, real) if most else None)
 
-    def attach(self, caches: Sequence[MemoryCache], memory: Memory | None) -> None:
+    def attach(
+        self,
+        caches: Sequence[MemoryCache],
+        memory: Memory | None,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Put a batch of memories, in any order, before the caches of all layers.
 
         All memories share the interval of positions that follows the prefix. None or an empty
         batch takes the memories away.
+
+        Args:
+            weights: float32 (batch,), the logarithm of what each memory counts in the softmax of
+                attention; all the same when None.
         """
         if memory is not None and self.sharpness != 1:
             memory = replace(memory, keys=memory.keys * self.sharpness)
+        if memory is not None and weights is None:
+            weights = np.zeros(len(memory), np.float32)
         for cache, row in zip(caches, self.rows, strict=True):
             if memory is None or not len(memory):
                 cache.detach()
@@ -340,10 +367,11 @@ class Layout:
             else:
                 index, real = row
                 places = memory.positions[:, index]  # (batch, heads, most)
+                there = (places != PADDING) & real
                 cache.attach(
                     _lay_out(memory.keys, index),
                     _lay_out(memory.values, index),
-                    _side_by_side((places != PADDING) & real),
+                    _side_by_side(np.where(there, weights[:, None, None], np.float32(-np.inf))),
                     self.first + _side_by_side(places.astype(np.int32)),
                     self.gap,
                 )
