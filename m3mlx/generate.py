@@ -316,7 +316,7 @@ class Conversation:
         return found
 
     def _read(self, slots: list[int]) -> Memory | None:
-        """Memories of slots, in that order; those that the last call returned are not read again."""
+        """Memories of slots, in that order; those that were read last are not read again."""
         start = perf_counter()
         known, memory = self._held
         if missing := [slot for slot in slots if slot not in known]:
