@@ -304,6 +304,18 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         assert done.stdout.splitlines()[-1] == "[]", (args, done.stdout)
 
 
+def test_looking_at_a_store_imports_no_mlx(world):
+    code = (
+        "import sys\nfrom m3mlx.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "print([m for m in ('mlx', 'mlx_lm', 'transformers') if m in sys.modules])"
+    )
+    for command in ("list", "status"):
+        args = [sys.executable, "-c", code, command, "--store", str(world / "store")]
+        done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "[]", (command, done.stdout, done.stderr)
+
+
 def test_version_and_module(world, tmp_path):
     done = shell(world, "m3mlx --version", tmp_path)
     assert re.fullmatch(rb"m3mlx \d+\.\d+\.\d+\n", done.stdout)
