@@ -26,7 +26,7 @@ COMMANDS = [
     *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
     *("eval", "demo", "export", "import", "keygen"),
 ]
-COMMANDS += ["convert", "parity", "train", "fuse"]
+COMMANDS += ["convert", "parity", "bench", "train", "fuse"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -119,7 +119,7 @@ BAD_FLAGS = f"""
     chat x | chat --json | chat --memory sometimes | chat --max-tokens 0 | chat --temp nan
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
     convert | convert x | convert x y --frob | convert x y --dtype int8
-    convert x.gguf y --q-bits 7 | parity x | parity --frob
+    convert x.gguf y --q-bits 7 | parity x | parity --frob | bench x | bench --rounds 0
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 
@@ -302,6 +302,13 @@ def test_help_and_wrong_flags_import_nothing_heavy():
             [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True
         )
         assert done.stdout.splitlines()[-1] == "[]", (args, done.stdout)
+
+
+def test_bench_compares_the_modes_and_touches_no_store(m3, world, tmp_path):
+    report = json.loads(good(m3("bench", "--rounds", "1", "--json", *made(world))).stdout)
+    assert report["plan"]["rounds"] == 1 and report["machine"]["mlx"]
+    assert report["ratios"]["ask 64, first token: explicit warm / text"]["seconds"] > 0
+    assert not (tmp_path / "store").exists()
 
 
 def test_looking_at_a_store_imports_no_mlx(world):
