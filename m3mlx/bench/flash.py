@@ -75,37 +75,39 @@ class Flash:
         The model is ``seconds = reads · latency + bytes / bandwidth``, fitted to single reads of
         the curve; each way says what it predicts.
         """
-        curve = []
-        for threads in THREADS:
-            for block in BLOCKS:
-                progress(f"io: blocks of {block}", 0, 0)
+        blocks = [(block, threads) for threads in THREADS for block in BLOCKS]
+        ways = self._ways()
+        times: dict[Any, list[float]] = {key: [] for key in [*blocks, *ways]}
+        for number in range(rounds):
+            progress("io", number, rounds)
+            for block, threads in blocks:
                 count = max(8, min(64, (8 << 20) // block))
-                times = [self._time(self._places(count, block), threads) for _ in range(rounds)]
-                curve.append({"block": block, "threads": threads, "seconds": median(times) / count})
-        single = [point for point in curve if point["threads"] == 1]
-        design = np.array([[1.0, point["block"]] for point in single])
-        seconds = np.array([point["seconds"] for point in single])
+                took = self._time(self._places(count, block), threads)
+                times[block, threads].append(took / count)
+            for way, reads in ways.items():
+                times[way].append(self._time(self._elsewhere(reads), ahead=way == "ahead"))
+        design = np.array([[1.0, block] for block in BLOCKS])
+        seconds = np.array([median(times[block, 1]) for block in BLOCKS])
         # relative errors count, or the largest blocks alone would decide
         latency, per_byte = np.linalg.lstsq(
-            design / seconds[:, None], np.ones(len(single)), rcond=None
+            design / seconds[:, None], np.ones(len(BLOCKS)), rcond=None
         )[0]
-        ways = {}
-        for name, reads in self._ways().items():
-            progress(f"io: {name}", 0, 0)
-            ahead = name == "ahead"
-            times = [self._time(self._elsewhere(reads), ahead=ahead) for _ in range(rounds)]
-            size = sum(length for _, length in reads)
-            ways[name] = {
-                "reads": len(reads),
-                "bytes": size,
-                "seconds": median(times),
-                "predicted_seconds": latency * len(reads) + per_byte * size,
-            }
         return {
-            "curve": curve,
+            "curve": [
+                {"block": block, "threads": threads, "seconds": median(times[block, threads])}
+                for block, threads in blocks
+            ],
             "latency_seconds": float(latency),
             "bytes_per_second": float(1 / per_byte) if per_byte > 0 else None,
-            "ways": ways,
+            "ways": {
+                way: {
+                    "reads": len(reads),
+                    "bytes": (size := sum(length for _, length in reads)),
+                    "seconds": median(times[way]),
+                    "predicted_seconds": float(latency * len(reads) + per_byte * size),
+                }
+                for way, reads in ways.items()
+            },
         }
 
     def _ways(self) -> dict[str, Reads]:
@@ -113,6 +115,7 @@ class Flash:
         config = self.config
         vector = config.head_dim * 2 * 2  # key and value in bfloat16
         layers = [len(counts) * REFERENCE_TOKENS * vector for counts in config.counts]
+        # in eight bits, as a memory is stored
         kept = [count * vector // 2 for counts in config.counts for count in counts if count]
         aligned = stride(self.record)
         return {
@@ -134,6 +137,7 @@ class Flash:
         return [(int(p) * PAGE, length) for p, (_, length) in zip(places, reads, strict=True)]
 
     def _time(self, reads: Reads, threads: int = 1, ahead: bool = False) -> float:
+        self._map.madvise(mmap.MADV_DONTNEED)  # what is mapped is not dropped
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
         start = perf_counter()
