@@ -4,8 +4,8 @@
     python tools/benchmark.py --short           # what fits a busy machine
     python tools/benchmark.py --draw FILE.json  # the picture of results that were kept
 
-Writes tools/results/NAME.json and NAME.svg, where NAME is the device and the commit; prints the
-tables first and one JSON line last. Ratios are of one round each, then medians. On a machine that
+Writes tools/results/NAME.json and NAME.svg, where NAME is the device, the commit and the parts if
+they are not all; prints the tables first and one JSON line last. Ratios are of one round each, then medians. On a machine that
 other programs use, ``--clock cpu_seconds`` draws seconds of this process instead of the wall's.
 """
 
@@ -57,7 +57,8 @@ def main() -> None:
         echo(head, rows)
     RESULTS.mkdir(exist_ok=True)
     device = report["machine"]["device"].partition("(")[2].partition(",")[0] or "device"
-    file = RESULTS / f"{device}-{report['commit']}.json"
+    some = "" if set(plan.parts) == set(PARTS) else f"-{'-'.join(plan.parts)}"
+    file = RESULTS / f"{device}-{report['commit']}{some}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     picture(report, file, arguments.clock)
     print(json.dumps(report))

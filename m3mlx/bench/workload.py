@@ -20,9 +20,11 @@ from ..store import Hit
 from ..template import Turn
 from .rounds import Progress, Watch
 
+DOCUMENTS = 12  # enough to search among; memorizing more takes time that no figure needs
+
 
 class Workload:
-    """The sample documents of the calibration, memorized in a temporary store.
+    """Sample documents of the calibration, memorized in a temporary store.
 
     Args:
         options: of ``Assistant``, without ``store``.
@@ -33,7 +35,8 @@ class Workload:
         folder = Path(self._folder.name)
         self.assistant = Assistant(store=folder / "store", progress=progress, **options)
         text = resources.files("m3mlx").joinpath("data/calibration.jsonl").read_text("utf-8")
-        self._texts = [json.loads(line)["document"] for line in text.splitlines()]
+        lines = text.splitlines()[:DOCUMENTS]
+        self._texts = [json.loads(line)["document"] for line in lines]
         self._documents = folder / "documents"
         self._documents.mkdir()
         for number, text in enumerate(self._texts):
@@ -53,7 +56,7 @@ class Workload:
         except BaseException:
             self.__exit__()
             raise
-        self._words = words * 4
+        self._words = words * 8
         end = assistant.decoder.tokenizer.eos_token_ids
         vocabulary = assistant.decoder.model(mx.array([[0]])).shape[-1]
         self._never = mx.array([-np.inf if token in end else 0.0 for token in range(vocabulary)])
