@@ -47,7 +47,7 @@ def main() -> None:
         prompts=tuple(arguments.prompts or ((64, 512) if short else (32, 64, 512, 2048))),
         marks=(1, *(mark for mark in range(64, tokens, 64)), tokens) if tokens else (),
         contexts=tuple(arguments.contexts or ((0, 512) if short else (0, 1024, 4096))),
-        batch=4 if short else 16,
+        batch=2 if short else 16,
         rounds=arguments.rounds or 3,
         modes=MODES,
     )
