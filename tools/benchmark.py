@@ -5,8 +5,9 @@
     python tools/benchmark.py --draw FILE.json  # the picture of results that were kept
 
 Writes tools/results/NAME.json and NAME.svg, where NAME is the device, the commit and the parts if
-they are not all; prints the tables first and one JSON line last. Ratios are of one round each, then medians. On a machine that
-other programs use, ``--clock cpu_seconds`` draws seconds of this process instead of the wall's.
+they are not all; prints the tables first and one JSON line last. Ratios are of one round each, then
+medians. On a machine that other programs use, ``--clock cpu_seconds`` draws seconds of this process
+instead of the wall's.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ def main() -> None:
         rounds=arguments.rounds or 3,
         modes=MODES,
     )
-    report = run(plan, progress=tell, model=arguments.model)
-    report["commit"] = commit()
+    measured = commit()
+    report = {"commit": measured, **run(plan, progress=tell, model=arguments.model)}
     for head, rows in (table(report), ratio_table(report)):
         echo(head, rows)
     RESULTS.mkdir(exist_ok=True)
     device = report["machine"]["device"].partition("(")[2].partition(",")[0] or "device"
     some = "" if set(plan.parts) == set(PARTS) else f"-{'-'.join(plan.parts)}"
-    file = RESULTS / f"{device}-{report['commit']}{some}.json"
+    file = RESULTS / f"{device}-{measured}{some}.json"
     file.write_text(json.dumps(report, indent=1) + "\n", "utf-8")
     picture(report, file, arguments.clock)
     print(json.dumps(report))
