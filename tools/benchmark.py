@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--tokens", type=int, help="of the longest answer; 0 for none")
-    parser.add_argument("--prompts", type=int, nargs="+")
+    parser.add_argument("--prompts", type=int, nargs="*")
     parser.add_argument("--contexts", type=int, nargs="+")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--clock", choices=("seconds", "cpu_seconds"), default="seconds")
@@ -43,10 +43,13 @@ def main() -> None:
         return
     short = arguments.short
     tokens = (128 if short else 512) if arguments.tokens is None else arguments.tokens
+    prompts = (64, 512) if short else (32, 64, 512, 2048)
+    if arguments.prompts is not None:
+        prompts = arguments.prompts
     plan = Plan(
         parts=tuple(arguments.parts),
-        prompts=tuple(arguments.prompts or ((64, 512) if short else (32, 64, 512, 2048))),
-        marks=(1, *(mark for mark in range(64, tokens, 64)), tokens) if tokens else (),
+        prompts=tuple(prompts),
+        marks=(1, *range(32, tokens, 32), tokens) if tokens else (),
         contexts=tuple(arguments.contexts or ((0, 512) if short else (0, 1024, 4096))),
         batch=2 if short else 16,
         rounds=arguments.rounds or 3,
