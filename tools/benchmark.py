@@ -49,7 +49,7 @@ def main() -> None:
     plan = Plan(
         parts=tuple(arguments.parts),
         prompts=tuple(prompts),
-        marks=(1, *range(32, tokens, 32), tokens) if tokens else (),
+        marks=(*range(32, tokens, 32), tokens) if tokens else (),
         contexts=tuple(arguments.contexts or ((0, 512) if short else (0, 1024, 4096))),
         batch=2 if short else 16,
         rounds=arguments.rounds or 3,
@@ -72,8 +72,9 @@ def picture(report: dict, file: Path, clock: str) -> None:
     """Time to an answer against its length, the modes side by side."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for figure in report["figures"]:
-        if figure["part"] == "answer" and figure["of"].endswith(" tokens"):
-            point = int(figure["of"].split()[0]), figure[clock]
+        of = figure["of"].replace("first token", "1 tokens")
+        if figure["part"] == "answer" and of.endswith(" tokens"):
+            point = int(of.split()[0]), figure[clock]
             curves.setdefault(figure["way"], []).append(point)
     if curves:
         up = {"seconds": "seconds", "cpu_seconds": "seconds of the process"}[clock]

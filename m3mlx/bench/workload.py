@@ -131,7 +131,7 @@ def ask(workload: Workload, mode: str, prompt: int, marks: Sequence[int]) -> Wat
     Args:
         mode: "off", "text", "text refreshed", "explicit warm" or "explicit cold".
         prompt: tokens of the question.
-        marks: numbers of tokens at which the time is taken.
+        marks: numbers of tokens at which the time is taken, beside the first.
 
     Returns:
         Seconds to the "first token", to each mark ("64 tokens"), and by part.
@@ -156,7 +156,7 @@ def ask(workload: Workload, mode: str, prompt: int, marks: Sequence[int]) -> Wat
                 said.append(step.token)
                 if len(said) == 1:
                     watch.lap("first token")
-                if len(said) in marks:
+                elif len(said) in marks:
                     watch.lap(f"{len(said)} tokens")
         if len(said) >= marks[-1]:
             return watch
