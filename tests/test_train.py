@@ -92,6 +92,7 @@ def test_distilling_lowers_the_loss_on_held_out_questions(place, tmp_path):
     tokens = mx.array([[1, 2, 3]])
     assert float(mx.abs(decoder.model(tokens) - plain.model(tokens)).max()) > 1e-3
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert config["model"] == "model"  # its name, and not where it lies
     assert config["lora_parameters"]["rank"] == 4
     assert (tmp_path / "a" / "metrics.svg").read_text().startswith("<svg")
     assert Settings.load(tmp_path / "a").steps == 16

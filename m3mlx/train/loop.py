@@ -128,7 +128,8 @@ class _Run:
 
         self.budgets = _budgets(decoder, settings, progress)
         self.validation = Validation(held, corpus(held), self.template) if held else None
-        self.name = str(decoder.path)
+        folder = Path(decoder.name)
+        self.name = folder.name if folder.is_dir() else decoder.name  # and not where it lies here
         self.adapter = prepare(self.model, settings)
         start = untrained(self.model)
         if settings.adapter_path:
