@@ -310,7 +310,7 @@ def test_budgets():
     assert parse_budget("half:8") == ("half", 8)
     assert parse_budget("auto") == ("calibrated", None)
     for bad in ("half", "half:", "half:0", "half:999", "third:8", ":8"):
-        with pytest.raises(M3Error, match="training setting budgets"):
+        with pytest.raises(M3Error, match="is no budget"):
             parse_budget(bad)
 
 

@@ -43,6 +43,7 @@ def test_every_answer_stands_in_its_document_and_in_the_full_answers(made):
     for line in everything(made):
         assert line["answer"] in line["document"]
         assert all(line["answer"].lower() in answer.lower() for answer in line["answers"])
+        assert line.get("changed", "elsewhere") not in line["document"]
         words = " ".join([line["document"], line["question"], *line["answers"]])
         assert not re.search(r"[{}¦]", words), words
 

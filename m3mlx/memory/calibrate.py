@@ -151,7 +151,8 @@ def budgets(
     """Other budgets of the same model, in all else as a configuration that was found.
 
     Args:
-        wanted: of each, "calibrated" or "uniform" and the average tokens per head.
+        wanted: of each, "calibrated" or "uniform" and the average tokens per head; or "half",
+            uniform in the first half of the layers alone, as in the paper (section 3.3).
     """
     layers, heads = len(config.counts), len(config.counts[0])
     measure = None
@@ -165,7 +166,10 @@ def budgets(
             template = Template(decoder.tokenizer)
             measure = measure or _Measure(decoder, template, _samples(), config.selection, None)
             counts = measure.counts(budget, int(average))
-        made.append(replace(config, budget=budget, counts=tuple(map(tuple, counts))))
+        elif budget == "half":
+            counts[layers // 2 :] = [[0] * heads] * (layers - layers // 2)
+        kind = "uniform" if budget == "half" else budget
+        made.append(replace(config, budget=kind, counts=tuple(map(tuple, counts))))
     return made
 
 

@@ -170,7 +170,7 @@ def parse_budget(text: str) -> tuple[str, int | None]:
     kind, _, count = text.partition(":")
     if kind not in BUDGETS or not count.isdecimal() or not 1 <= int(count) <= 128:
         raise M3Error(
-            f"training setting budgets: {text} is none; write auto, "
+            f"{text} is no budget; write auto, "
             f"{', '.join(f'{kind}:8' for kind in BUDGETS)} or the like"
         )
     return kind, int(count)
