@@ -84,6 +84,11 @@ def adapter_folder(model: str | None, asked: str | Path | None) -> Path | None:
         return folder if name in BUILT_IN and folder.is_dir() else None
     return None if str(asked) == NO_ADAPTER else Path(asked)
 
+    @property
+    def relevance(self) -> float | None:
+        """See ``Conversation``; None for a model that was trained to heed the right memory."""
+        return None if self.trained else config.RELEVANCE
+
 
 def load_decoder(
     name: str | Path | None = None,

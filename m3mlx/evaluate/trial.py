@@ -125,6 +125,7 @@ class TemporaryStore:
             assistant.config,
             search=(lambda texts, k: [list(hits)] * len(texts)) if hits else None,
             read=assistant.read if hits else None,
+            relevance=assistant.decoder.relevance,
         )
 
     def ask(self, message: str, answer: str, hits: Sequence[Hit], answer_tokens: int) -> Result:
