@@ -70,6 +70,11 @@ class Decoder:
     trained: config.MemorySettings | None = None
     adapter_path: Path | None = None
 
+    @property
+    def relevance(self) -> float | None:
+        """See ``Conversation``; None for a model that was trained to heed the right memory."""
+        return None if self.trained else config.RELEVANCE
+
 
 def adapter_folder(model: str | None, asked: str | Path | None) -> Path | None:
     """The adapter to answer with: the one asked for, or the one that comes along with a model.
@@ -83,11 +88,6 @@ def adapter_folder(model: str | None, asked: str | Path | None) -> Path | None:
         folder = ADAPTERS / name
         return folder if name in BUILT_IN and folder.is_dir() else None
     return None if str(asked) == NO_ADAPTER else Path(asked)
-
-    @property
-    def relevance(self) -> float | None:
-        """See ``Conversation``; None for a model that was trained to heed the right memory."""
-        return None if self.trained else config.RELEVANCE
 
 
 def load_decoder(
