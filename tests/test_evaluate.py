@@ -181,10 +181,10 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
     assert list(rows) == ["chance", "off", "explicit", "text", "oracle"]
     assert rows["chance"]["right"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     assert rows["explicit"]["change"] == rows["explicit"]["right"] - rows["off"]["right"]
-    # what the model finds likelier with the document pasted is what is counted
+    # the same losses as of each answer by itself
     with TemporaryStore(budget="uniform:4", **options) as store:
-        losses = [store.ask("What is 0?", c, [], 0).nll for c in "ab"]
-        assert evaluate.choice._losses(store, "What is 0?", "ab", []) == losses
+        both = [result.nll for result in store.ask("What is 0?", ["a", "b cd"], [], 0)]
+        assert both == [store.ask("What is 0?", [c], [], 3)[0].nll for c in ("a", "b cd")]
     file.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(M3Error, match="no line has a document"):
         evaluate.choose(evaluate.read_choices(file), budget="uniform:4", **options)
@@ -217,6 +217,8 @@ def test_bad_lines_are_named(tmp_path, read, line, words):
 def test_a_limit_spreads_over_the_file():
     assert evaluate.spread(range(10), 3) == [0, 3, 6]
     assert evaluate.spread(range(3), 9) == evaluate.spread(range(3), None) == range(3)
+    pair = [evaluate.Question("same", q, "a", "p") for q in "xy"]
+    assert evaluate.spread_documents([*pair, *QUESTIONS], 2) == [*pair, QUESTIONS[1]]
 
 
 def test_edits_are_counted():

@@ -82,7 +82,11 @@ def _lists(command: Any) -> Any:
     show_default=True,
     help="Length of greedy answers; 0 for likelihood alone, which is quicker.",
 )
-@click.option("--limit", type=click.IntRange(min=1), help="So many lines of FILE, evenly spread.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    help="So many lines of FILE, or documents to update, evenly spread.",
+)
 @click.option(
     "--others", metavar="FILE", help="Unrelated documents: lines of JSON with a document."
 )
@@ -194,7 +198,8 @@ def _task(
         "choice": (evaluate.read_choices, evaluate.choose),
     }[task]
     unrelated = evaluate.read_documents(others) if others else []
-    lines = evaluate.spread(read(file), limit)
+    limited = evaluate.spread_documents if task == "update" else evaluate.spread
+    lines = limited(read(file), limit)
     table = measure(lines, others=unrelated, answer_tokens=answer_tokens, **options)
     if as_json:
         echo_json(table.to_json())

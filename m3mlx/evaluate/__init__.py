@@ -7,7 +7,14 @@ in temporary stores.
 
 from .choice import choose
 from .compare import Report, Row, evaluate, plot
-from .questions import Question, read_choices, read_documents, read_questions, spread
+from .questions import (
+    Question,
+    read_choices,
+    read_documents,
+    read_questions,
+    spread,
+    spread_documents,
+)
 from .recite import recite
 from .trial import ANSWER_TOKENS, MODES, Trial
 from .update import update
@@ -27,5 +34,6 @@ __all__ = [
     "read_questions",
     "recite",
     "spread",
+    "spread_documents",
     "update",
 ]

@@ -50,7 +50,8 @@ def choose(
                 pasted = {"text": [hit.text for hit in hits], "oracle": [question.document]}
                 text = "\n\n".join([*pasted.get(mode, []), question.question])
                 read = hits if mode == "explicit" else []
-                losses = _losses(store, text, question.choices, read)
+                results = store.ask(text, question.choices, read, 0)
+                losses = [result.nll for result in results]
                 right[mode].append(losses.index(min(losses)) == question.answer)
         store.progress("choosing", len(questions), len(questions))
     chance = mean(1 / len(question.choices) for question in questions)
@@ -60,13 +61,3 @@ def choose(
         change = share - shares["off"] if mode not in ("chance", "off") else None
         table.rows.append({"mode": mode, "right": share, "error": error, "change": change})
     return table
-
-
-def _losses(
-    store: TemporaryStore, text: str, choices: Sequence[str], read: Sequence[Any]
-) -> list[float]:
-    """Of each answer, in nats per token; the question is read once."""
-    template = store.assistant.template
-    conversation = store.conversation(read)
-    logits = conversation.prefill(template.turn(text), query="message")
-    return [conversation.fork().loss_after(logits, template.encode(c)) for c in choices]

@@ -119,3 +119,10 @@ def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
     if limit is None or limit >= len(items):
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
+
+
+def spread_documents(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
+    """All questions about so many of the documents, evenly spread."""
+    documents = list(dict.fromkeys(question.document for question in questions))
+    kept = set(spread(documents, limit))
+    return [question for question in questions if question.document in kept]

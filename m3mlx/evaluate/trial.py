@@ -128,21 +128,24 @@ class TemporaryStore:
             relevance=assistant.decoder.relevance,
         )
 
-    def ask(self, message: str, answer: str, hits: Sequence[Hit], answer_tokens: int) -> Result:
-        """What an answer costs beside these memories, and whether the greedy one contains it."""
+    def ask(
+        self, message: str, answers: Sequence[str], hits: Sequence[Hit], answer_tokens: int
+    ) -> list[Result]:
+        """What each of several answers costs beside these memories; the prompt is read once."""
         template = self.assistant.template
         conversation = self.conversation(hits)
         logits = conversation.prefill(template.turn(message), query="message")
-        loss = conversation.fork().loss_after(logits, template.encode(answer))
-        said, right = "", False if answer_tokens else None
+        losses = [conversation.fork().loss_after(logits, template.encode(a)) for a in answers]
+        said, right = "", [False if answer_tokens else None] * len(answers)
         for step in conversation.decode(logits, max(answer_tokens, 1)):
             said += step.text
             if not answer_tokens:  # the first token is timed all the same
                 break
-            right = answer.lower() in said.lower()
-            if right:  # what comes after it cannot change that
+            right = [answer.lower() in said.lower() for answer in answers]
+            if any(right):  # what comes after it counts no more
                 break
-        return Result(loss, right, conversation.timings.first_token_seconds)
+        seconds = conversation.timings.first_token_seconds
+        return [Result(loss, held, seconds) for loss, held in zip(losses, right, strict=True)]
 
 
 class Trial(TemporaryStore):
@@ -179,7 +182,7 @@ class Trial(TemporaryStore):
                 pasted = {"oracle": [right], "text": hits}.get(mode, [])
                 read = hits if mode == "explicit" else []
                 text = "\n\n".join([*(hit.text for hit in pasted), question.question])
-                results[mode].append(self.ask(text, question.answer, read, answer_tokens))
+                results[mode] += self.ask(text, [question.answer], read, answer_tokens)
         self.progress("answering", len(self.questions), len(self.questions))
         return results
 

@@ -66,16 +66,17 @@ def update(
                 fact = facts[question.document]
                 hits = store.assistant.search([question.question], store.assistant.memories)[0]
                 read = hits if memory else []
-
-                def ask(answer: str, question=question, read=read) -> Any:
-                    return store.ask(question.question, answer, read, answer_tokens)
-
+                answers = [question.answer]
+                if question is fact:
+                    answers.append(fact.changed)
+                elif fact.answer in question.answer:
+                    continue  # it changes too
+                results = store.ask(question.question, answers, read, answer_tokens)
                 if question is fact:
                     text = texts[question.document]
-                    found = any(store.text_of(hit.path) == text for hit in hits)
-                    changed.append((found, ask(fact.answer), ask(fact.changed)))
-                elif fact.answer not in question.answer:
-                    neighbours.append(ask(question.answer))
+                    changed.append((any(store.text_of(h.path) == text for h in hits), *results))
+                else:
+                    neighbours += results
             store.progress(f"asking, {when}", len(asked), len(asked))
             table.rows.append({"when": when, **_summary(changed, neighbours, memory)})
 
