@@ -9,12 +9,11 @@ import click
 from ..config import CODECS, SELECTIONS
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import READING, chosen_model, common_options, json_option, memory_options
+from .options import chosen_model, common_options, json_option, memory_options
 from .render import dim, echo_json, echo_table, human_bytes, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
 _LISTS = ("memories", "budget", "selection", "codec")  # options that may be repeated
-_OWN = ("memories", "budget", "tokens_per_head", "selection", "codec")
 
 
 def _budgets(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -51,7 +50,8 @@ def _lists(command: Any) -> Any:
             type=click.IntRange(min=1),
             default=(1,),
             show_default=True,
-            help="The right reference and so many less one others.",
+            help="References read or pasted: the best that the search finds, the right one among "
+            "them where there is one.",
         ),
     ):
         command = option(command)
@@ -91,7 +91,7 @@ def _lists(command: Any) -> Any:
     "--others", metavar="FILE", help="Unrelated documents: lines of JSON with a document."
 )
 @click.option("--plot", metavar="FILE.svg", help="Draw loss against bytes.")
-@memory_options(*(name for name in READING if name not in _OWN))
+@memory_options("encoder", "adapter_path", "retrieval")
 @json_option
 @common_options
 def eval_file(
@@ -106,8 +106,8 @@ def eval_file(
 ) -> None:
     """Measure what memory is worth.
 
-    Each line of FILE.jsonl is a JSON object with document, question and answer. --budget,
-    --selection, --codec and --memories may be repeated: all combinations are compared.
+    Each line of FILE.jsonl is a JSON object with document, question and answer. --memories,
+    --budget, --selection and --codec may be repeated: all combinations are compared.
 
     \b
     --task recite  reads document alone;

@@ -109,7 +109,10 @@ class Settings:
         if self.stage == "warmup" and "distill" in self.objectives:
             refuse("stage", "warmup reads no memories, which distill teaches; use lm, sft or dpo")
         for budget in self.budgets:
-            parse_budget(budget)
+            try:
+                parse_budget(budget)
+            except M3Error as error:
+                refuse("budgets", str(error))
         if not self.budgets:
             refuse("budgets", "names at least one")
         for name in ("steps", "accumulate", "references", "questions", "memories"):
