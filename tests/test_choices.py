@@ -11,7 +11,7 @@ import pytest
 from m3mlx.evaluate import read_choices
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import make_choices as maker  # noqa: E402
+import make_choices as maker
 
 CONTEXT = "The harbour light was lit in March by Ada Quill . " * 5
 EXAMPLES = {
