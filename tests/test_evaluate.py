@@ -109,6 +109,7 @@ def test_reciting_has_its_controls(options, monkeypatch):
     assert all(row["tried"] == 2 for row in rows.values())
     assert rows["memorized"]["found"] == rows["after a restart"]["found"] == 1
     assert rows["never memorized"]["found"] == 0
+    assert rows["memorized"].keys() == set(table.columns)
     # a random model cannot recite; one that says what it should gets all there is
     assert rows["memorized"]["exact"] == 0
     decoded = iter([texts[0][12:20], texts[2][12:20], texts[0][12:19] + "x"] * 9)
@@ -156,8 +157,10 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
         evaluate.update(QUESTIONS[2:], budget="uniform:8", **options)
 
 
-def test_a_rewritten_document_is_memorized_in_place_of_the_old(options):
-    with TemporaryStore(budget="uniform:8", **options) as store:
+@pytest.mark.parametrize("budget", ["uniform:8", "half:8"])
+def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
+    with TemporaryStore(budget=budget, **options) as store:
+        counts = store.assistant.config.counts
         (path,) = store.memorize(["The boat is green."])
         store.rewrite("The boat is green.", "The boat is red.")
         store.memorize([])
@@ -166,6 +169,7 @@ def test_a_rewritten_document_is_memorized_in_place_of_the_old(options):
         assert hit.path == path
         store.restart()
         assert [hit.text for hit in store.assistant.search(["boat"], 5)[0]] == [hit.text]
+        assert store.assistant.config.counts == counts
 
 
 def test_choices_are_compared_by_their_likelihood(options, tmp_path):

@@ -13,7 +13,7 @@ from ..assistant import Assistant
 from ..errors import M3Error
 from ..generate import Conversation
 from ..memory.calibrate import budgets
-from ..store import Hit
+from ..store import Hit, MemoryStore
 from ..train.settings import parse_budget
 from .questions import Question
 
@@ -41,17 +41,20 @@ def make_assistant(store: Path, budget: str = "auto", **options: Any) -> Assista
     """An assistant whose memories have a budget such as "uniform:8", "half:8", or "auto".
 
     "half" keeps memories in the first half of the layers, as the paper does (section 3.3); keys
-    are then read as sharply as with the calibrated budget of as many tokens.
+    are then read as sharply as with the calibrated budget of as many tokens. A store that is
+    there keeps its own budget.
     """
-    if budget == "auto":
+    if budget == "auto" or MemoryStore.exists(store):
         return Assistant(store=store, **options)
     kind, tokens = parse_budget(budget)
     written = "calibrated" if kind == "half" else kind
     assistant = Assistant(store=store, budget=written, tokens_per_head=tokens, **options)
-    if kind == "half":
-        made = budgets(assistant.decoder, assistant.config, [(kind, tokens)])
-        assistant.config = made[0]
-    return assistant
+    if kind != "half":
+        return assistant
+    half = Assistant(store=store, **options)
+    half.decoder = assistant.decoder
+    (half.config,) = budgets(half.decoder, assistant.config, [(kind, tokens)])
+    return half
 
 
 class TemporaryStore:
