@@ -109,6 +109,7 @@ def test_reciting_has_its_controls(options, monkeypatch):
     assert all(row["tried"] == 2 for row in rows.values())
     assert rows["memorized"]["found"] == rows["after a restart"]["found"] == 1
     assert rows["never memorized"]["found"] == 0
+    assert rows["without memory"]["found"] is None
     assert rows["memorized"].keys() == set(table.columns)
     # a random model cannot recite; one that says what it should gets all there is
     assert rows["memorized"]["exact"] == 0

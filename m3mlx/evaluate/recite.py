@@ -100,8 +100,9 @@ def _recite(
     said = [step.token for step in conversation.decode(logits, len(rest))][:-1]
     right = next((i for i, token in enumerate(rest) if said[i : i + 1] != [token]), len(rest))
     wanted, got = template.decode(rest), template.decode(said)
+    found = any(store.text_of(hit.path) == text for hit in hits)
     return {
-        "found": any(store.text_of(hit.path) == text for hit in hits),
+        "found": found if mode == "explicit" else None,
         "exact": right == len(rest),
         "characters": max(0.0, 1 - edits(wanted, got) / len(wanted)),
         "beginning": right,
@@ -109,8 +110,11 @@ def _recite(
     }
 
 
-def _summary(results: Sequence[dict[str, Any]]) -> dict[str, float]:
-    return {name: float(mean(result[name] for result in results)) for name in results[0]}
+def _summary(results: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    columns = {name: [result[name] for result in results] for name in results[0]}
+    return {
+        name: None if None in values else float(mean(values)) for name, values in columns.items()
+    }
 
 
 def edits(one: str, other: str) -> int:
