@@ -1,10 +1,12 @@
 """The orchestrator with tiny models: the same answers cold and warm, and memories kept apart."""
 
+import shutil
+
 import numpy as np
 import pytest
-from tiny import save_encoder, save_model
+from tiny import save_adapter, save_encoder, save_model
 
-from m3mlx import Assistant, MemoryStore
+from m3mlx import Assistant, MemoryStore, models
 from m3mlx.assistant import collect
 from m3mlx.errors import FingerprintError, M3Error, StoreError
 from m3mlx.memorize import BATCH
@@ -195,3 +197,41 @@ def test_a_store_can_be_read_without_any_model(make, world, tmp_path):
         assert len(store.documents()) == 2
         hits = store.search(np.eye(1, store.dimensions), ["boiler"], 1, "text")[0]
         assert "Ada Quill" in hits[0].text
+
+
+def test_the_adapter_that_comes_along_is_part_of_what_a_memory_depends_on(make, world, tmp_path):
+    """A store of the plain model is refused by name, and opens with "none"."""
+    model = tmp_path / "home" / "cache" / "models" / models.DEFAULT_DECODER
+    shutil.copytree(world / "decoder", model)  # stands in for the default model
+    adapter = tmp_path / "adapters" / models.DEFAULT_DECODER
+    save_adapter(adapter)
+
+    def default(store, adapter_path=None):
+        return Assistant(
+            store=tmp_path / store,
+            encoder=str(world / "encoder"),
+            adapter_path=adapter_path,
+            budget="uniform",
+            tokens_per_head=4,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "ADAPTERS", adapter.parent)
+        with default("plain", "none") as plain, default("adapted") as adapted:
+            assert not plain.decoder.adapter and adapted.decoder.adapter
+            assert plain.decoder.weights == adapted.decoder.weights
+            plain.memorize([world / "notes"])
+            adapted.memorize([world / "notes"])
+        with default("plain") as other, pytest.raises(FingerprintError) as refused:
+            other.check()
+        for words in ("another adapter (none instead", "--adapter-path none", "--rebuild"):
+            assert words in str(refused.value)
+        with default("plain", "none") as plain:
+            plain.check()
+        with default("adapted", "none") as other, pytest.raises(FingerprintError) as refused:
+            other.check()
+        assert "another adapter" in str(refused.value)
+        assert "--adapter-path none" not in str(refused.value)
+        with default("adapted") as adapted, default("adapted", str(adapter)) as named:
+            adapted.check()
+            named.check()
