@@ -1,7 +1,8 @@
 """The one orchestrator: documents become memories, questions become answers.
 
 The command line and Python users go through ``Assistant``; it owns the models and the store,
-loads each when it is first needed, and holds no arithmetic of its own.
+loads each when it is first needed, and holds no arithmetic of its own. What needs MLX is imported
+where it is used, so that looking at a store takes no second.
 """
 
 from __future__ import annotations
@@ -11,20 +12,14 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import editions, models
-from .chat import Answer, Chat, collect
+from . import editions
 from .config import CODECS, MEMORIES, MemoryConfig, default_store, fingerprint
-from .embed import Encoder
 from .errors import FingerprintError, StoreError
-from .memorize import BATCH, Memorized, Memorizing, Progress
-from .memory.cache import PrefixStates, read_prefix
-from .memory.calibrate import calibrate
-from .memory.codec import Codec, Memory
-from .memory.write import Writer
+from .memorize import BATCH, Forgotten, Memorized, Memorizing, Progress
 from .store import (
     BusyStore,
     ColdReference,
@@ -34,24 +29,17 @@ from .store import (
     MemoryStore,
     Passphrase,
     Repair,
-    Residue,
     StoredDocument,
 )
 from .template import Template
 
-
-class Forgotten(NamedTuple):
-    """What was erased.
-
-    Attributes:
-        documents: that are gone.
-        residue: what was found of them all the same; None where nobody looked.
-        certificate: of that search, as JSON-able values that do not name the documents.
-    """
-
-    documents: list[StoredDocument]
-    residue: list[Residue] | None
-    certificate: dict | None
+if TYPE_CHECKING:
+    from .chat import Answer, Chat
+    from .embed import Encoder
+    from .memory.cache import PrefixStates
+    from .memory.codec import Codec, Memory
+    from .memory.write import Writer
+    from .models import Decoder
 
 
 class Assistant:
@@ -118,13 +106,17 @@ class Assistant:
     # --- models, each loaded at its first use
 
     @cached_property
-    def decoder(self) -> models.Decoder:
+    def decoder(self) -> Decoder:
+        from . import models
+
         name, _, adapter = self._names
         folder = models.adapter_folder(name, adapter)
         return models.load_decoder(name, adapter_path=folder, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:
+        from . import models
+
         return models.load_encoder(self._names[1], progress=self.progress)
 
     @cached_property
@@ -150,6 +142,8 @@ class Assistant:
         return self._calibrated()
 
     def _calibrated(self) -> MemoryConfig:
+        from .memory.calibrate import calibrate
+
         selection, budget, tokens, codec = self._options
         key_bits, value_bits = CODECS[codec or "k8v8"]
         return calibrate(
@@ -164,20 +158,28 @@ class Assistant:
 
     @cached_property
     def codec(self) -> Codec:
+        from .memory.codec import Codec
+
         return Codec(self.config)
 
     @cached_property
     def prefix(self) -> PrefixStates:
         """Keys and values of the constant prefix that the memories were written behind."""
+        from .memory.cache import read_prefix
+
         return read_prefix(self.decoder.model, self.config.prefix)
 
     @cached_property
     def plain_prefix(self) -> PrefixStates:
         """The model's own prefix, for conversations that need neither store nor calibration."""
+        from .memory.cache import read_prefix
+
         return read_prefix(self.decoder.model, self.template.prefix)
 
     @cached_property
     def writer(self) -> Writer:
+        from .memory.write import Writer
+
         return Writer(self.decoder.model, self.prefix, self.template.recite)
 
     def _conditions(self, config: MemoryConfig) -> dict[str, str]:
@@ -487,14 +489,14 @@ class Assistant:
                 prompt, "off" does neither.
             options: as of ``Chat.send``, and ``system`` as of ``chat``.
         """
+        from .chat import collect
+
         options.setdefault("query", "chunk")
         chat = self.chat(memory=memory, system=options.pop("system", None))
         return collect(chat.send(question, **options), memory)
 
     def chat(self, *, memory: str = "explicit", system: str | None = None) -> Chat:
-        """Begin a conversation.
+        """Begin a conversation; ``system`` is a system prompt of the user's own."""
+        from .chat import Chat
 
-        Args:
-            system: a system prompt of the user's own.
-        """
         return Chat(self, memory, system)

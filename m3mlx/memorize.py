@@ -12,7 +12,7 @@ import numpy as np
 
 from . import documents
 from .errors import DocumentError
-from .store import MemoryStore, NewReference
+from .store import MemoryStore, NewReference, Residue, StoredDocument
 
 BATCH = 16  # references written and committed together
 
@@ -42,6 +42,20 @@ class Memorized:
     references: int = 0
     bytes: int = 0
     seconds: float = 0.0
+
+
+class Forgotten(NamedTuple):
+    """What was erased.
+
+    Attributes:
+        documents: that are gone.
+        residue: what was found of them all the same; None where nobody looked.
+        certificate: of that search, as JSON-able values that do not name the documents.
+    """
+
+    documents: list[StoredDocument]
+    residue: list[Residue] | None
+    certificate: dict | None
 
 
 class File(NamedTuple):
