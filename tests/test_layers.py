@@ -17,11 +17,11 @@ LAYERS = [
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer"},
+    {"evaluate", "demo", "parity", "transfer", "serve"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers
-PACKAGES = {"documents", "store", "train", "parity", "cli"}
+PACKAGES = {"documents", "store", "train", "parity", "serve", "cli"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

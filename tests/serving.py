@@ -1,0 +1,66 @@
+"""A server in the test's own process, with tiny models, on a real port."""
+
+import contextlib
+import threading
+import time
+
+import httpx
+
+from m3mlx import Assistant
+from m3mlx.serve import http, listening, prepare
+from m3mlx.serve.app import Server
+from m3mlx.serve.guard import Guard, Roots
+from m3mlx.serve.owner import Owner
+
+
+class Running:
+    """A server that answers.
+
+    Attributes:
+        url: where.
+        owner: its owner.
+        client: asks it.
+    """
+
+    def __init__(self, url, owner, server):
+        self.url, self.owner, self.server = url, owner, server
+        self.client = httpx.Client(base_url=url, timeout=120)
+
+    def post(self, path, **body):
+        return self.client.post(path, json=body)
+
+    def names(self):
+        return [document["path"] for document in self.client.get("/v1/memories").json()["data"]]
+
+
+def tiny_assistant(world, store):
+    how = {"budget": "uniform", "tokens_per_head": 4}
+    return Assistant(str(world / "decoder"), store, encoder=str(world / "encoder"), **how)
+
+
+@contextlib.contextmanager
+def serving(make, *, waiting=16, roots=(), **guard):
+    """Serve until the block ends."""
+    owner = Owner(make, waiting)
+    listener = listening("127.0.0.1", 0)
+    owner.start(prepare)
+    names = {"model": "decoder", "encoder": "encoder"}
+    app = Server(owner, **names, roots=Roots(roots), guard=Guard(**guard))
+    server = http(app.app())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", owner, app)
+        yield running
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+        owner.stop()
+
+
+def wait_until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
