@@ -177,7 +177,8 @@ class Guarded:
                     headers.setdefault(name, value)
             # a client that takes nothing must not hold an answer, or a thread, for ever
             try:
-                await asyncio.wait_for(send(message), self.patience)
+                async with asyncio.timeout(self.patience):
+                    await send(message)
             except TimeoutError:
                 raise _Stuck from None
 
@@ -192,7 +193,8 @@ class Guarded:
             if whole:  # waits until the client leaves
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self.patience)
+                async with asyncio.timeout(self.patience):
+                    message = await receive()
             except TimeoutError:
                 raise BadRequest("The request did not come to its end.", status=408) from None
             left -= len(message.get("body", b""))
