@@ -1,10 +1,12 @@
 """A server in the test's own process, with tiny models, on a real port."""
 
 import contextlib
+import json
 import threading
 import time
 
 import httpx
+import tiny
 
 from m3mlx import Assistant
 from m3mlx.serve import http, listening, prepare
@@ -34,8 +36,15 @@ class Running:
 
 
 def tiny_assistant(world, store):
-    how = {"budget": "uniform", "tokens_per_head": 4}
-    return Assistant(str(world / "decoder"), store, encoder=str(world / "encoder"), **how)
+    return Assistant(str(world / "decoder"), store, encoder=str(world / "encoder"))
+
+
+def tiny_world(folder):
+    """Tiny models in a folder; the decoder is one of those that need no calibration."""
+    tiny.save_model(folder / "decoder")
+    (folder / "decoder" / "memory.json").write_text(json.dumps({"memory_layers": [0, 1]}))
+    tiny.save_encoder(folder / "encoder")
+    return folder
 
 
 @contextlib.contextmanager

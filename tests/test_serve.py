@@ -9,8 +9,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import tiny
-from serving import serving, tiny_assistant, wait_until
+from serving import serving, tiny_assistant, tiny_world, wait_until
 
 from m3mlx.serve.openai import MAX_TEXTS
 
@@ -19,9 +18,7 @@ BOAT = "The blue boat lies at pier nine.\n"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    world = tmp_path_factory.mktemp("world")
-    tiny.save_model(world / "decoder")
-    tiny.save_encoder(world / "encoder")
+    world = tiny_world(tmp_path_factory.mktemp("world"))
     notes = world / "notes"
     notes.mkdir()
     (notes / "boiler.md").write_text("# Boiler\n\nThe boiler was serviced by Ada Quill in May.\n")
