@@ -48,24 +48,39 @@ def tiny_world(folder):
 
 
 @contextlib.contextmanager
-def serving(make, *, waiting=16, roots=(), **guard):
-    """Serve until the block ends."""
+def running_http(make, app, *, waiting=16):
+    """An application of an owner on a free port, until the block ends: its address, and the owner.
+
+    Args:
+        app: makes the application of the owner.
+    """
     owner = Owner(make, waiting)
     listener = listening("127.0.0.1", 0)
     owner.start(prepare)
-    names = {"model": "decoder", "encoder": "encoder"}
-    app = Server(owner, **names, roots=Roots(roots), guard=Guard(**guard))
-    server = http(app.app())
+    server = http(app(owner))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        running = Running(f"http://127.0.0.1:{listener.getsockname()[1]}", owner, app)
-        yield running
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", owner
     finally:
         server.should_exit = True
         thread.join()
         listener.close()
         owner.stop()
+
+
+@contextlib.contextmanager
+def serving(make, *, waiting=16, roots=(), **guard):
+    """The whole server, until the block ends."""
+    made = []
+
+    def app(owner):
+        names = {"model": "decoder", "encoder": "encoder"}
+        made.append(Server(owner, **names, roots=Roots(roots), guard=Guard(**guard)))
+        return made[0].app()
+
+    with running_http(make, app, waiting=waiting) as (url, owner):
+        yield Running(url, owner, made[0])
 
 
 def wait_until(condition, seconds=20):

@@ -24,7 +24,7 @@ from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
     *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
-    "serve",
+    *("serve", "mcp"),
     *("eval", "demo", "export", "import", "keygen"),
 ]
 COMMANDS += ["convert", "parity", "train", "fuse"]

@@ -95,7 +95,7 @@ def main() -> None:
 for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
     *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
-    serve.serve,
+    *(serve.serve, serve.mcp),
     *(answers.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
     *(conversion.convert, parity.parity),
     *(train.train, train.fuse),

@@ -1,4 +1,4 @@
-"""The server."""
+"""The servers: a page and OpenAI's interface, and MCP."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def serve(
 ) -> None:
     """Serve a page to chat on, and OpenAI's interface, on this machine."""
     try:
+        from ..serve import Settings
         from ..serve import serve as run
     except ModuleNotFoundError as error:
         raise missing("serve", error) from error
-    run(
-        assistant_maker(options),
+    settings = Settings(
         host=host,
         port=port,
         token=read_token(token_file),
@@ -103,8 +103,42 @@ def serve(
         roots=roots,
         upload_bytes=max_upload or 2**40,
         waiting=queue,
-        started=lambda address: note(f"Serving on {address}; Ctrl-C ends it."),
     )
+    run(assistant_maker(options), settings, _serving)
+
+
+@click.command()
+@click.option("--http", is_flag=True, help="Serve by HTTP instead of standard input and output.")
+@server_options(port=8643)
+@roots_option
+@memory_options(*READING)
+@common_options
+def mcp(
+    http: bool,
+    host: str,
+    port: int,
+    token_file: str | None,
+    names: tuple[str, ...],
+    roots: tuple[str, ...],
+    options: dict[str, Any],
+) -> None:
+    """Serve documents and answers as tools to programs that speak MCP."""
+    try:
+        from ..serve import Settings, serve_mcp
+        from ..serve.mcp import serve_stdio
+    except ModuleNotFoundError as error:
+        raise missing("mcp", error) from error
+    make = assistant_maker(options)
+    if not http:
+        serve_stdio(make, roots)
+        return
+    token = read_token(token_file)
+    settings = Settings(host=host, port=port, token=token, names=names, roots=roots)
+    serve_mcp(make, settings, _serving)
+
+
+def _serving(address: str) -> None:
+    note(f"Serving on {address}; Ctrl-C ends it.")
 
 
 def assistant_maker(options: dict[str, Any]) -> Callable[[], Assistant]:

@@ -16,8 +16,9 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
@@ -26,7 +27,7 @@ from starlette.types import ASGIApp
 from ..assistant import Assistant
 from ..errors import M3Error
 from .app import Server
-from .guard import Guard, Roots, is_loopback
+from .guard import Guard, Guarded, Roots, is_loopback
 from .owner import Owner
 
 CONNECTIONS = 256  # at the same time
@@ -69,64 +70,110 @@ def listening(host: str, port: int) -> socket.socket:
     return listener
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Where a server listens, to whom, and what it may read.
+
+    Attributes:
+        host: anything but a loopback address needs a token.
+        port: 0 takes a free one.
+        token: which clients give as their API key.
+        names: under which other machines call this one.
+        roots: folders from which clients may have files read.
+        upload_bytes: size of an upload, at most.
+        waiting: so many requests may wait.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8642
+    token: str | None = None
+    names: Sequence[str] = ()
+    roots: Sequence[str] = ()
+    upload_bytes: int = 50_000_000
+    waiting: int = 16
+
+    def guard(self) -> Guard:
+        """The guard that goes with them.
+
+        Raises:
+            M3Error: the token is missing or too short.
+        """
+        if not is_loopback(self.host) and not self.token:
+            raise M3Error(
+                f"{self.host} can be reached by other machines, so a token is needed: put one into "
+                f"M3MLX_TOKEN or a file named with --token-file"
+            )
+        if self.token is not None and len(self.token) < TOKEN:
+            raise M3Error(f"the token has {len(self.token)} characters; it needs at least {TOKEN}")
+        return Guard(
+            names=tuple(self.names),
+            anywhere=not is_loopback(self.host),
+            token=self.token,
+            upload_bytes=self.upload_bytes,
+        )
+
+
 def serve(
     make: Callable[[], Assistant],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 8642,
-    token: str | None = None,
-    names: Sequence[str] = (),
-    roots: Iterable[str | Path] = (),
-    upload_bytes: int = 50_000_000,
-    waiting: int = 16,
+    settings: Settings,
     started: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve until the process is told to end.
 
     Args:
         make: makes the assistant, on the thread that owns it.
-        host: anything but a loopback address needs a token.
-        token: which clients give as their API key.
-        names: under which other machines call this one.
-        roots: folders from which clients may have files read.
-        upload_bytes: size of an upload, at most.
-        waiting: so many requests may wait.
         started: called with the address when the server takes requests.
 
     Raises:
         M3Error: the token is missing, a root is no folder, the address is taken, or a model or
             the store cannot be opened.
     """
-    if not is_loopback(host) and not token:
-        raise M3Error(
-            f"{host} can be reached by other machines, so a token is needed: put one into "
-            f"M3MLX_TOKEN or a file named with --token-file"
-        )
-    if token is not None and len(token) < TOKEN:
-        raise M3Error(f"the token has {len(token)} characters; it needs at least {TOKEN}")
-    open_roots = Roots(roots)
-    listener = listening(host, port)
-    owner = Owner(make, waiting)
+    guard, roots = settings.guard(), Roots(settings.roots)
+
+    def app(owner: Owner, assistant: Assistant) -> ASGIApp:
+        names = {"model": model_name(assistant), "encoder": assistant.encoder.name}
+        return Server(owner, roots=roots, guard=guard, **names).app()
+
+    run(make, settings, app, started)
+
+
+def serve_mcp(
+    make: Callable[[], Assistant],
+    settings: Settings,
+    started: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve the tools of MCP by streamable HTTP, at /mcp; see ``serve``."""
+    from . import mcp  # of an extra of its own
+
+    guard, roots = settings.guard(), Roots(settings.roots)
+
+    def app(owner: Owner, assistant: Assistant) -> ASGIApp:
+        return Guarded(mcp.application(owner, roots), guard)
+
+    run(make, settings, app, lambda address: started(f"{address}/mcp"))
+
+
+def run(
+    make: Callable[[], Assistant],
+    settings: Settings,
+    app: Callable[[Owner, Assistant], ASGIApp],
+    started: Callable[[str], None],
+) -> None:
+    """Run an application of an owner until the process is told to end."""
+    listener = listening(settings.host, settings.port)
+    owner = Owner(make, settings.waiting)
+    made: list[ASGIApp] = []
+
+    def prepared(assistant: Assistant) -> None:
+        prepare(assistant)
+        made.append(app(owner, assistant))
+
     try:
-        named: dict[str, str] = {}
-
-        def prepared(assistant: Assistant) -> None:
-            prepare(assistant)
-            named["model"] = model_name(assistant)
-            named["encoder"] = assistant.encoder.name
-
         owner.start(prepared)
-        guard = Guard(
-            names=tuple(names),
-            anywhere=not is_loopback(host),
-            token=token,
-            upload_bytes=upload_bytes,
-        )
-        server = Server(owner, roots=open_roots, guard=guard, **named)
-        shown = f"[{host}]" if ":" in host else host
+        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         started(f"http://{shown}:{listener.getsockname()[1]}")
         with _ending_quietly():
-            asyncio.run(http(server.app()).serve(sockets=[listener]))
+            asyncio.run(http(made[0]).serve(sockets=[listener]))
     finally:
         listener.close()
         owner.stop()
@@ -139,7 +186,7 @@ def http(app: ASGIApp) -> uvicorn.Server:
         app,
         http="h11",
         ws="none",
-        lifespan="off",
+        lifespan="auto",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -133,7 +133,7 @@ class Answer {
     const places = new Set(told.flatMap((span) => span.sources.map((s) => s.path)));
     const facts = [];
     if (places.size) facts.push(`Drew on ${count(places.size, "document")}`);
-    if (timings) facts.push(`first word after ${timings.first_token_seconds.toFixed(1)} s`);
+    if (timings) facts.push(`${facts.length ? "first" : "First"} word after ${timings.first_token_seconds.toFixed(1)} s`);
     if (!told.length) {
       if (facts.length) this.element.append(make("p", { className: "sources", textContent: facts.join(" · ") }));
       return;
