@@ -17,7 +17,7 @@ LAYERS = [
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer", "serve"},
+    {"evaluate", "demo", "parity", "transfer", "serve", "llm_plugin"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers
