@@ -283,7 +283,7 @@ def test_unexpected_errors_are_one_line_and_a_traceback_only_on_demand(m3, monke
 def test_every_command_has_help(m3, command):
     result = good(m3(*([command] if command else []), "--help"))
     assert "--model" in result.stdout and "--store" in result.stdout
-    assert ("--json" in result.stdout) == (command not in (None, "chat"))
+    assert ("--json" in result.stdout) == (command not in (None, "chat", "serve", "mcp"))
 
 
 def test_the_list_of_commands_is_complete(m3):
