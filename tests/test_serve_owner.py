@@ -127,7 +127,7 @@ def giving(name, content):
 def test_readers_are_answered_between_the_batches_of_a_writer(owner):
     async def main():
         seen = []
-        async for event in owner.stream(giving("text:long", long_text(3)), writes=True):
+        async for event in owner.stream(giving("text:long", long_text(2)), writes=True):
             if event.get("progress") == "memorizing" and 0 < event["done"] < event["total"]:
                 listed = await owner.get(memories.listed)  # while the writer goes on
                 seen.append([document["state"] for document in listed])
@@ -140,7 +140,7 @@ def test_readers_are_answered_between_the_batches_of_a_writer(owner):
 
 def test_of_an_upload_that_is_given_up_nothing_stays(owner):
     async def main():
-        results = owner.stream(giving("upload:long.txt", long_text(3)), writes=True)
+        results = owner.stream(giving("upload:long.txt", long_text(2)), writes=True)
         async for event in results:
             if event.get("done", 0) > 0:
                 break

@@ -28,6 +28,7 @@ from .owner import Owner, Task
 
 PAGE = Path(__file__).parent / "page"
 MOST_RECALLED = 100
+UPLOADS = 4  # in memory at the same time; more wait unread, until one of them has begun
 
 
 class _Events(StreamingResponse):
@@ -59,6 +60,7 @@ class Server:
         self.owner, self.roots, self.guard = owner, roots, guard
         self.model, self.encoder = model, encoder
         self.answers = Answers()
+        self._uploading = asyncio.Semaphore(UPLOADS)
         self.models = (model, "m3mlx")
 
     def app(self) -> ASGIApp:
@@ -158,10 +160,14 @@ class Server:
         return JSONResponse({"object": "list", "data": await self._do(request, task)})
 
     async def memorize(self, request: Request) -> Response:
-        if request.headers.get("content-type", "").startswith("multipart/form-data"):
-            task = partial(memories.giving, contents=await self._uploaded(request))
-        else:
-            task = self._memorizing(await _json(request))
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            return await self._written(request, self._memorizing(await _json(request)))
+        async with self._uploading:
+            content = await self._uploaded(request)
+            return await self._written(request, partial(memories.giving, contents=content))
+
+    async def _written(self, request: Request, task: Task) -> Response:
+        """What a task that memorizes tells, from when it has begun."""
         results = self.owner.stream(task, writes=True)
         if "text/event-stream" in request.headers.get("accept", ""):
             first = await _while_there(request, anext(results))

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ..errors import M3Error
 from .errors import BadRequest, BoundaryError, refusal
 
-JSON_BYTES = 4_000_000  # of a request that uploads nothing
+JSON_BYTES = 2_000_000  # of a request that uploads nothing
 PATIENCE = 60.0  # seconds for a client to take, or to give, the next part
 OPEN = ("/", "/page.css", "/page.js", "/health")  # hold nothing of the user's
 
