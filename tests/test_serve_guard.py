@@ -148,6 +148,12 @@ def test_bodies_have_a_limit_told_or_not():
         ask(Guard(), body=b"x" * (JSON_BYTES + 1))
 
 
+def test_more_requests_than_may_be_here_are_told_to_come_again(monkeypatch):
+    monkeypatch.setattr("m3mlx.serve.guard.REQUESTS", 0)
+    status, told, body = ask(Guard())
+    assert status == 503 and int(told["retry-after"]) > 0 and b"busy" in body
+
+
 def run_slow(app, *, reads, writes):
     """An application behind a guard with little patience, and a client that is stuck."""
     sent = []

@@ -30,7 +30,7 @@ from .app import Server
 from .guard import Guard, Guarded, Roots, is_loopback
 from .owner import Owner
 
-CONNECTIONS = 256  # at the same time
+CONNECTIONS = 1024  # at the same time, of which the guard answers fewer
 TOKEN = 16  # characters that a token needs at least
 KEEP_ALIVE = 30  # seconds that a connection may idle
 

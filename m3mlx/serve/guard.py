@@ -26,6 +26,7 @@ from ..errors import M3Error
 from .errors import BadRequest, BoundaryError, refusal
 
 JSON_BYTES = 2_000_000  # of a request that uploads nothing
+REQUESTS = 256  # at the same time
 PATIENCE = 60.0  # seconds for a client to take, or to give, the next part
 OPEN = ("/", "/page.css", "/page.js", "/health")  # hold nothing of the user's
 
@@ -162,6 +163,7 @@ class Guarded:
 
     def __init__(self, app: ASGIApp, guard: Guard, patience: float = PATIENCE):
         self.app, self.guard, self.patience = app, guard, patience
+        self._active = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -182,7 +184,10 @@ class Guarded:
             except TimeoutError:
                 raise _Stuck from None
 
-        if (refused := self.guard.refuse(scope)) is not None:
+        refused = self.guard.refuse(scope)
+        if refused is None and self._active >= REQUESTS:
+            refused = refusal(503, f"{REQUESTS} requests are here already.", "busy")
+        if refused is not None:
             await refused(scope, receive, sending)
             return
         left = self.guard.limit(scope)
@@ -204,8 +209,12 @@ class Guarded:
                 raise BadRequest(f"More than {limit} bytes.", code="too_large", status=413)
             return message
 
-        with suppress(_Stuck):  # uvicorn closes the connection of what is not brought to its end
-            await self.app(scope, receiving, sending)
+        self._active += 1
+        try:
+            with suppress(_Stuck):  # uvicorn closes what is not brought to its end
+                await self.app(scope, receiving, sending)
+        finally:
+            self._active -= 1
 
 
 class _Stuck(BaseException):
