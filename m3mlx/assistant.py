@@ -7,7 +7,7 @@ where it is used, so that looking at a store takes no second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -284,8 +284,9 @@ class Assistant:
 
     def memorize(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[str | Path] = (),
         *,
+        contents: Mapping[str, bytes] | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
@@ -298,6 +299,7 @@ class Assistant:
         goes on behind it.
 
         Args:
+            contents: documents that are no files, by a name that tells their format.
             include, exclude: patterns as in .gitignore.
             cold: write text and vectors now and each memory at its first use (section 3.1 of
                 the paper).
@@ -316,6 +318,7 @@ class Assistant:
             progress=self.progress,
         )
         run.look(paths, include, exclude)
+        run.take(contents or {})
         known = self.has_store()
         if known:
             self.check()

@@ -235,3 +235,38 @@ def test_the_adapter_that_comes_along_is_part_of_what_a_memory_depends_on(make, 
         with default("adapted") as adapted, default("adapted", str(adapter)) as named:
             adapted.check()
             named.check()
+
+
+def test_a_document_need_not_be_a_file(make):
+    with make() as assistant:
+        done = assistant.memorize(contents={"text:kite": b"A kite hangs in the pear tree."})
+        assert done.added == ["text:kite"] and done.references == 1
+        assert (
+            assistant.memorize(contents={"text:kite": b"A kite hangs in the pear tree."}).added
+            == []
+        )
+        assert assistant.memorize(contents={"text:kite": b"It is gone."}).changed == ["text:kite"]
+        assert [hit.text for hit in assistant.recall("kite")] == ["It is gone."]
+        bad = assistant.memorize(contents={"x.pdf": b"%PDF-1.7 broken", "y.txt": b""})
+        assert {error.path for error in bad.failed} == {"x.pdf", "y.txt"}
+        assert assistant.memorize(["/"], include=["no such file"], prune=True).vanished == []
+        assistant.forget(["text:kite"])
+        assert assistant.documents() == []
+
+
+def test_a_conversation_is_gone_on_with_from_its_messages_alone(make):
+    with make(tokens_per_head=None) as assistant:
+        chat = assistant.chat(memory="off", system="Be brief.")
+        first = collect(chat.send("Hello?", max_tokens=6), "off")
+        second = collect(chat.send("Again?", max_tokens=6), "off")
+        resumed = assistant.chat(memory="off", system="Be brief.")
+        resumed.messages += chat.messages[:2]
+        other = collect(resumed.send("Again?", max_tokens=6), "off")
+        assert other.timings.prompt_tokens > second.timings.prompt_tokens
+        assert resumed.messages == [
+            *chat.messages[:3],
+            {"role": "assistant", "content": other.text},
+        ]
+        turn = assistant.template.resume(chat.messages[:2], "Again?", system="Be brief.")
+        words = assistant.template.decode(turn.tokens[slice(*turn.words)])
+        assert words == "Again?" and first.text

@@ -24,6 +24,7 @@ from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
     *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
+    *("serve", "mcp"),
     *("eval", "demo", "export", "import", "keygen"),
 ]
 COMMANDS += ["convert", "parity", "bench", "train", "fuse"]
@@ -285,7 +286,7 @@ def test_unexpected_errors_are_one_line_and_a_traceback_only_on_demand(m3, monke
 def test_every_command_has_help(m3, command):
     result = good(m3(*([command] if command else []), "--help"))
     assert "--model" in result.stdout and "--store" in result.stdout
-    assert ("--json" in result.stdout) == (command not in (None, "chat"))
+    assert ("--json" in result.stdout) == (command not in (None, "chat", "serve", "mcp"))
 
 
 def test_the_list_of_commands_is_complete(m3):

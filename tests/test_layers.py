@@ -17,11 +17,11 @@ LAYERS = [
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer", "bench"},
+    {"evaluate", "demo", "parity", "transfer", "bench", "serve", "llm_plugin"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers
-PACKAGES = {"documents", "store", "train", "evaluate", "parity", "bench", "cli"}
+PACKAGES = {"documents", "store", "train", "evaluate", "parity", "bench", "serve", "cli"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

@@ -17,7 +17,18 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, bench, chat, conversion, documents, evaluate, parity, train, transfer
+from . import (
+    answers,
+    bench,
+    chat,
+    conversion,
+    documents,
+    evaluate,
+    parity,
+    serve,
+    train,
+    transfer,
+)
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -95,6 +106,7 @@ def main() -> None:
 for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
     *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
+    *(serve.serve, serve.mcp),
     *(evaluate.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
     *(conversion.convert, parity.parity, bench.bench),
     *(train.train, train.fuse),
