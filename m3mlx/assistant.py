@@ -97,7 +97,7 @@ class Assistant:
         self._memories = memories
         self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
-        self._names = model, encoder, adapter_path
+        self.model_name, self.encoder_name, self._adapter_path = model, encoder, adapter_path
         self._options = selection, budget, tokens_per_head, codec
         self._store: MemoryStore | None = None
         self._hits: dict[int, Hit] = {}  # of the last search
@@ -118,12 +118,12 @@ class Assistant:
 
     @cached_property
     def decoder(self) -> models.Decoder:
-        name, _, adapter = self._names
-        return models.load_decoder(name, adapter_path=adapter, progress=self.progress)
+        path = self._adapter_path
+        return models.load_decoder(self.model_name, adapter_path=path, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:
-        return models.load_encoder(self._names[1], progress=self.progress)
+        return models.load_encoder(self.encoder_name, progress=self.progress)
 
     @cached_property
     def template(self) -> Template:

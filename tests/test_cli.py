@@ -23,10 +23,10 @@ from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
-    *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
+    *("memorize", "watch", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
     *("eval", "demo", "export", "import", "keygen"),
 ]
-COMMANDS += ["convert", "parity", "train", "fuse"]
+COMMANDS += ["convert", "parity", "train", "fuse", "models", "doctor"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -120,6 +120,9 @@ BAD_FLAGS = f"""
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
     convert | convert x | convert x y --frob | convert x y --dtype int8
     convert x.gguf y --q-bits 7 | parity x | parity --frob
+    watch | watch x --frob | watch x --debounce -1 | watch x --rescan 0 | watch x --grace no
+    memorize --watch | memorize x --watch --json | memorize x --watch --dry-run
+    doctor x | doctor --frob | models --frob | models frob | models remove
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 

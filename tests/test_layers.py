@@ -13,11 +13,11 @@ LAYERS = [
     {"documents", "template"},
     {"memory.codec", "embed", "store"},
     {"packages"},
-    {"memory.cache", "models"},
+    {"memory.cache", "models", "cached"},
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer"},
+    {"evaluate", "demo", "parity", "transfer", "watch", "doctor"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers

@@ -31,7 +31,9 @@ from .render import (
     human_bytes,
     memorized_json,
     one_line,
+    watched_text,
 )
+from .watch import follow
 
 INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 
@@ -51,6 +53,7 @@ INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 @click.option(
     "--max-bytes", type=Size(), help="Keep the store within this size from now on, such as 2GB."
 )
+@click.option("--watch", is_flag=True, help="Then follow the paths, as m3mlx watch does.")
 @encrypt_options
 @memory_options(*WRITING)
 @json_option
@@ -64,6 +67,7 @@ def memorize(
     dry_run: bool,
     rebuild: bool,
     max_bytes: int | None,
+    watch: bool,
     encrypt: str | None,
     options: dict[str, Any],
     as_json: bool,
@@ -73,6 +77,8 @@ def memorize(
         raise click.UsageError("Missing argument 'PATH…'.")
     if dry_run and (rebuild or max_bytes is not None):
         raise click.UsageError("--dry-run goes with files only.")
+    if watch and (dry_run or as_json or not paths):
+        raise click.UsageError("--watch needs paths, and goes with neither --dry-run nor --json.")
     with open_assistant(encrypt, **options) as assistant:
         done, rebuilt, dropped = None, None, None
         try:
@@ -89,18 +95,20 @@ def memorize(
         except KeyboardInterrupt:
             click.echo(INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None
-    if as_json:
-        also = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
-        asked = {name: value for name, value in also.items() if value is not None}
-        echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
-    else:
-        if dropped is not None:
-            click.echo(f"{dropped} memories dropped; the store is {bound_text(max_bytes)}")
-        if rebuilt:
-            echo_rebuilt(rebuilt)
-        if done:
-            echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
-    if done and done.failed:
+        if as_json:
+            also = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
+            asked = {name: value for name, value in also.items() if value is not None}
+            echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
+        else:
+            if dropped is not None:
+                click.echo(f"{dropped} memories dropped; the store is {bound_text(max_bytes)}")
+            if rebuilt:
+                echo_rebuilt(rebuilt)
+            if done:
+                echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
+        if watch:
+            follow(assistant, paths, include=include, exclude=exclude, cold=cold)
+    if done and done.failed and not watch:
         raise click.exceptions.Exit(1)
 
 
@@ -153,6 +161,7 @@ def status(as_json: bool) -> None:
         ("references", f"{state['references']}, of which {state['cold']} cold"),
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
+        *((("watched", watched_text(state["watching"])),) if state["watching"] else ()),
         ("size", bound_text(state["max_bytes"])),
         ("encrypted", "yes" if state["encrypted"] else "no"),
         ("selection", memory["selection"]),

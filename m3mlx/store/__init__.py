@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import StoreError
-from . import check, compact, repair
+from . import check, compact, repair, watched
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
 from .check import Damage, Findings
@@ -100,7 +100,8 @@ class MemoryStore(Reading):
             raise StoreError(f"{path}: there is a store already. Open it, or name another folder.")
         with told(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ours = {LOCK, FIRST, FIRST + NEW, CATALOG + NEW}  # of a creation that was cut off
+            # of a creation that was cut off, or of who watches for it
+            ours = {LOCK, FIRST, FIRST + NEW, CATALOG + NEW, watched.FILE}
             if found := {entry.name for entry in path.iterdir()} - ours:
                 raise StoreError(
                     f"{path}: this folder is no store and not empty (it has {min(found)}). "
@@ -333,6 +334,19 @@ class MemoryStore(Reading):
         with self._catalog.transaction():
             self._catalog.quarantine(slots, quarantined)
 
+    def rename(self, paths: Mapping[int, str]) -> None:
+        """Give documents, by id, the paths to which their files were moved, all or none.
+
+        Nothing is memorized anew; the old paths are erased with the next ``settle``.
+
+        Raises:
+            StoreError: there is no such document, or another one has this path.
+        """
+        self._writing()
+        with self._catalog.transaction():
+            for document, path in paths.items():
+                self._catalog.rename(document, path)
+
     # the bound
 
     def set_bound(self, max_bytes: int | None) -> int:
@@ -385,6 +399,7 @@ class MemoryStore(Reading):
             self._search.refresh()
             self._records.keep_bound()  # an index counts too
 
+    quick_check = staticmethod(check.quick)
     check = staticmethod(check.check)
     repair = staticmethod(repair.repair)
 

@@ -149,6 +149,35 @@ class Catalog(Memories):
             [document],
         )
 
+    def rename(self, document: int, path: str) -> None:
+        """Give a document another path. Its references' checksums, which cover it, follow."""
+        new = self.stored_name(path)
+        if self.db.execute("SELECT 1 FROM document WHERE path = ?", [new]).fetchone():
+            raise StoreError(f"{self.path}: {path} is the path of another document.")
+        rows = self.db.execute(
+            'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, '
+            "checksum FROM reference JOIN document ON document = id WHERE document = ?",
+            [document],
+        ).fetchall()
+        if not rows:
+            raise StoreError(f"{self.path}: there is no document {document} to be renamed.")
+        self.db.execute("UPDATE document SET path = ? WHERE id = ?", [new, document])
+        self.db.conn.executemany(
+            "UPDATE reference SET checksum = ? WHERE slot = ?",
+            [
+                # a checksum that was wrong before stays wrong
+                (
+                    checksum
+                    ^ _checksum(slot, old, place, tokens, vector)
+                    ^ _checksum(slot, new, place, tokens, vector),
+                    slot,
+                )
+                for slot, old, *place, tokens, vector, checksum in rows
+            ],
+        )
+        self.set(scrub=True)
+        self._count_commit()
+
     def _count_commit(self) -> None:
         """Tell readers that searches may find something else than before."""
         self.db.execute(

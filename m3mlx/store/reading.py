@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StoreError
-from . import index, traces
+from . import index, traces, watched
 from .bank import DamagedRecord, stride
 from .catalog import Catalog
 from .cipher import Passphrase
@@ -271,6 +271,7 @@ class Reading:
             "editions": editions,
             "edition": self.edition.id,
             "fingerprint": self.edition.fingerprint,
+            "watching": watched.seen(self.path),
         }
 
     def _bytes(self, *names: str) -> int:
