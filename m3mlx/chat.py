@@ -158,6 +158,7 @@ class Chat:
                 prefix,
                 assistant.config if known else None,
                 memories=assistant.memories,
+                relevance=assistant.decoder.relevance,
                 kv_bits=assistant.kv_bits,
             )
         if explicit and self._conversation.layout is None:  # the store was made meanwhile

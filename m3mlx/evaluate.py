@@ -244,4 +244,5 @@ def _conversation(assistant: Assistant, hits: list[Hit]) -> Conversation:
         assistant.config,
         search=(lambda texts, k: [hits] * len(texts)) if hits else None,
         read=assistant.read if hits else None,
+        relevance=assistant.decoder.relevance,
     )

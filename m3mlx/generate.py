@@ -4,17 +4,22 @@ The schedule is the paper's (sections 3.1 and 7.5): every chunk of 64 prompt tok
 with its own text and reads its own memories; the first answer tokens inherit those of the last
 prompt chunk; from then on every 64 generated tokens retrieve the memories of the next 64. The
 tail of a prompt is a chunk, however short.
+
+In the paper all memories count the same, and its model has learned which to heed. A model that
+has not takes the wrong one of several, so each counts by its distance from the query: the softmax
+of attention gives a memory ``exp(-(distance - nearest) / relevance)`` of what it would give it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy, deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from .config import CHUNK_TOKENS, MEMORIES, MemoryConfig
 from .memory.cache import Layout, PrefixStates, make_cache
@@ -24,7 +29,7 @@ from .template import Turn
 
 PREFILL_STEP = 512  # most tokens of a prompt in one pass, which bounds memory
 
-Search = Callable[[Sequence[str], int], list[list[Any]]]  # texts, k -> hits of each, with .slot
+Search = Callable[[Sequence[str], int], list[list[Any]]]  # texts, k -> hits of each
 Read = Callable[[Sequence[int]], Memory]  # slots -> their memories, in that order
 Sampler = Callable[[mx.array], mx.array]
 
@@ -93,8 +98,8 @@ class Step:
 class _Group:
     """Consecutive chunks that read the same memories, run in one pass."""
 
-    tokens: list[int] = field(default_factory=list)
-    slots: list[int] | None = None
+    tokens: list[int]
+    hits: list[Any] | None = None  # None leaves what was read before
 
 
 class Conversation:
@@ -104,8 +109,11 @@ class Conversation:
         decoder: the language model.
         prefix: keys and values of the constant prefix.
         config: how memories were written; None for a conversation that never reads any.
-        search, read: where memories come from; None to read none.
+        search, read: where memories come from; None to read none. Hits have a ``slot`` and, for
+            ``relevance``, a ``distance``.
         memories: how many each chunk reads.
+        relevance: cosine distance by which a memory must be farther than the nearest of its
+            chunk to count e times less; None where all count the same.
         kv_bits: 8 or 4 to keep the context quantized.
     """
 
@@ -118,12 +126,14 @@ class Conversation:
         search: Search | None = None,
         read: Read | None = None,
         memories: int = MEMORIES,
+        relevance: float | None = None,
         kv_bits: int | None = None,
     ):
         self.decoder = decoder
         self.caches = make_cache(decoder.model, prefix, kv_bits=kv_bits)
         self.layout = Layout(config) if config else None
-        self.search, self.read, self.memories = search, read, memories
+        self.search, self.read = search, read
+        self.memories, self.relevance = memories, relevance
         self.timings = Timings()
         self.sources: list[Any] = []
         self._pending: list[int] = []  # generated, not yet in the caches
@@ -142,7 +152,7 @@ class Conversation:
         start = perf_counter()
         before = self.timings.retrieve_seconds + self.timings.read_seconds
         if self.search is None:
-            self._attach(None)
+            self._attach(None, [])
             self.sources = []
         tokens = [*self._pending, *turn.tokens]
         shift = len(self._pending)
@@ -151,8 +161,8 @@ class Conversation:
         self._pending = []
         logits: list[mx.array] = []
         for group in groups:
-            if group.slots is not None:
-                self._attach(memory_of(group.slots))
+            if group.hits is not None:
+                self._attach(memory_of(group.hits), group.hits)
             for i in range(0, len(group.tokens), PREFILL_STEP):
                 logits.append(self._feed(group.tokens[i : i + PREFILL_STEP], rows))
                 mx.eval(logits[-1])
@@ -248,10 +258,10 @@ class Conversation:
 
     def _plan(
         self, tokens: list[int], words: range, query: str
-    ) -> tuple[list[_Group], Callable[[list[int]], Memory | None]]:
+    ) -> tuple[list[_Group], Callable[[list[Any]], Memory | None]]:
         """Cut a prompt into groups of chunks, and read all their memories at once."""
         if self.search is None or not len(words):
-            return [_Group(tokens)], lambda slots: None
+            return [_Group(tokens)], lambda hits: None
         chunks = [tokens[i : i + CHUNK_TOKENS] for i in range(0, len(tokens), CHUNK_TOKENS)]
         parts = [
             range(max(i * CHUNK_TOKENS, words.start), min((i + 1) * CHUNK_TOKENS, words.stop))
@@ -267,27 +277,30 @@ class Conversation:
         for i, chunk in enumerate(chunks):
             if query != "message" and parts[i]:
                 current = next(hits)
-            slots = [hit.slot for hit in current]
-            if groups and groups[-1].slots == slots:
+            if groups and groups[-1].hits == current:
                 groups[-1].tokens += chunk
             else:
-                groups.append(_Group(list(chunk), slots))
+                groups.append(_Group(list(chunk), current))
         self.sources = list({hit.slot: hit for some in found for hit in some}.values())
         rows = {slot: row for row, slot in enumerate(hit.slot for hit in self.sources)}
         memory = self._read(list(rows))
 
-        def memory_of(slots: list[int]) -> Memory | None:
-            return memory.take([rows[slot] for slot in slots]) if slots else None
+        def memory_of(hits: list[Any]) -> Memory | None:
+            return memory.take([rows[hit.slot] for hit in hits]) if hits else None
 
         return groups, memory_of
 
     def _refresh(self, tokens: list[int]) -> None:
         self.sources = self._search([self._text(tokens)])[0]
-        self._attach(self._read([hit.slot for hit in self.sources]))
+        self._attach(self._read([hit.slot for hit in self.sources]), self.sources)
 
-    def _attach(self, memory: Memory | None) -> None:
+    def _attach(self, memory: Memory | None, hits: Sequence[Any]) -> None:
         if self.layout:
-            self.layout.attach(self.caches, memory)
+            weights = None
+            if self.relevance and hits:
+                distances = np.array([hit.distance for hit in hits], np.float32)
+                weights = (distances.min() - distances) / np.float32(self.relevance)
+            self.layout.attach(self.caches, memory, weights)
 
     def _text(self, tokens: list[int]) -> str:
         return self.decoder.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -66,6 +66,11 @@ class Decoder:
     head_dim: int
     trained: config.MemorySettings | None = None
 
+    @property
+    def relevance(self) -> float | None:
+        """See ``Conversation``; None for a model that was trained to heed the right memory."""
+        return None if self.trained else config.RELEVANCE
+
 
 def load_decoder(
     name: str | Path | None = None,

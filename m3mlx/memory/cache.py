@@ -39,36 +39,41 @@ class MemoryCache:
         self.base = base
         self.gap = 0
         self.keys = self.values = None  # (1, KV heads, M, head_dim), or quantized triples of it
-        self.valid: mx.array | None = None  # bool (KV heads, M); None where all are
+        self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None where all 0
         self.positions: mx.array | None = None  # int32 (KV heads, M), only with a sliding window
         self.length = 0
 
     def attach(
-        self, keys: mx.array, values: mx.array, valid: np.ndarray, positions: np.ndarray, gap: int
+        self,
+        keys: mx.array,
+        values: mx.array,
+        weights: np.ndarray,
+        positions: np.ndarray,
+        gap: int,
     ) -> None:
         """Show the context that follows these memories, in place of any before them.
 
         Args:
             keys, values: (1, KV heads, M, head_dim), keys after RoPE.
-            valid: bool (KV heads, M), False for padding.
+            weights: float32 (KV heads, M), added to the logits of attention; -inf for padding.
             positions: int (KV heads, M), the positions that the keys carry.
             gap: positions set apart for references; stays when the memories go.
         """
         self.gap = gap
-        self.length = valid.shape[1]
-        if not valid.any():
+        self.length = weights.shape[1]
+        if not np.isfinite(weights).any():
             self.detach()
             return
+        self.weights = mx.array(weights) if weights.any() else None
         if hasattr(self.base, "bits"):
             size = {"group_size": self.base.group_size, "bits": self.base.bits}
             keys, values = mx.quantize(keys, **size), mx.quantize(values, **size)
         self.keys, self.values = keys, values
-        self.valid = None if valid.all() else mx.array(valid)
         self.positions = mx.array(positions) if self._window() else None
 
     def detach(self) -> None:
         """Forget the memories; what follows sees prefix and context only."""
-        self.keys = self.values = self.valid = self.positions = None
+        self.keys = self.values = self.weights = self.positions = None
         self.length = 0
 
     # --- mlx-lm's cache protocol
@@ -104,17 +109,19 @@ class MemoryCache:
         return getattr(self.base, "max_size", None)
 
     def _memory_mask(self, queries: int) -> mx.array | None:
-        """bool (KV heads, queries or 1, M) of the keys seen, None where all are."""
-        mask = None if self.valid is None else self.valid[:, None]
+        """What is added to their logits, (KV heads, queries or 1, M); None where nothing is."""
+        mask = None if self.weights is None else self.weights[:, None]
         if self.positions is None:
             return mask
         # A layer with a sliding window sees a memory as long as it would see the text itself.
         at = mx.arange(self.offset, self.offset + queries)[None, :, None]
         near = at - self.positions[:, None] < self._window()
-        return near if mask is None else mask & near
+        return mx.where(near, 0.0 if mask is None else mask, -mx.inf)
 
     def widen(self, mask: mx.array | str | None, queries: int, query_heads: int) -> Any:
         """Turn a mask over the base's keys into one over memories and those keys.
+
+        What comes back, if it is an array, is added to the logits.
 
         Args:
             mask: None, "causal", or a bool array (…, queries, keys).
@@ -134,13 +141,13 @@ class MemoryCache:
         else:
             base = mx.ones((1, min(self.base.offset + 1, self._window() or 1 << 62)), mx.bool_)
         if memory is None:
-            memory = mx.ones((1, 1, self.length), mx.bool_)
+            memory = mx.zeros((1, 1, self.length))
         elif not hasattr(self.base, "bits"):  # the quantized attention wants KV heads
             memory = mx.repeat(memory, query_heads // len(memory), axis=0)
         heads = len(memory)
         base = base.reshape(*(1,) * (3 - base.ndim), *base.shape) if base.ndim < 3 else base[0]
         memory = mx.broadcast_to(memory, (heads, queries, self.length))
-        base = mx.broadcast_to(base, (heads, queries, base.shape[-1]))
+        base = mx.where(mx.broadcast_to(base, (heads, queries, base.shape[-1])), 0.0, -mx.inf)
         return mx.concatenate([memory, base], axis=-1)[None]
 
 
@@ -171,6 +178,8 @@ def _widening(plain: type) -> type:
         if hasattr(cache, "widen"):
             heads = getattr(self, "n_heads", None) or self.num_attention_heads
             mask = cache.widen(mask, x.shape[1], heads)
+            if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+                mask = mask.astype(x.dtype)  # as attention wants it
         return plain.__call__(self, x, mask, cache)
 
     return type(plain.__name__, (plain,), {"__call__": __call__, "_plain_class": plain})
@@ -251,14 +260,25 @@ class Layout:
                 start += count
             self.rows.append((index, real) if most else None)
 
-    def attach(self, caches: Sequence[MemoryCache], memory: Memory | None) -> None:
+    def attach(
+        self,
+        caches: Sequence[MemoryCache],
+        memory: Memory | None,
+        weights: np.ndarray | None = None,
+    ) -> None:
         """Put a batch of memories, in any order, before the caches of all layers.
 
         All memories share the interval of positions that follows the prefix. None or an empty
         batch takes the memories away.
+
+        Args:
+            weights: float32 (batch,), the logarithm of what each memory counts in the softmax of
+                attention; all the same when None.
         """
         if memory is not None and self.sharpness != 1:
             memory = replace(memory, keys=memory.keys * self.sharpness)
+        if memory is not None and weights is None:
+            weights = np.zeros(len(memory), np.float32)
         for cache, row in zip(caches, self.rows, strict=True):
             if memory is None or not len(memory):
                 cache.detach()
@@ -268,10 +288,11 @@ class Layout:
             else:
                 index, real = row
                 places = memory.positions[:, index]  # (batch, heads, most)
+                there = (places != PADDING) & real
                 cache.attach(
                     _lay_out(memory.keys, index),
                     _lay_out(memory.values, index),
-                    _side_by_side((places != PADDING) & real),
+                    _side_by_side(np.where(there, weights[:, None, None], np.float32(-np.inf))),
                     self.first + _side_by_side(places.astype(np.int32)),
                     self.gap,
                 )

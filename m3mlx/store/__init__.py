@@ -406,7 +406,7 @@ class MemoryStore(Reading):
     def compact(self) -> int:
         """Give room back: number references anew without gaps, and copy their records.
 
-        This needs room for a second copy of the largest record file. Readers go on: what they
+        This needs room for a second copy of all records. Readers go on: what they
         found before, they are told to search again. A crash leaves the old or the new store.
 
         Returns:

@@ -173,7 +173,7 @@ MUTATIONS = {
     ),
     "padding of memories seen": (
         "llama",
-        partial(rewrite, cache.MemoryCache, "_memory_mask", "self.valid is None", "True"),
+        partial(rewrite, cache.MemoryCache, "_memory_mask", "self.weights is None", "True"),
         ("read", 0),
     ),
     "padding of references seen when scoring": (
