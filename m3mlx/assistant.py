@@ -6,7 +6,7 @@ loads each when it is first needed, and holds no arithmetic of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -280,8 +280,9 @@ class Assistant:
 
     def memorize(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[str | Path] = (),
         *,
+        contents: Mapping[str, bytes] | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
@@ -294,6 +295,7 @@ class Assistant:
         goes on behind it.
 
         Args:
+            contents: documents that are no files, by a name that tells their format.
             include, exclude: patterns as in .gitignore.
             cold: write text and vectors now and each memory at its first use (section 3.1 of
                 the paper).
@@ -312,6 +314,7 @@ class Assistant:
             progress=self.progress,
         )
         run.look(paths, include, exclude)
+        run.take(contents or {})
         known = self.has_store()
         if known:
             self.check()
@@ -490,9 +493,5 @@ class Assistant:
         return collect(chat.send(question, **options), memory)
 
     def chat(self, *, memory: str = "explicit", system: str | None = None) -> Chat:
-        """Begin a conversation.
-
-        Args:
-            system: a system prompt of the user's own.
-        """
+        """Begin a conversation; ``system`` is a system prompt of the user's own."""
         return Chat(self, memory, system)

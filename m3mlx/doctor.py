@@ -186,6 +186,14 @@ def _store(assistant: Assistant) -> Iterator[Finding]:
         yield Finding(damage.part, damage.detail, broken, advice)
     if not found.damages:
         yield Finding("store's files", "sound, as far as a quick look tells; m3mlx check reads all")
+    try:
+        with assistant.store().sessions() as sessions:
+            kept = len(sessions.list())
+    except M3Error as error:
+        advice = "Restore sessions.sqlite from a backup, or remove it."
+        yield Finding("sessions", str(error), "broken", advice)
+    else:
+        yield Finding("sessions", f"{kept} conversations kept")
     if found.quarantined:
         names = ", ".join(found.quarantined)
         yield Finding("quarantine", names, "note", "Memorize these files again.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -77,6 +78,7 @@ class Memorizing:
         self.done = Memorized()
         self.files: list[File] = []
         self.missing: list[File] = []
+        self._contents: Mapping[str, bytes] = {}
         self._tops: list[Path] = []
         self._start = perf_counter()
 
@@ -97,6 +99,12 @@ class Memorizing:
                 self.done.failed.append(error)
             except OSError as error:
                 self.done.failed.append(DocumentError(found, error.strerror or str(error)))
+
+    def take(self, contents: Mapping[str, bytes]) -> None:
+        """Take documents that are no files, by name."""
+        self._contents = contents
+        for name, content in contents.items():
+            self.files.append(File(name, hashlib.sha256(content).hexdigest(), len(content)))
 
     def compare(self, store: MemoryStore | None) -> None:
         """Tell what is new, changed, known or gone, against a store or none."""
@@ -159,7 +167,10 @@ class Memorizing:
         """Read and cut each missing file; a bad one is moved to the failed ones."""
         for file in self.missing:
             try:
-                document = documents.read(Path(file.path))
+                if (content := self._contents.get(file.path)) is not None:
+                    document = documents.parse(file.path, content)
+                else:
+                    document = documents.read(file.path)
                 yield file, documents.split(document, self.tokenize)
             except DocumentError as error:
                 self.done.failed.append(error)

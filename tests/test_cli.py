@@ -24,6 +24,7 @@ from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
     *("memorize", "watch", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
+    "sessions",
     *("eval", "demo", "export", "import", "keygen"),
 ]
 COMMANDS += ["convert", "parity", "train", "fuse", "models", "doctor"]
@@ -122,6 +123,7 @@ BAD_FLAGS = f"""
     convert x.gguf y --q-bits 7 | parity x | parity --frob
     watch | watch x --frob | watch x --debounce -1 | watch x --rescan 0 | watch x --grace no
     memorize --watch | memorize x --watch --json | memorize x --watch --dry-run
+    chat --session a/b | sessions frob | sessions show | sessions delete | sessions search
     doctor x | doctor --frob | models --frob | models frob | models remove
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """

@@ -17,7 +17,7 @@ LAYERS = [
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer", "watch", "doctor"},
+    {"evaluate", "demo", "parity", "transfer", "watch", "doctor", "history"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers

@@ -17,7 +17,18 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, chat, conversion, documents, machine, parity, train, transfer, watch
+from . import (
+    answers,
+    chat,
+    conversion,
+    documents,
+    machine,
+    parity,
+    sessions,
+    train,
+    transfer,
+    watch,
+)
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -95,7 +106,7 @@ def main() -> None:
 for command in (
     *(documents.memorize, watch.watch, documents.list_documents, documents.status),
     *(documents.forget, documents.compact, documents.check, documents.recall, answers.ask),
-    *(chat.chat, answers.eval_file, answers.demo),
+    *(chat.chat, sessions.sessions, answers.eval_file, answers.demo),
     *(transfer.export, transfer.import_file, transfer.keygen),
     *(conversion.convert, parity.parity),
     *(train.train, train.fuse),

@@ -5,7 +5,9 @@
       memories.kv       the memories, a fixed-size record for each slot
       memories.used     when each memory was last used; may be lost
       vectors.usearch   derived from the catalog, for large stores only
+      sessions.sqlite   conversations that were kept
       lock              held by the one process that writes
+      watching          what a process that watches folders tells
 
 An edition is all memories made under one fingerprint: by one model, in one way. A store has one
 or more (memories-2.kv, …), which share documents, text and vectors. One is in use at a time; a
@@ -38,6 +40,7 @@ from .records import FIRST
 from .repair import Repair
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit
+from .sessions import CONVERSATION, Sessions
 from .traces import Residue, Trace, Verification
 
 __all__ = [
@@ -53,6 +56,7 @@ __all__ = [
     "Passphrase",
     "Repair",
     "Residue",
+    "Sessions",
     "StoredDocument",
     "StoredReference",
     "Trace",
@@ -371,6 +375,8 @@ class MemoryStore(Reading):
     def forget(self, documents: Iterable[int]) -> list[StoredDocument]:
         """Erase documents by id: text, full text, vectors, index and memories. Returns them.
 
+        With the document of a conversation goes its session, which says the same.
+
         The bytes are gone from the store's files. Copies that a file system, its snapshots, a
         backup or the disk itself keeps are out of reach.
         """
@@ -380,6 +386,11 @@ class MemoryStore(Reading):
         for id in wanted:
             if id not in known:
                 raise StoreError(f"{self.path}: there is no document {id}.")
+        names = [known[id].path for id in wanted]
+        if conversations := [name for name in names if name.startswith(CONVERSATION)]:
+            with self.sessions() as sessions:
+                for name in conversations:
+                    sessions.delete(name.removeprefix(CONVERSATION))
         with self._catalog.transaction():
             self._catalog.remove(wanted)
         self.settle()

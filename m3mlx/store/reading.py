@@ -19,6 +19,7 @@ from .files import told
 from .records import Records
 from .rows import Edition, StoredDocument, StoredReference
 from .search import Hit, Search
+from .sessions import Sessions
 from .traces import Trace, Verification
 
 CATALOG, INDEX, LOCK = "catalog.sqlite", "vectors.usearch", "lock"
@@ -278,6 +279,10 @@ class Reading:
         """Bytes that files take on the disk; a record file has holes for cold references."""
         present = [self.path / name for name in names]
         return sum(file.stat().st_blocks * 512 for file in present if file.exists())
+
+    def sessions(self) -> Sessions:
+        """The conversations that are kept beside the documents; also a reader may add to them."""
+        return Sessions(self.path, self._catalog.cipher)
 
     def traces(self, documents: Iterable[int]) -> list[Trace]:
         """Take samples of documents, by id, to be looked for after they are forgotten."""
