@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -29,29 +29,16 @@ from .store import (
     BusyStore,
     ColdReference,
     Edition,
+    Filter,
     Findings,
+    Forgotten,
     Hit,
     MemoryStore,
     Passphrase,
     Repair,
-    Residue,
     StoredDocument,
 )
 from .template import Template
-
-
-class Forgotten(NamedTuple):
-    """What was erased.
-
-    Attributes:
-        documents: that are gone.
-        residue: what was found of them all the same; None where nobody looked.
-        certificate: of that search, as JSON-able values that do not name the documents.
-    """
-
-    documents: list[StoredDocument]
-    residue: list[Residue] | None
-    certificate: dict | None
 
 
 class Assistant:
@@ -68,6 +55,7 @@ class Assistant:
             trained with, or five.
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
+        only: which documents are searched; None for all.
         encrypt: whether a store that is made new is encrypted.
         passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
             one in the system's key store.
@@ -88,12 +76,13 @@ class Assistant:
         memories: int | None = None,
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
+        only: Filter | None = None,
         encrypt: bool = False,
         passphrase: Passphrase | None = None,
         progress: Progress | None = None,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.kv_bits, self.retrieval = kv_bits, retrieval
+        self.kv_bits, self.retrieval, self.only = kv_bits, retrieval, only
         self._memories = memories
         self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
@@ -283,6 +272,7 @@ class Assistant:
         paths: Iterable[str | Path] = (),
         *,
         contents: Mapping[str, bytes] | None = None,
+        collection: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
@@ -296,6 +286,7 @@ class Assistant:
 
         Args:
             contents: documents that are no files, by a name that tells their format.
+            collection: that all of them are put into; None leaves each where it is.
             include, exclude: patterns as in .gitignore.
             cold: write text and vectors now and each memory at its first use (section 3.1 of
                 the paper).
@@ -325,6 +316,8 @@ class Assistant:
             with self._open_to_write() as store:
                 run.compare(store)
                 run.add(store)
+                if collection is not None:
+                    run.collect(store, collection)
                 if prune:
                     run.prune(store)
         return run.done
@@ -451,7 +444,7 @@ class Assistant:
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """The references that fit each of several texts best."""
         vectors = self.encoder.encode(list(texts), query=True)
-        found = self.store().search(vectors, texts, k, self.retrieval)
+        found = self.store().search(vectors, texts, k, self.retrieval, self.only)
         self._hits = {hit.slot: hit for hits in found for hit in hits}
         return found
 

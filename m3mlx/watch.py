@@ -109,7 +109,7 @@ class Watcher:
     Args:
         assistant: whose store it keeps up to date.
         paths: files and folders.
-        include, exclude, cold: as of ``Assistant.memorize``.
+        collection, include, exclude, cold: as of ``Assistant.memorize``.
         tell: called with each event.
         stop: set it to end ``run``, from a signal or another thread.
         debounce, grace, rescan: in seconds.
@@ -123,6 +123,7 @@ class Watcher:
         assistant: Assistant,
         paths: Iterable[str | Path],
         *,
+        collection: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
@@ -141,7 +142,7 @@ class Watcher:
             ) from error
         self.assistant, self.rescan = assistant, rescan
         self.patterns = {"include": include, "exclude": exclude}
-        self.cold, self.tell = cold, tell
+        self.cold, self.collection, self.tell = cold, collection, tell
         self.stop = stop or threading.Event()
         self.pending = Pending(debounce, grace)
         self.tops: list[Path] = []
@@ -358,7 +359,7 @@ class Watcher:
         self._rename({path: hashes[path] for path in changed if path not in known}, known)
         if not changed:
             return
-        done = self.assistant.memorize(changed, cold=self.cold)
+        done = self.assistant.memorize(changed, collection=self.collection, cold=self.cold)
         self.assistant.close()
         for path in changed:
             self._failures.pop(path, None)

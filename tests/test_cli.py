@@ -27,7 +27,7 @@ COMMANDS = [
     "sessions",
     *("eval", "demo", "export", "import", "keygen"),
 ]
-COMMANDS += ["convert", "parity", "train", "fuse", "models", "doctor"]
+COMMANDS += ["convert", "parity", "train", "fuse", "inspect", "models", "doctor"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -124,6 +124,8 @@ BAD_FLAGS = f"""
     watch | watch x --frob | watch x --debounce -1 | watch x --rescan 0 | watch x --grace no
     memorize --watch | memorize x --watch --json | memorize x --watch --dry-run
     chat --session a/b | sessions frob | sessions show | sessions delete | sessions search
+    recall x --since soon | ask x --since 2026-13-01 | recall x --type | chat --path
+    inspect | inspect x y | ask x --inspect o.html --memory text | ask x --inspect
     doctor x | doctor --frob | models --frob | models frob | models remove
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """

@@ -10,14 +10,14 @@ PACKAGE = ROOT / "m3mlx"
 LAYERS = [
     {"errors", "openblas"},
     {"config"},
-    {"documents", "template"},
+    {"documents", "template", "view"},
     {"memory.codec", "embed", "store"},
     {"packages"},
     {"memory.cache", "models", "cached"},
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer", "watch", "doctor", "history"},
+    {"evaluate", "demo", "parity", "transfer", "watch", "doctor", "history", "inspect"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers

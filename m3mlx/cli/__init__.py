@@ -22,6 +22,7 @@ from . import (
     chat,
     conversion,
     documents,
+    inspect,
     machine,
     parity,
     sessions,
@@ -110,6 +111,6 @@ for command in (
     *(transfer.export, transfer.import_file, transfer.keygen),
     *(conversion.convert, parity.parity),
     *(train.train, train.fuse),
-    *(machine.models, machine.doctor),
+    *(inspect.inspect, machine.models, machine.doctor),
 ):
     main.add_command(command)

@@ -22,6 +22,7 @@ from .options import (
     MODES,
     READING,
     common_options,
+    filter_options,
     generation_options,
     memory_mode,
     memory_options,
@@ -32,6 +33,7 @@ from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note,
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
+    from ..store import Filter
 
 HELP = """\
 /help                         this list
@@ -52,6 +54,7 @@ HELP = """\
 )
 @generation_options(query="message")
 @system_prompt
+@filter_options
 @memory_options(*READING)
 @common_options
 def chat(
@@ -60,6 +63,7 @@ def chat(
     remember: bool,
     generation: dict[str, Any],
     system_prompt: str | None,
+    only: Filter | None,
     options: dict[str, Any],
 ) -> None:
     """Talk with the model about your documents."""
@@ -72,7 +76,7 @@ def chat(
             raise click.UsageError(str(error)) from error
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
-    with open_assistant(**options) as assistant:
+    with open_assistant(only=only, **options) as assistant:
         conversation = _Conversation(assistant, memory, system_prompt, generation, session)
         conversation.begin()
         with _editing():

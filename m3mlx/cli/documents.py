@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import (
     WRITING,
     Size,
+    collection_option,
     common_options,
     encrypt_options,
+    filter_options,
     is_verbose,
     json_option,
     memory_options,
@@ -35,6 +37,9 @@ from .render import (
 )
 from .watch import follow
 
+if TYPE_CHECKING:
+    from ..store import Filter
+
 INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 
 
@@ -42,6 +47,7 @@ INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 @click.argument("paths", nargs=-1, metavar="PATH…")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
+@collection_option
 @click.option("--cold", is_flag=True, help="Write each memory at its first use.")
 @click.option("--prune", is_flag=True, help="Forget documents whose files have vanished.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; tell what would be written.")
@@ -62,6 +68,7 @@ def memorize(
     paths: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    collection: str | None,
     cold: bool,
     prune: bool,
     dry_run: bool,
@@ -88,7 +95,13 @@ def memorize(
                 rebuilt = assistant.rebuild(cold=cold)
             if paths:
                 done = assistant.memorize(
-                    paths, include=include, exclude=exclude, cold=cold, prune=prune, dry_run=dry_run
+                    paths,
+                    collection=collection,
+                    include=include,
+                    exclude=exclude,
+                    cold=cold,
+                    prune=prune,
+                    dry_run=dry_run,
                 )
             if max_bytes is not None and dropped is None and assistant.has_store():
                 dropped = assistant.set_bound(max_bytes or None)
@@ -107,7 +120,13 @@ def memorize(
             if done:
                 echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
         if watch:
-            follow(assistant, paths, include=include, exclude=exclude, cold=cold)
+            follow(
+                *(assistant, paths),
+                collection=collection,
+                include=include,
+                exclude=exclude,
+                cold=cold,
+            )
     if done and done.failed and not watch:
         raise click.exceptions.Exit(1)
 
@@ -125,10 +144,11 @@ def list_documents(as_json: bool) -> None:
         rows.append({**vars(document), "state": state if document.complete else "partial"})
     if as_json:
         keys = ("id", "path", "references", "bytes", "added", "state", "warm", "size", "hash")
+        keys += ("collection",)
         echo_json({"documents": [{key: row[key] for key in keys} for row in rows]})
         return
     echo_table(
-        ("id", "references", "memories", "added", "state", "path"),
+        ("id", "references", "memories", "added", "state", "collection", "path"),
         (
             (
                 row["id"],
@@ -136,6 +156,7 @@ def list_documents(as_json: bool) -> None:
                 human_bytes(row["bytes"]),
                 row["added"][:16].replace("T", " "),
                 row["state"],
+                row["collection"],
                 row["path"],
             )
             for row in rows
@@ -259,14 +280,15 @@ def check(repair: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("query")
 @click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
+@filter_options
 @memory_options("encoder", "retrieval")
 @json_option
 @common_options
-def recall(query: str, k: int, options: dict[str, Any], as_json: bool) -> None:
+def recall(query: str, k: int, only: Filter | None, options: dict[str, Any], as_json: bool) -> None:
     """Show the references that fit a query best."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
-    with open_assistant(**options) as assistant:
+    with open_assistant(only=only, **options) as assistant:
         hits = assistant.recall(query, k)
     if as_json:
         keys = ("path", "start", "end", "page", "line", "text", "distance")

@@ -15,6 +15,7 @@ import click
 
 from .options import (
     WRITING,
+    collection_option,
     common_options,
     encrypt_options,
     json_option,
@@ -47,6 +48,7 @@ _NOTES = ("failed", "waiting", "away", "back", "polling")  # go to stderr
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
+@collection_option
 @click.option("--cold", is_flag=True, help="Write each memory at its first use.")
 @click.option(
     "--debounce",

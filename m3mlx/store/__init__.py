@@ -35,20 +35,23 @@ from .check import Damage, Findings
 from .cipher import OVERHEAD, LockedError, Passphrase, new_key
 from .database import OlderSchema
 from .files import NEW, BusyStore, WriterLock, told
+from .filter import Filter, collect
 from .reading import CATALOG, LOCK, ColdReference, Reading
 from .records import FIRST
 from .repair import Repair
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit
 from .sessions import CONVERSATION, Sessions
-from .traces import Residue, Trace, Verification
+from .traces import Forgotten, Residue, Trace, Verification
 
 __all__ = [
     "BusyStore",
     "ColdReference",
     "Damage",
     "Edition",
+    "Filter",
     "Findings",
+    "Forgotten",
     "Hit",
     "LockedError",
     "MemoryStore",
@@ -350,6 +353,12 @@ class MemoryStore(Reading):
         with self._catalog.transaction():
             for document, path in paths.items():
                 self._catalog.rename(document, path)
+
+    def collect(self, documents: Iterable[int], collection: str) -> None:
+        """Put documents, by id, into a collection, out of any other; "" for none."""
+        self._writing()
+        with self._catalog.transaction():
+            collect(self._catalog, documents, collection)
 
     # the bound
 

@@ -16,6 +16,7 @@ from .bank import DamagedRecord, stride
 from .catalog import Catalog
 from .cipher import Passphrase
 from .files import told
+from .filter import Filter
 from .records import Records
 from .rows import Edition, StoredDocument, StoredReference
 from .search import Hit, Search
@@ -120,7 +121,12 @@ class Reading:
     # finding and reading
 
     def search(
-        self, vectors: np.ndarray, texts: Sequence[str], k: int, mode: str = "hybrid"
+        self,
+        vectors: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        mode: str = "hybrid",
+        only: Filter | None = None,
     ) -> list[list[Hit]]:
         """Find the references that fit best.
 
@@ -130,11 +136,12 @@ class Reading:
             k: hits for each query, at most.
             mode: "dense" compares vectors, "text" ranks shared words by BM25, "hybrid" joins
                 both by reciprocal rank.
+            only: which documents are searched; None for all.
 
         Returns:
             For each query its hits, the best first.
         """
-        return self._search.hits(self._check(vectors), texts, k, mode, self.edition)
+        return self._search.hits(self._check(vectors), texts, k, mode, self.edition, only)
 
     def read(self, slots: Sequence[int]) -> np.ndarray:
         """Read memories as uint8 ``(len(slots), record_bytes)``, their checksums verified.
