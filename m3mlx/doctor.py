@@ -22,6 +22,7 @@ from . import cached, config, models
 from .assistant import Assistant
 from .errors import FingerprintError, M3Error
 from .store import LockedError, MemoryStore
+from .store.sessions import FILE as SESSIONS
 
 _LIBRARIES = ("mlx", "mlx-lm", "numpy", "usearch", "sqlite-utils", "tokenizers", "transformers")
 _BACK_ENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -186,14 +187,15 @@ def _store(assistant: Assistant) -> Iterator[Finding]:
         yield Finding(damage.part, damage.detail, broken, advice)
     if not found.damages:
         yield Finding("store's files", "sound, as far as a quick look tells; m3mlx check reads all")
-    try:
-        with assistant.store().sessions() as sessions:
-            kept = len(sessions.list())
-    except M3Error as error:
-        advice = "Restore sessions.sqlite from a backup, or remove it."
-        yield Finding("sessions", str(error), "broken", advice)
-    else:
-        yield Finding("sessions", f"{kept} conversations kept")
+    if (path / SESSIONS).exists():
+        try:
+            with assistant.store().sessions() as sessions:
+                kept = len(sessions.list())
+        except M3Error as error:
+            advice = "Restore the file from a backup, or remove it."
+            yield Finding("sessions", str(error), "broken", advice)
+        else:
+            yield Finding("sessions", f"{kept} conversations kept")
     if found.quarantined:
         names = ", ".join(found.quarantined)
         yield Finding("quarantine", names, "note", "Memorize these files again.")

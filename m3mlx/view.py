@@ -174,13 +174,13 @@ def _map(counts: Sequence[Sequence[float]]) -> str:
             cells.append(
                 f'<rect class=cell x="{left + _CELL * x}" y="{above + _CELL * y}" width="{_CELL}" '
                 f'height="{_CELL}" style="fill:rgba(var(--kept),{count / top:.2f})">'
-                f"<title>layer {x + 1}, head {y + 1}: {count:g} tokens</title></rect>"
+                f"<title>layer {x + 1}, head {y + 1}: {count:.1f} tokens</title></rect>"
             )
     size = f'width="{left + _CELL * len(counts) + 2}" height="{above + _CELL * heads + 2}"'
     return (
         f'<figure><svg {size} role="img">{"".join(cells)}</svg><figcaption>Where the budget lies: '
-        f"layers to the right, KV heads downwards; the darkest keep {top:g} tokens of a reference."
-        f"</figcaption></figure>"
+        f"layers to the right, KV heads downwards; the darkest keep {top:.0f} tokens of a "
+        f"reference.</figcaption></figure>"
     )
 
 

@@ -88,6 +88,14 @@ def test_a_broken_store_is_named(world, damage, part, words):
     assert words in found[part], found
 
 
+def test_broken_sessions_are_named(world):
+    before = {path.name for path in (world / "store").iterdir()}
+    assert broken(world) == {}
+    assert "sessions.sqlite" not in {path.name for path in (world / "store").iterdir()} | before
+    (world / "store" / "sessions.sqlite").write_bytes(b"x" * 4096)
+    assert "conversations cannot be read" in broken(world)["sessions"]
+
+
 def test_what_a_store_opens_with_all_the_same_is_found(world):
     import sqlite3
 

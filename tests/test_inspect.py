@@ -92,7 +92,7 @@ def test_tokens_are_shaded_by_the_heads_that_kept_them(world):
     with make(world) as assistant:
         texts = [r.text for r in assistant.store().references(slots)]
     assert shown(page) == "".join(texts)
-    assert page.count("<rect") == 4 * 2 and "layer 4, head 2: 4 tokens" in page
+    assert page.count("<rect") == 4 * 2 and "layer 4, head 2: 4.0 tokens" in page
     safe(page)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 
 from ..errors import StoreError
 from .memories import Memories, listed
@@ -32,23 +33,36 @@ class Filter:
 
     def lets(self, path: str, collection: str, added: str) -> bool:
         """Whether a document is searched."""
-        types = {f".{name.lower().lstrip('.')}" for name in self.types}
         return (
             self.collection in (None, collection)
-            and (not types or os.path.splitext(path)[1].lower() in types)
             and (self.since is None or added >= self.since)
-            and (not self.paths or any(_matches(path, pattern) for pattern in self.paths))
+            and (not self.types or os.path.splitext(path)[1].lower() in self._endings)
+            and (not self.paths or self._is_wanted(path))
         )
 
+    def _is_wanted(self, path: str) -> bool:
+        whole, folders, patterns = self._places
+        return (
+            path in whole
+            or path.startswith(folders)
+            or any(fnmatchcase(path, pattern) for pattern in patterns)
+        )
 
-def _matches(path: str, pattern: str) -> bool:
-    pattern = os.path.expanduser(pattern)
-    if not any(sign in pattern for sign in "*?["):
-        whole = {pattern, os.path.abspath(pattern), os.path.realpath(pattern)}
-        return path in whole or path.startswith(tuple(os.path.join(name, "") for name in whole))
-    return fnmatchcase(path, pattern) or (
-        not os.path.isabs(pattern) and fnmatchcase(path, f"*/{pattern}")
-    )
+    @cached_property
+    def _endings(self) -> set[str]:
+        return {f".{name.lower().lstrip('.')}" for name in self.types}
+
+    @cached_property
+    def _places(self) -> tuple[set[str], tuple[str, ...], list[str]]:
+        """Whole paths, beginnings of paths, and patterns."""
+        whole: set[str] = set()
+        patterns: list[str] = []
+        for name in map(os.path.expanduser, self.paths):
+            if any(sign in name for sign in "*?["):
+                patterns += [name] if os.path.isabs(name) else [name, f"*/{name}"]
+            elif name:
+                whole |= {name, os.path.abspath(name), os.path.realpath(name)}
+        return whole, tuple(os.path.join(name, "") for name in whole), patterns
 
 
 def chosen(catalog: Memories, only: Filter) -> list[int]:
