@@ -45,7 +45,7 @@ _TABLES = {  # that are copied
 _SETTINGS = {*NEW_STORE, "id", "encoder", "dimensions", "cipher"}  # that are copied
 _KEYED = ("document", "reference")  # by a number: rows can be asked for one by one
 _TURNS = 4  # of looking and mending; one thing can hide another
-_GAP = 10_000_000  # keys that are tried one by one where rows cannot be listed
+_GAP = 1_000_000  # keys that are tried one by one where rows cannot be listed, in seconds
 _NEW = "salvaged.sqlite"
 
 
