@@ -1,14 +1,18 @@
 """Searches of some documents only: right for every size of store and index, plain or encrypted."""
 
+import json
 import os
 import sqlite3
 
 import numpy as np
 import pytest
+import tiny
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_store import LARGE, A, B, in_bytes, memorize, new_store, unit, vector
 
+from m3mlx.cli import main
 from m3mlx.errors import StoreError
 from m3mlx.store import Filter, MemoryStore
 
@@ -132,3 +136,46 @@ def large(tmp_path_factory):
     assert (path / "vectors.usearch").exists()
     yield store, vectors
     store.close()
+
+
+def test_the_options_of_the_commands(tmp_path, monkeypatch):
+    tiny.save_model(tmp_path / "decoder")
+    tiny.save_encoder(tmp_path / "encoder")
+    for name in ("garden/pears.md", "garden/old.txt", "mail/pears.txt"):
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"The pears of {name} are ripe.")
+    monkeypatch.setenv("M3MLX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("M3MLX_MODEL", str(tmp_path / "decoder"))
+    monkeypatch.setenv("M3MLX_STORE", str(tmp_path / "store"))
+
+    def run(*words, input=None):
+        words = [*map(str, words), "--encoder", str(tmp_path / "encoder")]
+        result = CliRunner().invoke(main, words, input=input)
+        assert result.exit_code == 0, result.stderr
+        return result.stdout
+
+    made = ["--tokens-per-head", 4, "--budget", "uniform"]
+    run("memorize", tmp_path / "garden", tmp_path / "mail", *made)
+    run("memorize", tmp_path / "garden", "--collection", "garden")  # what is known moves too
+
+    def recalled(*words):
+        hits = json.loads(run("recall", "pears", "--json", *words))["references"]
+        return {os.path.relpath(hit["path"], tmp_path) for hit in hits}
+
+    everything = {"garden/pears.md", "garden/old.txt", "mail/pears.txt"}
+    assert recalled() == everything
+    assert recalled("--collection", "garden") == {"garden/pears.md", "garden/old.txt"}
+    assert recalled("--collection", "garden", "--type", "md") == {"garden/pears.md"}
+    assert recalled("--path", tmp_path / "mail") == {"mail/pears.txt"}
+    assert recalled("--path", "pears.*", "--type", "txt") == {"mail/pears.txt"}
+    assert recalled("--since", "2020-01-01") == everything
+    assert recalled("--since", "2999-01-01") == set()
+    asked = json.loads(run("ask", "pears?", "--max-tokens", 2, "--type", "md", "--json"))
+    assert {source["path"] for source in asked["sources"]} == {str(tmp_path / "garden/pears.md")}
+    said = run("chat", "--max-tokens", 2, "--collection", "garden", input="pears?\n/sources\n")
+    assert "garden/old.txt" in said and "mail/pears.txt" not in said
+    nothing = json.loads(run("ask", "pears?", "--max-tokens", 2, "--collection", "x", "--json"))
+    assert nothing["sources"] == []
+    with MemoryStore.open(tmp_path / "store") as store:
+        assert sorted(d.collection for d in store.documents()) == ["", "garden", "garden"]
