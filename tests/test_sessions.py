@@ -154,7 +154,7 @@ def test_a_session_goes_on_where_it_stopped(world, models):
         assert answer == kept[5]["content"]
     found = world("sessions", "search", "MARMALADE").stdout
     assert "plans 3, user" in found
-    assert "plans" in world("sessions", "list").stdout
+    assert "plans" in world("sessions", "list").stdout == world("sessions").stdout
     world("sessions", "delete", "plans")
     world("sessions", "delete", "plans", code=1)
     world("sessions", "show", "plans", code=1)

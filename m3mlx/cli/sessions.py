@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from ..store.sessions import Message
 
 
-@click.group()
+@click.group(invoke_without_command=True)
+@json_option
 @common_options
-def sessions() -> None:
+@click.pass_context
+def sessions(ctx: click.Context, as_json: bool) -> None:
     """List, show, delete or search the conversations that were kept with chat --session."""
+    if not ctx.invoked_subcommand:
+        _list(as_json)
 
 
 @sessions.command("list")
@@ -26,6 +30,10 @@ def sessions() -> None:
 @common_options
 def list_sessions(as_json: bool) -> None:
     """List the sessions; the last one spoken in stands at the end."""
+    _list(as_json)
+
+
+def _list(as_json: bool) -> None:
     from ..history import sessions
 
     with open_assistant() as assistant, sessions(assistant) as kept:
