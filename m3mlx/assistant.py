@@ -19,12 +19,14 @@ import numpy as np
 from . import editions
 from .config import CODECS, MEMORIES, MemoryConfig, default_store, fingerprint
 from .errors import FingerprintError, StoreError
-from .memorize import BATCH, Forgotten, Memorized, Memorizing, Progress
+from .memorize import BATCH, Memorized, Memorizing, Progress
 from .store import (
     BusyStore,
     ColdReference,
     Edition,
+    Filter,
     Findings,
+    Forgotten,
     Hit,
     MemoryStore,
     Passphrase,
@@ -57,6 +59,7 @@ class Assistant:
             trained with, or five.
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
+        only: which documents are searched; None for all.
         encrypt: whether a store that is made new is encrypted.
         passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
             one in the system's key store.
@@ -77,16 +80,17 @@ class Assistant:
         memories: int | None = None,
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
+        only: Filter | None = None,
         encrypt: bool = False,
         passphrase: Passphrase | None = None,
         progress: Progress | None = None,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.kv_bits, self.retrieval = kv_bits, retrieval
+        self.kv_bits, self.retrieval, self.only = kv_bits, retrieval, only
         self._memories = memories
         self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
-        self._names = model, encoder, adapter_path
+        self.model_name, self.encoder_name, self._adapter_path = model, encoder, adapter_path
         self._options = selection, budget, tokens_per_head, codec
         self._store: MemoryStore | None = None
         self._hits: dict[int, Hit] = {}  # of the last search
@@ -109,15 +113,14 @@ class Assistant:
     def decoder(self) -> Decoder:
         from . import models
 
-        name, _, adapter = self._names
-        folder = models.adapter_folder(name, adapter)
-        return models.load_decoder(name, adapter_path=folder, progress=self.progress)
+        folder = models.adapter_folder(self.model_name, self._adapter_path)
+        return models.load_decoder(self.model_name, adapter_path=folder, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:
         from . import models
 
-        return models.load_encoder(self._names[1], progress=self.progress)
+        return models.load_encoder(self.encoder_name, progress=self.progress)
 
     @cached_property
     def template(self) -> Template:
@@ -287,6 +290,7 @@ class Assistant:
         paths: Iterable[str | Path] = (),
         *,
         contents: Mapping[str, bytes] | None = None,
+        collection: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
@@ -300,6 +304,7 @@ class Assistant:
 
         Args:
             contents: documents that are no files, by a name that tells their format.
+            collection: that all of them are put into; None leaves each where it is.
             include, exclude: patterns as in .gitignore.
             cold: write text and vectors now and each memory at its first use (section 3.1 of
                 the paper).
@@ -329,6 +334,8 @@ class Assistant:
             with self._open_to_write() as store:
                 run.compare(store)
                 run.add(store)
+                if collection is not None:
+                    run.collect(store, collection)
                 if prune:
                     run.prune(store)
         return run.done
@@ -455,7 +462,7 @@ class Assistant:
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """The references that fit each of several texts best."""
         vectors = self.encoder.encode(list(texts), query=True)
-        found = self.store().search(vectors, texts, k, self.retrieval)
+        found = self.store().search(vectors, texts, k, self.retrieval, self.only)
         self._hits = {hit.slot: hit for hits in found for hit in hits}
         return found
 

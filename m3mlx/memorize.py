@@ -13,7 +13,7 @@ import numpy as np
 
 from . import documents
 from .errors import DocumentError
-from .store import MemoryStore, NewReference, Residue, StoredDocument
+from .store import MemoryStore, NewReference
 
 BATCH = 16  # references written and committed together
 
@@ -43,20 +43,6 @@ class Memorized:
     references: int = 0
     bytes: int = 0
     seconds: float = 0.0
-
-
-class Forgotten(NamedTuple):
-    """What was erased.
-
-    Attributes:
-        documents: that are gone.
-        residue: what was found of them all the same; None where nobody looked.
-        certificate: of that search, as JSON-able values that do not name the documents.
-    """
-
-    documents: list[StoredDocument]
-    residue: list[Residue] | None
-    certificate: dict | None
 
 
 class File(NamedTuple):
@@ -156,6 +142,11 @@ class Memorizing:
             self._commit(store, batch)
         self.progress("memorizing", total, total)
         self.done.seconds = perf_counter() - self._start
+
+    def collect(self, store: MemoryStore, collection: str) -> None:
+        """Put all that was found into a collection, also what was known."""
+        found = {file.path for file in self.files}
+        store.collect((d.id for d in store.documents() if d.path in found), collection)
 
     def prune(self, store: MemoryStore) -> None:
         """Forget the documents whose files have vanished."""

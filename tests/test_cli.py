@@ -23,11 +23,11 @@ from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
-    *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
-    *("serve", "mcp"),
+    *("memorize", "watch", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
+    *("sessions", "serve", "mcp"),
     *("eval", "demo", "export", "import", "keygen"),
 ]
-COMMANDS += ["convert", "parity", "bench", "train", "fuse"]
+COMMANDS += ["convert", "parity", "bench", "train", "fuse", "inspect", "models", "doctor"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -124,6 +124,12 @@ BAD_FLAGS = f"""
     eval x --task recite --mode off | eval x --mode on | eval x --answer-tokens -1
     convert | convert x | convert x y --frob | convert x y --dtype int8
     convert x.gguf y --q-bits 7 | parity x | parity --frob | bench x | bench --rounds 0
+    watch | watch x --frob | watch x --debounce -1 | watch x --rescan 0 | watch x --grace no
+    memorize --watch | memorize x --watch --json | memorize x --watch --dry-run
+    chat --session a/b | sessions frob | sessions show | sessions delete | sessions search
+    recall x --since soon | ask x --since 2026-13-01 | recall x --type | chat --path
+    inspect | inspect x y | ask x --inspect o.html --memory text | ask x --inspect
+    doctor x | doctor --frob | models --frob | models frob | models remove
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 
