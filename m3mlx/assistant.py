@@ -7,7 +7,7 @@ where it is used, so that looking at a store takes no second.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -19,12 +19,14 @@ import numpy as np
 from . import editions
 from .config import CODECS, MEMORIES, MemoryConfig, default_store, fingerprint
 from .errors import FingerprintError, StoreError
-from .memorize import BATCH, Forgotten, Memorized, Memorizing, Progress
+from .memorize import BATCH, Memorized, Memorizing, Progress
 from .store import (
     BusyStore,
     ColdReference,
     Edition,
+    Filter,
     Findings,
+    Forgotten,
     Hit,
     MemoryStore,
     Passphrase,
@@ -49,13 +51,15 @@ class Assistant:
         model: folder, hub id or built-in name of the decoder; None for the default.
         store: folder of the memories; None for the default one.
         encoder: folder or built-in name of the sentence encoder.
-        adapter_path: LoRA adapter of mlx-lm.
+        adapter_path: LoRA adapter of mlx-lm; None for the one that comes along with the model, if
+            any, "none" for the plain model.
         selection, budget, tokens_per_head, codec: how memories are written; None takes what
             the store was made with, or the default. ``tokens_per_head`` 0 means auto.
         memories: how many are read by each chunk of 64 tokens; None for as many as the model was
             trained with, or five.
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
+        only: which documents are searched; None for all.
         encrypt: whether a store that is made new is encrypted.
         passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
             one in the system's key store.
@@ -68,7 +72,7 @@ class Assistant:
         store: str | Path | None = None,
         *,
         encoder: str | None = None,
-        adapter_path: str | None = None,
+        adapter_path: str | Path | None = None,
         selection: str | None = None,
         budget: str | None = None,
         tokens_per_head: int | None = None,
@@ -76,16 +80,17 @@ class Assistant:
         memories: int | None = None,
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
+        only: Filter | None = None,
         encrypt: bool = False,
         passphrase: Passphrase | None = None,
         progress: Progress | None = None,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.kv_bits, self.retrieval = kv_bits, retrieval
+        self.kv_bits, self.retrieval, self.only = kv_bits, retrieval, only
         self._memories = memories
         self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
-        self._names = model, encoder, adapter_path
+        self.model_name, self.encoder_name, self._adapter_path = model, encoder, adapter_path
         self._options = selection, budget, tokens_per_head, codec
         self._store: MemoryStore | None = None
         self._hits: dict[int, Hit] = {}  # of the last search
@@ -108,14 +113,14 @@ class Assistant:
     def decoder(self) -> Decoder:
         from . import models
 
-        name, _, adapter = self._names
-        return models.load_decoder(name, adapter_path=adapter, progress=self.progress)
+        folder = models.adapter_folder(self.model_name, self._adapter_path)
+        return models.load_decoder(self.model_name, adapter_path=folder, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:
         from . import models
 
-        return models.load_encoder(self._names[1], progress=self.progress)
+        return models.load_encoder(self.encoder_name, progress=self.progress)
 
     @cached_property
     def template(self) -> Template:
@@ -282,8 +287,10 @@ class Assistant:
 
     def memorize(
         self,
-        paths: Iterable[str | Path],
+        paths: Iterable[str | Path] = (),
         *,
+        contents: Mapping[str, bytes] | None = None,
+        collection: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
@@ -296,6 +303,8 @@ class Assistant:
         goes on behind it.
 
         Args:
+            contents: documents that are no files, by a name that tells their format.
+            collection: that all of them are put into; None leaves each where it is.
             include, exclude: patterns as in .gitignore.
             cold: write text and vectors now and each memory at its first use (section 3.1 of
                 the paper).
@@ -314,6 +323,7 @@ class Assistant:
             progress=self.progress,
         )
         run.look(paths, include, exclude)
+        run.take(contents or {})
         known = self.has_store()
         if known:
             self.check()
@@ -324,6 +334,8 @@ class Assistant:
             with self._open_to_write() as store:
                 run.compare(store)
                 run.add(store)
+                if collection is not None:
+                    run.collect(store, collection)
                 if prune:
                     run.prune(store)
         return run.done
@@ -450,7 +462,7 @@ class Assistant:
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """The references that fit each of several texts best."""
         vectors = self.encoder.encode(list(texts), query=True)
-        found = self.store().search(vectors, texts, k, self.retrieval)
+        found = self.store().search(vectors, texts, k, self.retrieval, self.only)
         self._hits = {hit.slot: hit for hits in found for hit in hits}
         return found
 

@@ -18,7 +18,7 @@ from .memory.cache import Layout, PrefixStates
 from .memory.codec import Memory
 from .models import Decoder
 from .store import Hit, MemoryStore
-from .template import Template
+from .template import Template, Turn
 
 
 @dataclass
@@ -77,7 +77,8 @@ class Chat:
 
     Attributes:
         memory: "explicit", "text" or "off"; may be changed between turns.
-        messages: what was said, as role and content; an answer is added as it grows.
+        messages: what was said, as role and content; an answer is added as it grows. What is
+            put here before the first turn is read with it.
     """
 
     def __init__(self, assistant: Assisting, memory: str, system: str | None):
@@ -92,6 +93,7 @@ class Chat:
         message: str,
         *,
         query: str = "message",
+        raw: bool = False,
         max_tokens: int = 256,
         temp: float = 0.0,
         top_p: float = 0.0,
@@ -102,6 +104,7 @@ class Chat:
         Args:
             query: what prompt chunks retrieve with: their own words ("chunk", the paper's way),
                 or the whole message.
+            raw: continue the message as it stands, without the chat template around it.
             max_tokens: length of the answer, at most.
             temp, top_p: of mlx-lm's sampler; greedy with temp 0.
             seed: makes a sampled answer repeatable.
@@ -124,8 +127,15 @@ class Chat:
             sources = assistant.search([message], assistant.memories)[0]
             text = "\n\n".join([*(hit.text for hit in sources), message])
         searched = perf_counter() - start
+        fresh = self._conversation is None
         conversation = self._continue()
-        turn = assistant.template.turn(text, system=self.system, first=not self.messages)
+        if raw:
+            words = assistant.template.encode(text)
+            turn = Turn(tuple(words), (0, len(words)))
+        elif fresh:
+            turn = assistant.template.resume(self.messages, text, system=self.system)
+        else:
+            turn = assistant.template.turn(text, first=False)
         self.messages.append({"role": "user", "content": message})
         answer = {"role": "assistant", "content": ""}
         self.messages.append(answer)

@@ -105,6 +105,7 @@ class Encoder:
         dimensions: length of a vector.
         max_tokens: what is longer is cut, special tokens counted.
         identity: SHA-256 over all files that decide a vector.
+        name: of its folder, or its hub id.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Encoder:
         query_prefix: str,
         document_prefix: str,
         identity: str,
+        name: str = "",
     ):
         self._bert = bert
         self._tokenizer = tokenizer
@@ -125,6 +127,7 @@ class Encoder:
         self.dimensions: int = bert.words.weight.shape[1]
         self.max_tokens = max_tokens
         self.identity = identity
+        self.name = name
 
     def encode(
         self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
@@ -148,6 +151,10 @@ class Encoder:
             rows = order[start : start + batch_size]
             vectors[rows] = self._forward([tokens[i] for i in rows])
         return vectors
+
+    def count(self, texts: Sequence[str]) -> int:
+        """How many tokens of texts are read, special tokens counted."""
+        return sum(len(encoded.ids) for encoded in self._tokenizer.encode_batch(list(texts)))
 
     def _forward(self, batch: list[list[int]]) -> np.ndarray:
         width = max(map(len, batch))
@@ -196,6 +203,7 @@ def load(directory: str | Path) -> Encoder:
         query_prefix=query_prefix,
         document_prefix=prompts.get("document") or prompts.get("passage") or "",
         identity=_identity(directory),
+        name=_name(directory),
     )
 
 
@@ -233,10 +241,14 @@ def _pooling(directory: Path) -> str:
     return POOLINGS[chosen[0]]
 
 
-def _is_bge(directory: Path, config: dict) -> bool:
-    names = [directory.name, str(config.get("_name_or_path", ""))]
+def _name(directory: Path) -> str:
     if directory.parent.name == "snapshots":  # of the hub's cache: NAME/snapshots/COMMIT
-        names.append(directory.parents[1].name)
+        return directory.parents[1].name.removeprefix("models--").replace("--", "/")
+    return directory.resolve().name
+
+
+def _is_bge(directory: Path, config: dict) -> bool:
+    names = [_name(directory), str(config.get("_name_or_path", ""))]
     return any(BGE.search(name) for name in names)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +13,7 @@ import numpy as np
 
 from . import documents
 from .errors import DocumentError
-from .store import MemoryStore, NewReference, Residue, StoredDocument
+from .store import MemoryStore, NewReference
 
 BATCH = 16  # references written and committed together
 
@@ -42,20 +43,6 @@ class Memorized:
     references: int = 0
     bytes: int = 0
     seconds: float = 0.0
-
-
-class Forgotten(NamedTuple):
-    """What was erased.
-
-    Attributes:
-        documents: that are gone.
-        residue: what was found of them all the same; None where nobody looked.
-        certificate: of that search, as JSON-able values that do not name the documents.
-    """
-
-    documents: list[StoredDocument]
-    residue: list[Residue] | None
-    certificate: dict | None
 
 
 class File(NamedTuple):
@@ -91,6 +78,7 @@ class Memorizing:
         self.done = Memorized()
         self.files: list[File] = []
         self.missing: list[File] = []
+        self._contents: Mapping[str, bytes] = {}
         self._tops: list[Path] = []
         self._start = perf_counter()
 
@@ -111,6 +99,12 @@ class Memorizing:
                 self.done.failed.append(error)
             except OSError as error:
                 self.done.failed.append(DocumentError(found, error.strerror or str(error)))
+
+    def take(self, contents: Mapping[str, bytes]) -> None:
+        """Take documents that are no files, by name."""
+        self._contents = contents
+        for name, content in contents.items():
+            self.files.append(File(name, hashlib.sha256(content).hexdigest(), len(content)))
 
     def compare(self, store: MemoryStore | None) -> None:
         """Tell what is new, changed, known or gone, against a store or none."""
@@ -149,6 +143,11 @@ class Memorizing:
         self.progress("memorizing", total, total)
         self.done.seconds = perf_counter() - self._start
 
+    def collect(self, store: MemoryStore, collection: str) -> None:
+        """Put all that was found into a collection, also what was known."""
+        found = {file.path for file in self.files}
+        store.collect((d.id for d in store.documents() if d.path in found), collection)
+
     def prune(self, store: MemoryStore) -> None:
         """Forget the documents whose files have vanished."""
         self.done.pruned = True
@@ -173,7 +172,10 @@ class Memorizing:
         """Read and cut each missing file; a bad one is moved to the failed ones."""
         for file in self.missing:
             try:
-                document = documents.read(Path(file.path))
+                if (content := self._contents.get(file.path)) is not None:
+                    document = documents.parse(file.path, content)
+                else:
+                    document = documents.read(file.path)
                 yield file, documents.split(document, self.tokenize)
             except DocumentError as error:
                 self.done.failed.append(error)

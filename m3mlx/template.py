@@ -10,7 +10,7 @@ without memories, with everything that the template puts before the user's words
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,6 +92,25 @@ class Template:
         before, words, after = map(self.encode, (head, message, self._after))
         start = len(before)
         return Turn((*before, *words, *after), (start, start + len(words)))
+
+    def resume(
+        self, said: Sequence[Mapping[str, str]], message: str, *, system: str | None = None
+    ) -> Turn:
+        """Token ids from the end of the prefix to the next answer, behind what was said.
+
+        Args:
+            said: earlier messages, as role and content: the user's and the answers in turn.
+
+        Returns:
+            All of it as one turn, whose words are those of the new message.
+        """
+        tokens: list[int] = []
+        for asked, answered in zip(said[::2], said[1::2], strict=True):
+            turn = self.turn(asked["content"], system=system, first=not tokens)
+            tokens += [*turn.tokens, *self.encode(answered["content"])]
+        last = self.turn(message, system=system, first=not tokens)
+        start, end = (len(tokens) + place for place in last.words)
+        return Turn((*tokens, *last.tokens), (start, end))
 
     def _render(self, messages: list[tuple[str, str]]) -> str:
         return self._tokenizer.apply_chat_template(

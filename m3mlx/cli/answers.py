@@ -1,18 +1,21 @@
-"""Commands that answer: ask, eval, demo."""
+"""Commands that answer: ask, demo."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import M3Error
+from .inspect import write_page
 from .options import (
     READING,
     chosen_model,
     common_options,
+    filter_options,
     generation_options,
     is_verbose,
     json_option,
@@ -22,7 +25,6 @@ from .options import (
     system_prompt,
 )
 from .render import (
-    dim,
     echo_answer,
     echo_json,
     echo_sources,
@@ -32,6 +34,9 @@ from .render import (
     one_line,
 )
 
+if TYPE_CHECKING:
+    from ..store import Filter
+
 
 @click.command()
 @click.argument("question")
@@ -39,6 +44,13 @@ from .render import (
 @generation_options(query="chunk")
 @system_prompt
 @click.option("--no-sources", is_flag=True, help="Print the answer alone.")
+@click.option(
+    *("--inspect", "view_file"),
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="OUT.html",
+    help="Write a page of what the answer attended to.",
+)
+@filter_options
 @memory_options(*READING)
 @json_option
 @common_options
@@ -48,24 +60,39 @@ def ask(
     generation: dict[str, Any],
     system_prompt: str | None,
     no_sources: bool,
+    view_file: Path | None,
+    only: Filter | None,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Answer one question from memory. QUESTION - reads it from standard input."""
     question = _from_stdin() if question == "-" else question
-    with open_assistant(**options) as assistant:
-        if as_json:
-            answer = assistant.ask(question, memory=memory, system=system_prompt, **generation)
-            fields = asdict(answer)
-            echo_json(
-                {
-                    "answer": answer.text,
-                    **{key: fields[key] for key in ("memory", "sources", "timings")},
-                }
-            )
-            return
+    if view_file and (memory != "explicit" or options["kv_bits"]):
+        raise click.UsageError(
+            "--inspect needs --memory explicit, and a context of full precision."
+        )
+    with open_assistant(only=only, **options) as assistant:
         chat = assistant.chat(memory=memory, system=system_prompt)
-        spans, timings = echo_answer(chat.send(question, **generation))
+        steps, view = chat.send(question, **generation), None
+        if view_file:
+            from ..inspect import AnswerView
+
+            assistant.check()
+            view = AnswerView(assistant, question)
+            steps = view.watch(steps)
+        if as_json:
+            from ..chat import collect
+
+            answer = collect(steps, memory)
+            fields = asdict(answer)
+            kept = {key: fields[key] for key in ("memory", "sources", "timings")}
+            echo_json({"answer": answer.text, **kept})
+        else:
+            spans, timings = echo_answer(steps)
+        if view:
+            write_page(view_file, view.page())
+    if as_json:
+        return
     if spans and not no_sources:
         click.echo()
         echo_sources(spans)
@@ -83,51 +110,6 @@ def _from_stdin() -> str:
     if sys.stdin is None:
         raise M3Error("there is no standard input to read the question from")
     return sys.stdin.read()
-
-
-@click.command("eval")
-@click.argument("file", metavar="FILE.jsonl")
-@click.option(
-    "--memories",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="The right reference and so many less one others.",
-)
-@memory_options(*(name for name in READING if name != "memories"))
-@json_option
-@common_options
-def eval_file(file: str, memories: int, options: dict[str, Any], as_json: bool) -> None:
-    """Measure what memory is worth.
-
-    Each line of FILE.jsonl is an object with document, question and answer."""
-    from ..evaluate import evaluate, read_questions
-
-    report = evaluate(read_questions(file), memories=memories, **chosen_model(), **options)
-    data = report.to_json()
-    if as_json:
-        for scores in data["modes"].values():
-            scores.update({key: value if value == value else None for key, value in scores.items()})
-        echo_json(data)
-        return
-    echo_table(
-        ("mode", "loss", "recovered", "right", "first token"),
-        (
-            (
-                mode,
-                f"{score['nll']:.3f}",
-                f"{score['recovered']:.0%}",
-                f"{score['right']:.0%}",
-                human_seconds(score["first_token_seconds"]),
-            )
-            for mode, score in data["modes"].items()
-        ),
-    )
-    dim(
-        f"{data['questions']} questions, {memories} memories of {data['tokens_per_head']:g} tokens "
-        f"per head. Loss is nats per token of the right answer; recovered is the share of what "
-        f"the right reference, pasted as text (oracle), gains."
-    )
 
 
 @click.command()

@@ -5,8 +5,20 @@
 the traps of its library; nothing outside this package opens a user's file.
 """
 
-from .document import MAX_BYTES, Document, file_hash, read
+from .document import MAX_BYTES, Document, absolute, file_hash, format_of, parse, read
 from .folder import find
 from .split import Reference, Tokenize, split
 
-__all__ = ["MAX_BYTES", "Document", "Reference", "Tokenize", "file_hash", "find", "read", "split"]
+__all__ = [
+    "MAX_BYTES",
+    "Document",
+    "Reference",
+    "Tokenize",
+    "absolute",
+    "file_hash",
+    "find",
+    "format_of",
+    "parse",
+    "read",
+    "split",
+]

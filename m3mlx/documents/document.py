@@ -132,8 +132,6 @@ def file_hash(path: str | Path) -> str:
 def read(path: str | Path) -> Document:
     """Read one file.
 
-    A file whose name tells no format is read as plain text if it is text.
-
     Raises:
         DocumentError: with the reason why there is nothing to be read.
     """
@@ -145,6 +143,21 @@ def read(path: str | Path) -> Document:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise unreadable(path, error) from error
+    return parse(path, content)
+
+
+def parse(path: str | Path, content: bytes) -> Document:
+    """Read the content of a file, which need not be there.
+
+    What a name tells no format of is read as plain text if it is text.
+
+    Args:
+        path: the name it is to have.
+
+    Raises:
+        DocumentError: with the reason why there is nothing to be read.
+    """
+    path = Path(path)
     if len(content) > MAX_BYTES:
         raise _too_large(path)
     if not content:

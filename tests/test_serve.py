@@ -1,0 +1,495 @@
+"""The server over real HTTP: OpenAI's client, documents, what is refused, and how."""
+
+import base64
+import json
+import threading
+import time
+
+import httpx
+import numpy as np
+import openai
+import pytest
+from serving import serving, tiny_assistant, tiny_world, wait_until
+
+from m3mlx.serve.openai import MAX_TEXTS
+
+BOAT = "The blue boat lies at pier nine.\n"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    world = tiny_world(tmp_path_factory.mktemp("world"))
+    notes = world / "notes"
+    notes.mkdir()
+    (notes / "boiler.md").write_text("# Boiler\n\nThe boiler was serviced by Ada Quill in May.\n")
+    (notes / "boat.txt").write_text(BOAT * 12)
+    (world / "secret.txt").write_text("The safe opens with 4711.")
+    (notes / "way-out.txt").symlink_to(world / "secret.txt")
+    (notes / "folder-out").symlink_to(world)
+    return world
+
+
+@pytest.fixture(scope="module")
+def home(world):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("M3MLX_HOME", str(world / "home"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def server(world, home):
+    """Two documents are memorized; tests that change that undo it."""
+    with serving(
+        lambda: tiny_assistant(world, world / "store"),
+        roots=[world / "notes"],
+        upload_bytes=100_000,
+    ) as running:
+        done = running.post(
+            "/v1/memories",
+            paths=[str(world / "notes" / "boiler.md"), str(world / "notes" / "boat.txt")],
+        )
+        assert done.json()["references"] >= 2, done.text
+        yield running
+
+
+@pytest.fixture
+def client(server):
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
+
+
+def ask(text):
+    return [{"role": "user", "content": text}]
+
+
+def paths(sources):
+    return [source["path"].rpartition("/")[2] for source in sources]
+
+
+# --- answers, by the official client
+
+
+def test_an_answer_carries_its_sources_and_what_was_used(client):
+    answer = client.chat.completions.create(
+        model="m3mlx", messages=ask("Where is the boat?"), max_tokens=5
+    )
+    assert answer.choices[0].finish_reason in ("stop", "length")
+    used = answer.usage
+    assert used.completion_tokens <= 5 and used.prompt_tokens_details.cached_tokens == 0
+    assert used.total_tokens == used.prompt_tokens + used.completion_tokens
+    assert answer.m3mlx["memory"] == "explicit"
+    assert set(paths(answer.m3mlx["sources"])) == {"boiler.md", "boat.txt"}
+    assert {"start", "end", "page", "line", "text", "distance", "span"} < answer.m3mlx["sources"][
+        0
+    ].keys()
+
+
+def test_a_stream_says_the_same_as_a_whole_answer(client):
+    request = {"model": "m3mlx", "messages": ask("Where is the boat?"), "max_tokens": 70}
+    whole = client.chat.completions.create(**request)
+    chunks = list(
+        client.chat.completions.create(
+            **request, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert chunks[-1].choices == [] and chunks[-1].usage == whole.usage
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    spans = [c.m3mlx for c in chunks if "span" in (getattr(c, "m3mlx", None) or {})]
+    told = [source for span in spans for source in span["sources"]]
+    assert told == whole.m3mlx["sources"] and {s["span"] for s in told} == {
+        span["span"] for span in spans
+    }
+
+
+def test_a_stream_ends_with_done_and_usage_only_if_asked(server):
+    body = {"messages": ask("Hello?"), "max_tokens": 3, "stream": True}
+    with server.client.stream("POST", "/v1/chat/completions", json=body) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        events = [line for line in response.iter_lines() if line]
+    assert events[-1] == "data: [DONE]"
+    assert all("usage" not in json.loads(event[6:]) for event in events[:-1])
+
+
+@pytest.mark.parametrize("memory", ["explicit", "text", "off"])
+def test_each_request_chooses_its_memory(client, memory):
+    answer = client.chat.completions.create(
+        model="m3mlx",
+        messages=ask("Where is the boat?"),
+        max_tokens=3,
+        extra_body={"memory": memory},
+    )
+    assert answer.m3mlx["memory"] == memory
+    assert bool(answer.m3mlx["sources"]) == (memory != "off")
+    assert (answer.usage.prompt_tokens > 100) == (memory == "text")
+
+
+def test_a_conversation_that_goes_on_is_not_read_again_and_answers_the_same(client, server):
+    messages = [{"role": "system", "content": "Be brief."}, *ask("Where is the boat?")]
+    first = client.chat.completions.create(model="m3mlx", messages=messages, max_tokens=6)
+    said = first.choices[0].message.content
+    messages += [{"role": "assistant", "content": said}, *ask("And the boiler?")]
+    request = {"model": "m3mlx", "messages": messages, "max_tokens": 6}
+    warm = client.chat.completions.create(**request)
+    assert warm.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
+    server.server.answers.forget()
+    cold = client.chat.completions.create(**request)
+    assert cold.usage.prompt_tokens_details.cached_tokens == 0
+    assert cold.usage.prompt_tokens > first.usage.prompt_tokens
+    # other words before, another conversation
+    changed = [*messages[:1], *ask("Where is the kite?"), *messages[2:]]
+    other = client.chat.completions.create(model="m3mlx", messages=changed, max_tokens=1)
+    assert other.usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_an_answer_ends_at_a_stop_word(client):
+    request = {"model": "m3mlx", "messages": ask("Where is the boat?"), "max_tokens": 40}
+    whole = client.chat.completions.create(**request).choices[0].message.content
+    stop = whole[len(whole) // 2 :][:2]
+    for stream in (False, True):
+        answer = client.chat.completions.create(**request, stop=[stop, "never said"], stream=stream)
+        if stream:
+            chunks = list(answer)
+            text = "".join(c.choices[0].delta.content or "" for c in chunks)
+            reason = chunks[-1].choices[0].finish_reason
+        else:
+            text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+        assert (text, reason) == (whole[: whole.index(stop)], "stop")
+
+
+def test_a_seed_repeats_and_a_temperature_draws(client):
+    request = {"model": "m3mlx", "messages": ask("Hello?"), "max_tokens": 12, "temperature": 1.5}
+    texts = [
+        client.chat.completions.create(**request, seed=seed).choices[0].message.content
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_completions_go_on_with_a_text_as_it_stands(client):
+    request = {"model": "decoder", "prompt": "The blue boat", "max_tokens": 4}
+    whole = client.completions.create(**request)
+    assert whole.usage.prompt_tokens == len("The blue boat")  # a byte is a token; no template
+    assert paths(whole.m3mlx["sources"])
+    text = "".join(c.choices[0].text for c in client.completions.create(**request, stream=True))
+    assert text == whole.choices[0].text
+
+
+def test_models_and_embeddings(client, server):
+    assert [model.id for model in client.models.list()] == ["decoder", "encoder"]
+    assert client.models.retrieve("m3mlx").owned_by == "m3mlx"
+    texts = ["a blue boat", "", "the boiler"]
+    floats = client.embeddings.create(model="encoder", input=texts, encoding_format="float")
+    packed = server.post(
+        "/v1/embeddings", model="encoder", input=texts, encoding_format="base64"
+    ).json()["data"]
+    vectors = np.array([item.embedding for item in floats.data], np.float32)
+    assert vectors.shape == (3, 32) and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    for vector, item in zip(vectors, packed, strict=True):
+        assert np.array_equal(np.frombuffer(base64.b64decode(item["embedding"]), "<f4"), vector)
+    assert floats.usage.prompt_tokens > 6
+
+
+# --- what is refused
+
+USER = ask("Hello?")
+REFUSED = [
+    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"functions": [{}]}, "functions"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"n": 2}, "n"),
+    ({"logprobs": True}, "logprobs"),
+    ({"logit_bias": {"1": 2}}, "logit_bias"),
+    ({"presence_penalty": 1}, "presence_penalty"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"frobnicate": 1}, "frobnicate"),
+    ({"memory": "some"}, "memory"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 10**9}, "max_tokens"),
+    ({"max_tokens": "9"}, "max_tokens"),
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"seed": -1}, "seed"),
+    ({"stop": ["", "x"]}, "stop"),
+    ({"stop": ["x"] * 5}, "stop"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": {"x": 1}}, "stream_options"),
+    ({"messages": []}, "messages"),
+    ({"messages": "Hello"}, "messages"),
+    ({"messages": ["Hello"]}, "messages[0]"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
+    ({"messages": ask("  ")}, "messages"),
+    ({"messages": [*USER, {"role": "assistant", "content": "Hi"}]}, "messages"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        "messages[0].content",
+    ),
+    (
+        {"messages": [*USER, {"role": "assistant", "content": "", "tool_calls": [{}]}, *USER]},
+        "messages[1].tool_calls",
+    ),
+]
+
+
+@pytest.mark.parametrize("fields, param", REFUSED, ids=[str(fields) for fields, _ in REFUSED])
+def test_what_is_not_done_is_refused_by_name(server, fields, param):
+    response = server.post("/v1/chat/completions", **{"messages": USER, "max_tokens": 1, **fields})
+    error = response.json()["error"]
+    assert response.status_code == 400 and error.keys() == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"]) == ("invalid_request_error", param), error
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("completions", {}),
+        ("completions", {"prompt": [1, 2]}),
+        ("completions", {"prompt": "x", "echo": True}),
+        ("completions", {"prompt": "x", "suffix": "y"}),
+        ("embeddings", {}),
+        ("embeddings", {"input": []}),
+        ("embeddings", {"input": [[1]]}),
+        ("embeddings", {"input": ["x"] * (MAX_TEXTS + 1)}),
+        ("embeddings", {"input": "x", "dimensions": 8}),
+        ("embeddings", {"input": "x", "encoding_format": "int8"}),
+        ("memories", {}),
+        ("memories", {"text": ""}),
+        ("memories", {"text": "x", "name": 5}),
+        ("memories", {"paths": "x"}),
+        ("memories/recall", {"query": ""}),
+        ("memories/recall", {"query": "x", "k": 0}),
+        ("memories/recall", {"query": "x", "k": True}),
+    ],
+)
+def test_other_requests_that_make_no_sense(server, path, body):
+    response = server.post(f"/v1/{path}", **body)
+    assert response.status_code == 400 and response.json()["error"]["message"], response.text
+
+
+def test_a_request_never_changes_the_model(client):
+    for model in ("mlx-community/Qwen3-4B-4bit", "/etc", "encoder"):
+        with pytest.raises(openai.NotFoundError, match="cannot change it"):
+            client.chat.completions.create(model=model, messages=USER)
+    with pytest.raises(openai.NotFoundError):
+        client.embeddings.create(model="decoder", input="x")
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("gpt-5")
+
+
+def test_a_conversation_longer_than_the_context_is_refused(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="m3mlx", messages=ask("word " * 5000))
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "content, headers, status",
+    [
+        (b"{", {"content-type": "application/json"}, 400),
+        (b"[]", {"content-type": "application/json"}, 400),
+        (b"\xff", {"content-type": "application/json"}, 400),
+        (b"[" * 100_000, {"content-type": "application/json"}, 400),
+        (b'{"query": "\\ud800"}', {"content-type": "application/json"}, 400),
+        (b'{"query": "x"}', {"content-type": "text/plain"}, 415),
+        (b"query=x", {"content-type": "application/x-www-form-urlencoded"}, 415),
+    ],
+)
+def test_what_is_no_json_is_refused(server, content, headers, status):
+    response = server.client.post("/v1/memories/recall", content=content, headers=headers)
+    assert response.status_code == status and "message" in response.json()["error"]
+
+
+def test_unknown_paths_and_methods_answer_in_the_same_shape(server):
+    for method, path, status in (("GET", "/v2", 404), ("PUT", "/v1/memories", 405)):
+        response = server.client.request(method, path)
+        assert response.status_code == status and response.json()["error"]["message"]
+
+
+# --- documents
+
+
+def test_documents_are_listed_found_and_forgotten(server):
+    done = server.post("/v1/memories", text="A kite hangs in the pear tree.", name="kite/../x")
+    assert done.json()["added"] == ["text:kite .. x"]
+    again = server.post("/v1/memories", text="A kite hangs in the pear tree.", name="kite/../x")
+    assert again.json()["unchanged"] == ["text:kite .. x"]
+    listed = server.client.get("/v1/memories").json()["data"]
+    (kite,) = [document for document in listed if document["path"] == "text:kite .. x"]
+    assert kite["references"] == 1 and kite["state"] == "warm"
+    hits = server.post("/v1/memories/recall", query="A kite hangs in the pear tree.", k=1).json()
+    assert hits["data"][0]["document"] == kite["id"]
+    gone = server.client.delete(f"/v1/memories/{kite['id']}?verify=true").json()
+    assert gone["forgotten"][0]["path"] == "text:kite .. x" and gone["found"] == []
+    assert "text:kite .. x" not in server.names()
+    missing = server.client.delete(f"/v1/memories/{kite['id']}")
+    assert missing.status_code == 404 and missing.json()["error"]["code"] == "not_found"
+    state = server.client.get("/v1/memories/status").json()
+    assert state["documents"] == len(server.names()) and state["model"] == "decoder"
+
+
+def test_a_forgotten_document_is_gone_from_conversations_that_go_on(client, server):
+    server.post("/v1/memories", text="The heron stands on one leg.", name="heron")
+    messages = ask("Where does the heron stand?")
+    first = client.chat.completions.create(model="m3mlx", messages=messages, max_tokens=3)
+    assert "text:heron" in paths(first.m3mlx["sources"])
+    (id,) = [
+        document["id"]
+        for document in server.client.get("/v1/memories").json()["data"]
+        if document["path"] == "text:heron"
+    ]
+    server.client.delete(f"/v1/memories/{id}")
+    messages += [{"role": "assistant", "content": first.choices[0].message.content}, *USER]
+    second = client.chat.completions.create(model="m3mlx", messages=messages, max_tokens=3)
+    assert "text:heron" not in paths(second.m3mlx["sources"])
+    assert second.usage.prompt_tokens_details.cached_tokens == 0  # what was read beside it is gone
+
+
+def upload(server, name, content, **headers):
+    return server.client.post(
+        "/v1/memories", files={"file": (name, content)}, headers={"accept": "*/*", **headers}
+    )
+
+
+def test_an_upload_reports_progress_and_its_name_has_no_folders(server):
+    response = upload(server, "../../a/kite.md", b"# Kite\n" * 99, accept="text/event-stream")
+    events = [
+        json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")
+    ]
+    assert response.text.endswith("data: [DONE]\n\n")
+    assert events[-1]["added"] == ["upload:kite.md"]
+    steps = [event for event in events if event.get("progress") == "memorizing"]
+    assert steps[0]["done"] == 0 and steps[-1]["done"] == steps[-1]["total"] == 99 * 7
+    changed = upload(server, "kite.md", b"# Another\n")
+    assert changed.json()["changed"] == ["upload:kite.md"]
+    listed = server.client.get("/v1/memories").json()["data"]
+    (id,) = [document["id"] for document in listed if document["path"] == "upload:kite.md"]
+    server.client.delete(f"/v1/memories/{id}")
+
+
+@pytest.mark.parametrize(
+    "name, content, status",
+    [
+        ("prog.exe", b"MZ", 415),
+        ("", b"x", 400),
+        ("box.mbox", b"From a", 415),
+        ("empty.txt", b"", 422),
+        ("binary.txt", bytes(100), 422),
+        ("broken.pdf", b"%PDF-1.7\nthis is where it ends", 422),
+        ("large.txt", b"x" * 100_001, 413),
+        ("huge.txt", b"x" * 200_000, 413),
+    ],
+)
+def test_uploads_of_wrong_type_size_or_content_are_refused(server, name, content, status):
+    before = server.names()
+    response = upload(server, name, content)
+    assert response.status_code == status, response.text
+    assert response.json()["error"]["message"]
+    assert server.names() == before
+
+
+def test_an_upload_without_a_length_is_cut_off_at_the_limit(server):
+    def endless():
+        head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+        yield head
+        for _ in range(1000):
+            yield b"x" * 10_000
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    try:
+        response = server.client.post("/v1/memories", content=endless(), headers=headers)
+        assert response.status_code == 413
+    except httpx.WriteError:
+        pass  # the server has closed before all was sent
+    assert server.client.get("/health").json() == {"status": "ok"}
+
+
+def test_a_broken_upload_is_refused(server):
+    for content, kind in (
+        (b"nonsense", "multipart/form-data; boundary=b"),
+        (b"nonsense", "multipart/form-data"),
+        (b"--b--\r\n", "multipart/form-data; boundary=b"),
+    ):
+        response = server.client.post(
+            "/v1/memories", content=content, headers={"content-type": kind}
+        )
+        assert response.status_code == 400, response.text
+
+
+def test_paths_are_read_inside_the_roots_only(server, world):
+    notes = world / "notes"
+    before = server.names()
+    for path in (
+        world / "secret.txt",
+        notes / ".." / "secret.txt",
+        notes / "way-out.txt",  # a link that leads out
+        notes / "folder-out" / "secret.txt",
+        notes / "folder-out",
+        "/etc/passwd",
+        f"{notes}-beside",
+        "boat.txt",
+        "~/x",
+        "a\0b",
+    ):
+        response = server.post("/v1/memories", paths=[str(path)])
+        assert response.status_code == 403, (path, response.text)
+        assert response.json()["error"]["code"] == "outside_roots"
+    assert server.post("/v1/memories", paths=[str(notes / "none.txt")]).json()["failed"]
+    whole = server.post("/v1/memories", paths=[str(notes)]).json()  # its links are left out
+    assert whole["added"] == [] and len(whole["unchanged"]) == 2
+    assert server.names() == before
+
+
+def test_without_roots_no_path_is_read_and_without_a_store_it_still_answers(world, home, tmp_path):
+    with serving(lambda: tiny_assistant(world, tmp_path / "store")) as running:
+        assert running.post("/v1/memories", paths=["/tmp"]).status_code == 403
+        assert running.names() == [] and running.post("/v1/memories/recall", query="x").json() == {
+            "object": "list",
+            "data": [],
+        }
+        answer = running.post("/v1/chat/completions", messages=USER, max_tokens=2).json()
+        assert answer["m3mlx"]["memory"] == "off"
+        asked = running.post("/v1/chat/completions", messages=USER, memory="explicit")
+        assert asked.status_code == 400 and "nothing is memorized" in asked.text
+        running.post("/v1/memories", text=BOAT)
+        answer = running.post("/v1/chat/completions", messages=USER, max_tokens=2).json()
+        assert paths(answer["m3mlx"]["sources"]) == ["text:" + BOAT.strip()]
+
+
+# --- many at once
+
+
+def long_answer(running):
+    """A stream that goes on for long, and its first line, once it has begun."""
+    body = {"messages": USER, "max_tokens": 1500, "stream": True, "temperature": 2, "seed": 3}
+    return running.client.stream("POST", "/v1/chat/completions", json=body)
+
+
+def test_requests_queue_within_a_bound_and_end_when_their_client_leaves(world, home, tmp_path):
+    def make():
+        assistant = tiny_assistant(world, tmp_path / "store")
+        assistant.decoder.tokenizer._eos_token_ids = set()  # answers go on until their limit
+        return assistant
+
+    with serving(make, waiting=1) as running:
+        with long_answer(running) as first:
+            lines = first.iter_lines()
+            next(lines)
+            with pytest.raises(httpx.ReadTimeout):  # waits, and then leaves
+                httpx.get(f"{running.url}/v1/memories", timeout=0.5)
+            wait_until(lambda: running.owner.pending() == 1)
+            patient = httpx.Client(base_url=running.url, timeout=60)
+            found = []
+            waiting = threading.Thread(target=lambda: found.append(patient.get("/v1/memories")))
+            waiting.start()
+            wait_until(lambda: running.owner.pending() == 2)
+            full = running.client.get("/v1/memories")
+            assert full.status_code == 503 and int(full.headers["retry-after"]) > 0
+            assert full.json()["error"]["code"] == "busy"
+            assert running.client.get("/health").status_code == 200
+        start = time.monotonic()  # the first client has left in the middle of its answer
+        waiting.join(20)
+        assert found[0].status_code == 200 and time.monotonic() - start < 15
+        wait_until(lambda: running.owner.pending() == 0)

@@ -1,0 +1,166 @@
+"""The owner's thread: order, a bound, readers between a writer's batches, and giving up."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+from serving import tiny_assistant, tiny_world
+
+from m3mlx.errors import M3Error, StoreError
+from m3mlx.memorize import BATCH
+from m3mlx.serve import memories
+from m3mlx.serve.errors import FullError
+from m3mlx.serve.owner import Owner
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def owner(world, tmp_path):
+    owner = Owner(lambda: tiny_assistant(world, tmp_path / "store"), waiting=3)
+    owner.start(lambda assistant: None)
+    yield owner
+    owner.stop()
+
+
+def counting(begun, gate, ended):
+    """A task that yields numbers until nobody wants more."""
+
+    def task(assistant):
+        begun.set()
+        gate.wait(20)
+        try:
+            for number in range(10**9):
+                yield number
+                time.sleep(0.001)
+        finally:
+            ended.set()
+
+    return task
+
+
+def events(count):
+    return [threading.Event() for _ in range(count)]
+
+
+def test_tasks_are_done_in_order_on_one_thread_with_one_assistant(owner):
+    async def main():
+        def task(assistant):
+            return threading.get_ident(), id(assistant)
+
+        return await asyncio.gather(*(owner.get(task) for _ in range(3)))
+
+    told = asyncio.run(main())
+    assert len(set(told)) == 1 and told[0][0] != threading.get_ident()
+
+
+def test_more_tasks_than_may_wait_are_refused_and_room_is_free_when_one_leaves(owner):
+    async def main():
+        begun, gate, ended = events(3)
+        steps = owner.stream(counting(begun, gate, ended))
+        first = asyncio.ensure_future(anext(steps))
+        await asyncio.to_thread(begun.wait, 20)
+        waiting = [asyncio.ensure_future(owner.get(id)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(FullError, match="3 requests wait"):
+            await owner.get(lambda assistant: None)
+        waiting[0].cancel()
+        await asyncio.sleep(0.05)
+        last = asyncio.ensure_future(owner.get(lambda assistant: "last"))
+        gate.set()
+        assert await first == 0
+        await steps.aclose()  # now the thread is free for the others
+        assert await last == "last"
+        assert ended.is_set() and owner.pending() == 0
+
+    asyncio.run(main())
+
+
+def test_a_task_ends_soon_after_its_client_has_left(owner):
+    async def main():
+        begun, gate, ended = events(3)
+        gate.set()
+        async for number in owner.stream(counting(begun, gate, ended)):
+            if number == 5:
+                break
+        await asyncio.to_thread(ended.wait, 20)
+        assert ended.is_set()
+
+    asyncio.run(main())
+
+
+def test_errors_reach_the_client_and_the_thread_goes_on(owner):
+    def wrong(assistant):
+        raise StoreError("this is wrong")
+
+    async def main():
+        with pytest.raises(StoreError, match="this is wrong"):
+            await owner.get(wrong)
+        with pytest.raises(ZeroDivisionError):
+            await owner.get(lambda assistant: 1 / 0)
+        assert await owner.get(lambda assistant: 7) == 7
+
+    asyncio.run(main())
+
+
+def test_what_fails_at_the_start_is_told(world, tmp_path):
+    def wrong(assistant):
+        raise M3Error("no such model")
+
+    with pytest.raises(M3Error, match="no such model"):
+        Owner(lambda: tiny_assistant(world, tmp_path / "store")).start(wrong)
+
+
+def long_text(batches):
+    """A text of more than so many batches of references, each a line."""
+    return "\n\n".join(f"Paragraph {n}: " + "word " * 24 for n in range(BATCH * batches)).encode()
+
+
+def giving(name, content):
+    return lambda assistant: memories.giving(assistant, {name: content})
+
+
+def test_readers_are_answered_between_the_batches_of_a_writer(owner):
+    async def main():
+        seen = []
+        async for event in owner.stream(giving("text:long", long_text(2)), writes=True):
+            if event.get("progress") == "memorizing" and 0 < event["done"] < event["total"]:
+                listed = await owner.get(memories.listed)  # while the writer goes on
+                seen.append([document["state"] for document in listed])
+        assert event["added"] == ["text:long"] and event["references"] > 2 * BATCH
+        assert ["partial"] in seen
+        assert [one["state"] for one in await owner.get(memories.listed)] == ["warm"]
+
+    asyncio.run(main())
+
+
+def test_of_an_upload_that_is_given_up_nothing_stays(owner):
+    async def main():
+        results = owner.stream(giving("upload:long.txt", long_text(2)), writes=True)
+        async for event in results:
+            if event.get("done", 0) > 0:
+                break
+        await results.aclose()
+        assert await owner.get(memories.listed, writes=True) == []  # behind the writer
+
+    asyncio.run(main())
+
+
+def test_stopping_gives_up_what_is_being_done(world, tmp_path):
+    owner = Owner(lambda: tiny_assistant(world, tmp_path / "store"))
+    owner.start(lambda assistant: None)
+    begun, gate, ended = events(3)
+    gate.set()
+
+    async def main():
+        steps = owner.stream(counting(begun, gate, ended))
+        await anext(steps)
+        await asyncio.to_thread(owner.stop)
+        assert ended.is_set()
+        await steps.aclose()
+
+    asyncio.run(main())
