@@ -61,7 +61,8 @@ class Assistant:
         model: folder, hub id or built-in name of the decoder; None for the default.
         store: folder of the memories; None for the default one.
         encoder: folder or built-in name of the sentence encoder.
-        adapter_path: LoRA adapter of mlx-lm.
+        adapter_path: LoRA adapter of mlx-lm; None for the one that comes along with the model, if
+            any, "none" for the plain model.
         selection, budget, tokens_per_head, codec: how memories are written; None takes what
             the store was made with, or the default. ``tokens_per_head`` 0 means auto.
         memories: how many are read by each chunk of 64 tokens; None for as many as the model was
@@ -80,7 +81,7 @@ class Assistant:
         store: str | Path | None = None,
         *,
         encoder: str | None = None,
-        adapter_path: str | None = None,
+        adapter_path: str | Path | None = None,
         selection: str | None = None,
         budget: str | None = None,
         tokens_per_head: int | None = None,
@@ -119,7 +120,8 @@ class Assistant:
     @cached_property
     def decoder(self) -> models.Decoder:
         name, _, adapter = self._names
-        return models.load_decoder(name, adapter_path=adapter, progress=self.progress)
+        folder = models.adapter_folder(name, adapter)
+        return models.load_decoder(name, adapter_path=folder, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -75,11 +75,12 @@ def matching(
         if not nearest or len(differing) < len(nearest):
             nearest = differing
     name, found, wanted = nearest[0]
+    plain = ", here with --adapter-path none" if name == "adapter" and not found else ""
     raise FingerprintError(
-        f"{store}: its memories were made with another {name} ({found!s:.40} instead of "
-        f"{wanted!s:.40}). Use the model and settings they were made with (m3mlx status shows "
-        f"them), or run `m3mlx memorize --rebuild` with the present ones: it makes new memories "
-        f"beside the old, without the files."
+        f"{store}: its memories were made with another {name} ({found or 'none'!s:.40} instead of "
+        f"{wanted or 'none'!s:.40}). Use the model and settings they were made with{plain} "
+        f"(m3mlx status shows them), or run `m3mlx memorize --rebuild` with the present ones: it "
+        f"makes new memories beside the old, without the files."
     )
 
 

@@ -36,6 +36,8 @@ from .packages import BUILT_IN, Progress, fetch
 
 DEFAULT_DECODER = "smollm2-135m-instruct"
 DEFAULT_ENCODER = "all-minilm-l6-v2"
+ADAPTERS = Path(__file__).parent / "data" / "adapters"  # a folder named after each built-in model
+NO_ADAPTER = "none"
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Decoder:
         name: as it was asked for.
         path: the directory it was loaded from.
         weights, tokenizer_hash, adapter: SHA-256 of their files; adapter is "" without one.
+        adapter_path: the adapter's folder, None without one.
         rope: the settings of rotary positions in config.json, as canonical JSON.
         layers, query_heads, kv_heads, head_dim: geometry, the same in every layer.
         trained: how a model that was trained with memories writes and reads them, else None.
@@ -65,11 +68,26 @@ class Decoder:
     kv_heads: int
     head_dim: int
     trained: config.MemorySettings | None = None
+    adapter_path: Path | None = None
 
     @property
     def relevance(self) -> float | None:
         """See ``Conversation``; None for a model that was trained to heed the right memory."""
         return None if self.trained else config.RELEVANCE
+
+
+def adapter_folder(model: str | None, asked: str | Path | None) -> Path | None:
+    """The adapter to answer with: the one asked for, or the one that comes along with a model.
+
+    Args:
+        model: as for ``load_decoder``.
+        asked: a folder, "none" for no adapter, or None for what comes along.
+    """
+    if asked is None:
+        name = str(model or DEFAULT_DECODER).lower()
+        folder = ADAPTERS / name
+        return folder if name in BUILT_IN and folder.is_dir() else None
+    return None if str(asked) == NO_ADAPTER else Path(asked)
 
 
 def load_decoder(
@@ -85,7 +103,7 @@ def load_decoder(
 
     Args:
         name: built-in short name, local directory or hub id; None for the default.
-        adapter_path: folder of a LoRA adapter made by mlx-lm.
+        adapter_path: folder of a LoRA adapter made by mlx-lm; None for the plain model.
         progress: called while fetching and converting.
 
     Raises:
@@ -129,6 +147,7 @@ def load_decoder(
         adapter=adapter,
         rope=json.dumps(rope, sort_keys=True),
         trained=_trained(path, geometry["layers"]),
+        adapter_path=Path(adapter_path) if adapter_path is not None else None,
         **geometry,
     )
 

@@ -1,10 +1,12 @@
 """The orchestrator with tiny models: the same answers cold and warm, and memories kept apart."""
 
+import shutil
+
 import numpy as np
 import pytest
-from tiny import save_encoder, save_model
+from tiny import save_adapter, save_encoder, save_model
 
-from m3mlx import Assistant, MemoryStore
+from m3mlx import Assistant, MemoryStore, models
 from m3mlx.assistant import collect
 from m3mlx.errors import FingerprintError, M3Error, StoreError
 from m3mlx.memorize import BATCH
@@ -197,7 +199,45 @@ def test_a_store_can_be_read_without_any_model(make, world, tmp_path):
         assert "Ada Quill" in hits[0].text
 
 
-def test_a_document_need_not_be_a_file(make):
+def test_the_adapter_that_comes_along_is_part_of_what_a_memory_depends_on(make, world, tmp_path):
+    """A store of the plain model is refused by name, and opens with "none"."""
+    model = tmp_path / "home" / "cache" / "models" / models.DEFAULT_DECODER
+    shutil.copytree(world / "decoder", model)  # stands in for the default model
+    adapter = tmp_path / "adapters" / models.DEFAULT_DECODER
+    save_adapter(adapter)
+
+    def default(store, adapter_path=None):
+        return Assistant(
+            store=tmp_path / store,
+            encoder=str(world / "encoder"),
+            adapter_path=adapter_path,
+            budget="uniform",
+            tokens_per_head=4,
+        )
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "ADAPTERS", adapter.parent)
+        with default("plain", "none") as plain, default("adapted") as adapted:
+            assert not plain.decoder.adapter and adapted.decoder.adapter
+            assert plain.decoder.weights == adapted.decoder.weights
+            plain.memorize([world / "notes"])
+            adapted.memorize([world / "notes"])
+        with default("plain") as other, pytest.raises(FingerprintError) as refused:
+            other.check()
+        for words in ("another adapter (none instead", "--adapter-path none", "--rebuild"):
+            assert words in str(refused.value)
+        with default("plain", "none") as plain:
+            plain.check()
+        with default("adapted", "none") as other, pytest.raises(FingerprintError) as refused:
+            other.check()
+        assert "another adapter" in str(refused.value)
+        assert "--adapter-path none" not in str(refused.value)
+        with default("adapted") as adapted, default("adapted", str(adapter)) as named:
+            adapted.check()
+            named.check()
+
+
+def test_a_document_need_not_be_a_file(make, world):
     with make() as assistant:
         done = assistant.memorize(contents={"text:kite": b"A kite hangs in the pear tree."})
         assert done.added == ["text:kite"] and done.references == 1
@@ -209,9 +249,9 @@ def test_a_document_need_not_be_a_file(make):
         assert [hit.text for hit in assistant.recall("kite")] == ["It is gone."]
         bad = assistant.memorize(contents={"x.pdf": b"%PDF-1.7 broken", "y.txt": b""})
         assert {error.path for error in bad.failed} == {"x.pdf", "y.txt"}
-        assert assistant.memorize(["/"], include=["no such file"], prune=True).vanished == []
+        assert assistant.memorize([world / "notes"], prune=True).vanished == []
         assistant.forget(["text:kite"])
-        assert assistant.documents() == []
+        assert "text:kite" not in {document.path for document in assistant.documents()}
 
 
 def test_a_conversation_is_gone_on_with_from_its_messages_alone(make):

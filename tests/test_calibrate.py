@@ -1,6 +1,7 @@
 """The budget of each head: its arithmetic, its choice, and that it is found once."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -72,6 +73,26 @@ def test_a_given_average_is_kept_and_found_again_without_measuring(decoder, budg
     assert (budget == "uniform") == (len({c for layer in config.counts for c in layer}) == 1)
     monkeypatch.setattr(module, "_Measure", None)  # measuring again would fail
     assert calibrate(decoder, budget=budget, tokens_per_head=8, key_bits=4) == config
+
+
+def test_an_adapter_brings_its_calibration_along(tmp_path, decoder, monkeypatch):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    monkeypatch.setattr(module._Measure, "_loss", lambda self, counts, _: 1.0 if counts else 2.0)
+    adapted = replace(decoder, adapter="a", adapter_path=adapter)
+    assert module.bring_along(adapted) == adapter / "calibration.json"
+    found = calibrate(adapted)
+    shutil.rmtree(cache_folder())
+    monkeypatch.setattr(module, "_Measure", None)  # measuring again would fail
+    assert calibrate(adapted) == found
+    for other in (
+        {"decoder": replace(adapted, adapter="b")},
+        {"decoder": replace(adapted, weights="b")},
+        {"decoder": adapted, "selection": "attention"},
+        {"decoder": adapted, "tokens_per_head": 5},
+    ):
+        with pytest.raises(TypeError, match="not callable"):
+            calibrate(**other)
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'"text"', b"\xff\xfe"])

@@ -119,6 +119,9 @@ BAD_FLAGS = f"""
     ask x --memories 0 | ask x --kv-bits 5 | ask x --codec k8
     chat x | chat --json | chat --memory sometimes | chat --max-tokens 0 | chat --temp nan
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
+    eval x --budget many | eval x --budget half | eval x --budget half:0 | eval x --task dance
+    eval x --plot x.png | eval x --task update --plot x.svg | eval x --others x | eval x --limit 0
+    eval x --task recite --mode off | eval x --mode on | eval x --answer-tokens -1
     convert | convert x | convert x y --frob | convert x y --dtype int8
     convert x.gguf y --q-bits 7 | parity x | parity --frob
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
@@ -617,17 +620,37 @@ def test_eval_reports_every_mode(m3, world, tmp_path):
         for a, b in (("boat", "green"), ("cat", "old"), ("door", "blue"))
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
-    flags = [*made(world), "--memories", "2"]
+    flags = ["--encoder", world / "encoder", "--budget", "uniform:4", "--memories", "2"]
+    flags += ["--limit", "2", "--plot", tmp_path / "plot.svg"]
     data = json.loads(good(m3("eval", file, *flags, "--json")).stdout)
-    assert set(data["modes"]) == set(evaluate.MODES) and data["questions"] == 3
-    for score in data["modes"].values():
-        assert set(score) == {"nll", "recovered", "right", "first_token_seconds"}
-    assert data["modes"]["off"]["recovered"] == 0
-    assert data["modes"]["oracle"]["recovered"] == pytest.approx(1)
-    text = good(m3("eval", file, *flags)).stdout
+    assert [row["mode"] for row in data["rows"]] == list(evaluate.MODES) and data["questions"] == 2
+    assert data["rows"][0]["recovered"] == 0
+    assert data["rows"][1]["recovered"] == pytest.approx(1)
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+    shown = good(m3("eval", file, *flags, "--answer-tokens", "0"))
     for mode in evaluate.MODES:
-        assert re.search(rf"^ *{mode} ", text, re.M)
+        assert re.search(rf"^ *{mode} ", shown.stdout, re.M)
+        assert re.search(rf"^{mode} ", shown.stderr, re.M)
     assert not (tmp_path / "store").exists()
+
+
+def test_eval_has_other_tasks(m3, world, tmp_path):
+    flags = ["--encoder", world / "encoder", "--budget", "uniform:4", "--answer-tokens", "4"]
+    question = {"document": "The boat is green.", "question": "Is it?", "answer": "green"}
+    line = {**question, "changed": "red", "choices": ["green", "red"]}
+    texts = [{"document": "The harbour light was lit in March. " * 3 + str(i)} for i in range(2)]
+    for task, lines, words in (
+        ("recite", texts, "never memorized"),
+        ("update", [line], "changed"),
+        ("choice", [line], "chance"),
+    ):
+        file = tmp_path / f"{task}.jsonl"
+        file.write_text("\n".join(map(json.dumps, lines)))
+        assert words in good(m3("eval", file, "--task", task, *flags)).stdout
+        rows = json.loads(good(m3("eval", file, "--task", task, *flags, "--json")).stdout)["rows"]
+        assert any(words in row.values() for row in rows)
+        refused(m3("eval", file, "--task", task, "--memories", 1, "--memories", 2), 2, "one value")
+        refused(m3("eval", file, "--task", task, "--others", tmp_path / "none"), 1, "none")
 
 
 def test_the_demo_shows_three_questions_in_three_modes(m3, world, tmp_path):

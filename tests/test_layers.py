@@ -10,7 +10,7 @@ PACKAGE = ROOT / "m3mlx"
 LAYERS = [
     {"errors", "openblas"},
     {"config"},
-    {"documents", "template"},
+    {"documents", "template", "plot"},
     {"memory.codec", "embed", "store"},
     {"packages"},
     {"memory.cache", "models"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"cli"},
 ]
 # rooms of several files, one place in the layers
-PACKAGES = {"documents", "store", "train", "parity", "serve", "cli"}
+PACKAGES = {"documents", "store", "train", "evaluate", "parity", "serve", "cli"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,8 +14,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import generate
-from mlx_lm.tuner.utils import linear_to_lora_layers
-from tiny import COMMON, FAMILIES, byte_tokenizer, save_model, tiny_model
+from tiny import COMMON, FAMILIES, byte_tokenizer, save_adapter, save_model, tiny_model
 
 from m3mlx import models
 from m3mlx.errors import ModelError
@@ -268,23 +268,6 @@ def test_weights_are_hashed_once_until_they_change(tmp_path):
     assert load_decoder(str(folder)).weights != first
 
 
-def save_adapter(folder, seed=0):
-    model = tiny_model("llama")
-    settings = {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
-    model.freeze()
-    linear_to_lora_layers(model, 4, settings)
-    rng = np.random.default_rng(seed)
-    weights = {
-        name: mx.array(rng.normal(size=array.shape).astype(np.float16))
-        for name, array in tree_flatten(model.trainable_parameters())
-    }
-    folder.mkdir()
-    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
-    config = {"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": settings}
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return folder
-
-
 def test_an_adapter_changes_the_model_and_is_hashed(tmp_path):
     folder = save_model(tmp_path / "tiny")
     plain = load_decoder(str(folder))
@@ -302,6 +285,21 @@ def test_a_foreign_adapter_is_refused(tmp_path):
     for path in (adapter, tmp_path / "nowhere", tmp_path):
         with pytest.raises(ModelError, match="no adapter for this model"):
             load_decoder(str(folder), adapter_path=path)
+
+
+def test_only_a_built_in_model_brings_an_adapter_along(tmp_path):
+    mine = models.ADAPTERS / models.DEFAULT_DECODER
+    assert {path.name for path in mine.iterdir()} >= {
+        "adapters.safetensors",
+        "adapter_config.json",
+        "README.md",
+    }
+    for name in (None, models.DEFAULT_DECODER, models.DEFAULT_DECODER.upper()):
+        assert models.adapter_folder(name, None) == mine
+        assert models.adapter_folder(name, "none") is None
+        assert models.adapter_folder(name, "x") == Path("x")
+    for name in ("all-minilm-l6-v2", "owner/model", str(tmp_path), str(mine), ".", "..", ""):
+        assert models.adapter_folder(name, None) == (mine if not name else None)
 
 
 def test_layers_with_different_heads_are_refused(tmp_path):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from m3mlx import demo
+from m3mlx import demo, models
+from m3mlx.memory import calibrate
 
 pytestmark = pytest.mark.model
 ROOT = Path(__file__).parents[1]
@@ -91,10 +92,23 @@ def test_the_adapter_that_comes_along_reads_memories_better():
     from m3mlx.evaluate import Trial, read_questions
 
     questions = read_questions(ROOT / "tests" / "data" / "questions.jsonl")[:8]
-    adapter = ROOT / "m3mlx" / "data" / "adapters" / "smollm2-135m-instruct"
     losses = []
-    for path in (None, adapter):
-        with Trial(questions, tokens_per_head=8, adapter_path=path) as trial:
+    for path in ("none", None):
+        with Trial(questions, budget="calibrated:8", adapter_path=path) as trial:
             results = trial.measure(["explicit"], 5, 0)["explicit"]
         losses.append(sum(result.nll for result in results))
     assert losses[1] < losses[0]
+
+
+@pytest.mark.slow
+def test_the_adapter_brings_the_calibration_that_is_its_own():
+    """Nobody waits for one: of the default model it is found in the package."""
+    decoder = models.load_decoder(adapter_path=models.adapter_folder(None, None))
+    brought = calibrate._load(
+        decoder.adapter_path / calibrate.CALIBRATION,
+        {"weights": decoder.weights, "adapter": decoder.adapter},
+    )
+    assert brought, "run tools/make_calibration.py again: adapter, model or samples have changed"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "_Measure", None)  # measuring would fail
+        assert calibrate.calibrate(decoder).sharpness == brought["sharpness"]

@@ -70,7 +70,7 @@ def test_a_model_is_trained_fused_and_asked(place, tmp_path):
         (("--steps", "0"), "setting steps: is at least 1"),
         (("--objective", "magic"), "setting objectives"),
         (("--objective", "distill=much"), "'distill=much' is not NAME=SHARE"),
-        (("--budget", "third:8"), "third:8 is none"),
+        (("--budget", "third:8"), "third:8 is no budget"),
         (("--stage", "warmup"), "warmup reads no memories"),
         (("--learning-rate", "nan"), "learning_rate"),
     ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
+from mlx_lm.tuner.utils import linear_to_lora_layers
 from tokenizers import (
     AddedToken,
     Tokenizer,
@@ -110,6 +111,24 @@ def save_model(folder: Path, family: str = "llama", seed: int = 0, **changes) ->
     )
     config = tiny_config(family, eos_token_id=VOCABULARY - 1, **changes)
     (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_adapter(folder: Path, seed: int = 0) -> Path:
+    """Random LoRA layers for the queries of a tiny llama."""
+    model = tiny_model("llama")
+    settings = {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    model.freeze()
+    linear_to_lora_layers(model, 4, settings)
+    rng = np.random.default_rng(seed)
+    weights = {
+        name: mx.array(rng.normal(size=array.shape).astype(np.float16))
+        for name, array in tree_flatten(model.trainable_parameters())
+    }
+    folder.mkdir(parents=True)
+    mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+    config = {"fine_tune_type": "lora", "num_layers": 4, "lora_parameters": settings}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
     return folder
 
 

@@ -3,12 +3,14 @@
     python tools/make_training_data.py OUTPUT [--documents 2000] [--questions 3] [--seed 0]
     python tools/make_training_data.py OUTPUT --answers [--model NAME]
 
-The first writes OUTPUT/train.jsonl and OUTPUT/valid.jsonl. Names, numbers, dates and places are
-drawn at random, so that nobody can know the answers; all templates (training_templates.txt) are our
-own writing, and those of the data for validation are others. The second lets the model itself
-answer every question of train.jsonl with the document pasted into its prompt, and adds its answer
-to those lines where it holds the right words: what a model would say itself teaches it best. It
-takes seconds for each answer on two CPU cores, and goes on where it was interrupted.
+The first writes OUTPUT/train.jsonl, OUTPUT/valid.jsonl and OUTPUT/test.jsonl. Names, numbers, dates
+and places are drawn at random, so that nobody can know the answers; all templates
+(training_templates.txt) are our own writing, and those of validation and test are others. The test
+is the same whatever the arguments: 210 questions about 70 documents. In both, "changed" is another
+value for an answer. The second lets the model itself answer every question of train.jsonl with the
+document pasted into its prompt, and adds its answer to those lines where it holds the right words:
+what a model would say itself teaches it best. It takes seconds for each answer on two CPU cores,
+and goes on where it was interrupted.
 
 The same arguments give the same files. No name of the evaluation's documents is used.
 """
@@ -190,8 +192,11 @@ class Draw:
         return re.sub(r"\{(\w+)\}", replace, pattern)
 
 
-def document(draw: Draw, domain: str, count: int) -> list[dict]:
-    """Questions about one new document: dictionaries as of a line of the file."""
+def document(draw: Draw, domain: str, count: int, other: Draw | None = None) -> list[dict]:
+    """Questions about one new document: dictionaries as of a line of the file.
+
+    ``other`` draws another value for each answer, for when the document is changed.
+    """
     rng = draw.rng
     subjects, facts = DOMAINS[domain]
     subject = draw.fill(rng.choice(subjects.split("|")))
@@ -224,7 +229,7 @@ def document(draw: Draw, domain: str, count: int) -> list[dict]:
         filler=rng.choice(LISTS["filler"]),
     )
     made = []
-    for label, _, _, questions, answers in rng.sample(chosen, min(count, len(chosen))):
+    for label, kind, _, questions, answers in rng.sample(chosen, min(count, len(chosen))):
         value = values[label]
         made.append(
             {
@@ -235,6 +240,10 @@ def document(draw: Draw, domain: str, count: int) -> list[dict]:
                 "source": domain,
             }
         )
+        if other:
+            while (changed := other.value(kind)) in text:
+                pass
+            made[-1]["changed"] = changed
     return made
 
 
@@ -267,16 +276,18 @@ def evaluation_names() -> set[str]:
 def write(output: Path, documents: int, questions: int, seed: int) -> None:
     output.mkdir(parents=True, exist_ok=True)
     forbidden = evaluation_names()
-    for name, held, count in (
-        ("train", False, documents),
-        ("valid", True, max(20, documents // 40)),
+    for name, held, count, each, drawn in (
+        ("train", False, documents, questions, seed),
+        ("valid", True, max(20, documents // 40), questions, seed),
+        ("test", True, 70, 3, "the same for all"),
     ):
-        draw = Draw(random.Random(f"{seed} {name}"), forbidden)
+        draw = Draw(random.Random(f"{drawn} {name}"), forbidden)
+        other = Draw(random.Random(f"{drawn} {name} changed"), forbidden)
         domains = [domain for domain in DOMAINS if (domain in HELD_OUT) == held]
         lines = [
             json.dumps(line, ensure_ascii=False)
             for i in range(count)
-            for line in document(draw, domains[i % len(domains)], questions)
+            for line in document(draw, domains[i % len(domains)], each, other if held else None)
         ]
         (output / f"{name}.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
         print(f"{output}/{name}.jsonl: {len(lines)} questions about {count} documents")

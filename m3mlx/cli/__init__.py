@@ -17,7 +17,7 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, chat, conversion, documents, parity, serve, train, transfer
+from . import answers, chat, conversion, documents, evaluate, parity, serve, train, transfer
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -96,7 +96,7 @@ for command in (
     *(documents.memorize, documents.list_documents, documents.status, documents.forget),
     *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
     *(serve.serve, serve.mcp),
-    *(answers.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
+    *(evaluate.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
     *(conversion.convert, parity.parity),
     *(train.train, train.fuse),
 ):

@@ -1,4 +1,4 @@
-"""Commands that answer: ask, eval, demo."""
+"""Commands that answer: ask, demo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from .options import (
     system_prompt,
 )
 from .render import (
-    dim,
     echo_answer,
     echo_json,
     echo_sources,
@@ -83,51 +82,6 @@ def _from_stdin() -> str:
     if sys.stdin is None:
         raise M3Error("there is no standard input to read the question from")
     return sys.stdin.read()
-
-
-@click.command("eval")
-@click.argument("file", metavar="FILE.jsonl")
-@click.option(
-    "--memories",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="The right reference and so many less one others.",
-)
-@memory_options(*(name for name in READING if name != "memories"))
-@json_option
-@common_options
-def eval_file(file: str, memories: int, options: dict[str, Any], as_json: bool) -> None:
-    """Measure what memory is worth.
-
-    Each line of FILE.jsonl is an object with document, question and answer."""
-    from ..evaluate import evaluate, read_questions
-
-    report = evaluate(read_questions(file), memories=memories, **chosen_model(), **options)
-    data = report.to_json()
-    if as_json:
-        for scores in data["modes"].values():
-            scores.update({key: value if value == value else None for key, value in scores.items()})
-        echo_json(data)
-        return
-    echo_table(
-        ("mode", "loss", "recovered", "right", "first token"),
-        (
-            (
-                mode,
-                f"{score['nll']:.3f}",
-                f"{score['recovered']:.0%}",
-                f"{score['right']:.0%}",
-                human_seconds(score["first_token_seconds"]),
-            )
-            for mode, score in data["modes"].items()
-        ),
-    )
-    dim(
-        f"{data['questions']} questions, {memories} memories of {data['tokens_per_head']:g} tokens "
-        f"per head. Loss is nats per token of the right answer; recovered is the share of what "
-        f"the right reference, pasted as text (oracle), gains."
-    )
 
 
 @click.command()

@@ -133,7 +133,11 @@ _MEMORY = {
     "encoder": click.option(
         "--encoder", metavar="NAME", help="Directory or name of the sentence encoder."
     ),
-    "adapter_path": click.option("--adapter-path", metavar="DIR", help="LoRA adapter of mlx-lm."),
+    "adapter_path": click.option(
+        "--adapter-path",
+        metavar="DIR|none",
+        help="LoRA adapter of mlx-lm.  [default: the one that comes with the model, if any]",
+    ),
     "selection": click.option(
         "--selection",
         type=click.Choice(SELECTIONS),

@@ -6,7 +6,7 @@ package are scored; the tokens of all heads are ranked together, and a head's bu
 of the best it holds on average. With the average set to ``auto`` the smallest one is taken that
 keeps 95 % of what whole memories give for answering questions on the samples, read as they are
 in use: alone, and among the memories of other texts. The same questions tell by how much keys are
-best enlarged when they are read.
+best enlarged when they are read. An adapter may bring its calibration along.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from .write import Writer, keep
 AVERAGES = (4, 8, 16, 32, 64)
 SHARPNESS = (1.1, 1.2, 1.3, 1.4)
 ENOUGH = 0.95  # of what whole memories give
+CALIBRATION = "calibration.json"  # in an adapter's folder
 BATCH = 8
 
 Progress = Callable[[str, int, int], None]  # what, done, total
@@ -54,7 +55,10 @@ def calibrate(
     value_bits: int = 8,
     progress: Progress | None = None,
 ) -> MemoryConfig:
-    """The memory configuration of a model: its own, or from the cache folder, or by measuring.
+    """The memory configuration of a model: its own, or one that was found before, or by measuring.
+
+    A calibration is looked for beside the decoder's adapter, then in the cache folder; both hold
+    only for the same weights, adapter, tokenizer, samples and arguments.
 
     A model that was trained with memories keeps as many tokens in every head of its memory
     layers and needs no measuring, unless a calibrated budget is asked for.
@@ -85,9 +89,36 @@ def calibrate(
             key_bits=key_bits,
             value_bits=value_bits,
         )
-    template = Template(decoder.tokenizer, trained and trained.prefix)
     selection = selection or (trained.selection if trained else "reconstruction")
-    budget = budget or "calibrated"
+    found = _find(decoder, selection, budget or "calibrated", tokens_per_head, progress)
+    return MemoryConfig(
+        selection=selection,
+        budget=found["budget"],
+        counts=tuple(map(tuple, found["counts"])),
+        head_dim=decoder.head_dim,
+        prefix=tuple(found["prefix"]),
+        key_bits=key_bits,
+        value_bits=value_bits,
+        sharpness=found["sharpness"],
+    )
+
+
+def bring_along(decoder: Decoder, progress: Progress | None = None) -> Path:
+    """Write the default calibration beside the decoder's adapter, for all who get the adapter."""
+    path = decoder.adapter_path / CALIBRATION
+    _save(path, _find(decoder, "reconstruction", "calibrated", None, progress))
+    return path
+
+
+def _find(
+    decoder: Decoder,
+    selection: str,
+    budget: str,
+    tokens_per_head: int | None,
+    progress: Progress | None,
+) -> dict:
+    """The budget and what it was found under, as it is kept."""
+    template = Template(decoder.tokenizer, decoder.trained and decoder.trained.prefix)
     texts = _samples()
     wanted = {
         "weights": decoder.weights,
@@ -100,26 +131,18 @@ def calibrate(
         "reference": REFERENCE_TOKENS,
     }
     path = cache_folder() / "calibrations" / f"{digest(wanted)[:32]}.json"
-    found = _load(path, wanted)
-    if found is None:
-        measure = _Measure(decoder, template, texts, selection, progress)
-        if tokens_per_head is None:
-            counts, kept = measure.smallest(budget)
-        else:
-            counts, kept = measure.counts(budget, tokens_per_head), {}
-        found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
-        found["sharpness"] = measure.sharpest(counts)
-        _save(path, found)
-    return MemoryConfig(
-        selection=selection,
-        budget=budget,
-        counts=tuple(map(tuple, found["counts"])),
-        head_dim=decoder.head_dim,
-        prefix=tuple(found["prefix"]),
-        key_bits=key_bits,
-        value_bits=value_bits,
-        sharpness=found["sharpness"],
-    )
+    brought = decoder.adapter_path and _load(decoder.adapter_path / CALIBRATION, wanted)
+    if found := brought or _load(path, wanted):
+        return found
+    measure = _Measure(decoder, template, texts, selection, progress)
+    if tokens_per_head is None:
+        counts, kept = measure.smallest(budget)
+    else:
+        counts, kept = measure.counts(budget, tokens_per_head), {}
+    found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
+    found["sharpness"] = measure.sharpest(counts)
+    _save(path, found)
+    return found
 
 
 def budgets(
@@ -128,7 +151,8 @@ def budgets(
     """Other budgets of the same model, in all else as a configuration that was found.
 
     Args:
-        wanted: of each, "calibrated" or "uniform" and the average tokens per head.
+        wanted: of each, "calibrated" or "uniform" and the average tokens per head; or "half",
+            uniform in the first half of the layers alone, as in the paper (section 3.3).
     """
     layers, heads = len(config.counts), len(config.counts[0])
     measure = None
@@ -142,7 +166,10 @@ def budgets(
             template = Template(decoder.tokenizer)
             measure = measure or _Measure(decoder, template, _samples(), config.selection, None)
             counts = measure.counts(budget, int(average))
-        made.append(replace(config, budget=budget, counts=tuple(map(tuple, counts))))
+        elif budget == "half":
+            counts[layers // 2 :] = [[0] * heads] * (layers - layers // 2)
+        kind = "uniform" if budget == "half" else budget
+        made.append(replace(config, budget=kind, counts=tuple(map(tuple, counts))))
     return made
 
 

@@ -18,7 +18,8 @@ from ..config import CHUNK_TOKENS, SELECTIONS, MemoryConfig
 from ..generate import Conversation
 from ..memory.cache import Layout, make_cache, read_prefix
 from ..memory.codec import PADDING, Memory
-from ..memory.write import Writer, keep
+from ..memory.parallel import logits_with_memories
+from ..memory.write import Writer, keep, write_traced
 from ..models import Decoder
 from ..template import Turn
 from .cases import LORA_EPS, LORA_MODULES, LORA_RANK, LORA_RATE, LORA_SCALE, Case
@@ -158,22 +159,22 @@ def _training(
     selected: np.ndarray,
     stages: Collection[str],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Loss and gradients through reading and writing, the choice of tokens being fixed."""
+    """Loss and gradients through reading and writing, the choice of tokens being fixed.
+
+    This is the way of training: memories written with gradient, and read in one parallel pass.
+    """
     scores = _scores_of(selected, case)
-    layout = Layout(config)
+    target = mx.array(case.context[1:])
 
     def loss(added: list[mx.array]) -> mx.array:
         prefix = read_prefix(model, case.prefix)
-        writer = Writer(model, prefix, case.recite)
-        memory = keep(scores, *writer.score(case.references, "attention")[1:], case.counts)
+        memory = write_traced(model, prefix, case.references, scores, case.counts)
         keys, values = memory.keys + added[0], memory.values + added[1]
         memory = Memory(keys, values, memory.positions)
-        caches, logits = make_cache(model, prefix), []
-        for chunk, slots in zip(case.chunks, case.reads, strict=True):
-            layout.attach(caches, memory.take(slots))
-            logits.append(model(mx.array([chunk]), cache=caches)[0])
-        target = mx.array(case.context[1:])
-        logits = mx.concatenate(logits)[:-1].astype(mx.float32)
+        wanted = range(len(case.context) - 1)
+        logits = logits_with_memories(
+            model, prefix, config, [case.context], memory, [case.reads], [wanted]
+        )
         return nn.losses.cross_entropy(logits, target, reduction="mean")
 
     shape = (len(case.references), config.kept, case.head_dim)

@@ -24,6 +24,7 @@ from ..errors import M3Error
 from ..memory.cache import read_prefix
 from ..memory.calibrate import budgets, calibrate
 from ..models import Decoder, load_decoder, load_encoder
+from ..plot import plot_metrics
 from ..template import Template
 from .adapter import load_weights, prepare, save_adapter, untrained, write_json
 from .batches import Batches
@@ -33,10 +34,9 @@ from .data import Data, read_data
 from .estimate import Estimate, check, estimate
 from .frozen import Frozen
 from .loss import answer_logprobs, batch_loss
-from .plot import plot_metrics
 from .settings import Settings, parse_budget
 from .state import add_metrics, cut_metrics, load_checkpoint, read_metrics, save_checkpoint
-from .validate import Validation, half_of
+from .validate import Validation
 
 Progress = Callable[[str, int, int], None]
 Report = Callable[[dict[str, Any]], None]
@@ -128,7 +128,8 @@ class _Run:
 
         self.budgets = _budgets(decoder, settings, progress)
         self.validation = Validation(held, corpus(held), self.template) if held else None
-        self.name = str(decoder.path)
+        folder = Path(decoder.name)
+        self.name = folder.name if folder.is_dir() else decoder.name  # and not where it lies here
         self.adapter = prepare(self.model, settings)
         start = untrained(self.model)
         if settings.adapter_path:
@@ -280,12 +281,7 @@ def _budgets(decoder: Decoder, settings: Settings, progress: Progress) -> list[M
         value_bits=value_bits,
         progress=progress,
     )
-    kinds = [("uniform" if kind == "half" else kind, tokens) for kind, tokens in wanted]
-    made = budgets(decoder, found, [(kind, n or found.tokens_per_head) for kind, n in kinds])
-    return [
-        half_of(config) if kind == "half" else config
-        for (kind, _), config in zip(wanted, made, strict=True)
-    ]
+    return budgets(decoder, found, [(kind, n or found.tokens_per_head) for kind, n in wanted])
 
 
 def tokenizer(decoder: Decoder) -> Callable[[str], tuple[list[int], list[tuple[int, int]]]]:

@@ -109,7 +109,10 @@ class Settings:
         if self.stage == "warmup" and "distill" in self.objectives:
             refuse("stage", "warmup reads no memories, which distill teaches; use lm, sft or dpo")
         for budget in self.budgets:
-            parse_budget(budget)
+            try:
+                parse_budget(budget)
+            except M3Error as error:
+                refuse("budgets", str(error))
         if not self.budgets:
             refuse("budgets", "names at least one")
         for name in ("steps", "accumulate", "references", "questions", "memories"):
@@ -170,7 +173,7 @@ def parse_budget(text: str) -> tuple[str, int | None]:
     kind, _, count = text.partition(":")
     if kind not in BUDGETS or not count.isdecimal() or not 1 <= int(count) <= 128:
         raise M3Error(
-            f"training setting budgets: {text} is none; write auto, "
+            f"{text} is no budget; write auto, "
             f"{', '.join(f'{kind}:8' for kind in BUDGETS)} or the like"
         )
     return kind, int(count)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -121,12 +120,3 @@ def recovered(losses: dict[str, float], mode: str) -> float:
     """The share that a mode gives of what the right text, pasted, gains."""
     gain = losses["off"] - losses["oracle"]
     return (losses["off"] - losses[mode]) / gain if gain else float(np.nan)
-
-
-def half_of(config: MemoryConfig) -> MemoryConfig:
-    """The same budget in the first half of the layers alone, as in the paper (section 3.3)."""
-    counts = config.counts
-    none = (0,) * len(counts[0])
-    return replace(
-        config, counts=tuple(c if i < len(counts) // 2 else none for i, c in enumerate(counts))
-    )

@@ -15,7 +15,7 @@ import mlx_lm.models.llama
 import pytest
 
 from m3mlx import generate
-from m3mlx.memory import cache, write
+from m3mlx.memory import cache, parallel, write
 from m3mlx.memory.codec import Memory
 from m3mlx.parity import measure
 from m3mlx.parity.cases import TINY, lora
@@ -102,12 +102,12 @@ def no_gradient_by_the_prefix(monkeypatch):
 
 
 def no_gradient_through_writing(monkeypatch):
-    def keep(*args):
-        memory = write.keep(*args)
+    def write_traced(*args):
+        memory = write.write_traced(*args)
         keys, values = map(mx.stop_gradient, (memory.keys, memory.values))
         return Memory(keys, values, memory.positions)
 
-    monkeypatch.setattr(measure, "keep", keep)
+    monkeypatch.setattr(measure, "write_traced", write_traced)
 
 
 # case, mutation, and the stage and layer that catch it
@@ -214,6 +214,35 @@ MUTATIONS = {
             "fed > 1 and fed % CHUNK_TOKENS == 1",
         ),
         ("tokens", None),
+    ),
+    "memories read a chunk late in training": (
+        "llama",
+        partial(rewrite, parallel, "_slots", "number * CHUNK", "(number + 1) * CHUNK"),
+        ("loss", None),
+    ),
+    "padding of memories seen in training": (
+        "llama",
+        partial(rewrite, parallel._PassCache, "attach", "places != PADDING", "places >= 0"),
+        ("loss", None),
+    ),
+    "keys not enlarged in training": (
+        "llama",
+        partial(
+            rewrite, parallel._PassCache, "attach", "memory.keys * layout.sharpness", "memory.keys"
+        ),
+        ("loss", None),
+    ),
+    "a token sees the next in training": (
+        "llama",
+        partial(
+            rewrite, parallel._PassCache, "widen", "at[:, None] >= at", "at[:, None] >= at - 1"
+        ),
+        ("loss", None),
+    ),
+    "positions of the context in training": (
+        "llama",
+        partial(rewrite, measure, "logits_with_memories", "config.reference_tokens", "127"),
+        ("loss", None),
     ),
     "no gradient by the prefix": ("qwen2-untied", no_gradient_by_the_prefix, ("gradients", None)),
     "no gradient through writing": (

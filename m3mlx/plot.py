@@ -1,4 +1,4 @@
-"""The metrics of a run as a picture: SVG, written by hand, so that nothing has to be installed."""
+"""Curves as a picture: SVG, written by hand, so that nothing has to be installed."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ def draw(curves: dict[str, Curve], across: str, up: str) -> str:
         color = COLORS[number % len(COLORS)]
         line = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*point) for point in sorted(curve)))
         parts.append(f'<path d="M{line}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        if len(curve) == 1:
+            parts.append('<circle cx="{:.1f}" cy="{:.1f}" r="3"/>'.format(*place(*curve[0])))
         at = EDGE + 16 * number
         parts.append(f'<text x="{WIDTH - 140}" y="{at}" fill="{color}">{name}</text>')
     return "\n".join([*parts, "</svg>", ""])
