@@ -1,7 +1,8 @@
 """The one orchestrator: documents become memories, questions become answers.
 
 The command line and Python users go through ``Assistant``; it owns the models and the store,
-loads each when it is first needed, and holds no arithmetic of its own.
+loads each when it is first needed, and holds no arithmetic of its own. What needs MLX is imported
+where it is used, so that looking at a store takes no second.
 """
 
 from __future__ import annotations
@@ -11,47 +12,36 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import editions, models
-from .chat import Answer, Chat, collect
+from . import editions
 from .config import CODECS, MEMORIES, MemoryConfig, default_store, fingerprint
-from .embed import Encoder
 from .errors import FingerprintError, StoreError
 from .memorize import BATCH, Memorized, Memorizing, Progress
-from .memory.cache import PrefixStates, read_prefix
-from .memory.calibrate import calibrate
-from .memory.codec import Codec, Memory
-from .memory.write import Writer
 from .store import (
     BusyStore,
     ColdReference,
     Edition,
+    Filter,
     Findings,
+    Forgotten,
     Hit,
     MemoryStore,
     Passphrase,
     Repair,
-    Residue,
     StoredDocument,
 )
 from .template import Template
 
-
-class Forgotten(NamedTuple):
-    """What was erased.
-
-    Attributes:
-        documents: that are gone.
-        residue: what was found of them all the same; None where nobody looked.
-        certificate: of that search, as JSON-able values that do not name the documents.
-    """
-
-    documents: list[StoredDocument]
-    residue: list[Residue] | None
-    certificate: dict | None
+if TYPE_CHECKING:
+    from .chat import Answer, Chat
+    from .embed import Encoder
+    from .memory.cache import PrefixStates
+    from .memory.codec import Codec, Memory
+    from .memory.write import Writer
+    from .models import Decoder
 
 
 class Assistant:
@@ -69,6 +59,7 @@ class Assistant:
             trained with, or five.
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
+        only: which documents are searched; None for all.
         encrypt: whether a store that is made new is encrypted.
         passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
             one in the system's key store.
@@ -89,16 +80,17 @@ class Assistant:
         memories: int | None = None,
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
+        only: Filter | None = None,
         encrypt: bool = False,
         passphrase: Passphrase | None = None,
         progress: Progress | None = None,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.kv_bits, self.retrieval = kv_bits, retrieval
+        self.kv_bits, self.retrieval, self.only = kv_bits, retrieval, only
         self._memories = memories
         self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
-        self._names = model, encoder, adapter_path
+        self.model_name, self.encoder_name, self._adapter_path = model, encoder, adapter_path
         self._options = selection, budget, tokens_per_head, codec
         self._store: MemoryStore | None = None
         self._hits: dict[int, Hit] = {}  # of the last search
@@ -118,14 +110,17 @@ class Assistant:
     # --- models, each loaded at its first use
 
     @cached_property
-    def decoder(self) -> models.Decoder:
-        name, _, adapter = self._names
-        folder = models.adapter_folder(name, adapter)
-        return models.load_decoder(name, adapter_path=folder, progress=self.progress)
+    def decoder(self) -> Decoder:
+        from . import models
+
+        folder = models.adapter_folder(self.model_name, self._adapter_path)
+        return models.load_decoder(self.model_name, adapter_path=folder, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:
-        return models.load_encoder(self._names[1], progress=self.progress)
+        from . import models
+
+        return models.load_encoder(self.encoder_name, progress=self.progress)
 
     @cached_property
     def template(self) -> Template:
@@ -150,6 +145,8 @@ class Assistant:
         return self._calibrated()
 
     def _calibrated(self) -> MemoryConfig:
+        from .memory.calibrate import calibrate
+
         selection, budget, tokens, codec = self._options
         key_bits, value_bits = CODECS[codec or "k8v8"]
         return calibrate(
@@ -164,20 +161,28 @@ class Assistant:
 
     @cached_property
     def codec(self) -> Codec:
+        from .memory.codec import Codec
+
         return Codec(self.config)
 
     @cached_property
     def prefix(self) -> PrefixStates:
         """Keys and values of the constant prefix that the memories were written behind."""
+        from .memory.cache import read_prefix
+
         return read_prefix(self.decoder.model, self.config.prefix)
 
     @cached_property
     def plain_prefix(self) -> PrefixStates:
         """The model's own prefix, for conversations that need neither store nor calibration."""
+        from .memory.cache import read_prefix
+
         return read_prefix(self.decoder.model, self.template.prefix)
 
     @cached_property
     def writer(self) -> Writer:
+        from .memory.write import Writer
+
         return Writer(self.decoder.model, self.prefix, self.template.recite)
 
     def _conditions(self, config: MemoryConfig) -> dict[str, str]:
@@ -285,6 +290,7 @@ class Assistant:
         paths: Iterable[str | Path] = (),
         *,
         contents: Mapping[str, bytes] | None = None,
+        collection: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
@@ -298,6 +304,7 @@ class Assistant:
 
         Args:
             contents: documents that are no files, by a name that tells their format.
+            collection: that all of them are put into; None leaves each where it is.
             include, exclude: patterns as in .gitignore.
             cold: write text and vectors now and each memory at its first use (section 3.1 of
                 the paper).
@@ -327,6 +334,8 @@ class Assistant:
             with self._open_to_write() as store:
                 run.compare(store)
                 run.add(store)
+                if collection is not None:
+                    run.collect(store, collection)
                 if prune:
                     run.prune(store)
         return run.done
@@ -453,7 +462,7 @@ class Assistant:
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """The references that fit each of several texts best."""
         vectors = self.encoder.encode(list(texts), query=True)
-        found = self.store().search(vectors, texts, k, self.retrieval)
+        found = self.store().search(vectors, texts, k, self.retrieval, self.only)
         self._hits = {hit.slot: hit for hits in found for hit in hits}
         return found
 
@@ -490,10 +499,14 @@ class Assistant:
                 prompt, "off" does neither.
             options: as of ``Chat.send``, and ``system`` as of ``chat``.
         """
+        from .chat import collect
+
         options.setdefault("query", "chunk")
         chat = self.chat(memory=memory, system=options.pop("system", None))
         return collect(chat.send(question, **options), memory)
 
     def chat(self, *, memory: str = "explicit", system: str | None = None) -> Chat:
         """Begin a conversation; ``system`` is a system prompt of the user's own."""
+        from .chat import Chat
+
         return Chat(self, memory, system)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .assistant import Answer, Assistant
+from .assistant import Assistant
+from .chat import Answer
 from .config import MODES
 
 DATA = Path(__file__).parent / "data"

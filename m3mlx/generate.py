@@ -24,7 +24,7 @@ import numpy as np
 from .config import CHUNK_TOKENS, MEMORIES, MemoryConfig
 from .memory.cache import Layout, PrefixStates, make_cache
 from .memory.codec import Memory
-from .models import Decoder
+from .models import Decoder, last_rows
 from .template import Turn
 
 PREFILL_STEP = 512  # most tokens of a prompt in one pass, which bounds memory
@@ -137,6 +137,7 @@ class Conversation:
         self.timings = Timings()
         self.sources: list[Any] = []
         self._pending: list[int] = []  # generated, not yet in the caches
+        self._held: tuple[list[int], Memory | None] = [], None  # what was read last, by slot
 
     def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
         """Feed a turn, each chunk beside its own memories.
@@ -149,6 +150,7 @@ class Conversation:
         Returns:
             Logits (rows, vocabulary), float32.
         """
+        self._held = [], None  # between turns a store may be compacted, which renumbers
         start = perf_counter()
         before = self.timings.retrieve_seconds + self.timings.read_seconds
         if self.search is None:
@@ -253,8 +255,9 @@ class Conversation:
 
     def _feed(self, tokens: list[int], rows: int = 1) -> mx.array:
         """Run tokens through the model; the last logits, float32 (rows, vocabulary)."""
-        logits = self.decoder.model(mx.array([tokens]), cache=self.caches)
-        return logits[0, -rows:].astype(mx.float32)
+        with last_rows(self.decoder.model, rows):
+            logits = self.decoder.model(mx.array([tokens]), cache=self.caches)
+        return logits[0].astype(mx.float32)
 
     def _plan(
         self, tokens: list[int], words: range, query: str
@@ -313,8 +316,15 @@ class Conversation:
         return found
 
     def _read(self, slots: list[int]) -> Memory | None:
+        """Memories of slots, in that order; those that were read last are not read again."""
         start = perf_counter()
-        memory = self.read(slots) if slots else None
+        known, memory = self._held
+        if missing := [slot for slot in slots if slot not in known]:
+            read = self.read(missing)
+            known = [*known, *missing]
+            memory = read if memory is None else Memory.join([memory, read])
+        memory = memory.take([known.index(slot) for slot in slots]) if slots else None
+        self._held = list(slots), memory
         self.timings.read_seconds += perf_counter() - start
         return memory
 

@@ -143,6 +143,11 @@ class Memorizing:
         self.progress("memorizing", total, total)
         self.done.seconds = perf_counter() - self._start
 
+    def collect(self, store: MemoryStore, collection: str) -> None:
+        """Put all that was found into a collection, also what was known."""
+        found = {file.path for file in self.files}
+        store.collect((d.id for d in store.documents() if d.path in found), collection)
+
     def prune(self, store: MemoryStore) -> None:
         """Forget the documents whose files have vanished."""
         self.done.pruned = True

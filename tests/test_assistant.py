@@ -7,7 +7,7 @@ import pytest
 from tiny import save_adapter, save_encoder, save_model
 
 from m3mlx import Assistant, MemoryStore, models
-from m3mlx.assistant import collect
+from m3mlx.chat import collect
 from m3mlx.errors import FingerprintError, M3Error, StoreError
 from m3mlx.memorize import BATCH
 

@@ -23,11 +23,11 @@ from m3mlx.cli import main
 from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
 
 COMMANDS = [
-    *("memorize", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
-    *("serve", "mcp"),
+    *("memorize", "watch", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
+    *("sessions", "serve", "mcp"),
     *("eval", "demo", "export", "import", "keygen"),
 ]
-COMMANDS += ["convert", "parity", "train", "fuse"]
+COMMANDS += ["convert", "parity", "bench", "train", "fuse", "inspect", "models", "doctor"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
@@ -123,7 +123,13 @@ BAD_FLAGS = f"""
     eval x --plot x.png | eval x --task update --plot x.svg | eval x --others x | eval x --limit 0
     eval x --task recite --mode off | eval x --mode on | eval x --answer-tokens -1
     convert | convert x | convert x y --frob | convert x y --dtype int8
-    convert x.gguf y --q-bits 7 | parity x | parity --frob
+    convert x.gguf y --q-bits 7 | parity x | parity --frob | bench x | bench --rounds 0
+    watch | watch x --frob | watch x --debounce -1 | watch x --rescan 0 | watch x --grace no
+    memorize --watch | memorize x --watch --json | memorize x --watch --dry-run
+    chat --session a/b | sessions frob | sessions show | sessions delete | sessions search
+    recall x --since soon | ask x --since 2026-13-01 | recall x --type | chat --path
+    inspect | inspect x y | ask x --inspect o.html --memory text | ask x --inspect
+    doctor x | doctor --frob | models --frob | models frob | models remove
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 
@@ -306,6 +312,25 @@ def test_help_and_wrong_flags_import_nothing_heavy():
             [sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True
         )
         assert done.stdout.splitlines()[-1] == "[]", (args, done.stdout)
+
+
+def test_bench_compares_the_modes_and_touches_no_store(m3, world, tmp_path):
+    report = json.loads(good(m3("bench", "--rounds", "1", "--json", *made(world))).stdout)
+    assert report["plan"]["rounds"] == 1 and report["machine"]["mlx"]
+    assert report["ratios"]["ask 64, first token: explicit warm / text"]["seconds"] > 0
+    assert not (tmp_path / "store").exists()
+
+
+def test_looking_at_a_store_imports_no_mlx(world):
+    code = (
+        "import sys\nfrom m3mlx.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "print([m for m in ('mlx', 'mlx_lm', 'transformers') if m in sys.modules])"
+    )
+    for command in ("list", "status"):
+        args = [sys.executable, "-c", code, command, "--store", str(world / "store")]
+        done = subprocess.run(args, cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1] == "[]", (command, done.stdout, done.stderr)
 
 
 def test_version_and_module(world, tmp_path):

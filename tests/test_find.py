@@ -225,3 +225,17 @@ def test_exclude_leaves_out_what_matches(tmp_path):
     assert names(tmp_path, exclude=["*.md"]) == ["d.txt"]
     assert names(tmp_path, include=["*.md"], exclude=["x/y"]) == ["a.md", "x/b.md"]
     assert names(tmp_path, tmp_path / "a.md", tmp_path / "d.txt", exclude=["*.txt"]) == ["a.md"]
+
+
+def test_near_some_paths_only_they_are_looked_at(tmp_path):
+    for name in ("a/one.md", "a/b/two.md", "a/b/c/three.md", "d/four.md", "five.md"):
+        write(tmp_path / name)
+    write(tmp_path / "a/b/.gitignore", "three.md\n")
+    assert names(tmp_path, near=[tmp_path / "a/b"]) == ["a/b/two.md"]
+    assert names(tmp_path, near=[tmp_path / "five.md", tmp_path / "d"]) == ["d/four.md", "five.md"]
+    assert names(tmp_path, near=[tmp_path / "a/b/c/three.md"]) == []
+    assert names(tmp_path, near=[tmp_path]) == names(tmp_path)
+    assert names(tmp_path, near=[tmp_path / "gone"]) == names(tmp_path, near=[]) == []
+    assert names(tmp_path, tmp_path / "d", tmp_path / "five.md", near=[tmp_path / "five.md"]) == [
+        "five.md"
+    ]

@@ -127,7 +127,7 @@ def test_every_token_is_fed_once_over_many_turns(world):
         tokens, _ = world.generate(conversation, turn, 5)
         expected += tokens
     assert sum(world.fed, []) == expected[:-1]  # the last waits for the next turn
-    cached = conversation.caches[0].base.offset
+    cached = conversation.caches[0].context
     assert cached == len(world.template.prefix) + len(expected) - 1
 
 
@@ -248,3 +248,42 @@ def test_a_memory_that_is_farther_from_the_query_counts_less(world):
     half = Found(1, 0.3 + 0.1 * math.log(2))  # and two halves are a whole
     assert apart(logits([near, half, half], 0.1), both) < 1e-5
     assert apart(logits([Found(0, 0.9)], 0.1), alone) < 1e-6
+
+
+def test_memories_that_are_found_again_are_not_read_again(world):
+    turn = plain_turn(world, "q" * 64)
+
+    def generate(conversation):
+        order = iter([[2, 1, 3], [3, 4, 1], [0], [], [4, 0]])
+        conversation.search = lambda texts, k: [list(map(Found, next(order))) for _ in texts]
+        world.reads.clear()
+        return world.generate(conversation, turn, 280)
+
+    tokens, steps = generate(world.conversation())
+    assert world.reads == [[2, 1, 3], [4], [0], [4, 0]]
+    assert [hit.slot for hit in steps[80].sources] == [3, 4, 1]
+    forgetful = world.conversation()
+    read = forgetful._read
+    forgetful._read = lambda slots: setattr(forgetful, "_held", ([], None)) or read(slots)
+    other, anew = generate(forgetful)
+    assert world.reads == [[2, 1, 3], [3, 4, 1], [0], [4, 0]] and other == tokens
+    for one, two in zip(steps[:-1], anew[:-1], strict=True):
+        assert mx.array_equal(one.logprobs, two.logprobs)
+
+
+def test_only_the_wanted_logits_of_a_prompt_are_computed(world):
+    """The sums of one row run in another order than those of many: equal to 1e-5."""
+    seen = []
+    head = world._model.model.embed_tokens
+    as_linear = head.as_linear
+    head.as_linear = lambda x: seen.append(x.shape[1]) or as_linear(x)
+    turn = plain_turn(world, "q" * 70)
+    caches = world.conversation(explicit=False).caches
+    whole = world._model(mx.array([list(turn.tokens)]), cache=caches)[0]
+    for rows in (1, 3):
+        got = world.conversation(explicit=False).prefill(turn, rows=rows)
+        assert got.shape[0] == rows
+        assert mx.abs(got - whole[-rows:]).max().item() < 1e-5
+    assert seen == [70, 1, 3]
+    del head.as_linear
+    assert len(world._model(mx.array([[1, 2, 3]]))[0]) == 3  # the model is left as it was

@@ -1,5 +1,7 @@
 """What must hold for every family (DESIGN, section 4): the specification of the arithmetic."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -120,6 +122,38 @@ def test_chunked_prefill_equals_decoding_token_by_token(family, counts):
     close(outputs[0], outputs[1])
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_memories_come_and_go_in_front_of_a_buffer_that_grows(kv_bits):
+    """Other sizes, none, and the first again, over more tokens than mlx-lm's buffer starts with."""
+    setup = Setup("llama", RAGGED, head_dim=64)
+    setup.config = replace(setup.config, head_dim=64)
+    memories = [setup.write(*(tokens(9 * n + i, LENGTH) for i in range(n))) for n in (2, 5)]
+    schedule, context = [memories[0], None, memories[1], memories[0]], tokens(4, 400)
+    outputs = []
+    for size in (100, 20):
+        caches, out = setup.caches(kv_bits=kv_bits), []
+        for start in range(0, 400, size):
+            if start % 100 == 0:
+                setup.layout.attach(caches, schedule[start // 100])
+            out.append(setup.read(caches, context[start : start + size]))
+        outputs.append(mx.concatenate(out))
+        assert [cache.context for cache in caches] == [400 + len(PREFIX)] * 4
+        assert {cache.offset for cache in caches} == {400 + len(PREFIX) + LENGTH}
+    close(*outputs, 2e-2 if kv_bits else 1e-5)
+
+
+def test_a_step_of_decoding_neither_copies_memories_nor_makes_their_mask_again():
+    setup = Setup("llama", RAGGED)
+    caches = setup.caches(setup.write(tokens(1, LENGTH)))
+    for token in tokens(2, 3):
+        setup.read(caches, [token])
+    ragged = caches[2]
+    mask, room = ragged._row, ragged.base.keys.shape
+    for token in tokens(3, 20):
+        setup.read(caches, [token])
+    assert ragged._row is mask and ragged.base.keys.shape == room
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_ragged_memory_equals_attention_over_just_the_kept_tokens(family):
     """One layer, so that the reference can be computed by hand: a mask over the whole text."""
@@ -161,7 +195,8 @@ def test_the_prefix_is_bit_identical_whatever_the_memories_are(family):
         setup.read(caches, tokens(2, 9))
     for (keys, values), one, two in zip(setup.prefix, bare, full, strict=True):
         for cache in (one, two):
-            got = cache.base.keys_and_values()
+            in_front = cache.length if isinstance(cache.base, KVCache) else 0
+            got = [x[:, :, in_front:] for x in cache.base.keys_and_values()]
             assert mx.array_equal(got[0][:, :, : len(PREFIX)], keys)
             assert mx.array_equal(got[1][:, :, : len(PREFIX)], values)
 

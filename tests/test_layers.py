@@ -10,18 +10,19 @@ PACKAGE = ROOT / "m3mlx"
 LAYERS = [
     {"errors", "openblas"},
     {"config"},
-    {"documents", "template", "plot"},
+    {"documents", "template", "plot", "view"},
     {"memory.codec", "embed", "store"},
     {"packages"},
-    {"memory.cache", "models"},
+    {"memory.cache", "models", "cached"},
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer", "serve", "llm_plugin"},
+    {"evaluate", "demo", "parity", "transfer", "bench", "serve", "llm_plugin"},
+    {"watch", "doctor", "history", "inspect"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers
-PACKAGES = {"documents", "store", "train", "evaluate", "parity", "serve", "cli"}
+PACKAGES = {"documents", "store", "train", "evaluate", "parity", "bench", "serve", "cli"}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if "data" not in path.parts)
 
 

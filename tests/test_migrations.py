@@ -75,7 +75,7 @@ def test_each_step_happens_wholly_or_not_at_all(path, monkeypatch):
     with sqlite3.connect(path / "catalog.sqlite") as db:
         names = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
     db.close()
-    assert "edition" not in names
+    assert "collection" not in names
     assert len(before) <= (path / "catalog.sqlite").stat().st_size
     with MemoryStore.open(path, **LARGE) as store:
         assert everything(store) == all_of_it()

@@ -1,14 +1,16 @@
 """The two scores against a plain NumPy computation, and what is kept of them."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
 
+from m3mlx.config import SELECTIONS, MemoryConfig
 from m3mlx.errors import ModelError
 from m3mlx.memory.cache import read_prefix
-from m3mlx.memory.write import Writer, _choose
+from m3mlx.memory.write import Writer, _choose, keep
 
 PREFIX, RECITE = [256, 7, 30], [9, 8]
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -136,3 +138,32 @@ def test_tokens_that_the_model_does_not_know_are_refused(writer, foreign):
             writer.score([[1, 2], [3, foreign]], score)
     with pytest.raises(ModelError, match="260"):
         read_prefix(writer.model, [foreign])
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_layers_without_memories_are_not_ranked(writer, selection):
+    """Layers that hold nothing cost nothing, and change no bit of those that do."""
+    row, counts = tokens(0, 24), ((3, 0), (0, 0), (7, 2), (0, 0))
+    got = writer.write([row], MemoryConfig(selection, "calibrated", counts, DIM, tuple(PREFIX)))
+    expected = keep(*writer.score([row], selection), counts)
+    assert (got.positions == expected.positions).all()
+    assert mx.array_equal(got.keys, expected.keys) and mx.array_equal(got.values, expected.values)
+    assert writer.score([row], selection, [0, 2])[0].shape[1] == 2
+
+
+def test_a_short_reference_is_not_padded_to_a_long_one(writer, monkeypatch):
+    lengths, batches = [100, 3, 90, 4, 20], []
+    score = Writer.score
+    monkeypatch.setattr(
+        Writer,
+        "score",
+        lambda self, references, *rest: (
+            batches.append([len(row) for row in references]) or score(self, references, *rest)
+        ),
+    )
+    config = MemoryConfig("attention", "uniform", ((2, 2),) * 4, DIM, tuple(PREFIX))
+    rows = [tokens(n, length) for n, length in enumerate(lengths)]
+    together = writer.write(rows, config)
+    assert batches == [[3, 4], [20], [90, 100]]
+    for n, row in enumerate(rows):  # in the order given
+        assert (writer.write([row], config).positions[0] == together.positions[n]).all()

@@ -17,7 +17,22 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
-from . import answers, chat, conversion, documents, evaluate, parity, serve, train, transfer
+from . import (
+    answers,
+    bench,
+    chat,
+    conversion,
+    documents,
+    evaluate,
+    inspect,
+    machine,
+    parity,
+    serve,
+    sessions,
+    train,
+    transfer,
+    watch,
+)
 from .options import common_options, is_verbose
 from .render import one_line
 
@@ -93,11 +108,12 @@ def main() -> None:
 
 
 for command in (
-    *(documents.memorize, documents.list_documents, documents.status, documents.forget),
-    *(documents.compact, documents.check, documents.recall, answers.ask, chat.chat),
-    *(serve.serve, serve.mcp),
-    *(evaluate.eval_file, answers.demo, transfer.export, transfer.import_file, transfer.keygen),
-    *(conversion.convert, parity.parity),
+    *(documents.memorize, watch.watch, documents.list_documents, documents.status),
+    *(documents.forget, documents.compact, documents.check, documents.recall, answers.ask),
+    *(chat.chat, sessions.sessions, serve.serve, serve.mcp, evaluate.eval_file, answers.demo),
+    *(transfer.export, transfer.import_file, transfer.keygen),
+    *(conversion.convert, parity.parity, bench.bench),
     *(train.train, train.fuse),
+    *(inspect.inspect, machine.models, machine.doctor),
 ):
     main.add_command(command)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..errors import M3Error
+from .inspect import write_page
 from .options import (
     READING,
     chosen_model,
     common_options,
+    filter_options,
     generation_options,
     is_verbose,
     json_option,
@@ -31,6 +34,9 @@ from .render import (
     one_line,
 )
 
+if TYPE_CHECKING:
+    from ..store import Filter
+
 
 @click.command()
 @click.argument("question")
@@ -38,6 +44,13 @@ from .render import (
 @generation_options(query="chunk")
 @system_prompt
 @click.option("--no-sources", is_flag=True, help="Print the answer alone.")
+@click.option(
+    *("--inspect", "view_file"),
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="OUT.html",
+    help="Write a page of what the answer attended to.",
+)
+@filter_options
 @memory_options(*READING)
 @json_option
 @common_options
@@ -47,24 +60,39 @@ def ask(
     generation: dict[str, Any],
     system_prompt: str | None,
     no_sources: bool,
+    view_file: Path | None,
+    only: Filter | None,
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Answer one question from memory. QUESTION - reads it from standard input."""
     question = _from_stdin() if question == "-" else question
-    with open_assistant(**options) as assistant:
-        if as_json:
-            answer = assistant.ask(question, memory=memory, system=system_prompt, **generation)
-            fields = asdict(answer)
-            echo_json(
-                {
-                    "answer": answer.text,
-                    **{key: fields[key] for key in ("memory", "sources", "timings")},
-                }
-            )
-            return
+    if view_file and (memory != "explicit" or options["kv_bits"]):
+        raise click.UsageError(
+            "--inspect needs --memory explicit, and a context of full precision."
+        )
+    with open_assistant(only=only, **options) as assistant:
         chat = assistant.chat(memory=memory, system=system_prompt)
-        spans, timings = echo_answer(chat.send(question, **generation))
+        steps, view = chat.send(question, **generation), None
+        if view_file:
+            from ..inspect import AnswerView
+
+            assistant.check()
+            view = AnswerView(assistant, question)
+            steps = view.watch(steps)
+        if as_json:
+            from ..chat import collect
+
+            answer = collect(steps, memory)
+            fields = asdict(answer)
+            kept = {key: fields[key] for key in ("memory", "sources", "timings")}
+            echo_json({"answer": answer.text, **kept})
+        else:
+            spans, timings = echo_answer(steps)
+        if view:
+            write_page(view_file, view.page())
+    if as_json:
+        return
     if spans and not no_sources:
         click.echo()
         echo_sources(spans)

@@ -22,6 +22,7 @@ from .options import (
     MODES,
     READING,
     common_options,
+    filter_options,
     generation_options,
     memory_mode,
     memory_options,
@@ -32,6 +33,7 @@ from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note,
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
+    from ..store import Filter
 
 HELP = """\
 /help                         this list
@@ -46,29 +48,46 @@ HELP = """\
 
 @click.command()
 @memory_mode
+@click.option("--session", metavar="NAME", help="Keep the conversation, or go on with a kept one.")
+@click.option(
+    "--remember", is_flag=True, help="At the end, memorize the conversation as a document."
+)
 @generation_options(query="message")
 @system_prompt
+@filter_options
 @memory_options(*READING)
 @common_options
 def chat(
     memory: str,
+    session: str | None,
+    remember: bool,
     generation: dict[str, Any],
     system_prompt: str | None,
+    only: Filter | None,
     options: dict[str, Any],
 ) -> None:
     """Talk with the model about your documents."""
+    from .. import history
+
+    if session is not None:
+        try:
+            history.check_name(session)
+        except M3Error as error:
+            raise click.UsageError(str(error)) from error
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
-    with open_assistant(**options) as assistant:
-        session = _Session(assistant, memory, system_prompt, generation)
-        session.begin()
+    with open_assistant(only=only, **options) as assistant:
+        conversation = _Conversation(assistant, memory, system_prompt, generation, session)
+        conversation.begin()
         with _editing():
             for line in _lines():
-                if not session.answer(line.strip()):
+                if not conversation.answer(line.strip()):
                     break
+        if remember and (name := history.remember(assistant, session, conversation.said)):
+            note(f"Remembered as {name}; m3mlx forget {shlex.quote(name)} erases it.")
 
 
-class _Session:
+class _Conversation:
     """One conversation in the terminal."""
 
     def __init__(
@@ -77,13 +96,16 @@ class _Session:
         memory: str,
         system: str | None,
         generation: dict[str, Any],
+        session: str | None,
     ):
-        self.assistant, self.generation = assistant, generation
+        self.assistant, self.generation, self.session = assistant, generation, session
+        self.said: list[dict[str, str]] = []  # since the beginning, also before a reset
         self.chat = assistant.chat(memory=memory, system=system)
         self.spans: Spans = {}  # of the last answer
 
     def begin(self) -> None:
         """Load what the first answer needs, so that what is wrong shows at once."""
+        from .. import history
         from ..store import MemoryStore
 
         known = MemoryStore.exists(self.assistant.store_path)
@@ -92,6 +114,9 @@ class _Session:
         name = self.assistant.decoder.name
         count = len(self.assistant.documents()) if known else 0
         note(f"{name}, {count} documents in memory. /help lists commands.")
+        if self.session is not None and (kept := history.recent(self.assistant, self.session)):
+            self.chat.messages += kept
+            note(f"Going on with {self.session}: {len(kept)} messages are read again.")
 
     def answer(self, line: str) -> bool:
         """Do what a line says. False ends the chat."""
@@ -111,6 +136,8 @@ class _Session:
         return True
 
     def _send(self, message: str) -> None:
+        from .. import history
+
         said = len(self.chat.messages)
         try:
             with _stoppable() as stopped:
@@ -121,6 +148,9 @@ class _Session:
                 self.chat.reset()
                 note("The conversation starts anew.")
             raise
+        self.said += self.chat.messages[-2:]
+        if self.session is not None:
+            history.keep(self.assistant, self.session, self.chat.messages[-2:])
         for span, hits in self.spans.items():
             first = span * CHUNK_TOKENS + 1
             names = dict.fromkeys(place(hit).rpartition(os.sep)[2] for hit in hits)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .options import (
     WRITING,
     Size,
+    collection_option,
     common_options,
     encrypt_options,
+    filter_options,
     is_verbose,
     json_option,
     memory_options,
@@ -31,7 +33,12 @@ from .render import (
     human_bytes,
     memorized_json,
     one_line,
+    watched_text,
 )
+from .watch import follow
+
+if TYPE_CHECKING:
+    from ..store import Filter
 
 INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 
@@ -40,6 +47,7 @@ INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 @click.argument("paths", nargs=-1, metavar="PATH…")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
+@collection_option
 @click.option("--cold", is_flag=True, help="Write each memory at its first use.")
 @click.option("--prune", is_flag=True, help="Forget documents whose files have vanished.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; tell what would be written.")
@@ -51,6 +59,7 @@ INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 @click.option(
     "--max-bytes", type=Size(), help="Keep the store within this size from now on, such as 2GB."
 )
+@click.option("--watch", is_flag=True, help="Then follow the paths, as m3mlx watch does.")
 @encrypt_options
 @memory_options(*WRITING)
 @json_option
@@ -59,11 +68,13 @@ def memorize(
     paths: tuple[str, ...],
     include: tuple[str, ...],
     exclude: tuple[str, ...],
+    collection: str | None,
     cold: bool,
     prune: bool,
     dry_run: bool,
     rebuild: bool,
     max_bytes: int | None,
+    watch: bool,
     encrypt: str | None,
     options: dict[str, Any],
     as_json: bool,
@@ -73,6 +84,8 @@ def memorize(
         raise click.UsageError("Missing argument 'PATH…'.")
     if dry_run and (rebuild or max_bytes is not None):
         raise click.UsageError("--dry-run goes with files only.")
+    if watch and (dry_run or as_json or not paths):
+        raise click.UsageError("--watch needs paths, and goes with neither --dry-run nor --json.")
     with open_assistant(encrypt, **options) as assistant:
         done, rebuilt, dropped = None, None, None
         try:
@@ -82,25 +95,39 @@ def memorize(
                 rebuilt = assistant.rebuild(cold=cold)
             if paths:
                 done = assistant.memorize(
-                    paths, include=include, exclude=exclude, cold=cold, prune=prune, dry_run=dry_run
+                    paths,
+                    collection=collection,
+                    include=include,
+                    exclude=exclude,
+                    cold=cold,
+                    prune=prune,
+                    dry_run=dry_run,
                 )
             if max_bytes is not None and dropped is None and assistant.has_store():
                 dropped = assistant.set_bound(max_bytes or None)
         except KeyboardInterrupt:
             click.echo(INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None
-    if as_json:
-        also = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
-        asked = {name: value for name, value in also.items() if value is not None}
-        echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
-    else:
-        if dropped is not None:
-            click.echo(f"{dropped} memories dropped; the store is {bound_text(max_bytes)}")
-        if rebuilt:
-            echo_rebuilt(rebuilt)
-        if done:
-            echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
-    if done and done.failed:
+        if as_json:
+            also = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
+            asked = {name: value for name, value in also.items() if value is not None}
+            echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
+        else:
+            if dropped is not None:
+                click.echo(f"{dropped} memories dropped; the store is {bound_text(max_bytes)}")
+            if rebuilt:
+                echo_rebuilt(rebuilt)
+            if done:
+                echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
+        if watch:
+            follow(
+                *(assistant, paths),
+                collection=collection,
+                include=include,
+                exclude=exclude,
+                cold=cold,
+            )
+    if done and done.failed and not watch:
         raise click.exceptions.Exit(1)
 
 
@@ -117,10 +144,11 @@ def list_documents(as_json: bool) -> None:
         rows.append({**vars(document), "state": state if document.complete else "partial"})
     if as_json:
         keys = ("id", "path", "references", "bytes", "added", "state", "warm", "size", "hash")
+        keys += ("collection",)
         echo_json({"documents": [{key: row[key] for key in keys} for row in rows]})
         return
     echo_table(
-        ("id", "references", "memories", "added", "state", "path"),
+        ("id", "references", "memories", "added", "state", "collection", "path"),
         (
             (
                 row["id"],
@@ -128,6 +156,7 @@ def list_documents(as_json: bool) -> None:
                 human_bytes(row["bytes"]),
                 row["added"][:16].replace("T", " "),
                 row["state"],
+                row["collection"],
                 row["path"],
             )
             for row in rows
@@ -153,6 +182,7 @@ def status(as_json: bool) -> None:
         ("references", f"{state['references']}, of which {state['cold']} cold"),
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
+        *((("watched", watched_text(state["watching"])),) if state["watching"] else ()),
         ("size", bound_text(state["max_bytes"])),
         ("encrypted", "yes" if state["encrypted"] else "no"),
         ("selection", memory["selection"]),
@@ -250,14 +280,15 @@ def check(repair: bool, as_json: bool) -> None:
 @click.command()
 @click.argument("query")
 @click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
+@filter_options
 @memory_options("encoder", "retrieval")
 @json_option
 @common_options
-def recall(query: str, k: int, options: dict[str, Any], as_json: bool) -> None:
+def recall(query: str, k: int, only: Filter | None, options: dict[str, Any], as_json: bool) -> None:
     """Show the references that fit a query best."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
-    with open_assistant(**options) as assistant:
+    with open_assistant(only=only, **options) as assistant:
         hits = assistant.recall(query, k)
     if as_json:
         keys = ("path", "start", "end", "page", "line", "text", "distance")

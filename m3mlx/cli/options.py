@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -234,6 +235,53 @@ def _gathered(name: str, options: Mapping[str, Callable]) -> Callable[[Callable]
         return gathering
 
     return decorate
+
+
+collection_option = click.option(
+    "--collection", metavar="NAME", help="Put the documents into this collection."
+)
+
+
+def filter_options(command: Callable) -> Callable:
+    """Which documents are searched; the command gets ``only``: a Filter, or None for all."""
+
+    @functools.wraps(command)
+    def filtering(
+        collection: str | None,
+        only_paths: tuple[str, ...],
+        only_types: tuple[str, ...],
+        since: datetime | None,
+        **params: Any,
+    ) -> Any:
+        from ..store import Filter
+
+        # a day begins where the user is
+        day = since and since.astimezone().astimezone(UTC).isoformat(timespec="seconds")
+        only = Filter(collection, only_paths, only_types, day)
+        return command(only=None if only == Filter() else only, **params)
+
+    for option in (
+        click.option(
+            "--since",
+            type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+            help="Search only what was memorized since then.",
+        ),
+        click.option(
+            *("--type", "only_types"),
+            multiple=True,
+            metavar="ENDING",
+            help="Search only files with this ending, such as pdf.",
+        ),
+        click.option(
+            *("--path", "only_paths"),
+            multiple=True,
+            metavar="GLOB",
+            help="Search only files with this path, below this folder, or like this.",
+        ),
+        click.option("--collection", metavar="NAME", help="Search only this collection."),
+    ):
+        filtering = option(filtering)
+    return filtering
 
 
 def chosen_model() -> dict[str, Any]:

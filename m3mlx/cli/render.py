@@ -171,6 +171,17 @@ def bound_text(max_bytes: int | None) -> str:
     return f"kept within {human_bytes(max_bytes)}" if max_bytes else "not limited"
 
 
+def watched_text(state: Mapping[str, Any]) -> str:
+    """What the process that watches folders told last."""
+    if "pending" not in state:
+        return "just beginning"
+    away = f", of which {state['away']} gone or empty" if state["away"] else ""
+    return (
+        f"{state['folders']} paths{away} by process {state['pid']}; {state['pending']} changes "
+        f"pending, {state['vanished']} files gone but not yet forgotten"
+    )
+
+
 def edition_text(edition: Mapping[str, Any]) -> str:
     """One edition of memories in a line."""
     memory, made = edition["memory"], edition["fingerprint"]

@@ -5,7 +5,7 @@
 the traps of its library; nothing outside this package opens a user's file.
 """
 
-from .document import MAX_BYTES, Document, file_hash, format_of, parse, read
+from .document import MAX_BYTES, Document, absolute, file_hash, format_of, parse, read
 from .folder import find
 from .split import Reference, Tokenize, split
 
@@ -14,6 +14,7 @@ __all__ = [
     "Document",
     "Reference",
     "Tokenize",
+    "absolute",
     "file_hash",
     "find",
     "format_of",

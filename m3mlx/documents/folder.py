@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,11 @@ Rules = tuple[Patterns, ...]  # the outermost first
 
 
 def find(
-    paths: Iterable[str | Path], *, include: Sequence[str] = (), exclude: Sequence[str] = ()
+    paths: Iterable[str | Path],
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    near: Iterable[str | Path] | None = None,
 ) -> Iterator[Path | DocumentError]:
     """List the documents in files and folders, each once, in the order of their names.
 
@@ -57,13 +61,15 @@ def find(
         include: patterns as in .gitignore, relative to the path given; only these files are
             taken if there are any.
         exclude: patterns of what to leave out.
+        near: resolved paths; of folders only what lies at or below these is looked at.
 
     Yields:
         Absolute paths, and an error for each path that cannot be read.
     """
     seen: set[str] = set()
+    wanted = _way_to(near)
     for path in map(absolute, paths):
-        for found in _below(path, include, exclude):
+        for found in _below(path, include, exclude, wanted):
             if isinstance(found, DocumentError):
                 yield found
             elif (real := os.path.realpath(found)) not in seen:
@@ -71,8 +77,17 @@ def find(
                 yield found
 
 
+def _way_to(near: Iterable[str | Path] | None) -> Callable[[Path], bool]:
+    """Tells of a path whether it lies on the way to one of some, is one, or lies below one."""
+    if near is None:
+        return lambda path: True
+    goals = set(map(Path, near))
+    ways = {path for goal in goals for path in (goal, *goal.parents)}
+    return lambda path: path in ways or not goals.isdisjoint(path.parents)
+
+
 def _below(
-    path: Path, include: Sequence[str], exclude: Sequence[str]
+    path: Path, include: Sequence[str], exclude: Sequence[str], near: Callable[[Path], bool]
 ) -> Iterator[Path | DocumentError]:
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
@@ -85,6 +100,8 @@ def _below(
     def wanted(path: Path) -> bool:
         return not include or bool(only.decide(path))
 
+    if not near(root if is_folder else path):
+        return
     if not is_folder:
         if wanted(path) and not never.decide(path):
             yield _named(path)
@@ -95,7 +112,8 @@ def _below(
         try:
             if path.is_dir():
                 rules, inner = _open_folder(path, rules)
-                waiting += [(p, rules) for p in reversed(inner) if not never.decide(p)]
+                inner = [p for p in inner if near(p) and not never.decide(p)]
+                waiting += [(p, rules) for p in reversed(inner)]
             elif wanted(path) and _readable(path):
                 yield path
         except DocumentError as error:

@@ -1,8 +1,8 @@
 """How memories reach attention: through mlx-lm's cache protocol, and nowhere else.
 
 Each layer has a ``MemoryCache``: an ordinary mlx-lm cache that holds prefix and context, with
-the layer's memories in front of what it returns. MLX aligns its causal mask to the lower right,
-so keys in front are seen by every query and the models of mlx-lm run unmodified.
+the layer's memories in front of them. MLX aligns its causal mask to the lower right, so keys in
+front are seen by every query and the models of mlx-lm run unmodified.
 
 Where a mask must be an array — heads that keep different numbers of tokens, sliding windows —
 mlx-lm makes one for all layers, while memories need one for each. ``widen_masks`` gives the
@@ -19,29 +19,39 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import ConcatenateKVCache, KVCache, QuantizedKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    create_attention_mask,
+    make_prompt_cache,
+)
 
 from ..config import MemoryConfig
 from ..errors import ModelError
 from .codec import PADDING, Memory
 
+ROOM = 256  # keys for which the mask of a decoding step is made ahead
+
 PrefixStates = list[tuple[mx.array, mx.array]]  # keys and values, (1, KV heads, prefix, head_dim)
 
 
 class MemoryCache:
-    """One layer's cache: memories in front of prefix and context.
+    """One layer's cache: memories, then prefix and context, in one buffer of mlx-lm's cache.
 
-    ``gap`` is the number of positions between the end of the prefix and the first context token
-    that belong to the references; position is not length once memories are present.
+    Memories are laid in front when they are attached, every 64 tokens at most, so that a step
+    of decoding copies nothing. ``gap`` is the number of positions between the end of the prefix
+    and the first context token that belong to the references; position is not length once
+    memories are present.
     """
 
     def __init__(self, base: Any):
         self.base = base
         self.gap = 0
-        self.keys = self.values = None  # (1, KV heads, M, head_dim), or quantized triples of it
+        self.length = 0  # of the memories
         self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None where all 0
-        self.positions: mx.array | None = None  # int32 (KV heads, M), only with a sliding window
-        self.length = 0
+        self._row: mx.array | None = None  # the mask of one query, with room for more keys
 
     def attach(
         self,
@@ -60,38 +70,47 @@ class MemoryCache:
             gap: positions set apart for references; stays when the memories go.
         """
         self.gap = gap
-        self.length = weights.shape[1]
         if not np.isfinite(weights).any():
             self.detach()
             return
-        self.weights = mx.array(weights) if weights.any() else None
         if hasattr(self.base, "bits"):
             size = {"group_size": self.base.group_size, "bits": self.base.bits}
             keys, values = mx.quantize(keys, **size), mx.quantize(values, **size)
-        self.keys, self.values = keys, values
-        self.positions = mx.array(positions) if self._window() else None
+        self._put(keys, values, weights.shape[1])
+        self.weights = mx.array(weights) if weights.any() else None
 
     def detach(self) -> None:
         """Forget the memories; what follows sees prefix and context only."""
-        self.keys = self.values = self.weights = self.positions = None
-        self.length = 0
+        if self.length:
+            self._put(None, None, 0)
+        self.weights = None
+
+    def _put(self, keys: Any, values: Any, length: int) -> None:
+        """Lay memories in front of the context, which starts at the buffer's begin without any."""
+        base = self.base
+        base.keys = _replace(base.keys, self.length, keys)
+        base.values = _replace(base.values, self.length, values)
+        base.offset += length - self.length
+        self.length, self._row = length, None
 
     # --- mlx-lm's cache protocol
 
     @property
     def offset(self) -> int:
         """Position of the next token."""
-        return self.base.offset + self.gap
+        return self.context + self.gap
+
+    @property
+    def context(self) -> int:
+        """Number of tokens of prefix and context."""
+        return self.base.offset - self.length
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple:
-        keys, values = self.base.update_and_fetch(keys, values)
-        if self.keys is None:
-            return keys, values
-        return _join(self.keys, keys), _join(self.values, values)
+        return self.base.update_and_fetch(keys, values)
 
-    def make_mask(self, *args: Any, **kwargs: Any) -> mx.array | str | None:
-        """The mask over the base's keys alone; ``widen`` adds the memories."""
-        return self.base.make_mask(*args, **kwargs)
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
+        """The mask over prefix and context alone; ``widen`` adds the memories."""
+        return create_attention_mask(N, self.context, return_array, window_size)
 
     @property
     def state(self) -> Any:
@@ -105,21 +124,8 @@ class MemoryCache:
 
     # --- the mask
 
-    def _window(self) -> int | None:
-        return getattr(self.base, "max_size", None)
-
-    def _memory_mask(self, queries: int) -> mx.array | None:
-        """What is added to their logits, (KV heads, queries or 1, M); None where nothing is."""
-        mask = None if self.weights is None else self.weights[:, None]
-        if self.positions is None:
-            return mask
-        # A layer with a sliding window sees a memory as long as it would see the text itself.
-        at = mx.arange(self.offset, self.offset + queries)[None, :, None]
-        near = at - self.positions[:, None] < self._window()
-        return mx.where(near, 0.0 if mask is None else mask, -mx.inf)
-
     def widen(self, mask: mx.array | str | None, queries: int, query_heads: int) -> Any:
-        """Turn a mask over the base's keys into one over memories and those keys.
+        """Turn a mask over prefix and context into one over memories, prefix and context.
 
         What comes back, if it is an array, is added to the logits.
 
@@ -128,32 +134,104 @@ class MemoryCache:
             queries: number of query tokens.
             query_heads: number of query heads.
         """
-        if self.keys is None:
+        if not self.length:
             return mask
         memory = self._memory_mask(queries)
         if memory is None and not isinstance(mask, mx.array):
             return mask
-        if isinstance(mask, mx.array):
-            base = mask
-        elif mask == "causal":
-            keys = self.base.offset + queries
-            base = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
-        else:
-            base = mx.ones((1, min(self.base.offset + 1, self._window() or 1 << 62)), mx.bool_)
         if memory is None:
             memory = mx.zeros((1, 1, self.length))
         elif not hasattr(self.base, "bits"):  # the quantized attention wants KV heads
             memory = mx.repeat(memory, query_heads // len(memory), axis=0)
-        heads = len(memory)
-        base = base.reshape(*(1,) * (3 - base.ndim), *base.shape) if base.ndim < 3 else base[0]
-        memory = mx.broadcast_to(memory, (heads, queries, self.length))
-        base = mx.where(mx.broadcast_to(base, (heads, queries, base.shape[-1])), 0.0, -mx.inf)
-        return mx.concatenate([memory, base], axis=-1)[None]
+        if mask is None:
+            return self._mask_of_one(memory)
+        if isinstance(mask, mx.array):
+            context = mask
+        else:
+            keys = self.context + queries
+            context = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
+        return _beside(memory, context, queries)
+
+    def _memory_mask(self, queries: int) -> mx.array | None:
+        """What is added to their logits, (KV heads, queries or 1, M); None where nothing is."""
+        return None if self.weights is None else self.weights[:, None]
+
+    def _mask_of_one(self, memory: mx.array) -> mx.array:
+        """The mask of one query, which sees the whole context; made once for many steps."""
+        keys = self.base.offset + 1
+        if self._row is None or self._row.shape[-1] < keys:
+            room = mx.ones((1, self.context + ROOM), mx.bool_)
+            self._row = _beside(memory, room, 1)
+        return self._row[..., :keys]
 
 
-def _join(memory: Any, context: Any) -> Any:
-    if isinstance(context, (tuple, list)):
-        return tuple(map(_join, memory, context))
+class WindowedCache(MemoryCache):
+    """The same for a layer with a sliding window, which sees memories as long as it would text.
+
+    mlx-lm's rotating buffer writes over its oldest entries, so the memories stand beside it and
+    are joined with it at every step.
+    """
+
+    def __init__(self, base: RotatingKVCache):
+        super().__init__(base)
+        self.keys = self.values = None  # (1, KV heads, M, head_dim)
+        self.positions: mx.array | None = None  # int32 (KV heads, M)
+
+    def attach(
+        self,
+        keys: mx.array,
+        values: mx.array,
+        weights: np.ndarray,
+        positions: np.ndarray,
+        gap: int,
+    ) -> None:
+        super().attach(keys, values, weights, positions, gap)
+        self.positions = mx.array(positions)
+
+    def _put(self, keys: Any, values: Any, length: int) -> None:
+        self.keys, self.values, self.length = keys, values, length
+
+    @property
+    def context(self) -> int:
+        return self.base.offset
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple:
+        keys, values = self.base.update_and_fetch(keys, values)
+        if not self.length:
+            return keys, values
+        return _join(self.keys, keys), _join(self.values, values)
+
+    def make_mask(self, *args: Any, **kwargs: Any) -> mx.array | str | None:
+        return self.base.make_mask(*args, **kwargs)
+
+    def _memory_mask(self, queries: int) -> mx.array:
+        at = mx.arange(self.offset, self.offset + queries)[None, :, None]
+        near = at - self.positions[:, None] < self.base.max_size
+        return mx.where(near, 0.0 if self.weights is None else self.weights[:, None], -mx.inf)
+
+    def _mask_of_one(self, memory: mx.array) -> mx.array:
+        return _beside(memory, mx.ones((1, min(self.context + 1, self.base.max_size)), mx.bool_), 1)
+
+
+def _beside(memory: mx.array, context: mx.array, queries: int) -> mx.array:
+    """What is added to the logits of memories, (heads, queries or 1, M), and a bool mask over the
+    context, (…, queries, keys), as one (1, heads, queries, M + keys)."""
+    context = context[0] if context.ndim == 4 else context.reshape(1, *context.shape[-2:])
+    shape = (len(memory), queries)
+    context = mx.where(context, 0.0, -mx.inf)
+    parts = [mx.broadcast_to(part, (*shape, part.shape[-1])) for part in (memory, context)]
+    return mx.concatenate(parts, axis=-1)[None]
+
+
+def _replace(buffer: Any, old: int, memory: Any) -> Any:
+    """A buffer with other memories in front; what stands behind the first ``old`` entries stays."""
+    if isinstance(buffer, (tuple, list)):
+        return tuple(_replace(x, old, memory and memory[i]) for i, x in enumerate(buffer))
+    rest = buffer[..., old:, :]
+    return rest if memory is None else _join(memory, rest)
+
+
+def _join(memory: mx.array, context: mx.array) -> mx.array:
     return mx.concatenate([memory.astype(context.dtype), context], axis=-2)
 
 
@@ -237,7 +315,8 @@ def make_cache(
                 )
             base = QuantizedKVCache(group_size=group, bits=kv_bits)
         base.update_and_fetch(keys, values)
-        caches.append(MemoryCache(base))
+        windowed = isinstance(base, RotatingKVCache)
+        caches.append(WindowedCache(base) if windowed else MemoryCache(base))
     return caches
 
 

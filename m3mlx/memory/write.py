@@ -49,12 +49,26 @@ class Writer:
         Returns:
             A batch in the order given; a reference shorter than its budget is padded.
         """
-        return keep(*self.score(references, config.selection), config.counts)
+        layers = [n for n, counts in enumerate(config.counts) if any(counts)]
+        counts = [config.counts[n] for n in layers]
+        parts, order = [], []
+        for rows in _alike(references):
+            scored = self.score([references[row] for row in rows], config.selection, layers)
+            parts.append(keep(*scored, counts))
+            order += rows
+        return Memory.join(parts).take(np.argsort(order))
 
     def score(
-        self, references: Sequence[Sequence[int]], selection: str
+        self,
+        references: Sequence[Sequence[int]],
+        selection: str,
+        layers: Sequence[int] | None = None,
     ) -> tuple[np.ndarray, mx.array, mx.array]:
         """Rank the tokens of a batch of references.
+
+        Args:
+            layers: those that are ranked, None for all. What lies behind the last one is not
+                computed, nor its own MLP.
 
         Returns:
             Scores, float32 (batch, layers, KV heads, longest), -1 behind a reference's end;
@@ -77,6 +91,8 @@ class Writer:
 
         real = mx.array(np.arange(longest) < lengths[:, None])  # (batch, longest)
         scores = []
+        wanted = range(len(taps)) if layers is None else layers
+        recorders, taps = ([some[n] for n in wanted] for some in (recorders, taps))
         for recorder, tap in zip(recorders, taps, strict=True):
             if selection == "reconstruction":
                 start = mx.array(lengths + len(self.recite))
@@ -124,6 +140,16 @@ def write_traced(
     """
     recorders = _run(model, prefix, references)
     return _gather(*_recorded(recorders, scores.shape[-1]), *_choose(scores, counts))
+
+
+def _alike(references: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows of references in groups of like length, so that little padding is computed."""
+    groups: list[list[int]] = []
+    for row in sorted(range(len(references)), key=lambda row: len(references[row])):
+        if not groups or len(references[row]) > 1.5 * len(references[groups[-1][0]]):
+            groups.append([])
+        groups[-1].append(row)
+    return groups
 
 
 def _run(model: nn.Module, prefix: PrefixStates, rows: Sequence[Sequence[int]]) -> list[_Recorder]:

@@ -5,7 +5,9 @@
       memories.kv       the memories, a fixed-size record for each slot
       memories.used     when each memory was last used; may be lost
       vectors.usearch   derived from the catalog, for large stores only
+      sessions.sqlite   conversations that were kept
       lock              held by the one process that writes
+      watching          what a process that watches folders tells
 
 An edition is all memories made under one fingerprint: by one model, in one way. A store has one
 or more (memories-2.kv, …), which share documents, text and vectors. One is in use at a time; a
@@ -26,26 +28,30 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import StoreError
-from . import check, compact, repair
+from . import check, compact, repair, watched
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
 from .check import Damage, Findings
 from .cipher import OVERHEAD, LockedError, Passphrase, new_key
 from .database import OlderSchema
 from .files import NEW, BusyStore, WriterLock, told
+from .filter import Filter, collect
 from .reading import CATALOG, LOCK, ColdReference, Reading
 from .records import FIRST
 from .repair import Repair
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit
-from .traces import Residue, Trace, Verification
+from .sessions import CONVERSATION, Sessions
+from .traces import Forgotten, Residue, Trace, Verification
 
 __all__ = [
     "BusyStore",
     "ColdReference",
     "Damage",
     "Edition",
+    "Filter",
     "Findings",
+    "Forgotten",
     "Hit",
     "LockedError",
     "MemoryStore",
@@ -53,6 +59,7 @@ __all__ = [
     "Passphrase",
     "Repair",
     "Residue",
+    "Sessions",
     "StoredDocument",
     "StoredReference",
     "Trace",
@@ -100,7 +107,8 @@ class MemoryStore(Reading):
             raise StoreError(f"{path}: there is a store already. Open it, or name another folder.")
         with told(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            ours = {LOCK, FIRST, FIRST + NEW, CATALOG + NEW}  # of a creation that was cut off
+            # of a creation that was cut off, or of who watches for it
+            ours = {LOCK, FIRST, FIRST + NEW, CATALOG + NEW, watched.FILE}
             if found := {entry.name for entry in path.iterdir()} - ours:
                 raise StoreError(
                     f"{path}: this folder is no store and not empty (it has {min(found)}). "
@@ -333,6 +341,25 @@ class MemoryStore(Reading):
         with self._catalog.transaction():
             self._catalog.quarantine(slots, quarantined)
 
+    def rename(self, paths: Mapping[int, str]) -> None:
+        """Give documents, by id, the paths to which their files were moved, all or none.
+
+        Nothing is memorized anew; the old paths are erased with the next ``settle``.
+
+        Raises:
+            StoreError: there is no such document, or another one has this path.
+        """
+        self._writing()
+        with self._catalog.transaction():
+            for document, path in paths.items():
+                self._catalog.rename(document, path)
+
+    def collect(self, documents: Iterable[int], collection: str) -> None:
+        """Put documents, by id, into a collection, out of any other; "" for none."""
+        self._writing()
+        with self._catalog.transaction():
+            collect(self._catalog, documents, collection)
+
     # the bound
 
     def set_bound(self, max_bytes: int | None) -> int:
@@ -357,6 +384,8 @@ class MemoryStore(Reading):
     def forget(self, documents: Iterable[int]) -> list[StoredDocument]:
         """Erase documents by id: text, full text, vectors, index and memories. Returns them.
 
+        With the document of a conversation goes its session, which says the same.
+
         The bytes are gone from the store's files. Copies that a file system, its snapshots, a
         backup or the disk itself keeps are out of reach.
         """
@@ -366,6 +395,11 @@ class MemoryStore(Reading):
         for id in wanted:
             if id not in known:
                 raise StoreError(f"{self.path}: there is no document {id}.")
+        names = [known[id].path for id in wanted]
+        if conversations := [name for name in names if name.startswith(CONVERSATION)]:
+            with self.sessions() as sessions:
+                for name in conversations:
+                    sessions.delete(name.removeprefix(CONVERSATION))
         with self._catalog.transaction():
             self._catalog.remove(wanted)
         self.settle()
@@ -385,6 +419,7 @@ class MemoryStore(Reading):
             self._search.refresh()
             self._records.keep_bound()  # an index counts too
 
+    quick_check = staticmethod(check.quick)
     check = staticmethod(check.check)
     repair = staticmethod(repair.repair)
 

@@ -33,6 +33,10 @@ NEW_STORE = {  # the settings that change, as they begin
     "max_bytes": None,  # of all files together; beyond, memories are dropped
 }
 BLOCK = 1024  # references that are read at a time where all are needed
+_CHECKED = (  # all that the checksum of a reference is about, and the checksum
+    'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, checksum '
+    "FROM reference JOIN document ON document = id WHERE "
+)
 _COMPLETE = "document IN (SELECT id FROM document WHERE complete)"
 
 
@@ -141,15 +145,46 @@ class Catalog(Memories):
         older = self.db.execute(
             "SELECT id FROM document WHERE path = ? AND complete", [path]
         ).fetchall()
+        for (id,) in older:
+            self.db.execute(
+                "INSERT OR IGNORE INTO collection SELECT ?, name FROM collection "
+                "WHERE document = ?",
+                [document, id],
+            )
         self.remove([id for (id,) in older])
-        self._count_commit()
+        self.count_commit()
         self.db.execute(
             "UPDATE document SET complete = 1, since = (SELECT CAST(value AS INTEGER) "
             "FROM setting WHERE name = 'commit') WHERE id = ?",
             [document],
         )
 
-    def _count_commit(self) -> None:
+    def rename(self, document: int, path: str) -> None:
+        """Give a document another path. Its references' checksums, which cover it, follow."""
+        new = self.stored_name(path)
+        if self.db.execute("SELECT 1 FROM document WHERE path = ?", [new]).fetchone():
+            raise StoreError(f"{self.path}: {path} is the path of another document.")
+        rows = self.db.execute(_CHECKED + "document = ?", [document]).fetchall()
+        if not rows:
+            raise StoreError(f"{self.path}: there is no document {document} to be renamed.")
+        self.db.execute("UPDATE document SET path = ? WHERE id = ?", [new, document])
+        self.db.conn.executemany(
+            "UPDATE reference SET checksum = ? WHERE slot = ?",
+            [
+                # a checksum that was wrong before stays wrong
+                (
+                    checksum
+                    ^ _checksum(slot, old, place, tokens, vector)
+                    ^ _checksum(slot, new, place, tokens, vector),
+                    slot,
+                )
+                for slot, old, *place, tokens, vector, checksum in rows
+            ],
+        )
+        self.set(scrub=True)
+        self.count_commit()
+
+    def count_commit(self) -> None:
         """Tell readers that searches may find something else than before."""
         self.db.execute(
             "UPDATE setting SET value = CAST(value AS INTEGER) + 1 WHERE name = 'commit'"
@@ -172,7 +207,7 @@ class Catalog(Memories):
         )
         self.db.execute("DELETE FROM document WHERE id IN (SELECT value FROM json_each(?))", [ids])
         self.set(scrub=True)
-        self._count_commit()
+        self.count_commit()
 
     def hashes(self) -> dict[str, str | None]:
         """Hash of each path's document, None where one is half added."""
@@ -200,7 +235,9 @@ class Catalog(Memories):
         """All documents by id, with ``bytes`` counted in records."""
         rows = self.db.execute(
             "SELECT d.id, d.path, d.hash, d.size, count(r.slot), count(m.slot), "
-            "d.complete, d.added FROM document d LEFT JOIN reference r ON r.document = d.id "
+            "d.complete, d.added, c.name FROM document d "
+            "LEFT JOIN collection c ON c.document = d.id "
+            "LEFT JOIN reference r ON r.document = d.id "
             "LEFT JOIN memory m ON m.edition = ? AND m.slot = r.slot GROUP BY d.id ORDER BY d.id",
             [edition],
         )
@@ -210,8 +247,9 @@ class Catalog(Memories):
                 complete=bool(complete),
                 added=added,
                 bytes=counts[-1],
+                collection=self.name(collection) if collection else "",
             )
-            for id, path, hash, *counts, complete, added in rows
+            for id, path, hash, *counts, complete, added, collection in rows
         ]
 
     def slots(self, documents: Iterable[int]) -> list[int]:
@@ -279,7 +317,7 @@ class Catalog(Memories):
             [quarantined, listed(slots)],
         )
         self.set(seal=None)  # an index of other references
-        self._count_commit()
+        self.count_commit()
 
     def quarantined(self) -> list[int]:
         """Slots that are hidden from searches, in order."""
@@ -336,9 +374,7 @@ class Catalog(Memories):
         old = list(moved)
         for start in range(0, len(old), BLOCK):
             rows = self.db.execute(
-                'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, '
-                "checksum FROM reference JOIN document ON document = id "
-                "WHERE slot IN (SELECT value FROM json_each(?))",
+                _CHECKED + "slot IN (SELECT value FROM json_each(?))",
                 [listed(old[start : start + BLOCK])],
             ).fetchall()
             self.db.conn.executemany(
@@ -370,10 +406,13 @@ class Catalog(Memories):
             [origin],
         )
         self.set(next_slot=origin + len(moved), seal=None, scrub=True)
-        self._count_commit()
+        self.count_commit()
 
-    def matching(self, text: str, count: int) -> list[int]:
-        """Slots of references that share words with a text, the best by BM25 first."""
+    def matching(self, text: str, count: int, only: Iterable[int] | None = None) -> list[int]:
+        """Slots of references that share words with a text, the best by BM25 first.
+
+        ``only`` are the slots that are wanted, None for all.
+        """
         place = self.full_text()
         if place is None:
             return []
@@ -396,9 +435,12 @@ class Catalog(Memories):
         if not rare and settings["next_slot"] > RANKED_COMMON:
             # ranking would take seconds; some that have the longest words is what is cheap
             query, order = " AND ".join(sorted(wanted, key=len)[-3:]), ""
+        wish = [] if only is None else [listed(only)]
+        if wish:
+            condition += " AND rowid IN (SELECT value FROM json_each(?))"
         rows = db.execute(
             f"SELECT rowid FROM words WHERE words MATCH ? AND {condition} {order} LIMIT ?",
-            [query, count],
+            [query, *wish, count],
         )
         return [slot for (slot,) in rows]
 

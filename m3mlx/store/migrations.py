@@ -86,3 +86,13 @@ def m002_editions(db: Database) -> None:
         "DELETE FROM setting WHERE name IN ('fingerprint', 'memory', 'record_bytes')",
     ):
         db.execute(statement)
+
+
+@migrations()
+def m003_collections(db: Database) -> None:
+    """Which collection a document is in, if it is in one."""
+    db.execute(
+        """CREATE TABLE collection (
+            document INTEGER PRIMARY KEY REFERENCES document (id) ON DELETE CASCADE,
+            name TEXT NOT NULL)"""
+    )

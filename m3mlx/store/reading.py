@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StoreError
-from . import index, traces
+from . import index, traces, watched
 from .bank import DamagedRecord, stride
 from .catalog import Catalog
 from .cipher import Passphrase
 from .files import told
+from .filter import Filter
 from .records import Records
 from .rows import Edition, StoredDocument, StoredReference
 from .search import Hit, Search
+from .sessions import Sessions
 from .traces import Trace, Verification
 
 CATALOG, INDEX, LOCK = "catalog.sqlite", "vectors.usearch", "lock"
@@ -119,7 +121,12 @@ class Reading:
     # finding and reading
 
     def search(
-        self, vectors: np.ndarray, texts: Sequence[str], k: int, mode: str = "hybrid"
+        self,
+        vectors: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        mode: str = "hybrid",
+        only: Filter | None = None,
     ) -> list[list[Hit]]:
         """Find the references that fit best.
 
@@ -129,11 +136,12 @@ class Reading:
             k: hits for each query, at most.
             mode: "dense" compares vectors, "text" ranks shared words by BM25, "hybrid" joins
                 both by reciprocal rank.
+            only: which documents are searched; None for all.
 
         Returns:
             For each query its hits, the best first.
         """
-        return self._search.hits(self._check(vectors), texts, k, mode, self.edition)
+        return self._search.hits(self._check(vectors), texts, k, mode, self.edition, only)
 
     def read(self, slots: Sequence[int]) -> np.ndarray:
         """Read memories as uint8 ``(len(slots), record_bytes)``, their checksums verified.
@@ -271,12 +279,17 @@ class Reading:
             "editions": editions,
             "edition": self.edition.id,
             "fingerprint": self.edition.fingerprint,
+            "watching": watched.seen(self.path),
         }
 
     def _bytes(self, *names: str) -> int:
         """Bytes that files take on the disk; a record file has holes for cold references."""
         present = [self.path / name for name in names]
         return sum(file.stat().st_blocks * 512 for file in present if file.exists())
+
+    def sessions(self) -> Sessions:
+        """The conversations that are kept beside the documents; also a reader may add to them."""
+        return Sessions(self.path, self._catalog.cipher)
 
     def traces(self, documents: Iterable[int]) -> list[Trace]:
         """Take samples of documents, by id, to be looked for after they are forgotten."""

@@ -40,6 +40,7 @@ _TABLES = {  # that are copied
         *("tokens", "vector", "checksum", "quarantined"),
     ),
     "leftover": ("edition", "slot"),
+    "collection": ("document", "name"),
 }
 _SETTINGS = {*NEW_STORE, "id", "encoder", "dimensions", "cipher"}  # that are copied
 _KEYED = ("document", "reference")  # by a number: rows can be asked for one by one
@@ -269,6 +270,9 @@ def _fill(
                 end = max(end, slot + 1)
         for row in _rows(old, "leftover"):
             _insert(catalog, "leftover", row)
+        for document, name in _rows(old, "collection"):
+            if document in paths:
+                _insert(catalog, "collection", (document, str(_text(name))))
         for edition in editions:
             _find_memories(catalog, folder / edition.file, Identity.of(store, edition))
         catalog.set(next_slot=end, seal=None, scrub=True)

@@ -106,6 +106,7 @@ class StoredDocument:
         complete: whether all are committed; only then is the document found by searches.
         added: when its memorizing began, ISO 8601 in UTC.
         bytes: that its memories take in the record file.
+        collection: that it is in, "" for none.
     """
 
     id: int
@@ -117,3 +118,4 @@ class StoredDocument:
     complete: bool
     added: str
     bytes: int
+    collection: str = ""

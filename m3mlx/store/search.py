@@ -13,6 +13,7 @@ from ..errors import StoreError
 from . import files, index
 from .catalog import BLOCK, Catalog
 from .files import NEW
+from .filter import Filter, chosen
 from .rows import Edition, StoredReference
 
 EXACT_REFERENCES = 20_000  # up to so many, comparing with all is as fast as any index
@@ -62,9 +63,17 @@ class Search:
         # the index file and what searches the rest, each with the state that it belongs to
         self._index: tuple[index.Seal | None, index.Graph | None] | None = None
         self._rest: tuple[object, index.Exact | index.Scan] | None = None
+        # what the last filter let through, and the commit and filter that it belongs to
+        self._filtered: tuple[tuple[int, Filter], set[int]] | None = None
 
     def hits(
-        self, queries: np.ndarray, texts: Sequence[str], k: int, mode: str, edition: Edition
+        self,
+        queries: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        mode: str,
+        edition: Edition,
+        only: Filter | None = None,
     ) -> list[list[Hit]]:
         """See ``MemoryStore.search``. All of it sees one commit."""
         if mode not in RETRIEVALS:
@@ -77,15 +86,16 @@ class Search:
         depth = k if mode == "dense" else max(_DEPTH, 4 * k)
         with self._catalog.snapshot():
             lists = []
+            wished = None if only is None else self._wished(only)
             if mode != "text":
-                lists.append(self._nearest(queries, depth))
+                lists.append(self._nearest(queries, depth, wished))
             if mode == "text" and self._catalog.full_text() is None:
                 raise StoreError(
                     f"{self._path.parent}: this encrypted store is too large to be searched by "
                     f"words. Search it by meaning, with --retrieval dense."
                 )
             if mode != "dense":
-                lists.append([self._catalog.matching(text, depth) for text in texts])
+                lists.append([self._catalog.matching(text, depth, wished) for text in texts])
             ranked = [_fused(ranks)[:k] for ranks in zip(*lists, strict=True)]
             wanted = {slot for slots in ranked for slot in slots}
             stored = self._catalog.references(wanted, edition.id)
@@ -97,25 +107,47 @@ class Search:
             found.append(hits)
         return found
 
-    def _nearest(self, queries: np.ndarray, count: int) -> list[list[int]]:
+    def _wished(self, only: Filter) -> set[int]:
+        """Slots of the documents that a filter lets through, as searches may find them."""
+        commit = self._state()[0]
+        if self._filtered is None or self._filtered[0] != (commit, only):
+            slots = self._catalog.among(self._catalog.slots(chosen(self._catalog, only)))
+            self._filtered = (commit, only), slots
+        return self._filtered[1]
+
+    def _nearest(self, queries: np.ndarray, count: int, wished: set[int] | None) -> list[list[int]]:
         """For each query the slots of the nearest vectors of the present commit."""
+        if wished is not None and len(wished) <= self._exact:
+            found = self._compared(sorted(wished)).search(queries, count)
+            return [[slot for _, slot in nearest] for nearest in found]
         graph, rest = self._neighbours()
+        if wished is not None:
+            since = -1 if graph is None else graph.seal.commit
+            new = wished.intersection(self._catalog.visible_slots(since).tolist())
+            rest = self._compared(sorted(new))
         found = rest.search(queries, count)
         if graph is not None:
-            found = index.merged(found, self._in_graph(graph, queries, count), count)
+            found = index.merged(found, self._in_graph(graph, queries, count, wished), count)
         return [[slot for _, slot in nearest] for nearest in found]
 
-    def _in_graph(self, graph: index.Graph, queries: np.ndarray, count: int) -> list[index.Nearest]:
-        """Search an index that may hold references which are gone by now."""
+    def _in_graph(
+        self, graph: index.Graph, queries: np.ndarray, count: int, wished: set[int] | None
+    ) -> list[index.Nearest]:
+        """Search an index that may hold references which are gone by now, or are not wanted.
+
+        It is asked for more until enough of what it gives is wanted, or for all that it holds.
+        """
         more = max(_CANDIDATES, _TIMES * count)
         while more < len(graph):
             found = graph.search(queries, more)
             there = self._catalog.among({slot for slots in found for slot in slots})
+            there = there if wished is None else there & wished
             if all(sum(slot in there for slot in slots) >= count for slots in found):
                 break
             more *= 2
         else:  # a graph does not lead to all that it holds
             there = self._catalog.among(graph.slots().tolist())
+            there = there if wished is None else there & wished
         return self._compared(sorted(there)).search(queries, count)
 
     def _neighbours(self) -> tuple[index.Graph | None, index.Exact | index.Scan]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import AnyStr
+from typing import AnyStr, NamedTuple
 
 import numpy as np
 
@@ -69,6 +69,20 @@ class Verification:
 
     residue: list[Residue]
     files: list[tuple[str, int, str]]
+
+
+class Forgotten(NamedTuple):
+    """What was erased.
+
+    Attributes:
+        documents: that are gone.
+        residue: what was found of them all the same; None where nobody looked.
+        certificate: of that search, as JSON-able values that do not name the documents.
+    """
+
+    documents: list[StoredDocument]
+    residue: list[Residue] | None
+    certificate: dict | None
 
 
 def take(documents: Sequence[StoredDocument], catalog: Catalog, records: Records) -> list[Trace]:

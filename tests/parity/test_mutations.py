@@ -71,9 +71,9 @@ def keys_before_rope(monkeypatch):
         taps.append(tap)
         remove(tap)
 
-    def unrotated(self, references, selection):
+    def unrotated(self, references, selection, *rest):
         taps.clear()
-        scores, keys, values = score(self, references, selection)
+        scores, keys, values = score(self, references, selection, *rest)
         before = [tap.before[1][:, :, : keys.shape[3]] for tap in taps]
         return scores, mx.stack(before, axis=1), values
 

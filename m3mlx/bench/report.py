@@ -1,0 +1,187 @@
+"""The benchmark as a whole: what is run, and what is said of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import mlx.core as mx
+
+from ..config import CHUNK_TOKENS
+from . import parts
+from .cost import Shape, cost
+from .flash import Flash
+from .rounds import Figure, Progress, ratio
+from .workload import Workload
+
+PARTS = ("ask", "decode", "memorize", "io", "peers", "cost")
+MAIN = ("first token", "step", "refresh", "batch", "answer")  # what a table shows; also marks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured; the default takes a minute or two on two cores.
+
+    Attributes:
+        prompts: tokens of the questions.
+        marks: lengths of the answer at which the time is taken; none for no answers.
+        contexts: tokens before a decoding step.
+        batch: references written at once.
+        rounds, answer_rounds: that count; a whole answer takes long, and noise matters less.
+        modes: of asking.
+    """
+
+    parts: tuple[str, ...] = ("ask", "decode", "memorize", "cost")
+    prompts: tuple[int, ...] = (64, 512)
+    marks: tuple[int, ...] = ()
+    contexts: tuple[int, ...] = (256,)
+    batch: int = 8
+    rounds: int = 3
+    answer_rounds: int = 1
+    modes: tuple[str, ...] = ("off", "text", "explicit warm")
+
+
+def run(plan: Plan, *, progress: Progress, **options: Any) -> dict[str, Any]:
+    """Measure, and return all of it as JSON-able values.
+
+    Args:
+        options: of ``Assistant``, without ``store``.
+    """
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    figures: list[Figure] = []
+    report: dict[str, Any] = {"machine": machine(), "load_before": load, "plan": asdict(plan)}
+    with Workload(progress=progress, **options) as workload:
+        assistant, rounds = workload.assistant, plan.rounds
+        report["model"] = assistant.decoder.name
+        report["end_to_end"] = {
+            "references": workload.memorized.references,
+            "seconds": workload.memorizing.parts["end to end"][0],
+            "cpu_seconds": workload.memorizing.parts["end to end"][1],
+        }
+        if "ask" in plan.parts:
+            figures += parts.asking(workload, plan.prompts, plan.modes, rounds, progress)
+            if plan.marks:
+                figures += parts.answering(
+                    workload, plan.marks, plan.modes, plan.answer_rounds, progress
+                )
+        if "decode" in plan.parts:
+            figures += parts.decoding(workload, plan.contexts, rounds, progress)
+        if "memorize" in plan.parts:
+            mx.reset_peak_memory()
+            figures += parts.memorizing(workload, plan.batch, rounds, progress)
+            report["memorize_peak_bytes"] = mx.get_peak_memory()
+            report["record_bytes"] = parts.record_bytes(workload)
+        if "peers" in plan.parts:
+            figures += parts.peers(workload, CHUNK_TOKENS, rounds, progress)
+        if "io" in plan.parts:
+            with Flash(assistant.config, assistant.codec.record_bytes) as flash:
+                report["io"] = flash.measure(rounds, progress)
+        if "cost" in plan.parts:
+            report["cost"] = _cost(workload)
+    report["figures"] = [figure.to_json() for figure in figures]
+    report["ratios"] = ratios(figures)
+    return report
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on beside the program."""
+    name = platform.processor()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as opened:
+            name = next(line.split(":")[1].strip() for line in opened if "model name" in line)
+    except (OSError, StopIteration):
+        pass
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": mx.device_info().get("device_name") or name,
+        "cores": os.cpu_count(),
+        "device": str(mx.default_device()),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("m3mlx", "mlx", "mlx-lm")},
+    }
+
+
+def ratios(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
+    """What is compared, on both clocks: of each round by itself, then the median."""
+    found: dict[str, dict[str, float]] = {}
+    known = {(f.part, f.of, f.size, f.way): f for f in figures}
+    for part, of, size, way in known:
+        same = [f for f in figures if f.part == part]
+
+        def compare(other: str, of=of, size=size, way=way, part=part, same=same) -> None:
+            if (part, of, size, other) in known:
+                name = f"{part} {size}, {of}: {way} / {other}"
+                found[name] = ratio(same, of, size, way, other)
+
+        if part in ("ask", "answer") and way.startswith("explicit") and "token" in of:
+            for other in ("off", "text", "text refreshed"):
+                compare(other)
+        if (part, of) == ("memorize", "batch") and way != "plain prefill":
+            compare("plain prefill")
+        if part == "peers" and way.startswith("m3mlx") and of == "first token":
+            for other in ("mlx-lm, references in the prompt", "mlx-lm, saved prompt cache"):
+                compare(other)
+        if (part, of, way) == ("decode", "step", "explicit"):
+            off, refresh = known[part, of, size, "off"], known[part, "refresh", size, "refresh"]
+            steps = known[part, of, size, way]
+            name = f"decode {size}: speed with memories and a refresh every 64 tokens / without"
+            found[name] = {
+                clock: median(
+                    a / (b + c / CHUNK_TOKENS)
+                    for a, b, c in zip(
+                        *(getattr(f, values) for f in (off, steps, refresh)), strict=True
+                    )
+                )
+                for clock, values in (("seconds", "walls"), ("cpu_seconds", "cpus"))
+            }
+    return found
+
+
+def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of the figures that matter; the parts of each are in the JSON."""
+    rows = []
+    for f in report["figures"]:
+        if f["of"] in MAIN or f["of"].endswith(" tokens"):
+            low, high = f["quartiles"]
+            spread = f"{low:.3f} … {high:.3f}"
+            times = f"{f['seconds']:.3f}", spread, f"{f['cpu_seconds']:.3f}"
+            rows.append((f["part"], str(f["size"]), f["way"], f["of"], *times))
+    return ("part", "size", "way", "time to", "seconds", "quartiles", "CPU seconds"), rows
+
+
+def ratio_table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    rows = [
+        (name, f"{value['seconds']:.3f}", f"{value['cpu_seconds']:.3f}")
+        for name, value in report["ratios"].items()
+    ]
+    return ("ratio", "seconds", "CPU seconds"), rows
+
+
+def _cost(workload: Workload) -> dict[str, Any]:
+    """The paper's shape and the present model's, in floating point operations."""
+    decoder, config = workload.assistant.decoder, workload.assistant.config
+    embedding = next(iter(decoder.model.model.embed_tokens.parameters().values()))
+    layer = decoder.model.layers[0]
+    heads = decoder.query_heads * decoder.head_dim
+    held = [n for n, counts in enumerate(config.counts) if any(counts)]
+    own = Shape(
+        layers=decoder.layers,
+        memory_layers=max(held) + 1,
+        query_heads=decoder.query_heads,
+        kv_heads=decoder.kv_heads,
+        head_dim=decoder.head_dim,
+        width=getattr(layer, "hidden_size", heads),
+        inner=layer.mlp.up_proj.weight.shape[0],
+        vocabulary=embedding.shape[0],
+        # kept keys, as if all memory layers had as many
+        tokens_per_head=config.kept / (decoder.kv_heads * (max(held) + 1)),
+    )
+    shapes = {"the paper": Shape(), decoder.name: own}
+    return {
+        name: {**asdict(cost(shape)), "worth": cost(shape).worth} for name, shape in shapes.items()
+    }

@@ -1,0 +1,48 @@
+"""A look inside: inspect, and the page of ``ask --inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .options import WRITING, common_options, json_option, memory_options, open_assistant
+from .render import echo_json, note, one_line
+
+
+@click.command()
+@click.argument("name", metavar="DOCUMENT[#N]")
+@click.option(
+    *("-o", "--output"),
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="memory.html",
+    show_default=True,
+    metavar="OUT.html",
+    help="Where the page is written.",
+)
+@memory_options(*WRITING)
+@json_option
+@common_options
+def inspect(name: str, output: Path, options: dict[str, Any], as_json: bool) -> None:
+    """Show which tokens of a document its memories hold, on an HTML page.
+
+    DOCUMENT is a path or id; #N behind it shows its reference number N alone."""
+    from ..inspect import inspect_document
+
+    with open_assistant(**options) as assistant:
+        page = inspect_document(assistant, name)
+    write_page(output, page)
+    if as_json:
+        echo_json({"page": str(output)})
+    else:
+        click.echo(one_line(str(output)))
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page that only its owner can read: it holds what documents say."""
+    from ..store.files import replacing, told
+
+    with told(path), replacing(path) as new:
+        new.write_text(page, "utf-8")
+    note(f"Open {one_line(str(path))} in a browser; it asks for nothing outside itself.")

@@ -1,0 +1,73 @@
+"""What a process that watches folders tells of itself, beside the store that it watches for.
+
+The file is locked for as long as the watcher lives, so that nobody believes a dead one. It holds
+numbers only: names of files would outlive their documents, and be readable in an encrypted store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import StoreError
+from .files import fcntl, told
+
+FILE = "watching"
+_LENGTH = 512  # bytes of what is told, always as many, so that nobody reads half of it
+
+
+class Watch:
+    """Held by the one process that watches for a store."""
+
+    def __init__(self, store: Path):
+        """Raises StoreError if another process watches for this store already."""
+        with told(store):
+            store.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._descriptor = os.open(store / FILE, os.O_RDWR | os.O_CREAT, 0o600)
+            deadline = time.monotonic() + 1  # who only asks has it for a moment
+            while not _locked(self._descriptor, alone=True):
+                if time.monotonic() >= deadline:
+                    self.close()
+                    raise StoreError(
+                        f"{store}: another process watches for this store already. Stop it, and "
+                        f"name all folders in one command."
+                    )
+                time.sleep(0.05)
+        self.tell({})
+
+    def tell(self, state: Mapping[str, object]) -> None:
+        """Let others know how it stands: JSON-able values without names."""
+        line = json.dumps({"pid": os.getpid(), **state}).encode("ascii")
+        os.pwrite(self._descriptor, line.ljust(_LENGTH), 0)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def seen(store: Path) -> dict | None:
+    """What the watcher of a store told last; None where nobody watches."""
+    try:
+        descriptor = os.open(store / FILE, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        if _locked(descriptor, alone=False):
+            return None
+        return dict(json.loads(os.pread(descriptor, _LENGTH, 0)))
+    except ValueError:  # it has only just begun
+        return {}
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int, *, alone: bool) -> bool:
+    if fcntl is None:
+        return alone
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

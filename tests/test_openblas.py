@@ -1,0 +1,28 @@
+"""How a library is found without importlib.metadata, which takes a tenth of a second."""
+
+import os
+import sys
+from importlib.metadata import distribution
+
+import pytest
+
+from m3mlx import openblas
+
+
+def test_a_package_is_found_by_the_folder_that_describes_it():
+    folder = openblas._installed("mlx-lm")
+    assert os.path.samefile(folder, distribution("mlx-lm")._path)
+    assert openblas._installed("mlx-l") is None and openblas._installed("no-such-thing") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs it")
+def test_what_the_package_brings_comes_first_and_exists():
+    if openblas._installed("ngsolve-openblas") is None:
+        pytest.skip("ngsolve-openblas is not installed")
+    first = openblas._candidates()[0]
+    assert [os.path.basename(file).split(".")[0][:11] for file in first] == [
+        "libgfortran",
+        "libopenblas",
+    ]
+    assert all(map(os.path.isfile, first))
+    assert openblas.load()
