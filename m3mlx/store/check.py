@@ -237,10 +237,10 @@ class _Examination:
     def _documents(self) -> None:
         with self._catalog.snapshot():
             rows = self._catalog.db.execute(
-                "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal) "
-                "FROM document d LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
+                "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal), "
+                "d.size, d.added, d.tokenizer FROM document d LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
             ).fetchall()
-        for id, path, hash, count, complete, have, last in rows:
+        for id, path, hash, count, complete, have, last, *_ in rows:
             try:
                 path, hash = self._catalog.name(path), self._catalog.name(hash)
             except StoreError as error:

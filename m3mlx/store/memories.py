@@ -90,7 +90,10 @@ class Memories(Sealed):
     def warm_slots(self, edition: int) -> np.ndarray:
         """Slots that have a memory, int64, in order."""
         rows = self.db.execute("SELECT slot FROM memory WHERE edition = ? ORDER BY slot", [edition])
-        return np.fromiter((slot for (slot,) in rows), dtype=np.int64)
+        slots = [slot for (slot,) in rows]
+        if wrong := [slot for slot in slots if type(slot) is not int]:
+            raise self.damaged(f"a memory is of reference {wrong[0]!r:.40}, which is no number")
+        return np.array(slots, dtype=np.int64)
 
     def cold(self, edition: int, after: int, count: int) -> list[int]:
         """The next slots behind one that have no memory, in order; quarantined ones are left."""
