@@ -238,7 +238,8 @@ class _Examination:
         with self._catalog.snapshot():
             rows = self._catalog.db.execute(
                 "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal), "
-                "d.size, d.added, d.tokenizer FROM document d LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
+                "d.size, d.added, d.tokenizer FROM document d "
+                "LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
             ).fetchall()
         for id, path, hash, count, complete, have, last, *_ in rows:
             try:
