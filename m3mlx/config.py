@@ -15,7 +15,7 @@ FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
-RELEVANCE = 0.05  # of cosine distance: a memory that is so much farther counts e times less
+RELEVANCE = 0.1  # of cosine distance: a memory that is so much farther counts e times less
 MEMORY_FILE = "memory.json"  # beside the weights of a model that was trained with memories
 
 # The choices that users have, here so that the command line knows them without loading more.
