@@ -287,13 +287,13 @@ def test_many_files_at_once_and_others_may_write_between(world):
     count = 8 * FILES
     with world.watching():
         for number in range(count):
-            world.write(f"{number}.md", f"Number {number}.")
-        world.wait(*(("added", f"{number}.md") for number in range(FILES)))
+            world.write(f"{number:03}.md", f"Number {number}.")
+        world.wait(*(("added", f"{number:03}.md") for number in range(FILES)))
         with MemoryStore.open(world.store, write=True, wait=20) as store:
             done = len(store.documents())
             assert FILES <= done < count
             time.sleep(0.5)  # the watcher waits meanwhile
-        world.wait(*(("added", f"{number}.md") for number in range(FILES, count)), seconds=120)
+        world.wait(*(("added", f"{number:03}.md") for number in range(FILES, count)), seconds=120)
         assert len(world.stored()) == count
 
 
