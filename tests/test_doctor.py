@@ -7,7 +7,7 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
-from m3mlx import Assistant, cached, doctor
+from m3mlx import Assistant, cached, doctor, models
 from m3mlx.cli import main
 from m3mlx.errors import ModelError
 
@@ -23,6 +23,7 @@ def made(tmp_path_factory):
     note.write_text("The boat is blue.")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M3MLX_HOME", str(world / "home"))
+        patch.setattr(models, "ADAPTERS", world / "no adapters")  # they fit the real model
         with Assistant(store=world / "store", tokens_per_head=4, budget="uniform") as assistant:
             assistant.memorize([note])
     return world
@@ -32,6 +33,7 @@ def made(tmp_path_factory):
 def world(made, tmp_path, monkeypatch):
     shutil.copytree(made, tmp_path / "made")
     monkeypatch.setenv("M3MLX_HOME", str(tmp_path / "made" / "home"))
+    monkeypatch.setattr(models, "ADAPTERS", tmp_path / "no adapters")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "made"
