@@ -31,6 +31,7 @@ TICK_MS = 300  # how long to wait for the next report
 RETRY = 10.0  # seconds until what a store did not take is tried again
 POLL = 30.0  # seconds between looks at everything where the system reports nothing
 FILES = 32  # memorized before the store is let go
+BREATH = 0.2  # seconds for which it is: who waits for it asks every 0.05
 JUMP = 5.0  # seconds that the clock on the wall may run ahead of the process's own
 
 
@@ -335,7 +336,7 @@ class Watcher:
             for start in range(0, len(fresh), FILES):
                 self._doing = len(fresh) - start
                 self._tell_others()
-                if self.stop.is_set():
+                if self.stop.wait(BREATH if start else 0):
                     raise _Stopped
                 part = fresh[start : start + FILES]
                 self._bring(part, known)
