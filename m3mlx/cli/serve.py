@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -105,6 +106,7 @@ def serve(
         waiting=queue,
     )
     run(assistant_maker(options), settings, _serving)
+    _leave()
 
 
 @click.command()
@@ -131,10 +133,19 @@ def mcp(
     make = assistant_maker(options)
     if not http:
         serve_stdio(make, roots)
-        return
+        _leave()
     token = read_token(token_file)
     settings = Settings(host=host, port=port, token=token, names=names, roots=roots)
     serve_mcp(make, settings, _serving)
+    _leave()
+
+
+def _leave() -> NoReturn:
+    """End the process here. Everything is closed, and MLX, which another thread has used, aborts
+    one process in twenty when its own threads are taken down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _serving(address: str) -> None:
