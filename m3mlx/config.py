@@ -16,6 +16,9 @@ REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
 RELEVANCE = 0.1  # of cosine distance: a memory that is so much farther counts e times less
+DEBOUNCE = 2.0  # seconds of quiet before a watched file is read
+GRACE = 60.0  # seconds that a watched file may be gone before it is forgotten
+RESCAN = 600.0  # seconds between looks at all that is watched
 MEMORY_FILE = "memory.json"  # beside the weights of a model that was trained with memories
 
 # The choices that users have, here so that the command line knows them without loading more.

@@ -199,18 +199,7 @@ class Memorizing:
         vectors, records = self._records([reference for _, _, reference in batch])
         store.add(
             [
-                NewReference(
-                    document=document,
-                    ordinal=ordinal,
-                    start=reference.start,
-                    end=reference.end,
-                    text=reference.text,
-                    tokens=reference.tokens,
-                    page=reference.page,
-                    line=reference.line,
-                    vector=vector,
-                    record=record,
-                )
+                NewReference.of(reference, document, ordinal, vector, record)
                 for (document, ordinal, reference), vector, record in zip(
                     batch, vectors, records, strict=True
                 )

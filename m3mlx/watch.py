@@ -19,14 +19,12 @@ from typing import NamedTuple
 
 from . import documents
 from .assistant import Assistant
+from .config import DEBOUNCE, GRACE, RESCAN
 from .errors import DocumentError, FingerprintError, M3Error, StoreError
 from .store import LockedError, MemoryStore, StoredDocument
 from .store.watched import Watch
 
-DEBOUNCE = 2.0  # seconds of quiet before a file is read
 LONGEST = 15.0  # debounces that a file which never rests is waited for
-GRACE = 60.0  # seconds that a file may be gone before it is forgotten
-RESCAN = 600.0  # seconds between looks at everything
 TICK_MS = 300  # how long to wait for the next report
 RETRY = 10.0  # seconds until what a store did not take is tried again
 POLL = 30.0  # seconds between looks at everything where the system reports nothing

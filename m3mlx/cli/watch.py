@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config import DEBOUNCE, GRACE, RESCAN
 from .options import (
     WRITING,
     collection_option,
@@ -53,21 +54,21 @@ _NOTES = ("failed", "waiting", "away", "back", "polling")  # go to stderr
 @click.option(
     "--debounce",
     type=click.FloatRange(min=0, max=3600),
-    default=2.0,
+    default=DEBOUNCE,
     show_default=True,
     help="Seconds that a file must rest before it is read.",
 )
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),
-    default=60.0,
+    default=GRACE,
     show_default=True,
     help="Seconds that a file may be gone before it is forgotten.",
 )
 @click.option(
     "--rescan",
     type=click.FloatRange(min=1),
-    default=600.0,
+    default=RESCAN,
     show_default=True,
     help="Seconds between two looks at everything.",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,15 @@ class NewReference:
     line: int | None
     vector: np.ndarray
     record: bytes | None
+
+    @classmethod
+    def of(
+        cls, reference: Any, document: int, ordinal: int, vector: np.ndarray, record: bytes | None
+    ) -> NewReference:
+        """From what was cut out of a document, or read from a file of another store."""
+        names = ("start", "end", "text", "tokens", "page", "line")
+        place = {name: getattr(reference, name) for name in names}
+        return cls(document=document, ordinal=ordinal, vector=vector, record=record, **place)
 
 
 @dataclass(frozen=True)

@@ -204,17 +204,8 @@ class _Merging:
                 vectors = self.encode([reference.text for reference in part])
             self.store.add(
                 [
-                    NewReference(
-                        document=id,
-                        ordinal=ordinal,
-                        start=reference.start,
-                        end=reference.end,
-                        text=reference.text,
-                        tokens=reference.tokens,
-                        page=reference.page,
-                        line=reference.line,
-                        vector=vector,
-                        record=reference.records.get(self._first),
+                    NewReference.of(
+                        reference, id, ordinal, vector, reference.records.get(self._first)
                     )
                     for ordinal, (reference, vector) in enumerate(
                         zip(part, vectors, strict=True), have
