@@ -6,8 +6,8 @@ prompt chunk; from then on every 64 generated tokens retrieve the memories of th
 tail of a prompt is a chunk, however short.
 
 In the paper all memories count the same, and its model has learned which to heed. A model that
-has not takes the wrong one of several, so each counts by its distance from the query: the softmax
-of attention gives a memory ``exp(-(distance - nearest) / relevance)`` of what it would give it.
+has not takes the wrong one of several, so each counts by its score in the search: the softmax of
+attention gives a memory ``exp((score - best) / relevance)`` of what it would give it.
 """
 
 from __future__ import annotations
@@ -110,10 +110,10 @@ class Conversation:
         prefix: keys and values of the constant prefix.
         config: how memories were written; None for a conversation that never reads any.
         search, read: where memories come from; None to read none. Hits have a ``slot`` and, for
-            ``relevance``, a ``distance``.
+            ``relevance``, a ``score``.
         memories: how many each chunk reads.
-        relevance: cosine distance by which a memory must be farther than the nearest of its
-            chunk to count e times less; None where all count the same.
+        relevance: how much lower than the best of its chunk a memory's score must be for it to
+            count e times less; None where all count the same.
         kv_bits: 8 or 4 to keep the context quantized.
     """
 
@@ -301,8 +301,8 @@ class Conversation:
         if self.layout:
             weights = None
             if self.relevance and hits:
-                distances = np.array([hit.distance for hit in hits], np.float32)
-                weights = (distances.min() - distances) / np.float32(self.relevance)
+                scores = np.array([hit.score for hit in hits], np.float32)
+                weights = (scores - scores.max()) / np.float32(self.relevance)
             self.layout.attach(self.caches, memory, weights)
 
     def _text(self, tokens: list[int]) -> str:

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 
 from m3mlx.store import MemoryStore, NewReference
+from m3mlx.store.words import Words
 
 DIMENSIONS = 16
 RECORD_BYTES = 1000
@@ -97,6 +98,20 @@ def search(store, text, k=5, mode="hybrid"):
     """Texts of the hits for one query, whose vector is that of a reference with its text."""
     (hits,) = store.search(vector(text)[None], [text], k, mode)
     return [hit.text for hit in hits]
+
+
+def fill(catalog, path, texts, first):
+    """Insert a whole document into a catalog, from a slot on; its id."""
+    with catalog.transaction():
+        document, _ = catalog.begin(path, str(texts), 1, len(texts), "t")
+        catalog.insert(first, references(document, texts))
+    return document
+
+
+def matching(catalog, text, count=10):
+    """Slots of references that share words with a text, the best first."""
+    with catalog.snapshot():
+        return list(Words(catalog).shares(text, count))
 
 
 def in_bytes(path, *needles):

@@ -4,15 +4,12 @@ import sqlite3
 import threading
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
-from small_store import memory, references, vector
+from small_store import fill, matching, memory, references, vector
 from sqlite_utils import Migrations
 
 from m3mlx.errors import StoreError
-from m3mlx.store import catalog as catalog_module
 from m3mlx.store import database, migrations
-from m3mlx.store.catalog import NEW_STORE, Catalog
+from m3mlx.store.catalog import Catalog
 
 # the schema of the first release as its users have it: never to be edited
 OLDEST = """
@@ -48,26 +45,6 @@ INSERT INTO document VALUES (3, '/old.txt', 'h', 9, 1, 1, '2026-01-01T00:00:00+0
 INSERT INTO reference VALUES (7, 3, 0, 0, 9, NULL, 1, 'old words', x'05000000ffff0100',
     x'0000803f00000000', 795482009, 1);
 """
-
-
-@pytest.fixture
-def catalog(tmp_path):
-    Catalog.create(tmp_path / "c", NEW_STORE)
-    catalog = Catalog(tmp_path / "c", write=True)
-    yield catalog
-    catalog.close()
-
-
-def fill(catalog, path, texts, first):
-    with catalog.transaction():
-        document, _ = catalog.begin(path, str(texts), 1, len(texts), "t")
-        catalog.insert(first, references(document, texts))
-    return document
-
-
-def matching(catalog, text, count=10):
-    with catalog.snapshot():
-        return catalog.matching(text, count)
 
 
 def test_a_catalog_of_the_oldest_schema_opens_and_works(tmp_path):
@@ -191,66 +168,6 @@ def test_a_changed_row_is_never_given_out(catalog, column, value):
         catalog.references([slot], 1)
 
 
-def test_words_are_found_in_their_other_forms_and_the_best_first(catalog):
-    texts = ["shoes that run", "a shoe ran", "running shoe: run, run, run", *"abcdefgh"]
-    fill(catalog, "/a", texts, 0)
-    assert matching(catalog, "runs") == [2, 0]
-    assert sorted(matching(catalog, "SHOE")) == [0, 1, 2]
-    assert matching(catalog, "café") == []
-
-
-def test_any_one_shared_word_is_enough(catalog):
-    fill(catalog, "/a", ["apples", "pears", "plums"], 0)
-    assert sorted(matching(catalog, "apples or perhaps plums?")) == [0, 2]
-
-
-def test_words_that_stand_everywhere_do_not_count_beside_rare_ones(catalog, monkeypatch):
-    monkeypatch.setattr(catalog_module, "COMMON", 5)
-    fill(catalog, "/a", [f"the text {number}" for number in range(8)] + ["zebra"], 0)
-    assert matching(catalog, "the zebra") == [8]
-    assert len(matching(catalog, "the")) == 8
-    assert matching(catalog, "the 3") == [3]
-
-
-def test_half_added_documents_are_not_matched_and_do_not_crowd_out(catalog):
-    fill(catalog, "/a", ["apples in a long text about many other things"], 0)
-    with catalog.transaction():
-        document, _ = catalog.begin("/b", "h", 1, 50, "t")
-        catalog.insert(1, references(document, ["apples"] * 30))
-    assert matching(catalog, "apples", 1) == [0]
-
-
-SYNTAX = ['"', "'", "a-b", "c++", "what's", "(", "NEAR(a b)", "a AND", "OR", "*", "^a", "text:a"]
-
-
-@pytest.mark.parametrize("query", [*SYNTAX, "", " ", "\0", "a\0b", "_", "\ud800", "🦊", "a" * 9999])
-def test_syntax_of_the_full_text_search_is_only_text(catalog, query):
-    fill(catalog, "/a", ["a b c near and or text 🦊 \0 what's c++"], 0)
-    assert matching(catalog, query) in ([0], [])
-
-
-def test_no_query_raises_and_stored_texts_find_themselves(catalog):
-    @settings(max_examples=50, deadline=None)
-    @given(query=st.text(max_size=60), stored=st.text(min_size=1, max_size=60))
-    @example(query=" ".join(f"w{number}" for number in range(5000)), stored="w4999")
-    def check(query, stored):
-        document = fill(catalog, "/a", [stored], 0)
-        assert matching(catalog, query) in ([0], [])
-        words = [word for word in stored.split() if word.isascii() and word.isalnum()]
-        if words:
-            assert matching(catalog, words[0]) == [0]
-        with catalog.transaction():
-            assert catalog.references([0], 1)[0].text == stored
-            catalog.remove([document])
-            catalog.clear_leftovers(1)
-
-    check()
-    fill(catalog, "/b", ["last"], 1)
-    catalog.scrub()
-    catalog.db.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
-    assert matching(catalog, "last") == [1]
-
-
 def test_a_name_that_is_no_unicode_is_refused_by_name(catalog):
     with pytest.raises(StoreError, match=r"caf\\udce9"), catalog.transaction():
         catalog.begin("/caf\udce9.txt", "h", 1, 1, "t")
@@ -266,38 +183,3 @@ def test_vectors_come_back_bit_for_bit_and_only_of_complete_documents(catalog):
     assert slots.tolist() == [4, 5]
     assert (vectors[0] == vector("one")).all()
     assert (vectors[1] == vector("two")).all()
-
-
-def test_common_words_alone_find_references_that_have_them_without_ranking(catalog, monkeypatch):
-    monkeypatch.setattr(catalog_module, "COMMON", 3)
-    monkeypatch.setattr(catalog_module, "RANKED_COMMON", 4)
-    texts = ["the sea", "the the the sky", "the sea and the sky", "sky over the sea", "sea of the"]
-    fill(catalog, "/a", texts, 0)
-    with catalog.transaction():
-        catalog.set(next_slot=len(texts))
-    with catalog.snapshot():
-        assert catalog.matching("the", 2) == [0, 1]
-        assert catalog.matching("the sea", 9) == [0, 2, 3, 4]
-        assert catalog.matching("over the sea", 9)[0] == 3  # a rare word is ranked as ever
-    monkeypatch.setattr(catalog_module, "RANKED_COMMON", 5)
-    with catalog.snapshot():
-        assert set(catalog.matching("the sea", 9)) == {0, 1, 2, 3, 4}
-
-
-def test_the_rarest_words_are_ranked_and_the_others_left_when_there_are_many(catalog, monkeypatch):
-    monkeypatch.setattr(catalog_module, "RANKED", 3)
-    fill(catalog, "/a", ["fig", "fig plum", "plum", "plum kiwi", "plum"], 0)
-    with catalog.snapshot():
-        assert catalog.matching("plum fig kiwi", 9) == [3, 0, 1]  # kiwi, then fig; no plum
-
-
-def test_what_became_common_or_rare_is_counted_again_after_each_commit(catalog, monkeypatch):
-    monkeypatch.setattr(catalog_module, "COMMON", 3)
-    first = fill(catalog, "/a", ["fig tree", "fig", "fig"], 0)
-    fill(catalog, "/b", ["fig", "plum tree", "tree"], 3)
-    with catalog.snapshot():
-        assert 1 not in catalog.matching("fig plum", 9)  # fig is common
-    with catalog.transaction():
-        catalog.remove([first])
-    with catalog.snapshot():
-        assert sorted(catalog.matching("fig plum", 9)) == [3, 4]

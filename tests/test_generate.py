@@ -18,7 +18,7 @@ from m3mlx.template import Template, Turn
 @dataclass
 class Found:
     slot: int
-    distance: float = 0.5
+    score: float = 0.5
 
 
 class World:
@@ -229,7 +229,7 @@ def test_memories_change_what_is_said(world):
     assert with_memory != without
 
 
-def test_a_memory_that_is_farther_from_the_query_counts_less(world):
+def test_a_memory_that_fits_the_query_worse_counts_less(world):
     turn = plain_turn(world, "who is it?")
 
     def logits(hits, relevance):
@@ -240,12 +240,12 @@ def test_a_memory_that_is_farther_from_the_query_counts_less(world):
     def apart(a, b):
         return float(mx.abs(a - b).max())
 
-    near, far = Found(0, 0.3), Found(1, 0.7)
+    near, far = Found(0, 0.7), Found(1, 0.3)
     alone, both = logits([near], 0.1), logits([near, far], None)
     assert apart(logits([near, far], 0.001), alone) < 1e-5 < apart(both, alone)
     assert apart(logits([near, far], 1e6), both) < 1e-5
     assert apart(logits([far, near], 0.1), logits([near, far], 0.1)) < 1e-5
-    half = Found(1, 0.3 + 0.1 * math.log(2))  # and two halves are a whole
+    half = Found(1, 0.7 - 0.1 * math.log(2))  # and two halves are a whole
     assert apart(logits([near, half, half], 0.1), both) < 1e-5
     assert apart(logits([Found(0, 0.9)], 0.1), alone) < 1e-6
 

@@ -302,14 +302,34 @@ def test_distance_is_of_the_vectors_in_every_mode(store, mode):
         assert hit.distance == pytest.approx(1 - float(query[0] @ vector(hit.text)), abs=1e-6)
 
 
+def test_hits_are_ranked_by_their_score_which_hybrid_search_adds_up(store):
+    texts = [*A, *B, *(f"remark{number} said aside" for number in range(20))]
+    memorize(store, "/a", texts)
+    query = unit(5, 1)
+
+    def scores(mode):
+        (hits,) = store.search(query, ["slow boats and pears"], len(texts), mode)
+        found = [hit.score for hit in hits]
+        assert found == sorted(found, reverse=True)
+        return {hit.slot: (hit.score, hit.distance) for hit in hits}
+
+    dense, words, hybrid = map(scores, ("dense", "text", "hybrid"))
+    assert len(words) == 3
+    for slot, (score, distance) in hybrid.items():
+        assert score == pytest.approx(1 - distance + words.get(slot, (0, 0))[0], abs=1e-6)
+        assert dense[slot][0] == pytest.approx(1 - distance, abs=1e-6)
+
+
 def test_hybrid_finds_what_either_way_alone_would_miss(store):
     """Of eight questions, vectors rank four right and words the other four; both rank all."""
     texts = [f"subject{number} is described here" for number in range(8)]
     noise = [f"remark{number} said aside" for number in range(60)]
     memorize(store, "/a", texts + noise)
+    stored = np.stack([vector(text) for text in texts + noise])
+    far = sorted(unit(3, 500), key=lambda query: (stored @ query).max())  # in 16 dimensions
     right = {"dense": 0, "text": 0, "hybrid": 0}
     for number, text in enumerate(texts):
-        near = vector(text) if number < 4 else unit(100 + number)
+        near = vector(text) if number < 4 else far[number]
         words = f"remark{number}" if number < 4 else f"subject{number}"
         for mode in right:
             (hits,) = store.search(near[None], [words], 3, mode)

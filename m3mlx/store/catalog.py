@@ -7,24 +7,17 @@ derived from it. All methods are called inside ``transaction`` or ``snapshot``, 
 from __future__ import annotations
 
 import json
-import re
-import sqlite3
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
-from sqlite_utils import Database
 
 from ..errors import StoreError
 from . import files
 from .memories import Memories, listed
 from .rows import NewReference, StoredDocument, StoredReference
 
-COMMON = 1000  # a word in so many references tells little and costs much to rank
-RANKED = 1000  # so many references of rare words are ranked, the rarest words first
-RANKED_COMMON = 20_000  # up to so many references, common words are ranked if there are no others
-WORDS = 24  # of a query that take part in the full text search, the rarest first
 NEW_STORE = {  # the settings that change, as they begin
     "next_slot": 0,  # of the next reference; slots are not used again
     "commit": 0,  # counts what changes the results of searches
@@ -42,9 +35,6 @@ _COMPLETE = "document IN (SELECT id FROM document WHERE complete)"
 
 class Catalog(Memories):
     """The catalog of one store."""
-
-    # words in many references, with the commit that this is true of: to count them takes longest
-    _common: tuple[int, set[str]] = (-1, set())
 
     def settings(self) -> dict:
         """All settings, as they were stored."""
@@ -408,42 +398,6 @@ class Catalog(Memories):
         self.set(next_slot=origin + len(moved), seal=None, scrub=True)
         self.count_commit()
 
-    def matching(self, text: str, count: int, only: Iterable[int] | None = None) -> list[int]:
-        """Slots of references that share words with a text, the best by BM25 first.
-
-        ``only`` are the slots that are wanted, None for all.
-        """
-        place = self.full_text()
-        if place is None:
-            return []
-        db, condition = place
-        words = [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text.lower()))]
-        settings = self.settings()
-        if self._common[0] != settings["commit"]:
-            self._common = settings["commit"], set()
-        common = self._common[1]
-        frequency = {w: COMMON if w in common else _frequency(db, w) for w in words}
-        common.update(word for word in words if frequency[word] >= COMMON)
-        known = sorted((word for word in words if frequency[word]), key=frequency.__getitem__)
-        if not known:
-            return []
-        rare = [word for word in known if frequency[word] < COMMON]
-        wanted = (rare or known)[:WORDS]
-        while len(wanted) > 1 and rare and sum(map(frequency.__getitem__, wanted)) > RANKED:
-            wanted.pop()
-        query, order = " OR ".join(wanted), "ORDER BY rank"
-        if not rare and settings["next_slot"] > RANKED_COMMON:
-            # ranking would take seconds; some that have the longest words is what is cheap
-            query, order = " AND ".join(sorted(wanted, key=len)[-3:]), ""
-        wish = [] if only is None else [listed(only)]
-        if wish:
-            condition += " AND rowid IN (SELECT value FROM json_each(?))"
-        rows = db.execute(
-            f"SELECT rowid FROM words WHERE words MATCH ? AND {condition} {order} LIMIT ?",
-            [query, *wish, count],
-        )
-        return [slot for (slot,) in rows]
-
     def holds(self, sample: str | bytes) -> bool:
         """Whether a name, text or word, or token or vector bytes, are in what the catalog holds."""
         if self.cipher:
@@ -486,12 +440,6 @@ class Catalog(Memories):
             )
         with self.transaction():
             self.set(scrub=False)
-
-
-def _frequency(db: Database | sqlite3.Connection, word: str) -> int:
-    return db.execute(
-        "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)", [word, COMMON]
-    ).fetchone()[0]
 
 
 def _checksum(slot: int, path: str, place: Sequence, tokens: bytes, vector: bytes) -> int:

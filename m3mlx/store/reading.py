@@ -134,8 +134,8 @@ class Reading:
             vectors: float32 ``(queries, dimensions)``, each of length one.
             texts: the same queries as text; any text will do.
             k: hits for each query, at most.
-            mode: "dense" compares vectors, "text" ranks shared words by BM25, "hybrid" joins
-                both by reciprocal rank.
+            mode: "dense" compares vectors, "text" ranks shared words by BM25, "hybrid" adds
+                both up.
             only: which documents are searched; None for all.
 
         Returns:

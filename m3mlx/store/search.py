@@ -1,9 +1,15 @@
-"""From queries to references: nearest vectors, shared words, or both joined."""
+"""From queries to references: nearest vectors, shared words, or both joined.
+
+Both are joined by the sum of cosine similarity and share of BM25 (see ``Words.shares``), which
+ranks better than the ranks' reciprocals, and tells by how much the first is better than the second
+(after Bruch, Gai and Ingber 2023).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +21,10 @@ from .catalog import BLOCK, Catalog
 from .files import NEW
 from .filter import Filter, chosen
 from .rows import Edition, StoredReference
+from .words import RANKED, Words
 
 EXACT_REFERENCES = 20_000  # up to so many, comparing with all is as fast as any index
-_FUSION = 60  # damps the first ranks (Cormack, Clarke and Buettcher 2009)
-_DEPTH = 64  # ranks of each list that take part in the fusion, at least
+_DEPTH = 64  # references of each list that are joined, at least
 _CANDIDATES = 64  # taken from the index at least, and ranked by exact vectors
 _TIMES = 4  # as many candidates as are wanted
 
@@ -30,6 +36,8 @@ class Hit:
     Attributes:
         slot: names its memory in ``read`` and ``write``.
         distance: cosine distance of query and reference, whatever the mode.
+        score: by which hits are ranked: cosine similarity (dense), share of BM25 (text), or the
+            sum of both (hybrid).
         path: of its document, whose id is ``document``.
         start, end: characters of the document.
         page, line: for citing, counted from 1, or None.
@@ -40,6 +48,7 @@ class Hit:
 
     slot: int
     distance: float
+    score: float
     path: str
     start: int
     end: int
@@ -57,6 +66,7 @@ class Search:
     def __init__(self, catalog: Catalog, path: Path, dimensions: int, exact: int):
         """``path`` is the index file; up to ``exact`` references there is none."""
         self._catalog = catalog
+        self._words = Words(catalog)
         self._path = path
         self._dimensions = dimensions
         self._exact = exact
@@ -83,29 +93,53 @@ class Search:
                 f"{len(queries)} vectors, {len(texts)} texts and k = {k} do not make a search. "
                 f"Give a vector and a text for each query, and k of at least 1."
             )
-        depth = k if mode == "dense" else max(_DEPTH, 4 * k)
         with self._catalog.snapshot():
-            lists = []
             wished = None if only is None else self._wished(only)
-            if mode != "text":
-                lists.append(self._nearest(queries, depth, wished))
-            if mode == "text" and self._catalog.full_text() is None:
-                raise StoreError(
-                    f"{self._path.parent}: this encrypted store is too large to be searched by "
-                    f"words. Search it by meaning, with --retrieval dense."
-                )
-            if mode != "dense":
-                lists.append([self._catalog.matching(text, depth, wished) for text in texts])
-            ranked = [_fused(ranks)[:k] for ranks in zip(*lists, strict=True)]
-            wanted = {slot for slots in ranked for slot in slots}
+            scored = self._scored(queries, texts, k, mode, wished)
+            wanted = {slot for scores in scored for slot in scores}
             stored = self._catalog.references(wanted, edition.id)
         found = []
-        for query, slots in zip(queries, ranked, strict=True):
-            hits = [_hit(stored[slot], query, edition) for slot in slots]
+        for query, scores in zip(queries, scored, strict=True):
+            hits = [_hit(stored[slot], query, score, edition) for slot, score in scores.items()]
             if mode == "dense":  # sums of products differ in the last bit
                 hits.sort(key=lambda hit: (hit.distance, hit.slot))
             found.append(hits)
         return found
+
+    def _scored(
+        self,
+        queries: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        mode: str,
+        wished: set[int] | None,
+    ) -> list[dict[int, float]]:
+        """For each query the slots that it finds and their scores, the best first."""
+        if mode == "dense":
+            return self._similar(queries, k, wished)
+        if mode == "text":
+            shares = [self._words.shares(text, k, wished) for text in texts]
+            if None in shares:
+                raise StoreError(
+                    f"{self._path.parent}: this encrypted store is too large to be searched by "
+                    f"words. Search it by meaning, with --retrieval dense."
+                )
+            return shares
+        depth = max(_DEPTH, 4 * k)
+        similar = self._similar(queries, depth, wished)
+        shares = [self._words.shares(text, max(RANKED, depth), wished) or {} for text in texts]
+        for query, some, share in zip(queries, similar, shares, strict=True):
+            best = dict.fromkeys(islice(share, depth))
+            slots, vectors = self._catalog.vectors(best.keys() - some, self._dimensions)
+            some.update(zip(slots.tolist(), (vectors @ query).tolist(), strict=True))
+        return [_best(some, share, k) for some, share in zip(similar, shares, strict=True)]
+
+    def _similar(
+        self, queries: np.ndarray, count: int, wished: set[int] | None
+    ) -> list[dict[int, float]]:
+        """For each query the slots of the nearest vectors, with their cosine similarity."""
+        found = self._nearest(queries, count, wished)
+        return [{slot: 1 - distance for distance, slot in nearest} for nearest in found]
 
     def _wished(self, only: Filter) -> set[int]:
         """Slots of the documents that a filter lets through, as searches may find them."""
@@ -115,11 +149,12 @@ class Search:
             self._filtered = (commit, only), slots
         return self._filtered[1]
 
-    def _nearest(self, queries: np.ndarray, count: int, wished: set[int] | None) -> list[list[int]]:
-        """For each query the slots of the nearest vectors of the present commit."""
+    def _nearest(
+        self, queries: np.ndarray, count: int, wished: set[int] | None
+    ) -> list[index.Nearest]:
+        """For each query the nearest vectors of the present commit."""
         if wished is not None and len(wished) <= self._exact:
-            found = self._compared(sorted(wished)).search(queries, count)
-            return [[slot for _, slot in nearest] for nearest in found]
+            return self._compared(sorted(wished)).search(queries, count)
         graph, rest = self._neighbours()
         if wished is not None:
             since = -1 if graph is None else graph.seal.commit
@@ -128,7 +163,7 @@ class Search:
         found = rest.search(queries, count)
         if graph is not None:
             found = index.merged(found, self._in_graph(graph, queries, count, wished), count)
-        return [[slot for _, slot in nearest] for nearest in found]
+        return found
 
     def _in_graph(
         self, graph: index.Graph, queries: np.ndarray, count: int, wished: set[int] | None
@@ -222,10 +257,11 @@ class Search:
             return self._catalog.vectors(slots, self._dimensions)
 
 
-def _hit(stored: StoredReference, query: np.ndarray, edition: Edition) -> Hit:
+def _hit(stored: StoredReference, query: np.ndarray, score: float, edition: Edition) -> Hit:
     return Hit(
         slot=stored.slot,
         distance=1.0 - float(query @ stored.vector),
+        score=score,
         path=stored.path,
         start=stored.start,
         end=stored.end,
@@ -238,10 +274,8 @@ def _hit(stored: StoredReference, query: np.ndarray, edition: Edition) -> Hit:
     )
 
 
-def _fused(ranks: Iterable[Sequence[int]]) -> list[int]:
-    """Join ranked lists by reciprocal rank; a single list keeps its order."""
-    scores: dict[int, float] = {}
-    for slots in ranks:
-        for rank, slot in enumerate(slots, 1):
-            scores[slot] = scores.get(slot, 0.0) + 1 / (_FUSION + rank)
-    return sorted(scores, key=lambda slot: (-scores[slot], slot))
+def _best(similar: dict[int, float], shares: dict[int, float], k: int) -> dict[int, float]:
+    """The ``k`` slots with the largest sums of both scores, the best first."""
+    sums = {slot: score + shares.get(slot, 0.0) for slot, score in similar.items()}
+    ranked = sorted(sums, key=lambda slot: (-sums[slot], slot))[:k]
+    return {slot: sums[slot] for slot in ranked}

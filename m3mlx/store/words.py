@@ -1,0 +1,93 @@
+"""References that share words with a query, and how much of it: BM25 on SQLite's full text."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterable
+from math import log
+
+from sqlite_utils import Database
+
+from .catalog import Catalog
+from .memories import listed
+
+COMMON = 1000  # a word in so many references tells little and costs much to rank
+RANKED = 1000  # so many references of rare words are ranked, the rarest words first
+RANKED_COMMON = 20_000  # up to so many references, common words are ranked if there are no others
+WORDS = 24  # of a query that take part in the search, the rarest first
+_MOST = 2.2  # BM25 of a word that stands in a reference endlessly often, by its rarity: k1 + 1
+
+
+class Words:
+    """The searches by words of one open catalog. Call it inside ``transaction`` or ``snapshot``."""
+
+    def __init__(self, catalog: Catalog):
+        self._catalog = catalog
+        # words in many references, with the commit that this is true of: counting them is slow
+        self._common: tuple[int, set[str]] = (-1, set())
+
+    def shares(
+        self, text: str, count: int, only: Iterable[int] | None = None
+    ) -> dict[int, float] | None:
+        """Slots of references that share words with a text, the best by BM25 first.
+
+        Args:
+            count: slots at most.
+            only: the slots that are wanted, None for all.
+
+        Returns:
+            For each slot the share of the BM25 that the words of the text could give at most,
+            words that are nowhere among them: 0 to 1, and 0 where common words were not ranked.
+            None if the store has no full text.
+        """
+        place = self._catalog.full_text()
+        if place is None:
+            return None
+        db, condition = place
+        frequency = self._frequencies(db, text)
+        known = sorted((word for word in frequency if frequency[word]), key=frequency.__getitem__)
+        if not known:
+            return {}
+        rare = [word for word in known if frequency[word] < COMMON]
+        wanted = (rare or known)[:WORDS]
+        while len(wanted) > 1 and rare and sum(map(frequency.__getitem__, wanted)) > RANKED:
+            wanted.pop()
+        query, rank = " OR ".join(wanted), "rank"
+        if not rare and self._catalog.settings()["next_slot"] > RANKED_COMMON:
+            # ranking would take seconds; some that have the longest words is what is cheap
+            query, rank = " AND ".join(sorted(wanted, key=len)[-3:]), "0"
+        wish = [] if only is None else [listed(only)]
+        if wish:
+            condition += " AND rowid IN (SELECT value FROM json_each(?))"
+        order = "ORDER BY rank" if rank == "rank" else ""
+        rows = db.execute(
+            f"SELECT rowid, -{rank} FROM words WHERE words MATCH ? AND {condition} {order} LIMIT ?",
+            [query, *wish, count],
+        ).fetchall()
+        most = self._most(n for n in frequency.values() if n < COMMON or not rare)
+        return {slot: min(score / most, 1.0) for slot, score in rows}
+
+    def _frequencies(self, db: Database | sqlite3.Connection, text: str) -> dict[str, int]:
+        """In how many references each word of a text is, quoted; up to ``COMMON``."""
+        commit = self._catalog.settings()["commit"]
+        if self._common[0] != commit:
+            self._common = commit, set()
+        common = self._common[1]
+        words = [f'"{word}"' for word in dict.fromkeys(re.findall(r"\w+", text.lower()))]
+        frequency = {w: COMMON if w in common else _frequency(db, w) for w in words}
+        common.update(word for word in words if frequency[word] >= COMMON)
+        return frequency
+
+    def _most(self, frequencies: Iterable[int]) -> float:
+        """The BM25 that words of these frequencies could give, by SQLite's formula."""
+        span = "SELECT max(slot) - min(slot) + 1 FROM reference"  # their number, at least
+        (rows,) = self._catalog.db.execute(span).fetchone()
+        rarities = (log((max(rows - n, 0) + 0.5) / (n + 0.5)) for n in frequencies)
+        return _MOST * sum(max(rarity, 1e-6) for rarity in rarities)
+
+
+def _frequency(db: Database | sqlite3.Connection, word: str) -> int:
+    return db.execute(
+        "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)", [word, COMMON]
+    ).fetchone()[0]
