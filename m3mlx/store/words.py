@@ -12,8 +12,8 @@ from sqlite_utils import Database
 from .catalog import Catalog
 from .memories import listed
 
-COMMON = 1000  # a word in so many references tells little and costs much to rank
-RANKED = 1000  # so many references of rare words are ranked, the rarest words first
+COMMON = 300  # a word in so many references tells little and costs much to rank
+RANKED = 300  # so many references of rare words are ranked, the rarest words first
 RANKED_COMMON = 20_000  # up to so many references, common words are ranked if there are no others
 WORDS = 24  # of a query that take part in the search, the rarest first
 _MOST = 2.2  # BM25 of a word that stands in a reference endlessly often, by its rarity: k1 + 1
@@ -65,7 +65,7 @@ class Words:
             f"SELECT rowid, -{rank} FROM words WHERE words MATCH ? AND {condition} {order} LIMIT ?",
             [query, *wish, count],
         ).fetchall()
-        most = self._most(n for n in frequency.values() if n < COMMON or not rare)
+        most = self._most(frequency.values())
         return {slot: min(score / most, 1.0) for slot, score in rows}
 
     def _frequencies(self, db: Database | sqlite3.Connection, text: str) -> dict[str, int]:
