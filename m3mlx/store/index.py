@@ -31,7 +31,7 @@ from . import files
 Nearest = list[tuple[float, int]]  # cosine distance and slot, the nearest first
 
 UNIT_TOLERANCE = 1e-3  # of the length of a stored vector
-_EXPANSION = 128  # candidates that a search of the graph keeps; USearch's 64 loses recall
+_EXPANSION = 256  # candidates that a search of the graph keeps; fewer lose recall at a million
 _BLOCK = 2**24  # distances that an exact search holds at a time
 _PART = 4096  # vectors that are added to a graph at a time
 _PIECE = 2**24  # bytes of a file that one thread hashes at a time

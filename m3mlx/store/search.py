@@ -24,9 +24,9 @@ from .rows import Edition, StoredReference
 from .words import RANKED, Words
 
 EXACT_REFERENCES = 20_000  # up to so many, comparing with all is as fast as any index
-_DEPTH = 64  # references of each list that are joined, at least
+_DEPTH = 32  # references of each list that are joined, at least
 _CANDIDATES = 64  # taken from the index at least, and ranked by exact vectors
-_TIMES = 4  # as many candidates as are wanted
+_TIMES = 2  # as many candidates as are wanted
 
 
 @dataclass(frozen=True)
