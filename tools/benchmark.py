@@ -18,10 +18,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from m3mlx.train.plot import draw
-
 from m3mlx.bench.parts import MODES
 from m3mlx.bench.report import PARTS, Plan, ratio_table, run, table
+from m3mlx.plot import draw
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tools" / "results"
