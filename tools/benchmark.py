@@ -49,7 +49,7 @@ def main() -> None:
         return
     short = arguments.short
     tokens = (128 if short else 512) if arguments.tokens is None else arguments.tokens
-    prompts = (64, 512) if short else (32, 64, 512, 2048)
+    prompts = (64, 512) if short else (32, 64, 128, 512, 2048)
     if arguments.prompts is not None:
         prompts = arguments.prompts
     plan = Plan(
