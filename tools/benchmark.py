@@ -94,7 +94,7 @@ class Shown:
         self._earlier = self._as_before()
         self._done: dict[str, float] = {}
         if self._earlier:
-            tell(f"About {clock(self._left())}, as the last time.\n")
+            print(f"About {clock(self._left())}, as the last time.", file=sys.stderr)
 
     def tell(self, what: str, done: int, total: int) -> None:
         """One line, with the time that is gone, and what is left of this step and of all."""
@@ -102,7 +102,7 @@ class Shown:
         if not done:
             self._turn = now
         line = f"[{clock(now - self._start)}] {what} {done}/{total}"
-        if done:
+        if 0 < done <= total:
             line += f", {clock((now - self._turn) * (total - done) / done)} left"
         if self._earlier:
             line += f"; of all about {clock(self._left())}"
@@ -176,7 +176,8 @@ def commit() -> str:
 
 
 def clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"
 
 
 def tell(line: str) -> None:
