@@ -120,7 +120,7 @@ def test_a_whole_run_is_json_with_a_ratio_for_each_claim(options, monkeypatch):
         marks=(2, 66),
         contexts=(0, 20),
         batch=2,
-        rounds=2,
+        rounds=1,
         modes=MODES,
         references=(60, 90),
     )
