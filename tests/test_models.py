@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 from mlx_lm import generate
+from mlx_lm.tuner.utils import load_adapters
+from mlx_lm.utils import load_model, quantize_model
+from mlx_lm.utils import save_model as save_weights
 from tiny import COMMON, FAMILIES, byte_tokenizer, save_adapter, save_model, tiny_model
 
 from m3mlx import models
@@ -277,6 +280,53 @@ def test_an_adapter_changes_the_model_and_is_hashed(tmp_path):
     assert one.model(IDS).dtype == plain.model(IDS).dtype
     assert one.weights == plain.weights
     assert len({plain.adapter, one.adapter, two.adapter}) == 3
+
+
+def adapted(folder, adapter, dtype):
+    """The model as mlx-lm adapts it, with layers beside its own."""
+    model, _ = load_model(folder)
+    model.set_dtype(dtype)
+    return load_adapters(model, str(adapter))
+
+
+def lora_layers(model):
+    return [name for name, part in model.named_modules() if "lora_a" in part]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_is_merged_and_changes_logits_by_rounding_only(family, tmp_path):
+    folder, adapter = save_model(tmp_path / "tiny", family), save_adapter(tmp_path / "adapter")
+    decoder = load_decoder(str(folder), adapter_path=adapter)
+    plain = adapted(folder, adapter, mx.float32)
+    assert lora_layers(plain) and not lora_layers(decoder.model)
+    largest = float(mx.abs(plain(IDS)).max())
+    same_logits(decoder, plain, atol=5e-5 * largest, rtol=0)
+    assert not np.allclose(np.array(plain(IDS)), np.array(load_decoder(str(folder)).model(IDS)))
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_merged_half_precision_is_no_further_from_the_truth(dtype, tmp_path, monkeypatch):
+    folder, adapter = save_model(tmp_path / "tiny"), save_adapter(tmp_path / "adapter")
+    weights = mx.load(str(folder / "model.safetensors"))
+    half = {name: array.astype(dtype) for name, array in weights.items()}
+    mx.save_safetensors(str(folder / "model.safetensors"), half)
+    truth = adapted(folder, adapter, mx.float32)(IDS)
+    beside = adapted(folder, adapter, dtype)(IDS).astype(mx.float32)
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)  # so that types stay
+    merged = load_decoder(str(folder), adapter_path=adapter).model
+    assert not lora_layers(merged) and merged.layers[0].self_attn.q_proj.weight.dtype == dtype
+    errors = [float(mx.abs(x - truth).mean()) for x in (merged(IDS).astype(mx.float32), beside)]
+    assert 0 < errors[0] <= 1.5 * errors[1]
+
+
+def test_an_adapter_stays_beside_quantized_weights(tmp_path, monkeypatch):
+    folder, adapter = save_model(tmp_path / "tiny"), save_adapter(tmp_path / "adapter")
+    model, config = quantize_model(*load_model(folder), group_size=32, bits=8)
+    save_weights(folder, model)
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(mx, "default_device", lambda: mx.gpu)
+    decoder = load_decoder(str(folder), adapter_path=adapter)
+    assert lora_layers(decoder.model) == lora_layers(adapted(folder, adapter, mx.float32))
 
 
 def test_a_foreign_adapter_is_refused(tmp_path):

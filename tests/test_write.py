@@ -10,7 +10,7 @@ from tiny import tiny_model
 from m3mlx.config import SELECTIONS, MemoryConfig
 from m3mlx.errors import ModelError
 from m3mlx.memory.cache import read_prefix
-from m3mlx.memory.write import Writer, _choose, keep
+from m3mlx.memory.write import Writer, _choose, _softmax, keep
 
 PREFIX, RECITE = [256, 7, 30], [9, 8]
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -47,6 +47,18 @@ def softmax(x):
 def writer():
     model = tiny_model("llama")
     return Writer(model, read_prefix(model, PREFIX), RECITE)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 3.0, 100.0]), st.integers(1, 90))
+def test_softmax_is_that_of_everybody_else(seed, spread, length):
+    logits = spread * np.random.default_rng(seed).standard_normal((3, length)).astype(np.float32)
+    logits[1, length // 2 :] = np.finfo(np.float32).min  # masked
+    got = np.array(_softmax(mx.array(logits)))
+    expected = softmax(logits.astype(np.float64)) if length > 1 else np.ones((3, 1))
+    likely = expected > 1e-30
+    np.testing.assert_allclose(got[likely], expected[likely], rtol=2e-5 if spread > 3 else 2e-6)
+    assert (got[~likely] <= 1e-30).all() and (got >= 0).all()
 
 
 @pytest.mark.parametrize("length", [1, 7, 24])

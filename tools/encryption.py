@@ -8,10 +8,10 @@ The two stores take turns in every round; figures are medians, and the last line
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,8 +26,11 @@ WORDS = "river copper lantern meadow engine window harbour violin thirteen winte
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 30
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("references", type=int, nargs="?", default=2000)
+    parser.add_argument("rounds", type=int, nargs="?", default=30)
+    arguments = parser.parse_args()
+    count, rounds = arguments.references, arguments.rounds
     random = np.random.default_rng(0)
     times: dict[str, dict[str, list[float]]] = {}
 

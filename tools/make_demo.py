@@ -6,8 +6,8 @@ The folder is m3mlx/data/demo unless another is given. The texts stand below; wh
 runs this again. The same versions of Python and python-docx write the same bytes every time.
 """
 
+import argparse
 import io
-import sys
 import textwrap
 import zipfile
 from datetime import datetime
@@ -131,4 +131,6 @@ def _page_stream(paragraphs: list[str]) -> bytes:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else DEMO)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=DEMO)
+    main(parser.parse_args().folder)

@@ -29,11 +29,11 @@ from pathlib import Path
 
 import numpy as np
 
+from m3mlx.bench.made_up import BLOCK, DIMENSIONS, drop_cached, fill, texts, unit, vectors
 from m3mlx.config import MemoryConfig
 from m3mlx.memory.codec import Codec
-from m3mlx.store import MemoryStore, NewReference
+from m3mlx.store import MemoryStore
 
-DIMENSIONS = 384  # of all-MiniLM-L6-v2
 CONFIG = MemoryConfig(
     selection="reconstruction",
     budget="uniform",
@@ -41,26 +41,9 @@ CONFIG = MemoryConfig(
     head_dim=64,
     prefix=(1,),
 )
-BLOCK = 2_000  # references of a document, and of a commit
 RECORDS = 2_000  # that are written; the others stay cold
 QUERIES = 400
 K = 5
-WORDS = 40  # of a text
-
-
-def vectors(seed: int, count: int) -> np.ndarray:
-    """Clustered unit vectors, float32 (count, DIMENSIONS); the clusters are always the same."""
-    same, random = np.random.default_rng(0), np.random.default_rng(seed)
-    centers = same.standard_normal((2_000, DIMENSIONS), np.float32)
-    directions = same.standard_normal((64, DIMENSIONS), np.float32)
-    weights = np.arange(1, len(centers) + 1) ** -0.5
-    made = centers[random.choice(len(centers), count, p=weights / weights.sum())]
-    made = made + 0.1 * random.standard_normal((count, 64), np.float32) @ directions
-    return unit(made + 0.3 * random.standard_normal((count, DIMENSIONS), np.float32))
-
-
-def unit(made: np.ndarray) -> np.ndarray:
-    return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
 def queries() -> np.ndarray:
@@ -69,12 +52,6 @@ def queries() -> np.ndarray:
     return np.concatenate(
         [unit(stored + 0.25 * vectors(10**9, len(stored))), vectors(10**9 + 1, QUERIES // 2)]
     )
-
-
-def texts(seed: int, count: int) -> list[str]:
-    """Made-up words, few of them frequent, as in a language."""
-    chosen = np.random.default_rng(seed).zipf(1.3, (count, WORDS)) % 50_000
-    return [" ".join(f"w{word:x}" for word in row) for row in chosen]
 
 
 def build(path: Path, count: int) -> dict:
@@ -93,31 +70,14 @@ def build(path: Path, count: int) -> dict:
         record_bytes=codec.record_bytes,
     )
     step = max(1, count // RECORDS)
-    for number, first in enumerate(range(0, count, BLOCK), 1):
-        size = min(BLOCK, count - first)
-        made = vectors(number, size)
-        document, _ = store.begin(f"/made up/{number}", str(number), size, size=1)
-        store.add(
-            [
-                NewReference(
-                    document=document,
-                    ordinal=ordinal,
-                    start=ordinal,
-                    end=ordinal + 1,
-                    text=text,
-                    tokens=range(128),
-                    page=None,
-                    line=1,
-                    vector=vector,
-                    record=random.bytes(codec.record_bytes)
-                    if (first + ordinal) % step == 0
-                    else None,
-                )
-                for ordinal, (text, vector) in enumerate(
-                    zip(texts(number, size), made, strict=True)
-                )
-            ]
-        )
+    filling = fill(
+        store,
+        0,
+        count,
+        record=lambda n: None if n % step else random.bytes(codec.record_bytes),
+    )
+    for first, made in filling:
+        size = len(made)
         near = np.hstack([best, asked @ made.T])
         known = np.hstack([slots, np.broadcast_to(np.arange(first, first + size), (QUERIES, size))])
         kept = np.argpartition(-near, K - 1, axis=1)[:, :K]
@@ -134,13 +94,6 @@ def build(path: Path, count: int) -> dict:
 
 def spread(times: list[float]) -> dict:
     return {f"p{p}_ms": round(float(np.percentile(times, p)), 2) for p in (50, 95, 99)}
-
-
-def forget_pages(path: Path) -> None:
-    """Let the system drop what it has cached of a file, so that the next read is cold."""
-    if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def measure(path: Path, nearest: list[list[int]]) -> dict:
@@ -179,7 +132,7 @@ def measure(path: Path, nearest: list[list[int]]) -> dict:
         for _ in range(40):
             slots = (random.choice(RECORDS, K, replace=False) * step).tolist()
             if state == "cold":
-                forget_pages(path / "memories.kv")
+                drop_cached(path / "memories.kv")
             else:
                 store.read(slots)
             started = time.perf_counter()

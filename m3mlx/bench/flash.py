@@ -1,14 +1,18 @@
 """What reading memories asks of the drive, in the shape of "LLM in a flash" (arXiv 2312.11514).
 
-Ways of bringing five memories in, each with one idea more than the one before:
+Ways of bringing in the memories of one answer, each with one idea more than the one before:
 
 ``whole``       all keys and values of all tokens of the references, a read for each layer
 ``sparse``      only what is kept, a read for each layer and head
 ``reused``      the same, but for memories that the last chunk read too
 ``bundled``     one contiguous record for each memory that is new
-``ahead``       the same, all asked for at once
+``ahead``       the same, all of a chunk asked for at once; this is what the store does
 
 Nothing is in the system's cache: it is told to drop the file before each measurement.
+
+The cost model says what a way takes without trying it. A read of ``b`` bytes takes ``latency +
+b / bandwidth``; both are fitted to the machine's own curve of block size, for each number of
+threads and for reads that are asked for ahead.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import fcntl
 import mmap
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -25,16 +30,18 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MEMORIES, REFERENCE_TOKENS, MemoryConfig
+from ..config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, MemoryConfig
 from ..store.bank import PAGE, stride
 from .rounds import Progress
 
 FILE_BYTES = 256 << 20
-BLOCKS = (4096, 16384, 65536, 262144, 1048576)
-THREADS = (1, 4)
+BLOCKS = (512, 4096, 16384, 65536, 262144, 1048576)
+THREADS = ("1", "2", "4", "ahead")  # how the curve is read; ahead by one thread, as the store does
+AHEAD = 4  # reads of the curve that are asked for at once
+ANSWER = 512  # tokens, so 8 chunks with memories of their own
 NEW = 2  # of five memories, those that the last chunk did not read, where reuse is counted
 
-Reads = list[tuple[int, int]]  # offset and length
+Chunks = list[list[int]]  # lengths of the reads of each chunk of an answer
 
 
 class Flash:
@@ -60,6 +67,8 @@ class Flash:
         self._file = os.open(path, os.O_RDONLY)
         self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         self._map.madvise(mmap.MADV_RANDOM)
+        if hasattr(os, "posix_fadvise"):  # no more is to be read than is asked for
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         if hasattr(fcntl, "F_NOCACHE"):  # macOS
             fcntl.fcntl(self._file, fcntl.F_NOCACHE, 1)
         return self
@@ -72,8 +81,7 @@ class Flash:
     def measure(self, rounds: int, progress: Progress) -> dict[str, Any]:
         """The curve of the drive, the cost model that fits it, and the ways of reading.
 
-        The model is ``seconds = reads · latency + bytes / bandwidth``, fitted to single reads of
-        the curve; each way says what it predicts.
+        Each way has what it took for an answer of 512 tokens, and what the model predicts.
         """
         blocks = [(block, threads) for threads in THREADS for block in BLOCKS]
         ways = self._ways()
@@ -81,79 +89,109 @@ class Flash:
         for number in range(rounds):
             progress("io", number, rounds)
             for block, threads in blocks:
-                count = max(8, min(64, (8 << 20) // block))
-                took = self._time(self._places(count, block), threads)
-                times[block, threads].append(took / count)
-            for way, reads in ways.items():
-                times[way].append(self._time(self._elsewhere(reads), ahead=way == "ahead"))
-        design = np.array([[1.0, block] for block in BLOCKS])
-        seconds = np.array([median(times[block, 1]) for block in BLOCKS])
-        # relative errors count, or the largest blocks alone would decide
-        latency, per_byte = np.linalg.lstsq(
-            design / seconds[:, None], np.ones(len(BLOCKS)), rcond=None
-        )[0]
+                reads = [[block] * AHEAD] * max(2, min(64, (16 << 20) // block // AHEAD))
+                took = self._time(reads, threads)
+                times[block, threads].append(took / len(reads) / AHEAD)
+            for way, chunks in ways.items():
+                times[way].append(self._time(chunks, _reader(way)))
+        curve = {key: median(times[key]) for key in blocks}
+        model = fitted(curve)
         return {
             "curve": [
-                {"block": block, "threads": threads, "seconds": median(times[block, threads])}
-                for block, threads in blocks
+                {"block": block, "threads": threads, "seconds": seconds}
+                for (block, threads), seconds in curve.items()
             ],
-            "latency_seconds": float(latency),
-            "bytes_per_second": float(1 / per_byte) if per_byte > 0 else None,
+            "model": {
+                threads: {"latency_seconds": latency, "seconds_per_byte": per_byte}
+                for threads, (latency, per_byte) in model.items()
+            },
             "ways": {
                 way: {
-                    "reads": len(reads),
-                    "bytes": (size := sum(length for _, length in reads)),
+                    "reads": sum(map(len, chunks)),
+                    "bytes": sum(map(sum, chunks)),
                     "seconds": median(times[way]),
-                    "predicted_seconds": float(latency * len(reads) + per_byte * size),
+                    "predicted_seconds": predicted(model[_reader(way)], chunks),
                 }
-                for way, reads in ways.items()
+                for way, chunks in ways.items()
             },
         }
 
-    def _ways(self) -> dict[str, Reads]:
-        """Reads of one chunk, from offset 0 on; only their lengths and number matter."""
+    def _ways(self) -> dict[str, Chunks]:
         config = self.config
         vector = config.head_dim * 2 * 2  # key and value in bfloat16
         layers = [len(counts) * REFERENCE_TOKENS * vector for counts in config.counts]
         # in eight bits, as a memory is stored
         kept = [count * vector // 2 for counts in config.counts for count in counts if count]
-        aligned = stride(self.record)
+        chunks = ANSWER // CHUNK_TOKENS
+        new = [MEMORIES, *[NEW] * (chunks - 1)]
+        records = [[stride(self.record)] * count for count in new]
         return {
-            "whole": _apart(layers * MEMORIES),
-            "sparse": _apart(kept * MEMORIES),
-            "reused": _apart(kept * NEW),
-            "bundled": _apart([aligned] * NEW),
-            "ahead": _apart([aligned] * NEW),
+            "whole": [layers * MEMORIES] * chunks,
+            "sparse": [kept * MEMORIES] * chunks,
+            "reused": [kept * count for count in new],
+            "bundled": records,
+            "ahead": records,
         }
 
-    def _places(self, count: int, block: int) -> Reads:
-        places = self._random.choice(FILE_BYTES // block, count, replace=False)
-        return [(int(place) * block, block) for place in places]
+    def _places(self, chunks: Chunks) -> list[list[tuple[int, int]]]:
+        """The same reads as offset and length, all over the file and apart as far as there is room,
+        each at the begin of a page."""
+        room = -(-max(map(max, chunks)) // PAGE) * PAGE
+        places = FILE_BYTES // room
+        count = sum(map(len, chunks))
+        chosen = iter(self._random.choice(places, count, replace=count > places).tolist())
+        return [[(next(chosen) * room, length) for length in chunk] for chunk in chunks]
 
-    def _elsewhere(self, reads: Reads) -> Reads:
-        """The same reads all over the file, each at the begin of a page."""
-        pages = (FILE_BYTES - max(length for _, length in reads)) // PAGE
-        places = self._random.choice(pages, len(reads), replace=False)
-        return [(int(p) * PAGE, length) for p, (_, length) in zip(places, reads, strict=True)]
-
-    def _time(self, reads: Reads, threads: int = 1, ahead: bool = False) -> float:
+    def _time(self, chunks: Chunks, threads: str) -> float:
+        """Seconds to read, one chunk after the other, with nothing in the cache."""
+        placed = self._places(chunks)
         self._map.madvise(mmap.MADV_DONTNEED)  # what is mapped is not dropped
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
-        start = perf_counter()
-        if ahead:
-            for offset, length in reads:
-                self._map.madvise(mmap.MADV_WILLNEED, offset, length)
-            for offset, length in reads:
-                bytes(memoryview(self._map)[offset : offset + length])
-        elif threads == 1:
-            for offset, length in reads:
-                os.pread(self._file, length, offset)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(lambda read: os.pread(self._file, read[1], read[0]), reads))
-        return perf_counter() - start
+        with ThreadPoolExecutor(4 if threads == "ahead" else int(threads)) as pool:
+            list(pool.map(len, chunks * 4))  # its threads are started
+            start = perf_counter()
+            for reads in placed:
+                if threads == "ahead":
+                    for offset, length in reads:
+                        self._map.madvise(mmap.MADV_WILLNEED, offset, length)
+                    for offset, length in reads:
+                        bytes(memoryview(self._map)[offset : offset + length])
+                elif threads == "1":
+                    for offset, length in reads:
+                        os.pread(self._file, length, offset)
+                else:
+                    list(pool.map(lambda read: os.pread(self._file, read[1], read[0]), reads))
+            return perf_counter() - start
 
 
-def _apart(lengths: list[int]) -> Reads:
-    return [(0, length) for length in lengths]
+def _reader(way: str) -> str:
+    """How a way reads, as in ``THREADS``."""
+    return "ahead" if way == "ahead" else "1"
+
+
+def fitted(curve: Mapping[tuple[int, str], float]) -> dict[str, tuple[float, float]]:
+    """The cost model of a curve: latency in seconds, and seconds for each byte.
+
+    Args:
+        curve: seconds of a read, by its bytes and how it was read.
+    """
+    model = {}
+    for how in dict.fromkeys(how for _, how in curve):
+        points = {block: seconds for (block, h), seconds in curve.items() if h == how}
+        seconds = np.array(list(points.values()))
+        # relative errors count, or the largest blocks alone would decide
+        scaled = np.array([[1.0, block] for block in points]) / seconds[:, None]
+        latency, per_byte = np.linalg.lstsq(scaled, np.ones(len(points)), rcond=None)[0]
+        model[how] = max(0.0, float(latency)), max(0.0, float(per_byte))
+    return model
+
+
+def predicted(cost: tuple[float, float], chunks: Sequence[Sequence[int]]) -> float:
+    """Seconds that reading takes by the cost model.
+
+    Args:
+        cost: latency and seconds for each byte.
+        chunks: bytes of the reads of each chunk.
+    """
+    return sum(map(len, chunks)) * cost[0] + sum(map(sum, chunks)) * cost[1]

@@ -1,14 +1,11 @@
-"""The parts of the benchmark: asking, decoding, memorizing, and others who do the same."""
+"""The parts of the benchmark: asking, decoding and memorizing."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import mlx.core as mx
-from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from ..config import CHUNK_TOKENS, CODECS, REFERENCE_TOKENS, SELECTIONS, MemoryConfig
 from ..memory.codec import Codec
@@ -37,7 +34,8 @@ def asking(
         ways = {
             mode: (lambda mode=mode, prompt=prompt: ask(workload, mode, prompt, [1]))
             for mode in modes
-            if mode != "text refreshed"  # no other than text before the first refresh
+            # no other than text before the first refresh; writing is the same for any question
+            if mode != "text refreshed" and (mode != "explicit cold" or prompt == CHUNK_TOKENS)
         }
         figures += take_turns("ask", prompt, ways, rounds, progress)
     return figures
@@ -165,56 +163,3 @@ def record_bytes(workload: Workload) -> dict[str, int]:
     }
     heads = sum(map(len, config.counts))
     return {**sizes, "whole keys and values": heads * REFERENCE_TOKENS * config.head_dim * 2 * 2}
-
-
-def peers(workload: Workload, prompt: int, rounds: int, progress: Progress) -> list[Figure]:
-    """Seconds to the first token of mlx-lm, with the same model and the same text.
-
-    Ways: the references of a search pasted into its prompt; its saved prompt cache of those
-    references, loaded from the disk; and ours.
-    """
-    model = workload.assistant.decoder.model
-    question = list(workload.prompt(prompt).tokens)
-    words = workload.text_of(question)
-    document = [*workload.assistant.template.prefix, *workload.pasted(Watch(), question)]
-
-    def first(tokens: Sequence[int], caches: list) -> None:
-        # a stream of its own thread's, as mlx-lm's command has it
-        steps = generate_step(
-            mx.array(tokens),
-            model,
-            mx.default_stream(mx.default_device()),
-            max_tokens=1,
-            sampler=workload.sampler,
-            prompt_cache=caches,
-        )
-        next(steps)
-        steps.close()
-
-    def pasted() -> Watch:
-        watch = Watch()
-        workload.search(watch, [words])
-        first([*document, *question], make_prompt_cache(model))
-        watch.lap("first token")
-        return watch
-
-    with tempfile.TemporaryDirectory(prefix="m3mlx-bench-") as folder:
-        file = str(Path(folder) / "cache.safetensors")
-        caches = make_prompt_cache(model)
-        first(document, caches)
-        for cache in caches:
-            cache.trim(cache.offset - len(document))
-        save_prompt_cache(file, caches)
-
-        def saved() -> Watch:
-            watch = Watch()
-            first(question, load_prompt_cache(file))
-            watch.lap("first token")
-            return watch
-
-        ways = {
-            "mlx-lm, references in the prompt": pasted,
-            "mlx-lm, saved prompt cache": saved,
-            "m3mlx, explicit warm": lambda: ask(workload, "explicit warm", prompt, [1]),
-        }
-        return take_turns("peers", prompt, ways, rounds, progress)

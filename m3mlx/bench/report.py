@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any
 
 import mlx.core as mx
@@ -16,11 +18,15 @@ from ..config import CHUNK_TOKENS
 from . import parts
 from .cost import Shape, cost
 from .flash import Flash
+from .growth import growing
+from .peers import peers
 from .rounds import Figure, Progress, ratio
 from .workload import Workload
 
-PARTS = ("ask", "decode", "memorize", "io", "peers", "cost")
-MAIN = ("first token", "step", "refresh", "batch", "answer")  # what a table shows; also marks
+PARTS = ("ask", "decode", "memorize", "peers", "io", "cost", "growth")  # growth changes the store
+# what a table shows; also marks
+MAIN = ("first token", "step", "refresh", "batch", "answer", "fill", "first retrieval")
+SPLIT = ("embed", "search", "read", "write", "add", "open", "prefill")  # shown as a store grows
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class Plan:
         batch: references written at once.
         rounds, answer_rounds: that count; a whole answer takes long, and noise matters less.
         modes: of asking.
+        references: sizes of the store for which growth is measured, ascending.
     """
 
     parts: tuple[str, ...] = ("ask", "decode", "memorize", "cost")
@@ -44,48 +51,83 @@ class Plan:
     rounds: int = 3
     answer_rounds: int = 1
     modes: tuple[str, ...] = ("off", "text", "explicit warm")
+    references: tuple[int, ...] = (1_000, 10_000, 100_000)
 
 
-def run(plan: Plan, *, progress: Progress, **options: Any) -> dict[str, Any]:
+def run(
+    plan: Plan,
+    *,
+    progress: Progress,
+    keep: Callable[[dict[str, Any]], None] = lambda report: None,
+    gguf: Path | None = None,
+    **options: Any,
+) -> dict[str, Any]:
     """Measure, and return all of it as JSON-able values.
 
     Args:
+        keep: called after each part with what there is so far.
+        gguf: the model as llama.cpp has it, for the peers; None to fetch it.
         options: of ``Assistant``, without ``store``.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    report: dict[str, Any] = {
+        **{"machine": machine(), "load_before": load, "plan": asdict(plan)},
+        **{"part_seconds": {}, "notes": []},
+    }
     figures: list[Figure] = []
-    report: dict[str, Any] = {"machine": machine(), "load_before": load, "plan": asdict(plan)}
     with Workload(progress=progress, **options) as workload:
-        assistant, rounds = workload.assistant, plan.rounds
-        report["model"] = assistant.decoder.name
+        report["model"] = workload.assistant.decoder.name
         report["end_to_end"] = {
             "references": workload.memorized.references,
             "seconds": workload.memorizing.parts["end to end"][0],
             "cpu_seconds": workload.memorizing.parts["end to end"][1],
         }
-        if "ask" in plan.parts:
-            figures += parts.asking(workload, plan.prompts, plan.modes, rounds, progress)
-            if plan.marks:
-                figures += parts.answering(
-                    workload, plan.marks, plan.modes, plan.answer_rounds, progress
-                )
-        if "decode" in plan.parts:
-            figures += parts.decoding(workload, plan.contexts, rounds, progress)
-        if "memorize" in plan.parts:
-            mx.reset_peak_memory()
-            figures += parts.memorizing(workload, plan.batch, rounds, progress)
-            report["memorize_peak_bytes"] = mx.get_peak_memory()
-            report["record_bytes"] = parts.record_bytes(workload)
-        if "peers" in plan.parts:
-            figures += parts.peers(workload, CHUNK_TOKENS, rounds, progress)
-        if "io" in plan.parts:
-            with Flash(assistant.config, assistant.codec.record_bytes) as flash:
-                report["io"] = flash.measure(rounds, progress)
-        if "cost" in plan.parts:
-            report["cost"] = _cost(workload)
-    report["figures"] = [figure.to_json() for figure in figures]
-    report["ratios"] = ratios(figures)
+        for part in (part for part in PARTS if part in plan.parts):
+            start = perf_counter()
+            figures += _measure(part, plan, workload, report, progress, gguf)
+            report["part_seconds"][part] = perf_counter() - start
+            report["figures"] = [figure.to_json() for figure in figures]
+            report["ratios"] = ratios(figures)
+            keep(report)
     return report
+
+
+def _measure(
+    part: str,
+    plan: Plan,
+    workload: Workload,
+    report: dict[str, Any],
+    progress: Progress,
+    gguf: Path | None,
+) -> list[Figure]:
+    """One part's figures; what is no figure goes into the report."""
+    rounds = plan.rounds
+    if part == "ask":
+        figures = parts.asking(workload, plan.prompts, plan.modes, rounds, progress)
+        if plan.marks:
+            shared = plan.marks, plan.modes, plan.answer_rounds, progress
+            figures += parts.answering(workload, *shared)
+        return figures
+    if part == "decode":
+        return parts.decoding(workload, plan.contexts, rounds, progress)
+    if part == "memorize":
+        mx.reset_peak_memory()
+        figures = parts.memorizing(workload, plan.batch, rounds, progress)
+        report["memorize_peak_bytes"] = mx.get_peak_memory()
+        report["record_bytes"] = parts.record_bytes(workload)
+        return figures
+    if part == "peers":
+        note = report["notes"].append
+        return peers(workload, CHUNK_TOKENS, rounds, progress, note, gguf)
+    if part == "growth":
+        return growing(workload, plan.references, rounds, progress)
+    if part == "io":
+        assistant = workload.assistant
+        with Flash(assistant.config, assistant.codec.record_bytes) as flash:
+            report["io"] = flash.measure(rounds, progress)
+    if part == "cost":
+        report["cost"] = _cost(workload)
+    return []
 
 
 def machine() -> dict[str, Any]:
@@ -108,7 +150,7 @@ def machine() -> dict[str, Any]:
 
 def ratios(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
     """What is compared, on both clocks: of each round by itself, then the median."""
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = growth(figures)
     known = {(f.part, f.of, f.size, f.way): f for f in figures}
     for part, of, size, way in known:
         same = [f for f in figures if f.part == part]
@@ -124,7 +166,7 @@ def ratios(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
         if (part, of) == ("memorize", "batch") and way != "plain prefill":
             compare("plain prefill")
         if part == "peers" and way.startswith("m3mlx") and of == "first token":
-            for other in ("mlx-lm, references in the prompt", "mlx-lm, saved prompt cache"):
+            for other in {f.way: None for f in same if f.way != way}:
                 compare(other)
         if (part, of, way) == ("decode", "step", "explicit"):
             off, refresh = known[part, of, size, "off"], known[part, "refresh", size, "refresh"]
@@ -142,16 +184,68 @@ def ratios(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
     return found
 
 
+def growth(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
+    """What takes longer in a larger store: each size beside the smallest, on both clocks.
+
+    Machines drift in the minutes between two sizes, so each is counted in first tokens without
+    memory, which were measured in the same rounds.
+    """
+    known = {(f.way, f.of, f.size): f for f in figures if f.part == "growth"}
+    sizes = sorted({size for way, _, size in known if way == "off"})
+    found: dict[str, dict[str, float]] = {}
+    for clock, values in (("seconds", "walls"), ("cpu_seconds", "cpus")):
+
+        def took(way: str, of: str, size: int, values=values) -> list[float]:
+            return getattr(known[way, of, size], values)
+
+        for size in sizes:
+            off = took("off", "first token", size)
+            first = took("explicit warm", "first token", size)
+            search = took("explicit warm", "search", size)
+            batch = took("memorize", "batch", size)
+            for name, value in (
+                (
+                    "first token but for the search",
+                    median((a - b) / c for a, b, c in zip(first, search, off, strict=True)),
+                ),
+                ("memorize", median(a / b for a, b in zip(batch, off, strict=True))),
+            ):
+                found.setdefault(f"{name} {size}", {})[clock] = value
+    smallest = sizes[0] if sizes else 0
+    return {
+        f"growth {size}, {name}: of {smallest}": {
+            clock: found[f"{name} {size}"][clock] / found[f"{name} {smallest}"][clock]
+            for clock in ("seconds", "cpu_seconds")
+        }
+        for name in ("first token but for the search", "memorize")
+        for size in sizes[1:]
+    }
+
+
 def table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Head and rows of the figures that matter; the parts of each are in the JSON."""
     rows = []
     for f in report["figures"]:
-        if f["of"] in MAIN or f["of"].endswith(" tokens"):
+        split = f["part"] in ("growth", "open") and f["of"] in SPLIT
+        if split or f["of"] in MAIN or f["of"].endswith(" tokens"):
             low, high = f["quartiles"]
             spread = f"{low:.3f} … {high:.3f}"
             times = f"{f['seconds']:.3f}", spread, f"{f['cpu_seconds']:.3f}"
             rows.append((f["part"], str(f["size"]), f["way"], f["of"], *times))
     return ("part", "size", "way", "time to", "seconds", "quartiles", "CPU seconds"), rows
+
+
+def io_table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of the ways to read the memories of an answer, where they were measured."""
+    rows = [
+        (
+            *(way, str(found["reads"]), f"{found['bytes'] / 1e6:.2f}"),
+            *(f"{1000 * found[name]:.2f}" for name in ("seconds", "predicted_seconds")),
+            f"{found['predicted_seconds'] / found['seconds']:.2f}",
+        )
+        for way, found in report.get("io", {"ways": {}})["ways"].items()
+    ]
+    return ("reading for an answer", "reads", "MB", "ms", "predicted", "ratio"), rows
 
 
 def ratio_table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

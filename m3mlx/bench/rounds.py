@@ -101,7 +101,7 @@ def take_turns(
     names = list(ways)
     for number in range(-warm, rounds):
         for way in names if number % 2 else reversed(names):
-            progress(f"{part} {size}: {way}", max(number, 0), rounds)
+            progress(f"{part} {size}: {way}", number + warm, rounds + warm)
             watch = ways[way]()
             for of, (wall, cpu) in watch.parts.items() if number >= 0 else ():
                 figure = figures.setdefault((way, of), Figure(part, way, of, size))

@@ -32,6 +32,7 @@ class Workload:
 
     def __init__(self, *, progress: Progress, **options: Any):
         self._folder = tempfile.TemporaryDirectory(prefix="m3mlx-bench-")
+        self.options = options
         folder = Path(self._folder.name)
         self.assistant = Assistant(store=folder / "store", progress=progress, **options)
         text = resources.files("m3mlx").joinpath("data/calibration.jsonl").read_text("utf-8")
@@ -52,7 +53,7 @@ class Workload:
             self.memorizing = Watch()
             self.memorized = assistant.memorize([self._documents])
             self.memorizing.lap("end to end")
-            words = assistant.template.encode("\n\n".join(self._texts))
+            words = assistant.template.encode(self.text)
         except BaseException:
             self.__exit__()
             raise
@@ -61,6 +62,11 @@ class Workload:
         vocabulary = assistant.decoder.model(mx.array([[0]])).shape[-1]
         self._never = mx.array([-np.inf if token in end else 0.0 for token in range(vocabulary)])
         return self
+
+    @property
+    def text(self) -> str:
+        """All documents."""
+        return "\n\n".join(self._texts)
 
     def __exit__(self, *exception: object) -> None:
         self.assistant.close()

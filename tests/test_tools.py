@@ -1,0 +1,18 @@
+"""Every program of a maintainer starts: what it imports exists, and it says how to use it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[1] / "tools"
+
+
+@pytest.mark.parametrize("program", sorted(TOOLS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_tool_starts(program):
+    if program.stem == "parity":
+        pytest.importorskip("torch")
+    done = subprocess.run([sys.executable, program, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: {program.name}")
