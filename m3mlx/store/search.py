@@ -36,6 +36,7 @@ class Hit:
         tokens: ids by the tokenizer of the edition in use; None if another cut the document,
             then its tokens are those of ``text``.
         warm: whether its memory has been written.
+        store: folder of the attached store that it is of; None for the user's own.
     """
 
     slot: int
@@ -49,6 +50,7 @@ class Hit:
     tokens: tuple[int, ...] | None
     document: int
     warm: bool
+    store: str | None = None
 
 
 class Search:
@@ -96,7 +98,7 @@ class Search:
                 )
             if mode != "dense":
                 lists.append([self._catalog.matching(text, depth, wished) for text in texts])
-            ranked = [_fused(ranks)[:k] for ranks in zip(*lists, strict=True)]
+            ranked = [fused(ranks)[:k] for ranks in zip(*lists, strict=True)]
             wanted = {slot for slots in ranked for slot in slots}
             stored = self._catalog.references(wanted, edition.id)
         found = []
@@ -238,7 +240,7 @@ def _hit(stored: StoredReference, query: np.ndarray, edition: Edition) -> Hit:
     )
 
 
-def _fused(ranks: Iterable[Sequence[int]]) -> list[int]:
+def fused(ranks: Iterable[Sequence[int]]) -> list[int]:
     """Join ranked lists by reciprocal rank; a single list keeps its order."""
     scores: dict[int, float] = {}
     for slots in ranks:
