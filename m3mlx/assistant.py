@@ -241,6 +241,8 @@ class Assistant:
         if self._stores is None:
             own = self.store()
             for path in self.also:
+                if path.resolve() == self.store_path.resolve():
+                    raise StoreError(f"{path}: this is the store itself. Attach others to it.")
                 passphrase = self.security["passphrase"]
                 self._attached.append(MemoryStore.open(path, passphrase=passphrase))
             self._stores = Stores(own, self._attached)

@@ -13,6 +13,7 @@ from ..errors import M3Error
 from .inspect import write_page
 from .options import (
     READING,
+    also_option,
     chosen_model,
     common_options,
     filter_options,
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     help="Write a page of what the answer attended to.",
 )
 @filter_options
+@also_option
 @memory_options(*READING)
 @json_option
 @common_options
@@ -62,6 +64,7 @@ def ask(
     no_sources: bool,
     view_file: Path | None,
     only: Filter | None,
+    also: tuple[str, ...],
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -71,7 +74,7 @@ def ask(
         raise click.UsageError(
             "--inspect needs --memory explicit, and a context of full precision."
         )
-    with open_assistant(only=only, **options) as assistant:
+    with open_assistant(only=only, also=also, **options) as assistant:
         chat = assistant.chat(memory=memory, system=system_prompt)
         steps, view = chat.send(question, **generation), None
         if view_file:
@@ -90,7 +93,7 @@ def ask(
         else:
             spans, timings = echo_answer(steps)
         if view:
-            write_page(view_file, view.page())
+            write_page(view_file, view.page().encode())
     if as_json:
         return
     if spans and not no_sources:

@@ -11,6 +11,7 @@ import click
 from .options import (
     WRITING,
     Size,
+    also_option,
     collection_option,
     common_options,
     encrypt_options,
@@ -281,17 +282,25 @@ def check(repair: bool, as_json: bool) -> None:
 @click.argument("query")
 @click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 @filter_options
+@also_option
 @memory_options("encoder", "retrieval")
 @json_option
 @common_options
-def recall(query: str, k: int, only: Filter | None, options: dict[str, Any], as_json: bool) -> None:
+def recall(
+    query: str,
+    k: int,
+    only: Filter | None,
+    also: tuple[str, ...],
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
     """Show the references that fit a query best."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
-    with open_assistant(only=only, **options) as assistant:
+    with open_assistant(only=only, also=also, **options) as assistant:
         hits = assistant.recall(query, k)
     if as_json:
-        keys = ("path", "start", "end", "page", "line", "text", "distance")
+        keys = ("path", "start", "end", "page", "line", "text", "distance", "store")
         echo_json({"references": [{key: getattr(hit, key) for key in keys} for hit in hits]})
         return
     echo_references(hits)

@@ -237,6 +237,13 @@ def _gathered(name: str, options: Mapping[str, Callable]) -> Callable[[Callable]
     return decorate
 
 
+also_option = click.option(
+    "--also",
+    multiple=True,
+    metavar="STORE",
+    help="Search and read this store too, which is never changed; may be repeated.",
+)
+
 collection_option = click.option(
     "--collection", metavar="NAME", help="Put the documents into this collection."
 )
