@@ -183,6 +183,7 @@ def status(as_json: bool) -> None:
         ("references", f"{state['references']}, of which {state['cold']} cold"),
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
+        *((("sessions", human_bytes(state["session_bytes"])),) if state["session_bytes"] else ()),
         *((("watched", watched_text(state["watching"])),) if state["watching"] else ()),
         ("size", bound_text(state["max_bytes"])),
         ("encrypted", "yes" if state["encrypted"] else "no"),
