@@ -16,6 +16,7 @@ from .options import (
     also_option,
     chosen_model,
     common_options,
+    example,
     filter_options,
     generation_options,
     is_verbose,
@@ -39,7 +40,12 @@ if TYPE_CHECKING:
     from ..store import Filter
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        'm3mlx ask "Who serviced the boiler?" --path notes',
+        'm3mlx ask "And the boat?" --inspect answer.html',
+    )
+)
 @click.argument("question")
 @memory_mode
 @generation_options(query="chunk")
@@ -115,7 +121,7 @@ def _from_stdin() -> str:
     return sys.stdin.read()
 
 
-@click.command()
+@click.command(epilog=example("m3mlx demo"))
 @memory_options(*(name for name in READING if name != "memories"))
 @json_option
 @common_options

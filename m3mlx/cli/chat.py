@@ -23,6 +23,7 @@ from .options import (
     READING,
     also_option,
     common_options,
+    example,
     filter_options,
     generation_options,
     memory_mode,
@@ -47,7 +48,7 @@ HELP = """\
 /quit                         end; so does Ctrl-D. Ctrl-C stops an answer"""
 
 
-@click.command()
+@click.command(epilog=example("m3mlx chat --session garden --remember"))
 @memory_mode
 @click.option("--session", metavar="NAME", help="Keep the conversation, or go on with a kept one.")
 @click.option(

@@ -15,6 +15,7 @@ from .options import (
     collection_option,
     common_options,
     encrypt_options,
+    example,
     filter_options,
     is_verbose,
     json_option,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 
 
-@click.command()
+@click.command(epilog=example('m3mlx memorize notes --exclude "*.log" --collection home'))
 @click.argument("paths", nargs=-1, metavar="PATH…")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
@@ -132,7 +133,7 @@ def memorize(
         raise click.exceptions.Exit(1)
 
 
-@click.command("list")
+@click.command("list", epilog=example("m3mlx list"))
 @json_option
 @common_options
 def list_documents(as_json: bool) -> None:
@@ -165,7 +166,7 @@ def list_documents(as_json: bool) -> None:
     )
 
 
-@click.command()
+@click.command(epilog=example("m3mlx status --json"))
 @json_option
 @common_options
 def status(as_json: bool) -> None:
@@ -199,7 +200,7 @@ def status(as_json: bool) -> None:
         click.echo(f"{name:{width}}  {one_line(str(value))}")
 
 
-@click.command()
+@click.command(epilog=example("m3mlx forget notes/old.md --verify"))
 @click.argument("names", nargs=-1, required=True, metavar="PATH|ID…")
 @click.option("--verify", is_flag=True, help="Search the store's files for what was erased.")
 @click.option(
@@ -245,7 +246,7 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(epilog=example("m3mlx compact"))
 @json_option
 @common_options
 def compact(as_json: bool) -> None:
@@ -262,7 +263,7 @@ def compact(as_json: bool) -> None:
         click.echo(f"{damaged} damaged memories were left out; they are cold now.", err=True)
 
 
-@click.command()
+@click.command(epilog=example("m3mlx check --repair"))
 @click.option("--repair", is_flag=True, help="Mend what is damaged, and hide what cannot be.")
 @json_option
 @common_options
@@ -279,7 +280,12 @@ def check(repair: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        'm3mlx recall "the boiler" -k 3 --type md --since 2026-01-01',
+        "m3mlx recall boiler --also work",
+    )
+)
 @click.argument("query")
 @click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 @filter_options

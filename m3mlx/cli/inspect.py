@@ -7,11 +7,15 @@ from typing import Any
 
 import click
 
-from .options import WRITING, common_options, json_option, memory_options, open_assistant
+from .options import WRITING, common_options, example, json_option, memory_options, open_assistant
 from .render import echo_json, note, one_line
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "m3mlx inspect notes/house.md -o house.html", "m3mlx inspect notes/house.md#1 -o house.png"
+    )
+)
 @click.argument("name", metavar="DOCUMENT[#N]")
 @click.option(
     *("-o", "--output"),

@@ -116,6 +116,12 @@ def _noted(name: str) -> Any:
     return ctx.meta.get(_META + name) if ctx else None
 
 
+def example(*lines: str) -> str:
+    """The end of a command's help; a test runs each of these lines."""
+    title = "Examples:" if len(lines) > 1 else "Example:"
+    return "\n".join(("\b", title, *(f"  {line}" for line in lines)))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 memory_mode = click.option(

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..errors import M3Error
-from .options import READING, Size, also_option, common_options, memory_options, open_assistant
+from .options import (
+    READING,
+    Size,
+    also_option,
+    common_options,
+    example,
+    memory_options,
+    open_assistant,
+)
 from .render import note
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ def server_options(port: int) -> Callable[[Callable], Callable]:
     return decorate
 
 
-@click.command()
+@click.command(epilog=example("m3mlx serve --root notes"))
 @server_options(port=8642)
 @roots_option
 @click.option(
@@ -118,7 +126,7 @@ def serve(
     _leave()
 
 
-@click.command()
+@click.command(epilog=example("m3mlx mcp --root notes"))
 @click.option("--http", is_flag=True, help="Serve by HTTP instead of standard input and output.")
 @server_options(port=8643)
 @roots_option
