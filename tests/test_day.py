@@ -22,7 +22,7 @@ def test_a_day_with_few_files(tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     ways = {line.split()[1] for line in done.stdout.splitlines() if line.startswith("ok ")}
