@@ -307,7 +307,7 @@ def recall(
     with open_assistant(only=only, also=also, **options) as assistant:
         hits = assistant.recall(query, k)
     if as_json:
-        keys = ("path", "start", "end", "page", "line", "text", "distance", "store")
+        keys = ("path", "start", "end", "page", "line", "text", "distance", "document", "store")
         echo_json({"references": [{key: getattr(hit, key) for key in keys} for hit in hits]})
         return
     echo_references(hits)
