@@ -397,6 +397,7 @@ def main() -> int:
     if not browser:
         print("The page is left out: it needs Debian's packages chromium and chromium-driver.")
     given.folder.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what it has started
     return Day(given.folder.resolve(), given.files, browser).go()
 
 
