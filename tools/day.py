@@ -302,8 +302,8 @@ class Day:
 
     def forget(self, url: str, page: Page | None, fact: Fact) -> None:
         path = self.where.pop(fact)
-        path.unlink()
         done = self.run("forget", str(path), "--verify", "--json")
+        path.unlink()  # behind it: what is gone for ten seconds, the watcher forgets by itself
         gone = json.loads(done.stdout or "{}")
         self.check(
             "forget",
