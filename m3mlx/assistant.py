@@ -22,7 +22,6 @@ from .errors import FingerprintError, StoreError
 from .memorize import BATCH, Memorized, Memorizing, Progress
 from .store import (
     BusyStore,
-    ColdReference,
     Edition,
     Filter,
     Findings,
@@ -32,6 +31,7 @@ from .store import (
     Passphrase,
     Repair,
     StoredDocument,
+    Stores,
 )
 from .template import Template
 
@@ -60,6 +60,7 @@ class Assistant:
         kv_bits: 8 or 4 to keep the context quantized.
         retrieval: "hybrid", "dense" or "text".
         only: which documents are searched; None for all.
+        also: folders of other stores, which are searched and read too, and never changed.
         encrypt: whether a store that is made new is encrypted.
         passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
             one in the system's key store.
@@ -81,6 +82,7 @@ class Assistant:
         kv_bits: int | None = None,
         retrieval: str = "hybrid",
         only: Filter | None = None,
+        also: Sequence[str | Path] = (),
         encrypt: bool = False,
         passphrase: Passphrase | None = None,
         progress: Progress | None = None,
@@ -91,9 +93,13 @@ class Assistant:
         self.security = {"encrypt": encrypt, "passphrase": passphrase}
         self.progress = progress or (lambda what, done, total: None)
         self.model_name, self.encoder_name, self._adapter_path = model, encoder, adapter_path
-        self._options = selection, budget, tokens_per_head, codec
+        bits = dict(zip(("key_bits", "value_bits"), CODECS[codec], strict=True)) if codec else {}
+        asked = {"selection": selection, "budget": budget, "tokens_per_head": tokens_per_head}
+        self._asked = {name: value for name, value in asked.items() if value} | bits
+        self.also = tuple(map(Path, also))
         self._store: MemoryStore | None = None
-        self._hits: dict[int, Hit] = {}  # of the last search
+        self._attached: list[MemoryStore] = []
+        self._stores: Stores | None = None  # the store and those attached
 
     def __enter__(self) -> Assistant:
         return self
@@ -103,9 +109,10 @@ class Assistant:
 
     def close(self) -> None:
         """Release the store. The models go with the object."""
-        if self._store is not None:
-            self._store.close()
-            self._store = None
+        for store in (self._store, *self._attached):
+            if store is not None:
+                store.close()
+        self._store, self._attached, self._stores = None, [], None
 
     # --- models, each loaded at its first use
 
@@ -147,17 +154,7 @@ class Assistant:
     def _calibrated(self) -> MemoryConfig:
         from .memory.calibrate import calibrate
 
-        selection, budget, tokens, codec = self._options
-        key_bits, value_bits = CODECS[codec or "k8v8"]
-        return calibrate(
-            self.decoder,
-            selection=selection,
-            budget=budget,
-            tokens_per_head=tokens or None,
-            key_bits=key_bits,
-            value_bits=value_bits,
-            progress=self.progress,
-        )
+        return calibrate(self.decoder, progress=self.progress, **self._asked)
 
     @cached_property
     def codec(self) -> Codec:
@@ -239,6 +236,18 @@ class Assistant:
             )
         return store
 
+    def _all(self) -> Stores:
+        """The store and those attached to it, as one."""
+        if self._stores is None:
+            own = self.store()
+            for path in self.also:
+                if path.resolve() == self.store_path.resolve():
+                    raise StoreError(f"{path}: this is the store itself. Attach others to it.")
+                passphrase = self.security["passphrase"]
+                self._attached.append(MemoryStore.open(path, passphrase=passphrase))
+            self._stores = Stores(own, self._attached)
+        return self._stores
+
     def _open_to_write(self, wait: float = 10.0) -> MemoryStore:
         """The store, open for writing and made by the same models; a new one if there is none."""
         if not self.has_store():
@@ -257,31 +266,18 @@ class Assistant:
         Raises:
             FingerprintError: there are none.
         """
-        selection, budget, tokens, codec = self._options
-        options = {"selection": selection, "budget": budget, "tokens_per_head": tokens}
-        if codec:
-            options["key_bits"], options["value_bits"] = CODECS[codec]
-        asked = {name: value for name, value in options.items() if value}
-        store = self.store()
-        chosen = editions.matching(store.editions(), asked, self._conditions, self.store_path)
-        if chosen.id != store.edition.id:
-            store.use(chosen.id)
-        return chosen
+        return editions.use(self.store(), self._asked, self._conditions)
 
     def check(self) -> None:
         """Refuse a store of another model, adapter, tokenizer, encoder or way of writing."""
         self._own()
         self.check_encoder()
+        for store in self._attached:  # their memories are read beside those of the store
+            editions.use(store, {}, lambda config: self._conditions(self.config))
 
     def check_encoder(self) -> None:
         """Refuse a store whose vectors another encoder has made."""
-        found, wanted = self.store().encoder, self.encoder.identity
-        if found != wanted:
-            raise FingerprintError(
-                f"{self.store_path}: its vectors were made with another encoder ({found:.40} "
-                f"instead of {wanted:.40}). Use the one it was made with, or name another folder "
-                f"with --store."
-            )
+        self._all().check_encoder(self.encoder.identity)
 
     # --- documents
 
@@ -439,13 +435,7 @@ class Assistant:
         self.store()
         with self.open_store(write=True) as store:
             ids = [document.id for document in store.find_documents(names)]
-            samples = store.traces(ids) if verify else []
-            gone = store.forget(ids)
-            if not verify:
-                return Forgotten(gone, None, None)
-            verification = store.verify(samples)
-            certificate = store.certificate(gone, samples, verification)
-            return Forgotten(gone, verification.residue, certificate)
+            return store.forget_proved(ids) if verify else Forgotten(store.forget(ids), None, None)
 
     def status(self) -> dict[str, Any]:
         """What the store holds, by part and edition; loads no model."""
@@ -462,33 +452,28 @@ class Assistant:
     def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """The references that fit each of several texts best."""
         vectors = self.encoder.encode(list(texts), query=True)
-        found = self.store().search(vectors, texts, k, self.retrieval, self.only)
-        self._hits = {hit.slot: hit for hits in found for hit in hits}
-        return found
+        return self._all().search(vectors, texts, k, self.retrieval, self.only)
 
     def read(self, slots: Sequence[int]) -> Memory:
         """The memories of references that the last search found; cold ones are written first."""
-        rows = self._warm([self._hits[slot] for slot in slots if not self._hits[slot].warm])
-        while stored := [slot for slot in slots if slot not in rows]:
-            try:
-                rows.update(zip(stored, self.store().read(stored), strict=True))
-            except ColdReference as error:  # dropped since the search
-                rows.update(self._warm([self._hits[error.slot]]))
-        packed = np.stack([rows[slot] for slot in slots])
+        packed = self._all().read(slots, self._warm)
         return self.codec.unpack(packed, self.prefix[0][0].dtype)
 
-    def _warm(self, cold: list[Hit]) -> dict[int, np.ndarray]:
-        """Write the memories of cold references, and keep them (section 3.1 of the paper)."""
+    def _warm(self, cold: Sequence[Hit]) -> dict[int, np.ndarray]:
+        """Write the memories of cold references, and keep them (section 3.1 of the paper).
+
+        Those of attached stores are not kept.
+        """
         rows: dict[int, np.ndarray] = {}
         for start in range(0, len(cold), BATCH):
             part = cold[start : start + BATCH]
             ids = [hit.tokens or self._token_ids(hit.text) for hit in part]
             packed = self.write([tokens[: self.config.reference_tokens] for tokens in ids])
             rows.update(zip((hit.slot for hit in part), packed, strict=True))
-        if rows:
+        if own := [hit.slot for hit in cold if hit.store is None]:
             # whoever writes just now need not be waited for: they are written again next time
             with suppress(BusyStore), self._open_to_write(wait=0) as store:
-                store.write({slot: row.tobytes() for slot, row in rows.items()})
+                store.write({slot: rows[slot].tobytes() for slot in own})
         return rows
 
     def ask(self, question: str, *, memory: str = "explicit", **options: Any) -> Answer:

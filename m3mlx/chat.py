@@ -23,7 +23,13 @@ from .template import Template, Turn
 
 @dataclass
 class Source:
-    """A reference that an answer drew on; ``span`` counts spans of 64 answer tokens from 0."""
+    """A reference that an answer drew on.
+
+    Attributes:
+        span: of 64 answer tokens, counted from 0.
+        document: its id in the store.
+        store: folder of the attached store that it is of; None for the user's own.
+    """
 
     path: str
     start: int
@@ -33,10 +39,13 @@ class Source:
     text: str
     distance: float
     span: int
+    document: int
+    store: str | None
 
     @classmethod
     def of(cls, hit: Hit, span: int) -> Source:
-        return cls(hit.path, hit.start, hit.end, hit.page, hit.line, hit.text, hit.distance, span)
+        where = hit.path, hit.start, hit.end, hit.page, hit.line
+        return cls(*where, hit.text, hit.distance, span, hit.document, hit.store)
 
 
 @dataclass

@@ -41,24 +41,22 @@ class Rebuilt:
     seconds: float = 0.0
 
 
-def matching(
-    editions: Sequence[Edition],
+def use(
+    store: MemoryStore,
     options: Mapping[str, object],
     conditions: Callable[[MemoryConfig], Mapping[str, str]],
-    store: object,
 ) -> Edition:
-    """The first edition whose memories are made as asked, by the present model.
+    """Take the first edition into use whose memories are made as asked, by the present model.
 
     Args:
         options: fields of the memory configuration that the user asked for.
         conditions: fingerprint that the present model gives memories of a configuration.
-        store: its folder, for the message.
 
     Raises:
         FingerprintError: there is none; it names what differs from the nearest, and what to do.
     """
     nearest: list[tuple[str, object, object]] = []
-    for edition in editions:
+    for edition in store.editions():
         config = MemoryConfig.from_json(edition.memory)
         differing = [
             (name, getattr(config, name), value)
@@ -71,16 +69,19 @@ def matching(
             if edition.fingerprint.get(name) != value
         ]
         if not differing:
+            if edition.id != store.edition.id:
+                store.use(edition.id)
             return edition
         if not nearest or len(differing) < len(nearest):
             nearest = differing
     name, found, wanted = nearest[0]
     plain = ", here with --adapter-path none" if name == "adapter" and not found else ""
     raise FingerprintError(
-        f"{store}: its memories were made with another {name} ({found or 'none'!s:.40} instead of "
-        f"{wanted or 'none'!s:.40}). Use the model and settings they were made with{plain} "
-        f"(m3mlx status shows them), or run `m3mlx memorize --rebuild` with the present ones: it "
-        f"makes new memories beside the old, without the files."
+        f"{store.path}: its memories were made with another {name} ({found or 'none'!s:.40} "
+        f"instead of {wanted or 'none'!s:.40}). Use the model and settings they were made with"
+        f"{plain} (m3mlx status shows them), or run `m3mlx memorize --rebuild "
+        f"--store {store.path}` with the present ones: it makes new memories beside the old, "
+        f"without the files."
     )
 
 

@@ -22,14 +22,14 @@ from .errors import M3Error
 from .generate import Step
 from .memory.codec import PADDING
 from .store import ColdReference, Hit, StoredReference
-from .view import KeptReference, Part, Span, answer_page, kept_page
+from .view import Kept, KeptReference, Part, Span, answer_page
 
 _FUNCTION = "scaled_dot_product_attention"  # in the files of mlx-lm's models
 _BEGINNING = 160  # characters of a reference that are shown
 
 
-def inspect_document(assistant: Assistant, name: str) -> str:
-    """An HTML page of what is kept of a document, or with ``#N`` behind its name, of one reference.
+def inspect_document(assistant: Assistant, name: str) -> Kept:
+    """What is kept of a document, or with ``#N`` behind its name, of one reference.
 
     Raises:
         StoreError: there is no such document.
@@ -62,7 +62,7 @@ def inspect_document(assistant: Assistant, name: str) -> str:
         counts.append(kept_by_head(positions, config))
     mean = np.mean(counts, axis=0) if counts else np.array(config.counts, np.float64)
     title = f"{found[0].path}#{number}" if number else found[0].path
-    return kept_page(title, references, mean.tolist(), mean.size)
+    return Kept(title, references, mean.tolist(), mean.size)
 
 
 def kept_by_head(positions: np.ndarray, config: MemoryConfig) -> np.ndarray:

@@ -49,6 +49,22 @@ class KeptReference:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What is kept of a document or of one reference.
+
+    Attributes:
+        title: its path, perhaps with the number of the reference.
+        counts: tokens that each head keeps of a reference on average, as counts[layer][KV head].
+        most: heads of all layers together.
+    """
+
+    title: str
+    references: Sequence[KeptReference]
+    counts: Sequence[Sequence[float]]
+    most: int
+
+
+@dataclass(frozen=True)
 class Part:
     """Something that an answer attended to.
 
@@ -79,22 +95,15 @@ class Span:
     parts: Sequence[Part]
 
 
-def kept_page(
-    title: str, references: Sequence[KeptReference], counts: Sequence[Sequence[float]], most: int
-) -> str:
-    """The page of a document or reference.
-
-    Args:
-        counts: tokens that each head keeps of a reference on average, as counts[layer][KV head].
-        most: heads of all layers together.
-    """
+def kept_page(kept: Kept) -> str:
+    """The page of a document or reference."""
     body = [
-        f"<h1>What is kept of {_safe(title)}</h1>",
-        f"<p class=dim>The darker a token, the more of the {most} heads keep its key and value. "
-        f"What no head keeps can only be told from what others say of it.</p>",
-        _map(counts),
+        f"<h1>What is kept of {_safe(kept.title)}</h1>",
+        f"<p class=dim>The darker a token, the more of the {kept.most} heads keep its key and "
+        f"value. What no head keeps can only be told from what others say of it.</p>",
+        _map(kept.counts),
     ]
-    for number, reference in enumerate(references, 1):
+    for number, reference in enumerate(kept.references, 1):
         body.append(f"<h2>{number}. {_safe(reference.place)}</h2>")
         if reference.heads is None:
             body.append("<p class=dim>Its memory has not been written yet; its first use does.</p>")
@@ -102,11 +111,11 @@ def kept_page(
             continue
         top = max([*reference.heads, 1])
         tokens = (
-            _token(text, heads / top, f"kept by {heads} of {most} heads")
+            _token(text, heads / top, f"kept by {heads} of {kept.most} heads")
             for text, heads in zip(reference.tokens, reference.heads, strict=True)
         )
         body.append(f"<div class=text>{''.join(tokens)}</div>")
-    return _page(f"m3mlx: what is kept of {title}", body)
+    return _page(f"m3mlx: what is kept of {kept.title}", body)
 
 
 def answer_page(question: str, spans: Sequence[Span]) -> str:
@@ -184,8 +193,13 @@ def _map(counts: Sequence[Sequence[float]]) -> str:
     )
 
 
+def plain(text: str) -> str:
+    """Text without control characters and turns of direction."""
+    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def _safe(text: str) -> str:
-    return html.escape(_STEERING.sub("\N{REPLACEMENT CHARACTER}", text))
+    return html.escape(plain(text))
 
 
 def _page(title: str, body: Sequence[str]) -> str:

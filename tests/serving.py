@@ -70,13 +70,14 @@ def running_http(make, app, *, waiting=16):
 
 
 @contextlib.contextmanager
-def serving(make, *, waiting=16, roots=(), **guard):
+def serving(make, *, waiting=16, roots=(), collection=None, **guard):
     """The whole server, until the block ends."""
     made = []
 
     def app(owner):
         names = {"model": "decoder", "encoder": "encoder"}
-        made.append(Server(owner, **names, roots=Roots(roots), guard=Guard(**guard)))
+        within = {"roots": Roots(roots), "collection": collection}
+        made.append(Server(owner, **names, **within, guard=Guard(**guard)))
         return made[0].app()
 
     with running_http(make, app, waiting=waiting) as (url, owner):

@@ -265,3 +265,42 @@ def test_a_reader_may_go_on_while_one_checks(path):
         store.search(unit(0, 1), [""], 1)
         assert MemoryStore.check(path).sound
         assert everything(store) == WHOLE
+
+
+@pytest.fixture(params=["plain", "encrypted"])
+def with_sessions(request, path, tmp_path):
+    """A store with a conversation, and its passphrase."""
+    secret = None
+    if request.param == "encrypted":
+        path, secret = tmp_path / "secret", lambda: "nine brass buttons"
+        new_store(path, encrypt=True, passphrase=secret).close()
+    with MemoryStore.open(path, passphrase=secret) as store, store.sessions() as kept:
+        kept.add("plans", [{"role": "user", "content": f"marmalade {n}"} for n in range(400)])
+    return path, secret
+
+
+def test_damaged_sessions_are_found_and_the_rest_of_the_store_is_sound(with_sessions):
+    path, secret = with_sessions
+    file = path / "sessions.sqlite"
+    assert MemoryStore.check(path, passphrase=secret).damages == []
+    with MemoryStore.open(path, passphrase=secret) as store:
+        assert store.status()["session_bytes"] > 8192
+    sound = file.read_bytes()
+    for start, damage in (
+        (4096 * 3, b"\xff" * 300),  # a page
+        (0, b"no database"),
+        (len(sound) // 2, None),  # cut off
+    ):
+        end = start + len(damage or b"")
+        file.write_bytes(sound[:start] + damage + sound[end:] if damage else sound[:start])
+        findings = MemoryStore.check(path, passphrase=secret)
+        assert set(parts(findings)) == {"sessions"} and not findings.sound
+        file.write_bytes(sound)
+    with sqlite3.connect(file) as db:
+        db.execute("UPDATE session SET id = 7")  # as somebody might who has the file
+    db.close()
+    assert "sessions" in parts(MemoryStore.check(path, passphrase=secret))
+    done = MemoryStore.repair(path, passphrase=secret)
+    assert parts(done.left) == ["sessions"]  # nobody else knows what was said
+    file.unlink()
+    assert MemoryStore.check(path, passphrase=secret).sound

@@ -29,6 +29,7 @@ COMMANDS = [
 ]
 COMMANDS += ["convert", "parity", "bench", "train", "fuse", "inspect", "models", "doctor"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
+SOURCE_KEYS |= {"document", "store"}
 TIMING_KEYS = {
     *("retrieve_seconds", "read_seconds", "prefill_seconds", "first_token_seconds"),
     *("decode_tokens_per_second", "prompt_tokens", "generated_tokens", "retrievals"),

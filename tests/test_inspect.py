@@ -1,8 +1,10 @@
 """A look inside: every number is that of the memories and of the model, and the page is safe."""
 
+import io
 import json
 import re
 import stat
+import sys
 from html.parser import HTMLParser
 
 import mlx.core as mx
@@ -16,7 +18,8 @@ from m3mlx.cli import main
 from m3mlx.errors import M3Error, StoreError
 from m3mlx.inspect import AnswerView, inspect_document, kept_by_head
 from m3mlx.memory.codec import PADDING
-from m3mlx.view import KeptReference, Part, Span, answer_page, kept_page
+from m3mlx.picture import kept_picture
+from m3mlx.view import Kept, KeptReference, Part, Span, answer_page, kept_page
 
 EVIL = "</span><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x1b[31m"
 
@@ -75,7 +78,7 @@ def shown(page: str) -> str:
 
 def test_tokens_are_shaded_by_the_heads_that_kept_them(world):
     with make(world) as assistant:
-        page = inspect_document(assistant, str(world / "notes" / "long.txt"))
+        page = kept_page(inspect_document(assistant, str(world / "notes" / "long.txt")))
         store = assistant.store()
         (document,) = store.find_documents([str(world / "notes" / "long.txt")])
         slots = store.slots_of(document.id)
@@ -99,7 +102,7 @@ def test_tokens_are_shaded_by_the_heads_that_kept_them(world):
 def test_one_reference_by_its_number(world):
     name = str(world / "notes" / "long.txt")
     with make(world) as assistant:
-        one = inspect_document(assistant, f"{name}#2")
+        one = kept_page(inspect_document(assistant, f"{name}#2"))
         assert one.count("<h2>") == 1 and "long.txt#2" in one
         for wrong in (f"{name}#0", f"{name}#99"):
             with pytest.raises(M3Error, match="no number"):
@@ -112,7 +115,7 @@ def test_one_reference_by_its_number(world):
 
 def test_what_documents_say_is_only_text(world):
     with make(world) as assistant:
-        page = inspect_document(assistant, str(world / "notes" / "evil.md"))
+        page = kept_page(inspect_document(assistant, str(world / "notes" / "evil.md")))
         safe(page)
         assert "<script>alert(1)" in shown(page)
         view = AnswerView(assistant, EVIL)
@@ -120,11 +123,11 @@ def test_what_documents_say_is_only_text(world):
         safe(view.page())
     safe(
         kept_page(
-            EVIL, [KeptReference(EVIL, [EVIL], [1]), KeptReference(EVIL, [EVIL], None)], [], 1
+            Kept(EVIL, [KeptReference(EVIL, [EVIL], [1]), KeptReference(EVIL, [EVIL], None)], [], 1)
         )
     )
     safe(answer_page(EVIL, [Span([EVIL], [0.5], [Part(EVIL, "memory", EVIL, 0.5)])]))
-    kept_page("", [], [], 0), answer_page("", [])
+    kept_page(Kept("", [], [], 0)), answer_page("", [])
 
 
 def test_padding_is_kept_by_nobody(world):
@@ -211,10 +214,38 @@ def test_the_commands(world, tmp_path):
     assert result.exit_code == 0 and "evil.md" in answer.read_text("utf-8")
     asked = run("ask", "Boat?", "--max-tokens", 3, "--inspect", answer, "--json")
     assert json.loads(asked.stdout)["memory"] == "explicit"
+    result = run("inspect", world / "notes" / "evil.md", "-o", tmp_path / "page.png")
+    assert result.exit_code == 0 and (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+    assert run("inspect", world / "notes" / "evil.md", "-o", tmp_path / "page.gif").exit_code == 2
     missing = run("inspect", world / "notes" / "evil.md", "-o", tmp_path / "no" / "page.html")
     assert missing.exit_code == 1 and "page.html" in missing.stderr
     assert run("inspect", "nothing", "-o", tmp_path / "x.html").exit_code == 1
     assert not (tmp_path / "x.html").exists()
+
+
+def test_a_picture_shows_the_same(world, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="pip install 'm3mlx[png]'")
+    many, few = (
+        Kept("note.md", [KeptReference("note.md", ["one ", "two"], heads)], [[1.0, 2.0]], 2)
+        for heads in ([2, 0], None)
+    )
+    for kept in (many, few):
+        assert kept_picture(kept).startswith(b"\x89PNG")
+    orange = (218, 146, 63)  # three quarters of the way from paper to the darkest
+
+    def dark(kept):
+        colours = image.open(io.BytesIO(kept_picture(kept))).convert("RGB").getcolors(2**24)
+        return sum(n for n, colour in colours if max(map(abs, np.subtract(colour, orange))) < 8)
+
+    assert dark(many) > 200 and dark(few) == 0  # without a memory nothing is kept
+    kept_picture(Kept(EVIL, [KeptReference(EVIL, [EVIL], [1])], [], 1))
+    kept_picture(Kept("", [], [], 0))
+    with pytest.raises(M3Error, match=r"too long .*#1"):
+        kept_picture(Kept("long", [KeptReference("", ["word\n"] * 2000, None)], [], 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "PIL", None)
+        with pytest.raises(M3Error, match=r"m3mlx\[png\]"):
+            kept_picture(few)
 
 
 def test_a_reference_without_a_memory_is_shown_as_text(world, tmp_path):
@@ -223,5 +254,5 @@ def test_a_reference_without_a_memory_is_shown_as_text(world, tmp_path):
         note = tmp_path / "note.md"
         note.write_text("The kite is red.")
         assistant.memorize([note], cold=True)
-        page = inspect_document(assistant, str(note))
+        page = kept_page(inspect_document(assistant, str(note)))
     assert "has not been written yet" in page and "The kite is red." in page

@@ -11,14 +11,15 @@ LAYERS = [
     {"errors", "openblas"},
     {"config"},
     {"documents", "template", "plot", "view"},
+    {"picture"},
     {"memory.codec", "embed", "store"},
     {"packages"},
     {"memory.cache", "models", "cached"},
     {"memory.write", "memory.parallel", "generate", "memorize"},
     {"memory.calibrate", "editions", "chat"},
     {"assistant", "train"},
-    {"evaluate", "demo", "parity", "transfer", "bench", "serve", "llm_plugin"},
-    {"watch", "doctor", "history", "inspect"},
+    {"evaluate", "demo", "parity", "transfer", "bench", "inspect", "llm_plugin"},
+    {"watch", "doctor", "history", "serve"},
     {"cli"},
 ]
 # rooms of several files, one place in the layers

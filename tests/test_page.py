@@ -150,6 +150,41 @@ def test_a_file_can_be_dropped_anywhere(page, server):
     assert not one(page, "#drop").is_displayed()
 
 
+def test_a_look_inside_shows_what_is_kept_of_a_document_and_of_a_source(page):
+    ask(page, "Where is the boat?")
+    one(page, ".sources summary").click()
+    here = page.current_window_handle
+    for selector, title in (
+        ("#list button[aria-label='Look inside boat.md']", "text:boat.md"),
+        (".passage button[aria-label='Look inside boat.md']", "text:boat.md#1"),
+    ):
+        one(page, selector).click()
+        until(lambda: len(page.window_handles) == 2)
+        page.switch_to.window(next(h for h in page.window_handles if h != here))
+        try:
+            until(lambda title=title: page.title == f"m3mlx: what is kept of {title}")
+            assert "The blue boat lies at pier nine." in one(page, ".text").text
+            shades = {
+                s.value_of_css_property("background-color") for s in all_of(page, ".text span")
+            }
+            assert len(shades) > 1 and all_of(page, "rect.cell")
+            shot(page, "inside")
+        finally:
+            page.close()
+            page.switch_to.window(here)
+
+
+def test_many_documents_are_found_by_name(page, server):
+    for number in range(12):
+        server.post("/v1/memories", text=f"Note {number}.", name=f"note-{number}.md")
+    page.get(server.url)
+    until(lambda: len(all_of(page, "#list li")) == 14)
+    assert one(page, "#list .name").text == "note-11.md"  # the newest first
+    one(page, "#find").send_keys("BOAT")
+    assert [item.text for item in all_of(page, "#list .name") if item.is_displayed()] == ["boat.md"]
+    shot(page, "find")
+
+
 def test_the_three_kinds_of_memory_stand_side_by_side(page):
     choose(page, "compare")
     one(page, "#question").click()

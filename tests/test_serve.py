@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 import time
 
@@ -493,3 +494,123 @@ def test_requests_queue_within_a_bound_and_end_when_their_client_leaves(world, h
         waiting.join(20)
         assert found[0].status_code == 200 and time.monotonic() - start < 15
         wait_until(lambda: running.owner.pending() == 0)
+
+
+# --- collections, attached stores, and a look inside
+
+
+def sources(running, question, **fields):
+    body = {"messages": ask(question), "max_tokens": 2, **fields}
+    answer = running.post("/v1/chat/completions", **body)
+    assert answer.status_code == 200, answer.text
+    return set(paths(answer.json()["m3mlx"]["sources"]))
+
+
+@pytest.fixture
+def boats(world, home, tmp_path):
+    """A store of its own for a server."""
+    with tiny_assistant(world, tmp_path / "store") as assistant:
+        assistant.memorize(contents={"text:plain": b"A boiler."})
+        assistant.memorize(contents={"text:boat": b"A blue boat."}, collection="boats")
+    return tmp_path / "store"
+
+
+def test_a_request_may_name_a_collection(world, boats):
+    with serving(lambda: tiny_assistant(world, boats)) as running:
+        assert sources(running, "Boat?") == {"text:plain", "text:boat"}
+        assert sources(running, "Boat?", collection="boats") == {"text:boat"}
+        assert sources(running, "Boat?", collection="boats", memory="text") == {"text:boat"}
+        assert sources(running, "Boat?") == {"text:plain", "text:boat"}
+        done = running.post("/v1/memories", text="A raft.", name="raft", collection="boats")
+        assert done.status_code == 200
+        files = {"file": ("ark.txt", b"An ark."), "collection": (None, "boats")}
+        assert running.client.post("/v1/memories", files=files).status_code == 200
+        found = running.post("/v1/memories/recall", query="boiler", collection="boats").json()
+        assert {hit["path"] for hit in found["data"]} == {
+            "text:boat",
+            "text:raft",
+            "upload:ark.txt",
+        }
+        listed = running.client.get("/v1/memories?collection=boats").json()["data"]
+        assert {document["collection"] for document in listed} == {"boats"} and len(listed) == 3
+        for wrong in (7, "", ["boats"]):
+            for path in ("/v1/chat/completions", "/v1/memories/recall", "/v1/memories"):
+                body = {"messages": ask("x"), "query": "x", "text": "x", "collection": wrong}
+                body = {k: body[k] for k in ("messages", "collection")} if "chat" in path else body
+                refused = running.post(path, **body)
+                assert refused.status_code == 400, refused.text
+                assert refused.json()["error"]["param"] == "collection"
+
+
+def test_a_conversation_goes_on_only_within_the_collection_it_began_in(world, boats):
+    with serving(lambda: tiny_assistant(world, boats)) as running:
+        first = {"messages": ask("Boat?"), "max_tokens": 2, "collection": "boats"}
+        said = running.post("/v1/chat/completions", **first).json()["choices"][0]["message"]
+        messages = [*ask("Boat?"), {"role": "assistant", "content": said["content"]}, *ask("And?")]
+        for collection, cached in ((None, False), ("boats", True)):
+            body = {"messages": messages, "max_tokens": 2, "collection": collection}
+            used = running.post("/v1/chat/completions", **body).json()["usage"]
+            assert (used["prompt_tokens_details"]["cached_tokens"] > 0) == cached
+
+
+def test_a_server_of_one_collection_has_nothing_else(world, boats):
+    with serving(lambda: tiny_assistant(world, boats), collection="boats") as running:
+        assert sources(running, "Boiler?") == {"text:boat"}
+        assert running.names() == ["text:boat"]
+        assert running.client.get("/v1/memories/status").json()["collection"] == "boats"
+        running.post("/v1/memories", text="A raft.", name="raft")
+        assert set(running.names()) == {"text:boat", "text:raft"}
+        with tiny_assistant(world, boats) as assistant:
+            hidden = next(d.id for d in assistant.documents() if d.path == "text:plain")
+        assert running.client.delete(f"/v1/memories/{hidden}").status_code == 404
+        assert running.post(f"/v1/memories/{hidden}/view").status_code == 404
+        for path, body in (
+            ("/v1/chat/completions", {"messages": ask("x")}),
+            ("/v1/memories/recall", {"query": "x"}),
+            ("/v1/memories", {"text": "x"}),
+        ):
+            refused = running.post(path, **body, collection="others")
+            assert refused.status_code == 403 and "boats only" in refused.text
+        assert running.client.get("/v1/memories?collection=others").status_code == 403
+
+
+def test_sources_say_which_attached_store_they_are_of(world, boats, tmp_path):
+    def make():
+        assistant = tiny_assistant(world, tmp_path / "own")
+        assistant.also = (boats,)
+        assistant.memorize(contents={"text:own": b"A kite."})
+        return assistant
+
+    with serving(make) as running:
+        found = running.post("/v1/memories/recall", query="boat").json()["data"]
+        stores = {hit["path"]: hit["store"] for hit in found}
+        assert stores == {"text:own": None, "text:plain": str(boats), "text:boat": str(boats)}
+        assert sources(running, "Boat?") == stores.keys()
+        assert running.names() == ["text:own"]
+
+
+def test_a_look_inside_opens_once_and_needs_no_token_of_its_own(world, boats):
+    token = "nine brass buttons"
+    with serving(lambda: tiny_assistant(world, boats), token=token) as running:
+        assert running.post("/v1/memories/1/view").status_code == 401
+        running.client.headers["authorization"] = f"Bearer {token}"
+        made = running.post("/v1/memories/2/view", start=0)
+        assert made.status_code == 200, made.text
+        del running.client.headers["authorization"]
+        page = running.client.get(f"/{made.json()['page']}")
+        assert page.status_code == 200 and "text:boat#1" in page.text
+        assert "A blue boat." in re.sub("<[^>]*>", "", page.text)
+        policy = page.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src" not in policy
+        assert page.headers["cache-control"] == "no-store"
+        assert running.client.get(f"/{made.json()['page']}").status_code == 404
+        assert running.client.get("/view/guessed").status_code == 404
+        running.client.headers["authorization"] = f"Bearer {token}"
+        for id, body, status in ((99, {}, 404), (1, {"start": 7}, 400), (1, {"start": "0"}, 400)):
+            assert running.post(f"/v1/memories/{id}/view", **body).status_code == status
+        waiting = running.post("/v1/memories/1/view").json()["page"]
+        running.client.delete("/v1/memories/1")
+        assert running.client.get(f"/{waiting}").status_code == 404  # forgotten is forgotten
+        made = [running.post("/v1/memories/2/view").json()["page"] for _ in range(20)]
+        there = [running.client.get(f"/{page}").status_code for page in made]
+        assert there == [404] * 12 + [200] * 8  # few wait at the same time

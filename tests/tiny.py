@@ -132,7 +132,7 @@ def save_adapter(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def save_encoder(folder: Path) -> Path:
+def save_encoder(folder: Path, seed: int = 0) -> Path:
     """A random BERT that knows single letters."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz0123456789.,?"]
     words += [f"##{word}" for word in words[4:]]
@@ -162,7 +162,7 @@ def save_encoder(folder: Path) -> Path:
         **{f"{layer}.{part}.bias": (width,) for part in dense},
         **{f"{norm}.{part}": (width,) for norm in norms for part in ("weight", "bias")},
     }
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     mx.save_safetensors(
         str(folder / "model.safetensors"),

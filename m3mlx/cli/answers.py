@@ -13,8 +13,10 @@ from ..errors import M3Error
 from .inspect import write_page
 from .options import (
     READING,
+    also_option,
     chosen_model,
     common_options,
+    example,
     filter_options,
     generation_options,
     is_verbose,
@@ -38,7 +40,12 @@ if TYPE_CHECKING:
     from ..store import Filter
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        'm3mlx ask "Who serviced the boiler?" --path notes',
+        'm3mlx ask "And the boat?" --inspect answer.html',
+    )
+)
 @click.argument("question")
 @memory_mode
 @generation_options(query="chunk")
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
     help="Write a page of what the answer attended to.",
 )
 @filter_options
+@also_option
 @memory_options(*READING)
 @json_option
 @common_options
@@ -62,6 +70,7 @@ def ask(
     no_sources: bool,
     view_file: Path | None,
     only: Filter | None,
+    also: tuple[str, ...],
     options: dict[str, Any],
     as_json: bool,
 ) -> None:
@@ -71,7 +80,7 @@ def ask(
         raise click.UsageError(
             "--inspect needs --memory explicit, and a context of full precision."
         )
-    with open_assistant(only=only, **options) as assistant:
+    with open_assistant(only=only, also=also, **options) as assistant:
         chat = assistant.chat(memory=memory, system=system_prompt)
         steps, view = chat.send(question, **generation), None
         if view_file:
@@ -90,7 +99,7 @@ def ask(
         else:
             spans, timings = echo_answer(steps)
         if view:
-            write_page(view_file, view.page())
+            write_page(view_file, view.page().encode())
     if as_json:
         return
     if spans and not no_sources:
@@ -112,7 +121,7 @@ def _from_stdin() -> str:
     return sys.stdin.read()
 
 
-@click.command()
+@click.command(epilog=example("m3mlx demo"))
 @memory_options(*(name for name in READING if name != "memories"))
 @json_option
 @common_options

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from .options import WRITING, chosen_model, common_options, json_option, memory_options
+from .options import WRITING, chosen_model, common_options, example, json_option, memory_options
 from .render import echo_json, echo_table, note
 
 
-@click.command()
+@click.command(epilog=example("m3mlx bench --rounds 1"))
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Repeats.")
 @memory_options(*WRITING)
 @json_option

@@ -21,7 +21,9 @@ from .documents import INTERRUPTED
 from .options import (
     MODES,
     READING,
+    also_option,
     common_options,
+    example,
     filter_options,
     generation_options,
     memory_mode,
@@ -46,7 +48,7 @@ HELP = """\
 /quit                         end; so does Ctrl-D. Ctrl-C stops an answer"""
 
 
-@click.command()
+@click.command(epilog=example("m3mlx chat --session garden --remember"))
 @memory_mode
 @click.option("--session", metavar="NAME", help="Keep the conversation, or go on with a kept one.")
 @click.option(
@@ -55,6 +57,7 @@ HELP = """\
 @generation_options(query="message")
 @system_prompt
 @filter_options
+@also_option
 @memory_options(*READING)
 @common_options
 def chat(
@@ -64,6 +67,7 @@ def chat(
     generation: dict[str, Any],
     system_prompt: str | None,
     only: Filter | None,
+    also: tuple[str, ...],
     options: dict[str, Any],
 ) -> None:
     """Talk with the model about your documents."""
@@ -76,7 +80,7 @@ def chat(
             raise click.UsageError(str(error)) from error
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
-    with open_assistant(only=only, **options) as assistant:
+    with open_assistant(only=only, also=also, **options) as assistant:
         conversation = _Conversation(assistant, memory, system_prompt, generation, session)
         conversation.begin()
         with _editing():

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import click
 
-from .options import common_options, json_option
+from .options import common_options, example, json_option
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
+@click.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog=example("m3mlx convert checkpoint model --dtype float32"),
+)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="SOURCE OUT [FLAGS]...")
 @json_option
 @common_options

@@ -11,9 +11,11 @@ import click
 from .options import (
     WRITING,
     Size,
+    also_option,
     collection_option,
     common_options,
     encrypt_options,
+    example,
     filter_options,
     is_verbose,
     json_option,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
 
 
-@click.command()
+@click.command(epilog=example('m3mlx memorize notes --exclude "*.log" --collection home'))
 @click.argument("paths", nargs=-1, metavar="PATH…")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
@@ -131,7 +133,7 @@ def memorize(
         raise click.exceptions.Exit(1)
 
 
-@click.command("list")
+@click.command("list", epilog=example("m3mlx list"))
 @json_option
 @common_options
 def list_documents(as_json: bool) -> None:
@@ -164,7 +166,7 @@ def list_documents(as_json: bool) -> None:
     )
 
 
-@click.command()
+@click.command(epilog=example("m3mlx status --json"))
 @json_option
 @common_options
 def status(as_json: bool) -> None:
@@ -182,6 +184,7 @@ def status(as_json: bool) -> None:
         ("references", f"{state['references']}, of which {state['cold']} cold"),
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
+        *((("sessions", human_bytes(state["session_bytes"])),) if state["session_bytes"] else ()),
         *((("watched", watched_text(state["watching"])),) if state["watching"] else ()),
         ("size", bound_text(state["max_bytes"])),
         ("encrypted", "yes" if state["encrypted"] else "no"),
@@ -197,7 +200,7 @@ def status(as_json: bool) -> None:
         click.echo(f"{name:{width}}  {one_line(str(value))}")
 
 
-@click.command()
+@click.command(epilog=example("m3mlx forget notes/old.md --verify"))
 @click.argument("names", nargs=-1, required=True, metavar="PATH|ID…")
 @click.option("--verify", is_flag=True, help="Search the store's files for what was erased.")
 @click.option(
@@ -243,7 +246,7 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(epilog=example("m3mlx compact"))
 @json_option
 @common_options
 def compact(as_json: bool) -> None:
@@ -260,7 +263,7 @@ def compact(as_json: bool) -> None:
         click.echo(f"{damaged} damaged memories were left out; they are cold now.", err=True)
 
 
-@click.command()
+@click.command(epilog=example("m3mlx check --repair"))
 @click.option("--repair", is_flag=True, help="Mend what is damaged, and hide what cannot be.")
 @json_option
 @common_options
@@ -277,21 +280,34 @@ def check(repair: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        'm3mlx recall "the boiler" -k 3 --type md --since 2026-01-01',
+        "m3mlx recall boiler --also work",
+    )
+)
 @click.argument("query")
 @click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
 @filter_options
+@also_option
 @memory_options("encoder", "retrieval")
 @json_option
 @common_options
-def recall(query: str, k: int, only: Filter | None, options: dict[str, Any], as_json: bool) -> None:
+def recall(
+    query: str,
+    k: int,
+    only: Filter | None,
+    also: tuple[str, ...],
+    options: dict[str, Any],
+    as_json: bool,
+) -> None:
     """Show the references that fit a query best."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
-    with open_assistant(only=only, **options) as assistant:
+    with open_assistant(only=only, also=also, **options) as assistant:
         hits = assistant.recall(query, k)
     if as_json:
-        keys = ("path", "start", "end", "page", "line", "text", "distance")
+        keys = ("path", "start", "end", "page", "line", "text", "distance", "document", "store")
         echo_json({"references": [{key: getattr(hit, key) for key in keys} for hit in hits]})
         return
     echo_references(hits)

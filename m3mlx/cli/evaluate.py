@@ -9,7 +9,7 @@ import click
 from ..config import CODECS, SELECTIONS
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import chosen_model, common_options, json_option, memory_options
+from .options import chosen_model, common_options, example, json_option, memory_options
 from .render import dim, echo_json, echo_table, human_bytes, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
@@ -58,7 +58,9 @@ def _lists(command: Any) -> Any:
     return command
 
 
-@click.command("eval")
+@click.command(
+    "eval", epilog=example("m3mlx eval questions.jsonl --memories 1 --memories 5 --answer-tokens 0")
+)
 @click.argument("file", metavar="FILE.jsonl")
 @click.option(
     "--task",

@@ -7,42 +7,52 @@ from typing import Any
 
 import click
 
-from .options import WRITING, common_options, json_option, memory_options, open_assistant
+from .options import WRITING, common_options, example, json_option, memory_options, open_assistant
 from .render import echo_json, note, one_line
 
 
-@click.command()
+@click.command(
+    epilog=example(
+        "m3mlx inspect notes/house.md -o house.html", "m3mlx inspect notes/house.md#1 -o house.png"
+    )
+)
 @click.argument("name", metavar="DOCUMENT[#N]")
 @click.option(
     *("-o", "--output"),
     type=click.Path(dir_okay=False, path_type=Path),
     default="memory.html",
     show_default=True,
-    metavar="OUT.html",
-    help="Where the page is written.",
+    metavar="OUT.html|OUT.png",
+    help="Where the page, or picture, is written.",
 )
 @memory_options(*WRITING)
 @json_option
 @common_options
 def inspect(name: str, output: Path, options: dict[str, Any], as_json: bool) -> None:
-    """Show which tokens of a document its memories hold, on an HTML page.
+    """Show which tokens of a document its memories hold, on an HTML page or as a picture.
 
     DOCUMENT is a path or id; #N behind it shows its reference number N alone."""
     from ..inspect import inspect_document
+    from ..picture import kept_picture
+    from ..view import kept_page
 
+    kinds = {".html": lambda kept: kept_page(kept).encode(), ".png": kept_picture}
+    if output.suffix.lower() not in kinds:
+        raise click.UsageError(f"{output} ends with neither .html nor .png.")
     with open_assistant(**options) as assistant:
-        page = inspect_document(assistant, name)
-    write_page(output, page)
+        kept = inspect_document(assistant, name)
+    write_page(output, kinds[output.suffix.lower()](kept))
     if as_json:
         echo_json({"page": str(output)})
     else:
         click.echo(one_line(str(output)))
 
 
-def write_page(path: Path, page: str) -> None:
-    """Write a page that only its owner can read: it holds what documents say."""
+def write_page(path: Path, page: bytes) -> None:
+    """Write a page or picture that only its owner can read: it holds what documents say."""
     from ..store.files import replacing, told
 
     with told(path), replacing(path) as new:
-        new.write_text(page, "utf-8")
-    note(f"Open {one_line(str(path))} in a browser; it asks for nothing outside itself.")
+        new.write_bytes(page)
+    if path.suffix == ".html":
+        note(f"Open {one_line(str(path))} in a browser; it asks for nothing outside itself.")

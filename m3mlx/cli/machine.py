@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from .options import common_options, json_option, memory_options, open_assistant
+from .options import common_options, example, json_option, memory_options, open_assistant
 from .render import dim, echo_json, echo_table, human_bytes, note, one_line
 
 _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, epilog=example("m3mlx models"))
 @json_option
 @common_options
 @click.pass_context
@@ -70,7 +70,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
     )
 
 
-@models.command()
+@models.command(epilog=example("m3mlx models remove all-minilm-l6-v2"))
 @click.argument("name")
 @json_option
 @common_options
@@ -85,7 +85,7 @@ def remove(name: str, as_json: bool) -> None:
         click.echo(f"Removed {one_line(gone.name)} ({human_bytes(gone.bytes)})")
 
 
-@click.command()
+@click.command(epilog=example("m3mlx doctor"))
 @memory_options("encoder", "adapter_path")
 @json_option
 @common_options

@@ -116,6 +116,12 @@ def _noted(name: str) -> Any:
     return ctx.meta.get(_META + name) if ctx else None
 
 
+def example(*lines: str) -> str:
+    """The end of a command's help; a test runs each of these lines."""
+    title = "Examples:" if len(lines) > 1 else "Example:"
+    return "\n".join(("\b", title, *(f"  {line}" for line in lines)))
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 memory_mode = click.option(
@@ -236,6 +242,13 @@ def _gathered(name: str, options: Mapping[str, Callable]) -> Callable[[Callable]
 
     return decorate
 
+
+also_option = click.option(
+    "--also",
+    multiple=True,
+    metavar="STORE",
+    help="Search and read this store too, which is never changed; may be repeated.",
+)
 
 collection_option = click.option(
     "--collection", metavar="NAME", help="Put the documents into this collection."

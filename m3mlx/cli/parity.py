@@ -8,11 +8,11 @@ from typing import Any
 
 import click
 
-from .options import chosen_model, common_options, json_option
+from .options import chosen_model, common_options, example, json_option
 from .render import echo_json, echo_table, note
 
 
-@click.command()
+@click.command(epilog=example("m3mlx parity --quick"))
 @click.option("--quick", is_flag=True, help="Compare with what is recorded alone, with no model.")
 @json_option
 @common_options

@@ -139,9 +139,9 @@ def human_seconds(seconds: float) -> str:
 
 def place(hit: Hit) -> str:
     """Where a reference or source stands, for citing."""
-    if hit.page is not None:
-        return one_line(f"{hit.path}, page {hit.page}")
-    return one_line(hit.path if hit.line is None else f"{hit.path}:{hit.line}")
+    line = "" if hit.line is None else f":{hit.line}"
+    where = f"{hit.path}{line}" if hit.page is None else f"{hit.path}, page {hit.page}"
+    return one_line(f"{where} (in {hit.store})" if hit.store else where)
 
 
 def snippet(text: str) -> str:

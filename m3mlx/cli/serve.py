@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ..errors import M3Error
-from .options import READING, Size, common_options, memory_options, open_assistant
+from .options import (
+    READING,
+    Size,
+    also_option,
+    common_options,
+    example,
+    memory_options,
+    open_assistant,
+)
 from .render import note
 
 if TYPE_CHECKING:
@@ -65,7 +73,7 @@ def server_options(port: int) -> Callable[[Callable], Callable]:
     return decorate
 
 
-@click.command()
+@click.command(epilog=example("m3mlx serve --root notes"))
 @server_options(port=8642)
 @roots_option
 @click.option(
@@ -78,6 +86,12 @@ def server_options(port: int) -> Callable[[Callable], Callable]:
     show_default=True,
     help="So many requests may wait.",
 )
+@click.option(
+    "--collection",
+    metavar="NAME",
+    help="Search, list and forget in this collection only, and add to it.",
+)
+@also_option
 @memory_options(*READING)
 @common_options
 def serve(
@@ -88,6 +102,8 @@ def serve(
     roots: tuple[str, ...],
     max_upload: int,
     queue: int,
+    collection: str | None,
+    also: tuple[str, ...],
     options: dict[str, Any],
 ) -> None:
     """Serve a page to chat on, and OpenAI's interface, on this machine."""
@@ -104,12 +120,13 @@ def serve(
         roots=roots,
         upload_bytes=max_upload or 2**40,
         waiting=queue,
+        collection=collection,
     )
-    run(assistant_maker(options), settings, _serving)
+    run(assistant_maker({**options, "also": also}), settings, _serving)
     _leave()
 
 
-@click.command()
+@click.command(epilog=example("m3mlx mcp --root notes"))
 @click.option("--http", is_flag=True, help="Serve by HTTP instead of standard input and output.")
 @server_options(port=8643)
 @roots_option

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import M3Error
-from .options import common_options, json_option, open_assistant
+from .options import common_options, example, json_option, open_assistant
 from .render import dim, echo_json, echo_table, note, one_line, printable
 
 if TYPE_CHECKING:
     from ..store.sessions import Message
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, epilog=example("m3mlx sessions"))
 @json_option
 @common_options
 @click.pass_context
@@ -25,7 +25,7 @@ def sessions(ctx: click.Context, as_json: bool) -> None:
         _list(as_json)
 
 
-@sessions.command("list")
+@sessions.command("list", epilog=example("m3mlx sessions list"))
 @json_option
 @common_options
 def list_sessions(as_json: bool) -> None:
@@ -47,7 +47,7 @@ def _list(as_json: bool) -> None:
     )
 
 
-@sessions.command()
+@sessions.command(epilog=example("m3mlx sessions show garden"))
 @click.argument("name")
 @json_option
 @common_options
@@ -62,7 +62,7 @@ def show(name: str, as_json: bool) -> None:
     _echo(said, as_json)
 
 
-@sessions.command()
+@sessions.command(epilog=example("m3mlx sessions delete garden"))
 @click.argument("name")
 @json_option
 @common_options
@@ -84,7 +84,7 @@ def delete(name: str, as_json: bool) -> None:
         note(f"It is also remembered; m3mlx forget '{CONVERSATION}{one_line(name)}' erases that.")
 
 
-@sessions.command()
+@sessions.command(epilog=example("m3mlx sessions search boiler"))
 @click.argument("words")
 @json_option
 @common_options

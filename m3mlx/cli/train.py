@@ -9,7 +9,7 @@ import click
 
 from ..errors import M3Error
 from ..train import Settings
-from .options import chosen_model, common_options, json_option
+from .options import chosen_model, common_options, example, json_option
 from .render import echo_json, human_bytes, human_seconds, note, one_line
 
 # option: type or choices, and what it is for; defaults are those of ``train.Settings``
@@ -59,7 +59,7 @@ def _settings_options(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(epilog=example("m3mlx train train.jsonl --output my-adapter --dry-run"))
 @click.argument("data", nargs=-1, required=True, metavar="DATA…")
 @click.option(
     "--objective",
@@ -145,7 +145,7 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
     return shares
 
 
-@click.command()
+@click.command(epilog=example("m3mlx fuse adapter merged"))
 @click.argument("adapter", metavar="ADAPTER")
 @click.argument("output", metavar="DIRECTORY")
 @click.option("--dequantize", is_flag=True, help="Keep the exact sum, in a larger file.")

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import click
 
-from .options import common_options, encrypt_options, json_option, memory_options, open_assistant
+from .options import (
+    common_options,
+    encrypt_options,
+    example,
+    json_option,
+    memory_options,
+    open_assistant,
+)
 from .render import echo_json, human_bytes, note, one_line
 
 
-@click.command()
+@click.command(epilog=example("m3mlx export notes.m3 notes --sign mine.key"))
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.argument("names", nargs=-1, metavar="[PATH|ID]…")
 @click.option("--sign", "key", metavar="KEY", help="Sign with the private key in this file.")
@@ -34,7 +41,9 @@ def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -
     note("The file holds the text of the documents, and is not encrypted.")
 
 
-@click.command("import")
+@click.command(
+    "import", epilog=example("m3mlx import notes.m3 --store other --verify-key mine.key.pub")
+)
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.option(
     "--replace", is_flag=True, help="Where a path has other content here, take the file's."
@@ -85,7 +94,7 @@ def import_file(
         note("References without a memory for the store's model get it at their first use.")
 
 
-@click.command()
+@click.command(epilog=example("m3mlx keygen mine.key"))
 @click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @json_option
 @common_options

@@ -19,6 +19,7 @@ from .options import (
     collection_option,
     common_options,
     encrypt_options,
+    example,
     json_option,
     memory_options,
     open_assistant,
@@ -45,7 +46,7 @@ _WORDS = {
 _NOTES = ("failed", "waiting", "away", "back", "polling")  # go to stderr
 
 
-@click.command()
+@click.command(epilog=example("m3mlx watch notes --grace 300"))
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")

@@ -82,6 +82,7 @@ class Settings:
         roots: folders from which clients may have files read.
         upload_bytes: size of an upload, at most.
         waiting: so many requests may wait.
+        collection: that all requests are restricted to; None lets each name its own.
     """
 
     host: str = "127.0.0.1"
@@ -91,6 +92,7 @@ class Settings:
     roots: Sequence[str] = ()
     upload_bytes: int = 50_000_000
     waiting: int = 16
+    collection: str | None = None
 
     def guard(self) -> Guard:
         """The guard that goes with them.
@@ -132,7 +134,8 @@ def serve(
 
     def app(owner: Owner, assistant: Assistant) -> ASGIApp:
         names = {"model": model_name(assistant), "encoder": assistant.encoder.name}
-        return Server(owner, roots=roots, guard=guard, **names).app()
+        within = settings.collection
+        return Server(owner, roots=roots, guard=guard, collection=within, **names).app()
 
     run(make, settings, app, started)
 

@@ -15,6 +15,7 @@ from ..assistant import Assistant
 from ..chat import Chat, Source
 from ..generate import Timings
 from .errors import BadRequest
+from .memories import within
 from .openai import Asked
 
 CONTEXT_TOKENS = 16_384  # of one conversation, at most
@@ -50,6 +51,7 @@ class End:
 @dataclass
 class _Kept:
     chat: Chat
+    collection: str | None
     tokens: int  # in its caches
 
 
@@ -74,7 +76,8 @@ class Answers:
         room = self._room(assistant, asked)
         kept = self._take(asked, memory)
         if kept is None:
-            kept = _Kept(assistant.chat(memory=memory, system=asked.system), 0)
+            chat = assistant.chat(memory=memory, system=asked.system)
+            kept = _Kept(chat, asked.collection, 0)
             kept.chat.messages += map(dict, asked.said)
         cached, timings, generated = kept.tokens, Timings(), 0
         options = {**asked.generation, "max_tokens": min(asked.generation["max_tokens"], room)}
@@ -82,7 +85,7 @@ class Answers:
         until, span, reason = _Until(asked.stop), -1, "length"
         yield memory
         try:
-            with closing(steps):
+            with closing(steps), within(assistant, asked.collection):
                 for step in steps:
                     timings, generated = step.timings, step.timings.generated_tokens
                     # the caches hold all but the token that was drawn last
@@ -122,7 +125,8 @@ class Answers:
         """The kept conversation that goes on with this, which is then in use."""
         for kept in () if asked.raw or not asked.said else self._kept:
             chat = kept.chat
-            if (chat.memory, chat.system, chat.messages) == (memory, asked.system, [*asked.said]):
+            same = chat.memory == memory and kept.collection == asked.collection
+            if same and (chat.system, chat.messages) == (asked.system, [*asked.said]):
                 self._kept.remove(kept)
                 return kept
         return None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    Response,
+    StreamingResponse,
+)
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Send
 
@@ -28,6 +36,11 @@ from .owner import Owner, Task
 
 PAGE = Path(__file__).parent / "page"
 MOST_RECALLED = 100
+VIEWS = 8  # pages that wait to be opened
+VIEW_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 UPLOADS = 4  # in memory at the same time; more wait unread, until one of them has begun
 
 
@@ -54,12 +67,24 @@ class Server:
         model: the name that answers carry.
         encoder: the same, of embeddings.
         roots: folders from which paths are memorized.
+        collection: that all requests are restricted to; None lets each name its own.
     """
 
-    def __init__(self, owner: Owner, *, model: str, encoder: str, roots: Roots, guard: Guard):
+    def __init__(
+        self,
+        owner: Owner,
+        *,
+        model: str,
+        encoder: str,
+        roots: Roots,
+        guard: Guard,
+        collection: str | None = None,
+    ):
         self.owner, self.roots, self.guard = owner, roots, guard
+        self.collection = collection
         self.model, self.encoder = model, encoder
         self.answers = Answers()
+        self._views: dict[str, str] = {}  # pages that wait to be opened, by ticket
         self._uploading = asyncio.Semaphore(UPLOADS)
         self.models = (model, "m3mlx")
 
@@ -81,6 +106,8 @@ class Server:
                 Route("/v1/memories/status", self.status),
                 Route("/v1/memories/recall", self.recall, methods=["POST"]),
                 Route("/v1/memories/{id:int}", self.forget, methods=["DELETE"]),
+                Route("/v1/memories/{id:int}/view", self.view, methods=["POST"]),
+                Route("/view/{ticket}", self.show_view),
             ],
             exception_handlers={
                 M3Error: errors.answer,
@@ -130,6 +157,7 @@ class Server:
 
     async def _answer(self, request: Request, read: Callable[..., openai.Asked]) -> Response:
         asked = read(await _json(request), self.models)
+        asked = replace(asked, collection=self._within(asked.collection))
         form = openai.Form(self.model, asked.raw)
         parts = self.owner.stream(partial(self.answers.answer, asked=asked))
         memory = await _while_there(request, anext(parts))  # errors until here have a status
@@ -140,14 +168,15 @@ class Server:
     # --- documents
 
     async def list_documents(self, request: Request) -> Response:
-        found = await self._do(request, memories.listed)
+        collection = self._within(request.query_params.get("collection"))
+        found = await self._do(request, partial(memories.listed, collection=collection))
         return JSONResponse({"object": "list", "data": found})
 
     async def status(self, request: Request) -> Response:
         state = await self._do(request, memories.status)
         roots = [str(folder) for folder in self.roots.folders]
-        about = {"model": self.model, "pending": self.owner.pending(), "roots": roots}
-        return JSONResponse({**state, **about})
+        about = {"model": self.model, "collection": self.collection, "roots": roots}
+        return JSONResponse({**state, **about, "pending": self.owner.pending()})
 
     async def recall(self, request: Request) -> Response:
         body = await _json(request)
@@ -156,15 +185,15 @@ class Server:
             raise BadRequest("query is a text that is not empty.", "query")
         if type(k) is not int or not 1 <= k <= MOST_RECALLED:
             raise BadRequest(f"k is a number from 1 to {MOST_RECALLED}.", "k")
-        task = partial(memories.recall, query=query, k=k)
+        collection = self._within(openai.collection(body))
+        task = partial(memories.recall, query=query, k=k, collection=collection)
         return JSONResponse({"object": "list", "data": await self._do(request, task)})
 
     async def memorize(self, request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             return await self._written(request, self._memorizing(await _json(request)))
         async with self._uploading:
-            content = await self._uploaded(request)
-            return await self._written(request, partial(memories.giving, contents=content))
+            return await self._written(request, await self._uploaded(request))
 
     async def _written(self, request: Request, task: Task) -> Response:
         """What a task that memorizes tells, from when it has begun."""
@@ -179,16 +208,17 @@ class Server:
         text, paths, title = body.get("text"), body.get("paths"), body.get("name")
         if title is not None and not isinstance(title, str):
             raise BadRequest("name is a text.", "name")
+        collection = self._within(openai.collection(body))
         if isinstance(text, str) and text.strip() and paths is None:
             content = {memories.text_name(text, title): text.encode("utf-8", "replace")}
-            return partial(memories.giving, contents=content)
+            return partial(memories.giving, contents=content, collection=collection)
         if isinstance(paths, list) and paths and all(isinstance(p, str) for p in paths):
             inside = [self.roots.inside(path) for path in paths]
-            return partial(memories.memorizing, paths=inside)
+            return partial(memories.memorizing, paths=inside, collection=collection)
         raise BadRequest("Give text, or paths as a list, or upload a file.", "text")
 
-    async def _uploaded(self, request: Request) -> dict[str, bytes]:
-        """The uploaded file by name. It stays in memory and is written nowhere."""
+    async def _uploaded(self, request: Request) -> Task:
+        """The task of memorizing an uploaded file, which is written nowhere but to the store."""
         parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1)
         parser.spool_max_size = self.guard.upload_bytes + 1
         try:
@@ -198,21 +228,58 @@ class Server:
         file = form.get("file")
         if file is None or isinstance(file, str):
             raise BadRequest("Upload one file in the field named file.", "file")
+        collection = self._within(openai.collection({"collection": form.get("collection")}))
         name, content = memories.upload_name(file.filename), await file.read()
         await form.close()
         if len(content) > self.guard.upload_bytes:
             limit = f"At most {self.guard.upload_bytes} bytes."
             raise BadRequest(limit, "file", "too_large", 413)
-        return {name: content}
+        return partial(memories.giving, contents={name: content}, collection=collection)
 
     async def forget(self, request: Request) -> Response:
         id, verify = request.path_params["id"], request.query_params.get("verify") == "true"
 
         def task(assistant: Assistant) -> dict[str, Any]:
             self.answers.forget()
-            return memories.forget(assistant, id, verify)
+            self._views.clear()
+            return memories.forget(assistant, id, verify, self.collection)
 
         return JSONResponse(await self._do(request, task, writes=True))
+
+    async def view(self, request: Request) -> Response:
+        """Make the page of what is kept of a document, and tell where it can be opened, once.
+
+        A browser sends no token with the address of a page, so the address itself is the key.
+        """
+        id, start = request.path_params["id"], (await _json(request)).get("start")
+        if start is not None and type(start) is not int:
+            raise BadRequest("start is a number.", "start")
+        task = partial(memories.view, id=id, start=start, collection=self.collection)
+        page = await self._do(request, task)
+        while len(self._views) >= VIEWS:
+            del self._views[next(iter(self._views))]
+        ticket = secrets.token_urlsafe(32)
+        self._views[ticket] = page
+        return JSONResponse({"page": f"view/{ticket}"})
+
+    async def show_view(self, request: Request) -> Response:
+        page = self._views.pop(request.path_params["ticket"], None)
+        if page is None:
+            return errors.refusal(404, "This page can be opened once. Ask for it again.")
+        return HTMLResponse(page, headers={"content-security-policy": VIEW_POLICY})
+
+    def _within(self, asked: str | None) -> str | None:
+        """The collection that a request is about.
+
+        Raises:
+            BadRequest: it names another than the one that all are restricted to.
+        """
+        if self.collection is not None and asked not in (None, self.collection):
+            raise BadRequest(
+                f"This server has the collection {self.collection} only.",
+                *("collection", "wrong_collection", 403),
+            )
+        return asked if self.collection is None else self.collection
 
     async def _do(self, request: Request, task: Callable[[Assistant], Any], **how: bool) -> Any:
         """What a task returns, unless the client leaves before it is begun."""

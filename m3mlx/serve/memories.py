@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import documents
 from ..assistant import Assistant
+from ..inspect import inspect_document
 from ..memorize import Memorized
-from ..store import Hit, StoredDocument
+from ..store import Filter, Hit, StoredDocument
+from ..view import kept_page
 from .errors import BadRequest
 
 TITLE = 80  # characters of a title that is made from the text
@@ -22,12 +25,12 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u20
 def document_json(document: StoredDocument) -> dict[str, Any]:
     warm = document.warm == document.references
     state = ("warm" if warm else "cold") if document.complete else "partial"
-    keys = ("id", "path", "references", "bytes", "added", "size")
+    keys = ("id", "path", "references", "bytes", "added", "size", "collection")
     return {**{key: getattr(document, key) for key in keys}, "state": state}
 
 
 def hit_json(hit: Hit) -> dict[str, Any]:
-    keys = ("document", "path", "start", "end", "page", "line", "text", "distance")
+    keys = ("document", "path", "start", "end", "page", "line", "text", "distance", "store")
     return {key: getattr(hit, key) for key in keys}
 
 
@@ -69,11 +72,26 @@ def _plain(name: str) -> str:
     return _CONTROL.sub(" ", name).strip()[-NAME:]
 
 
-def listed(assistant: Assistant) -> list[dict[str, Any]]:
-    """All documents; none where there is no store."""
+@contextmanager
+def within(assistant: Assistant, collection: str | None) -> Iterator[None]:
+    """Search one collection alone for a while; None for all documents."""
+    before, assistant.only = assistant.only, None if collection is None else Filter(collection)
+    try:
+        yield
+    finally:
+        assistant.only = before
+
+
+def _documents(assistant: Assistant, collection: str | None) -> list[StoredDocument]:
     if not assistant.has_store():
         return []
-    return [document_json(document) for document in assistant.documents()]
+    found = assistant.documents()
+    return [d for d in found if collection is None or d.collection == collection]
+
+
+def listed(assistant: Assistant, collection: str | None = None) -> list[dict[str, Any]]:
+    """All documents, or those of a collection; none where there is no store."""
+    return [document_json(document) for document in _documents(assistant, collection)]
 
 
 def status(assistant: Assistant) -> dict[str, Any]:
@@ -85,17 +103,22 @@ def status(assistant: Assistant) -> dict[str, Any]:
     return {key: state[key] for key in keys}
 
 
-def recall(assistant: Assistant, query: str, k: int) -> list[dict[str, Any]]:
+def recall(
+    assistant: Assistant, query: str, k: int, collection: str | None = None
+) -> list[dict[str, Any]]:
     if not assistant.has_store():
         return []
-    return [hit_json(hit) for hit in assistant.recall(query, k)]
+    with within(assistant, collection):
+        return [hit_json(hit) for hit in assistant.recall(query, k)]
 
 
-def memorize_contents(assistant: Assistant, contents: Mapping[str, bytes]) -> Memorized:
+def memorize_contents(
+    assistant: Assistant, contents: Mapping[str, bytes], collection: str | None = None
+) -> Memorized:
     """Memorize texts and uploads. Of one that is given up on the way nothing stays."""
     known = {d.id for d in assistant.documents()} if assistant.has_store() else set()
     try:
-        return assistant.memorize(contents=contents)
+        return assistant.memorize(contents=contents, collection=collection)
     except BaseException:
         _drop(assistant, contents, known)
         raise
@@ -114,31 +137,60 @@ def _drop(assistant: Assistant, names: Iterable[str], known: set[int]) -> None:
             assistant.forget(begun)
 
 
-def memorizing(assistant: Assistant, paths: list[Path]) -> Iterator[dict[str, Any]]:
+def memorizing(
+    assistant: Assistant, paths: list[Path], collection: str | None = None
+) -> Iterator[dict[str, Any]]:
     """Memorize files and folders that have been found to lie inside the roots."""
-    yield memorized_json(assistant.memorize(paths))
+    yield memorized_json(assistant.memorize(paths, collection=collection))
 
 
-def giving(assistant: Assistant, contents: Mapping[str, bytes]) -> Iterator[dict[str, Any]]:
+def giving(
+    assistant: Assistant, contents: Mapping[str, bytes], collection: str | None = None
+) -> Iterator[dict[str, Any]]:
     """Memorize texts and uploads.
 
     Raises:
         DocumentError: the only one cannot be read.
     """
-    done = memorize_contents(assistant, contents)
+    done = memorize_contents(assistant, contents, collection)
     if done.failed and len(contents) == 1:
         raise done.failed[0]
     yield memorized_json(done)
 
 
-def forget(assistant: Assistant, id: int, verify: bool) -> dict[str, Any]:
+def require(assistant: Assistant, id: int, collection: str | None) -> None:
+    """Raise BadRequest if there is no document of that number, in a collection if one is given."""
+    if id not in {document.id for document in _documents(assistant, collection)}:
+        raise BadRequest(f"There is no document {id}.", "id", "not_found", 404)
+
+
+def view(assistant: Assistant, id: int, start: int | None, collection: str | None) -> str:
+    """The page of what is kept of a document, or of its reference that starts there.
+
+    Raises:
+        BadRequest: there is no such document or reference.
+    """
+    require(assistant, id, collection)
+    store = assistant.store()
+    starts = {}
+    for number, slot in enumerate(store.slots_of(id), 1):
+        starts.update((reference.start, number) for reference in store.references([slot]))
+    if start is not None and start not in starts:
+        raise BadRequest(f"Document {id} has no reference that starts at {start}.", "start")
+    return kept_page(
+        inspect_document(assistant, str(id) if start is None else f"{id}#{starts[start]}")
+    )
+
+
+def forget(
+    assistant: Assistant, id: int, verify: bool, collection: str | None = None
+) -> dict[str, Any]:
     """Erase one document.
 
     Raises:
         BadRequest: there is none of that number.
     """
-    if not assistant.has_store() or id not in {d.id for d in assistant.documents()}:
-        raise BadRequest(f"There is no document {id}.", "id", "not_found", 404)
+    require(assistant, id, collection)
     gone = assistant.forget([str(id)], verify=verify)
     residue = None if gone.residue is None else [asdict(left) for left in gone.residue]
     return {

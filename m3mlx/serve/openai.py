@@ -26,6 +26,7 @@ MAX_TEXT = 100_000  # characters of each
 # say nothing about the answer itself
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
 _SAMPLING = {"temperature", "top_p", "seed", "stop", "max_tokens", "stream", "stream_options"}
+_OURS = {"memory", "collection"}
 # fields whose usual value asks for nothing: any other is refused
 NEUTRAL: dict[str, tuple] = {
     "n": (1,),
@@ -54,6 +55,7 @@ class Asked:
         message: the last words of the user.
         said: what was said before, in turn, beginning with the user.
         memory: "explicit", "text", "off", or None where nothing was said about it.
+        collection: whose documents are searched alone; None for all.
         usage: whether a stream ends with what was used.
         generation: arguments of ``Chat.send``.
     """
@@ -62,6 +64,7 @@ class Asked:
     said: tuple[dict[str, str], ...] = ()
     system: str | None = None
     memory: str | None = None
+    collection: str | None = None
     raw: bool = False
     stream: bool = False
     usage: bool = False
@@ -75,7 +78,7 @@ def chat(body: Mapping, models: Sequence[str]) -> Asked:
     Raises:
         BadRequest: it asks for something that is not done here, or makes no sense.
     """
-    _refuse_unknown(body, {"model", "messages", "memory", "max_completion_tokens", *_SAMPLING})
+    _refuse_unknown(body, {"model", "messages", "max_completion_tokens", *_OURS, *_SAMPLING})
     _check_model(body, models)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -109,7 +112,7 @@ def completion(body: Mapping, models: Sequence[str]) -> Asked:
     Raises:
         BadRequest: see ``chat``.
     """
-    _refuse_unknown(body, {"model", "prompt", "memory", *_SAMPLING})
+    _refuse_unknown(body, {"model", "prompt", *_OURS, *_SAMPLING})
     _check_model(body, models)
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -192,6 +195,7 @@ def _common(body: Mapping) -> dict[str, Any]:
     length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     return {
         "memory": _one_of(body, "memory", MODES, None),
+        "collection": collection(body),
         "stream": bool(_number(body, "stream", (bool,), False, 0, 1)),
         "usage": options.get("include_usage") is True,
         "stop": tuple(stop),
@@ -202,6 +206,14 @@ def _common(body: Mapping) -> dict[str, Any]:
             "seed": _number(body, "seed", (int,), None, 0, 2**64 - 1),
         },
     }
+
+
+def collection(body: Mapping) -> str | None:
+    """The collection that a request names."""
+    name = body.get("collection")
+    if name is None or (isinstance(name, str) and name):
+        return name
+    raise BadRequest("collection is a text that is not empty.", "collection")
 
 
 def _number(

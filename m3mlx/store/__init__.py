@@ -42,6 +42,7 @@ from .repair import Repair
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit
 from .sessions import CONVERSATION, Sessions
+from .stores import Stores
 from .traces import Forgotten, Residue, Trace, Verification
 
 __all__ = [
@@ -62,6 +63,7 @@ __all__ = [
     "Sessions",
     "StoredDocument",
     "StoredReference",
+    "Stores",
     "Trace",
     "Verification",
 ]
@@ -404,6 +406,15 @@ class MemoryStore(Reading):
             self._catalog.remove(wanted)
         self.settle()
         return [known[id] for id in wanted]
+
+    def forget_proved(self, documents: Iterable[int]) -> Forgotten:
+        """Forget documents, and search every byte of the store's files for samples of them."""
+        wanted = list(documents)
+        samples = self.traces(wanted)
+        gone = self.forget(wanted)
+        verification = self.verify(samples)
+        certificate = self.certificate(gone, samples, verification)
+        return Forgotten(gone, verification.residue, certificate)
 
     # order
 

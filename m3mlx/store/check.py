@@ -1,8 +1,8 @@
 """What is damaged in a store, and which documents that concerns.
 
-Everything that carries a checksum is read: pages and indexes of the database, full text against
-the texts, every reference, every record of every edition, and the index file against its seal and
-the catalog. ``repair`` mends what this finds.
+Everything that carries a checksum is read: pages and indexes of the databases, full text against
+the texts, every reference, every record of every edition, the index file against its seal and the
+catalog, and every message of the sessions. ``repair`` mends what this finds.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import StoreError
-from . import index
+from . import index, sessions
 from .bank import Bank, DamagedRecord, Identity
 from .catalog import Catalog
 from .cipher import LockedError, Passphrase
 from .files import WriterLock, told
 from .reading import CATALOG, INDEX, LOCK
 from .rows import Edition
+from .sessions import Sessions
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -37,7 +38,7 @@ class Damage:
 
     Attributes:
         part: "catalog", "words" (the full text), "document", "reference", "memory", "records" (a
-            record file as a whole) or "index".
+            record file as a whole), "index" or "sessions".
         detail: what is wrong, in a clause.
         path: the document concerned, where it is known.
         slot, edition, document: what is concerned, where it is known.
@@ -166,6 +167,8 @@ class _Examination:
             self._memories()
         with self._noting("catalog"):
             self._index()
+        with self._noting("sessions"):
+            self._sessions()
         self._found.damages = list(dict.fromkeys(self._found.damages))
         return self._found
 
@@ -344,6 +347,13 @@ class _Examination:
         if warm and bank.records <= warm[-1] - edition.origin:
             self._note("records", f"{bank.path} is cut short", edition=edition.id)
         return bank
+
+    def _sessions(self) -> None:
+        if not (self._path / sessions.FILE).exists():
+            return
+        with Sessions(self._path, self._catalog.cipher) as kept:
+            for complaint in kept.complaints():
+                self._note("sessions", complaint)
 
     def _index(self) -> None:
         with self._catalog.snapshot():

@@ -20,6 +20,7 @@ from .filter import Filter
 from .records import Records
 from .rows import Edition, StoredDocument, StoredReference
 from .search import Hit, Search
+from .sessions import FILE as SESSIONS
 from .sessions import Sessions
 from .traces import Trace, Verification
 
@@ -274,6 +275,7 @@ class Reading:
                 "memories": sum(edition["bytes"] for edition in editions),
                 "index": self._bytes(INDEX),
             },
+            "session_bytes": self._bytes(SESSIONS),
             "max_bytes": bound,
             "encrypted": self.encrypted,
             "editions": editions,

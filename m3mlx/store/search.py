@@ -44,6 +44,7 @@ class Hit:
         tokens: ids by the tokenizer of the edition in use; None if another cut the document,
             then its tokens are those of ``text``.
         warm: whether its memory has been written.
+        store: folder of the attached store that it is of; None for the user's own.
     """
 
     slot: int
@@ -58,6 +59,7 @@ class Hit:
     tokens: tuple[int, ...] | None
     document: int
     warm: bool
+    store: str | None = None
 
 
 class Search:

@@ -161,6 +161,16 @@ class Sessions:
             gone = self._db.execute("DELETE FROM session WHERE name = ?", [stored]).rowcount
         return bool(gone)
 
+    def complaints(self) -> Iterator[str]:
+        """What is damaged; all of the file is read, and every message."""
+        with self._translated():
+            for (line,) in self._db.execute("PRAGMA integrity_check"):
+                if line != "ok":
+                    yield str(line)
+            if self._db.execute("PRAGMA foreign_key_check").fetchone():
+                yield "a message belongs to no session"
+        self.messages()
+
     # what is encrypted
 
     def _sealed_name(self, name: str) -> str:

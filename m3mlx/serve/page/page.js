@@ -2,6 +2,7 @@
 // Text of models and documents only ever becomes text nodes.
 
 const TITLES = { explicit: "Memory", text: "Text", off: "Off" };
+const MANY = 10; // documents, from which on one may want to search for one
 const SPAN = 64; // tokens of an answer between two retrievals
 const at = (id) => document.getElementById(id);
 
@@ -93,8 +94,8 @@ function name(path) {
 }
 
 function place(source) {
-  if (source.page !== null) return `${name(source.path)}, page ${source.page}`;
-  return source.line === null ? name(source.path) : `${name(source.path)}, line ${source.line}`;
+  const part = source.page !== null ? `, page ${source.page}` : source.line !== null ? `, line ${source.line}` : "";
+  return `${name(source.path)}${part}${source.store ? ` (in ${name(source.store)})` : ""}`;
 }
 
 // --- answers
@@ -151,6 +152,7 @@ class Answer {
     const rows = sources.map((source) => make("li", {},
       make("span", { className: "place", textContent: place(source), title: source.path }),
       make("span", { className: "near", textContent: source.distance.toFixed(3), title: "Distance from the question" }),
+      ...(source.store ? [] : [inside(source.path, source.document, source.start)]),
       make("span", { className: "quote", textContent: source.text.replace(/\s+/g, " ").trim() }),
     ));
     const passage = make("section", { className: "passage" }, title, make("ol", {}, ...rows));
@@ -230,12 +232,41 @@ function busy(on) {
 
 async function refresh() {
   const { data } = await (await call("v1/memories")).json();
-  at("list").replaceChildren(...data.map(row));
+  at("list").replaceChildren(...data.map(row).reverse()); // the newest first
+  at("find").hidden = data.length < MANY;
+  find();
   at("none").hidden = data.length > 0;
   const state = await (await call("v1/memories/status")).json();
-  at("about").textContent = state.model;
+  at("about").textContent = state.collection ? `${state.model} · ${state.collection}` : state.model;
   const size = Object.values(state.bytes).reduce((sum, part) => sum + part, 0);
   at("store").textContent = data.length ? `${count(state.references, "reference")}, ${bytes(size)} on disk` : "";
+}
+
+// Shows the documents whose names hold what is typed.
+function find() {
+  const wanted = at("find").hidden ? "" : at("find").value.trim().toLowerCase();
+  for (const item of at("list").children) {
+    item.hidden = !item.querySelector(".name").title.toLowerCase().includes(wanted);
+  }
+}
+
+// A button that opens what is kept of a document, or of its reference that starts there.
+function inside(path, id, start) {
+  const button = make("button", { className: "link", type: "button", textContent: "Look inside" });
+  button.setAttribute("aria-label", `Look inside ${name(path)}`);
+  button.addEventListener("click", async () => {
+    const view = open("", "_blank"); // at once, or a browser takes it for an advertisement
+    try {
+      const response = await call(`v1/memories/${id}/view`, {
+        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ start }),
+      });
+      view.location.replace(new URL((await response.json()).page, location.href));
+    } catch (error) {
+      view?.close();
+      notice(error.message);
+    }
+  });
+  return button;
 }
 
 function row(document) {
@@ -255,7 +286,8 @@ function row(document) {
   return make("li", {},
     make("div", { className: "name", textContent: name(document.path), title: document.path }),
     make("div", { className: "small" },
-      make("span", { textContent: `${count(document.references, "reference")}${state}` }), forget),
+      make("span", { textContent: `${count(document.references, "reference")}${state}` }),
+      make("span", { className: "actions" }, inside(document.path, document.id), forget)),
   );
 }
 
@@ -336,26 +368,27 @@ at("reset").addEventListener("click", () => {
   at("question").focus();
 });
 at("show-documents").addEventListener("click", () => showDocuments(!at("documents").classList.contains("open")));
+at("find").addEventListener("input", find);
 at("add").addEventListener("click", () => at("files").click());
 at("files").addEventListener("change", () => {
   memorize(at("files").files).then(() => { at("files").value = ""; });
 });
 
-let inside = 0; // elements that a dragged file is over
+let over = 0; // elements that a dragged file is over
 const carries = (event) => event.dataTransfer?.types.includes("Files");
 addEventListener("dragenter", (event) => {
   if (!carries(event)) return;
-  inside += 1;
+  over += 1;
   at("drop").hidden = false;
 });
 addEventListener("dragleave", (event) => {
-  if (carries(event) && --inside <= 0) at("drop").hidden = true;
+  if (carries(event) && --over <= 0) at("drop").hidden = true;
 });
 addEventListener("dragover", (event) => { if (carries(event)) event.preventDefault(); });
 addEventListener("drop", (event) => {
   if (!carries(event)) return;
   event.preventDefault();
-  inside = 0;
+  over = 0;
   at("drop").hidden = true;
   memorize(event.dataTransfer.files);
 });

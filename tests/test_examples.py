@@ -1,0 +1,116 @@
+"""Every command's help ends with an example, and every example does what it says."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+import tiny
+from click.testing import CliRunner
+
+from m3mlx.cli import main
+
+ROOT = Path(__file__).parents[1]
+SERVERS = ("watch", "serve", "mcp")  # in processes of their own, until they are told to end
+INPUT = {"chat": "Who serviced the boiler?\n/quit\n"}
+FIRST = ("keygen",)  # others need what these make
+
+
+def commands(group, path=()):
+    """All commands, in the order of the help, by the words that call them."""
+    for name, command in group.commands.items():
+        yield (*path, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+
+
+COMMANDS = dict(commands(main))
+
+
+def examples(command):
+    lines = (command.epilog or "").splitlines()
+    assert lines[:1] == ["\b"] and lines[1:2] in (["Example:"], ["Examples:"])
+    return [shlex.split(line)[1:] for line in lines[2:]]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_the_help_of_every_command_ends_with_an_example_of_it(words):
+    shown = CliRunner().invoke(main, [*words, "--help"]).stdout
+    lines = [f"  m3mlx {shlex.join(line)}" for line in examples(COMMANDS[words])]
+    end = shown.rstrip().splitlines()[-len(lines) :]
+    assert [shlex.split(line) for line in end] == [shlex.split(line) for line in lines] != []
+    for line in lines:
+        assert line.split()[1 : 1 + len(words)] == list(words)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with all that the examples speak of, and tiny models instead of the default ones."""
+    folder = tmp_path / "work here"
+    (folder / "notes").mkdir(parents=True)
+    (folder / "notes" / "house.md").write_text("The boiler was serviced by Ada Quill in May.\n")
+    (folder / "notes" / "old.md").write_text("The gate was painted green.\n")
+    (folder / "notes" / "noise.log").write_text("beep\n")
+    for name in ("decoder", "checkpoint"):
+        tiny.save_model(folder / name)
+    (folder / "decoder" / "memory.json").write_text(json.dumps({"memory_layers": [0, 1]}))
+    tiny.save_adapter(folder / "adapter")
+    tiny.save_encoder(folder / "home" / "cache" / "models" / "all-minilm-l6-v2")
+    lines = [
+        {"document": f"Box {n} holds {what}.", "question": f"What is in box {n}?", "answer": what}
+        for n, what in enumerate(("a hat", "a cup", "a pen", "a map", "a key", "a jar"))
+    ]
+    for name in ("questions.jsonl", "train.jsonl"):
+        (folder / name).write_text("\n".join(map(json.dumps, lines)))
+    for name, value in {
+        "M3MLX_HOME": folder / "home",
+        "HF_HOME": folder / "home",
+        "M3MLX_MODEL": folder / "decoder",
+        "M3MLX_STORE": folder / "store",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.chdir(folder)
+    work = ["memorize", "notes/house.md", "--store", "work"]
+    assert CliRunner().invoke(main, work).exit_code == 0
+    return folder
+
+
+def until_told(words):
+    """Run a command until it says that it is there, and end it."""
+    port = ["--port", "0"] if words[0] == "serve" else []
+    process = subprocess.Popen(
+        [sys.executable, "-m", "m3mlx", *words, *port],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    if words[0] != "mcp":  # which says nothing, and ends with its input
+        assert process.stderr.readline().startswith(
+            {"watch": "Watching", "serve": "Serving"}[words[0]]
+        )
+        process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+
+
+@pytest.mark.slow
+def test_every_example_runs(folder):
+    order = sorted(COMMANDS, key=lambda words: words[0] not in FIRST)
+    removing = [words for words in order if {"delete", "remove"} & set(words)]
+    for words in [*(words for words in order if words not in removing), *removing]:
+        for line in examples(COMMANDS[words]):
+            if words[0] in SERVERS:
+                until_told(line)
+                continue
+            done = CliRunner().invoke(main, line, input=INPUT.get(words[0]))
+            assert done.exit_code == 0, (line, done.output)
+            assert "Traceback" not in done.output
+    made = {"answer.html", "house.html", "house.png", "notes.m3", "mine.key", "model", "merged"}
+    assert made <= {path.name for path in folder.iterdir()}

@@ -1,0 +1,107 @@
+"""The page of tools/day.py: in a headless browser, used as somebody would."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium import webdriver
+
+
+def until(condition: Callable[[], object], seconds: float, every: float = 0.5) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(every)
+    return True
+
+
+class Page:
+    """The page, as somebody uses it."""
+
+    def __init__(self, browser: object, shots: Path):
+        self.browser, self.shots = browser, shots
+
+    def all(self, selector: str) -> list:
+        return self.browser.find_elements("css selector", selector)
+
+    def open(self, url: str) -> None:
+        self.browser.get(url)
+        until(lambda: self.all("#about")[0].text and self.all("#list li"), 120)
+
+    def shot(self, name: str) -> None:
+        self.browser.save_screenshot(str(self.shots / f"{name}.png"))
+
+    def listed(self) -> list[str]:
+        script = "return [...document.querySelectorAll('#list .name')].map(n => n.textContent)"
+        return self.browser.execute_script(script)
+
+    def ask(self, question: str) -> list[str]:
+        """The sources of the answer, by path."""
+        field = self.all("#question")[0]
+        field.send_keys(question, "\ue007")  # Enter
+        until(lambda: self.all(".question")[-1:] and question in self.all(".question")[-1].text, 60)
+        until(lambda: self.all("#send")[0].is_displayed() and not self.all(".waiting"), 600)
+        return self.browser.execute_script(
+            "const last = [...document.querySelectorAll('.question')].pop().nextElementSibling;"
+            "return [...last.querySelectorAll('.place')].map(place => place.title)"
+        )
+
+    def open_sources(self) -> None:
+        self.all(".sources summary")[-1].click()
+        script = "arguments[0].scrollIntoView({block: 'center'})"
+        self.browser.execute_script(script, self.all(".passage")[0])
+
+    def inside(self) -> str:
+        """Open what is kept of the first source; the document that the page is about."""
+        here = self.browser.current_window_handle
+        self.all(".passage li button")[0].click()
+        until(lambda: len(self.browser.window_handles) == 2, 60)
+        self.browser.switch_to.window(self.browser.window_handles[-1])
+        until(lambda: self.browser.title.startswith("m3mlx: "), 60)
+        about = self.browser.title.partition(" kept of ")[2].partition("#")[0]
+        self.shot("inside")
+        self.browser.close()
+        self.browser.switch_to.window(here)
+        return about
+
+    def drop(self, file: Path) -> None:
+        self.all("#files")[0].send_keys(str(file))
+
+    def compare(self) -> None:
+        self.browser.execute_script("document.querySelector('input[value=compare]').click()")
+
+    def forget(self, name: str) -> None:
+        (button,) = self.all(f"#list button[aria-label='Forget {name}']")
+        self.browser.execute_script("arguments[0].scrollIntoView()", button)
+        button.click()
+        button.click()
+        until(lambda: name not in self.listed(), 60)
+
+    def phone(self) -> None:
+        self.browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True},
+        )
+
+
+@contextmanager
+def browsing(shots: Path) -> Iterator[Page]:
+    shots.mkdir(exist_ok=True)
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for argument in (
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        *("--disable-background-networking", "--no-first-run", "--window-size=1280,860"),
+    ):
+        options.add_argument(argument)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options, service)
+    try:
+        yield Page(browser, shots)
+    finally:
+        browser.quit()
