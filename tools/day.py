@@ -394,7 +394,7 @@ def main() -> int:
     browser = not given.no_browser and bool(
         shutil.which("chromium") and shutil.which("chromedriver")
     )
-    if not browser:
+    if not browser and not given.no_browser:
         print("The page is left out: it needs Debian's packages chromium and chromium-driver.")
     given.folder.mkdir(parents=True)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends what it has started
