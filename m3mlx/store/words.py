@@ -53,17 +53,20 @@ class Words:
         wanted = (rare or known)[:WORDS]
         while len(wanted) > 1 and rare and sum(map(frequency.__getitem__, wanted)) > RANKED:
             wanted.pop()
-        query, rank = " OR ".join(wanted), "rank"
+        query, score = " OR ".join(wanted), "-bm25(words)"
         if not rare and self._catalog.settings()["next_slot"] > RANKED_COMMON:
             # ranking would take seconds; some that have the longest words is what is cheap
-            query, rank = " AND ".join(sorted(wanted, key=len)[-3:]), "0"
+            query, score = " AND ".join(sorted(wanted, key=len)[-3:]), "0"
         wish = [] if only is None else [listed(only)]
         if wish:
             condition += " AND rowid IN (SELECT value FROM json_each(?))"
-        order = "ORDER BY rank" if rank == "rank" else ""
+        found = (
+            f"SELECT rowid AS slot, {score} AS score FROM words WHERE words MATCH ? AND {condition}"
+        )
+        # sorted outside, because ORDER BY in there computes each score two or three times
         rows = db.execute(
-            f"SELECT rowid, -{rank} FROM words WHERE words MATCH ? AND {condition} {order} LIMIT ?",
-            [query, *wish, count],
+            f"SELECT * FROM ({found} LIMIT ?) ORDER BY score DESC, slot LIMIT ?",
+            [query, *wish, count if score == "0" else -1, count],
         ).fetchall()
         most = self._most(frequency.values())
         return {slot: min(score / most, 1.0) for slot, score in rows}
@@ -81,8 +84,9 @@ class Words:
 
     def _most(self, frequencies: Iterable[int]) -> float:
         """The BM25 that words of these frequencies could give, by SQLite's formula."""
-        span = "SELECT max(slot) - min(slot) + 1 FROM reference"  # their number, at least
-        (rows,) = self._catalog.db.execute(span).fetchone()
+        # their number, at least; asked for one by one, neither end needs a scan
+        first, last = (f"(SELECT {end}(slot) FROM reference)" for end in ("min", "max"))
+        (rows,) = self._catalog.db.execute(f"SELECT {last} - {first} + 1").fetchone()
         rarities = (log((max(rows - n, 0) + 0.5) / (n + 0.5)) for n in frequencies)
         return _MOST * sum(max(rarity, 1e-6) for rarity in rarities)
 
