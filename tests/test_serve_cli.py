@@ -84,6 +84,28 @@ def test_a_missing_extra_is_named(command, library, extra):
     assert done.returncode == 1 and f"pip install 'm3mlx[{extra}]'" in done.stderr, done.stderr
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_at_the_very_beginning_ends_a_server_too(world, tmp_path, number):
+    models = f"{str(world / 'decoder')!r}, {str(tmp_path / 'store')!r}"
+    code = f"""
+import os
+from m3mlx import Assistant
+from m3mlx.serve import Settings, serve
+make = lambda: Assistant({models}, encoder={str(world / "encoder")!r})
+serve(make, Settings(port=0), lambda address: os.kill(os.getpid(), {int(number)}))
+print("ended", flush=True)
+os._exit(0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(world, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
+
+
 def test_a_process_serves_the_page_and_ends_when_told(world, tmp_path):
     process = subprocess.Popen(
         [

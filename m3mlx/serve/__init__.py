@@ -173,10 +173,11 @@ def run(
 
     try:
         owner.start(prepared)
+        server = http(made[0])
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-        started(f"http://{shown}:{listener.getsockname()[1]}")
-        with _ending_quietly():
-            asyncio.run(http(made[0]).serve(sockets=[listener]))
+        with _ending_at_signals(server):
+            started(f"http://{shown}:{listener.getsockname()[1]}")
+            asyncio.run(server.serve(sockets=[listener]))
     finally:
         listener.close()
         owner.stop()
@@ -203,13 +204,19 @@ def http(app: ASGIApp) -> uvicorn.Server:
 
 
 @contextmanager
-def _ending_quietly() -> Iterator[None]:
-    """uvicorn ends at a signal and raises it once more at its end: then it means nothing."""
+def _ending_at_signals(server: uvicorn.Server) -> Iterator[None]:
+    """End a server at a signal, also before uvicorn looks for them.
+
+    uvicorn raises a signal that has ended it once more at its end, where it means nothing.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    ends = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, frame: None) for number in ends}
+
+    def end(number: int, frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
