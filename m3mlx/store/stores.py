@@ -48,16 +48,12 @@ class Stores:
         only: Filter | None = None,
     ) -> list[list[Hit]]:
         """As ``Reading.search``, over all of them. Hits of attached stores name theirs."""
-        if len(self._stores) == 1:
-            found = self._stores[0].search(vectors, texts, k, mode, only)
-        else:
-            pools: list[list[Hit]] = [[] for _ in texts]
-            for number, store in enumerate(self._stores):
-                for pool, hits in zip(
-                    pools, store.search(vectors, texts, k, mode, only), strict=True
-                ):
-                    pool += [_of(store, number, hit) for hit in hits]
-            found = [sorted(pool, key=lambda hit: (-hit.score, hit.slot))[:k] for pool in pools]
+        found: list[list[Hit]] = [[] for _ in texts]
+        for number, store in enumerate(self._stores):
+            searched = store.search(vectors, texts, k, mode, only)
+            for hits, more in zip(found, searched, strict=True):
+                hits += [_of(store, number, hit) for hit in more]
+        found = [sorted(hits, key=lambda hit: (-hit.score, hit.slot))[:k] for hits in found]
         self._hits = {hit.slot: hit for hits in found for hit in hits}
         return found
 
