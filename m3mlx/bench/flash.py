@@ -37,9 +37,9 @@ from .rounds import Progress
 FILE_BYTES = 256 << 20
 BLOCKS = (512, 4096, 16384, 65536, 262144, 1048576)
 THREADS = ("1", "2", "4", "ahead")  # how the curve is read; ahead by one thread, as the store does
-AHEAD = 4  # reads of the curve that are asked for at once
 ANSWER = 512  # tokens, so 8 chunks with memories of their own
 NEW = 2  # of five memories, those that the last chunk did not read, where reuse is counted
+AHEAD = NEW  # reads of the curve that are asked for at once, as an answer does in most chunks
 
 Chunks = list[list[int]]  # lengths of the reads of each chunk of an answer
 
