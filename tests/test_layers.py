@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "m3mlx"
 LAYERS = [
     {"errors", "openblas"},
+    {"cpu"},
     {"config"},
     {"documents", "template", "plot", "view"},
     {"picture"},

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import tiny_model
+from tiny import FAMILIES, tiny_model
 
 from m3mlx.config import SELECTIONS, MemoryConfig
 from m3mlx.errors import ModelError
 from m3mlx.memory.cache import read_prefix
-from m3mlx.memory.write import Writer, _choose, _softmax, keep
+from m3mlx.memory.write import Writer, _choose, _Reciter, _Recorder, _run, keep
 
 PREFIX, RECITE = [256, 7, 30], [9, 8]
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -47,18 +47,6 @@ def softmax(x):
 def writer():
     model = tiny_model("llama")
     return Writer(model, read_prefix(model, PREFIX), RECITE)
-
-
-@settings(deadline=None, max_examples=25)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 3.0, 100.0]), st.integers(1, 90))
-def test_softmax_is_that_of_everybody_else(seed, spread, length):
-    logits = spread * np.random.default_rng(seed).standard_normal((3, length)).astype(np.float32)
-    logits[1, length // 2 :] = np.finfo(np.float32).min  # masked
-    got = np.array(_softmax(mx.array(logits)))
-    expected = softmax(logits.astype(np.float64)) if length > 1 else np.ones((3, 1))
-    likely = expected > 1e-30
-    np.testing.assert_allclose(got[likely], expected[likely], rtol=2e-5 if spread > 3 else 2e-6)
-    assert (got[~likely] <= 1e-30).all() and (got >= 0).all()
 
 
 @pytest.mark.parametrize("length", [1, 7, 24])
@@ -163,6 +151,25 @@ def test_layers_without_memories_are_not_ranked(writer, selection):
     assert writer.score([row], selection, [0, 2])[0].shape[1] == 2
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_recitation_follows_its_reference_as_if_both_were_one_text(family):
+    model = tiny_model(family)
+    prefix = read_prefix(model, PREFIX)
+    references = [tokens(0, 9), tokens(1, 24), tokens(2, 17)]
+    recorders = [_Recorder(*state) for state in prefix]
+    _run(model, references, recorders)
+    real = mx.array(np.arange(24) < np.array([[9], [24], [17]]))
+    reciters = [_Reciter(recorder, real) for recorder in recorders]
+    _run(model, [[*RECITE, *row] for row in references], reciters)
+    for n, row in enumerate(references):
+        whole = [_Recorder(*state) for state in prefix]
+        _run(model, [[*row, *RECITE, *row]], whole)
+        for reciter, one in zip(reciters, whole, strict=True):
+            length = len(RECITE) + len(row)
+            got, expected = reciter.keys[n, :, :length], one.keys[0, :, len(row) :]
+            np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5)
+
+
 def test_a_short_reference_is_not_padded_to_a_long_one(writer, monkeypatch):
     lengths, batches = [100, 3, 90, 4, 20], []
     score = Writer.score
@@ -176,6 +183,7 @@ def test_a_short_reference_is_not_padded_to_a_long_one(writer, monkeypatch):
     config = MemoryConfig("attention", "uniform", ((2, 2),) * 4, DIM, tuple(PREFIX))
     rows = [tokens(n, length) for n, length in enumerate(lengths)]
     together = writer.write(rows, config)
-    assert batches == [[3, 4], [20], [90, 100]]
+    assert sorted(sum(batches, [])) == sorted(lengths)  # perhaps on several cores
+    assert all(max(batch) <= 1.5 * min(batch) for batch in batches)
     for n, row in enumerate(rows):  # in the order given
         assert (writer.write([row], config).positions[0] == together.positions[n]).all()

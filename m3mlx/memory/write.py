@@ -14,14 +14,15 @@ the length tells how much a head says with it, which makes heads comparable (too
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from threading import Lock
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import create_attention_mask
 
+from .. import cpu
 from ..config import MemoryConfig
 from .cache import PrefixStates, check_tokens
 from .codec import PADDING, Memory
@@ -40,6 +41,7 @@ class Writer:
         self.model = model
         self.prefix = prefix
         self.recite = list(recite)
+        self._reading = Lock()  # a tap records whatever thread runs the model
 
     def write(self, references: Sequence[Sequence[int]], config: MemoryConfig) -> Memory:
         """Make the memories of a batch of references.
@@ -53,9 +55,13 @@ class Writer:
         layers = [n for n, counts in enumerate(config.counts) if any(counts)]
         counts = [config.counts[n] for n in layers]
         parts, order = [], []
-        for rows in _alike(references):
+
+        def write(rows: Sequence[int]) -> Memory:
             scored = self.score([references[row] for row in rows], config.selection, layers)
-            parts.append(keep(*scored, counts))
+            return keep(*scored, counts)
+
+        for rows in _alike(references):
+            parts += cpu.on_all_cores(write, rows)
             order += rows
         return Memory.join(parts).take(np.argsort(order))
 
@@ -79,29 +85,32 @@ class Writer:
             check_tokens(self.model, tokens)
         lengths = np.array([len(tokens) for tokens in references])
         longest = int(lengths.max())
-        if selection == "reconstruction":
-            rows = [[*tokens, *self.recite, *tokens] for tokens in references]
-        else:
-            rows = references
-        taps = [_Tap(layer.self_attn) for layer in self.model.layers]
-        try:
-            recorders = _run(self.model, self.prefix, rows)
-        finally:
-            for tap in taps:
-                tap.remove()
-
         real = mx.array(np.arange(longest) < lengths[:, None])  # (batch, longest)
-        scores = []
-        wanted = range(len(taps)) if layers is None else layers
-        recorders, taps = ([some[n] for n in wanted] for some in (recorders, taps))
-        for recorder, tap in zip(recorders, taps, strict=True):
+        recorders = [_Recorder(*state) for state in self.prefix]
+        caches: Sequence[_Recorder] = recorders
+        rows = references
+        with self._reading:
             if selection == "reconstruction":
-                start = mx.array(lengths + len(self.recite))
-                score = _reconstruction(recorder, tap, start, real)
+                _run(self.model, references, recorders)
+                caches = [_Reciter(recorder, real) for recorder in recorders]
+                rows = [[*self.recite, *tokens] for tokens in references]
+                seen = caches[0].make_mask(len(self.recite) + longest)[:, :, len(self.recite) :]
+            taps = [_Tap(layer.self_attn) for layer in self.model.layers]
+            try:
+                _run(self.model, rows, caches)
+            finally:
+                for tap in taps:
+                    tap.remove()
+
+        wanted = range(len(taps)) if layers is None else layers
+        scores = []
+        for cache, tap in ((caches[n], taps[n]) for n in wanted):
+            if isinstance(cache, _Reciter):
+                score = _reconstruction(cache, tap, seen, real)
             else:
                 score = _attention(tap, real)
             scores.append(mx.where(real[:, None], score, -1.0))
-        keys, values = _recorded(recorders, longest)
+        keys, values = _recorded([recorders[n] for n in wanted])
         scores = mx.stack(scores, axis=1).astype(mx.float32)
         mx.eval(scores, keys, values)
         return np.array(scores), keys, values
@@ -139,8 +148,9 @@ def write_traced(
             this model or by the one it was before training.
         counts: tokens to keep, by layer and KV head.
     """
-    recorders = _run(model, prefix, references)
-    return _gather(*_recorded(recorders, scores.shape[-1]), *_choose(scores, counts))
+    recorders = [_Recorder(*state) for state in prefix]
+    _run(model, references, recorders)
+    return _gather(*_recorded(recorders), *_choose(scores, counts))
 
 
 def _alike(references: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -153,19 +163,16 @@ def _alike(references: Sequence[Sequence[int]]) -> list[list[int]]:
     return groups
 
 
-def _run(model: nn.Module, prefix: PrefixStates, rows: Sequence[Sequence[int]]) -> list[_Recorder]:
-    """Let the model read rows of tokens behind the prefix; nothing is evaluated."""
+def _run(model: nn.Module, rows: Sequence[Sequence[int]], caches: Sequence[_Recorder]) -> None:
+    """Let the model read rows of tokens behind what the caches show; nothing is evaluated."""
     width = max(map(len, rows))
-    tokens = mx.array([[*row, *[0] * (width - len(row))] for row in rows])
-    recorders = [_Recorder(*state) for state in prefix]
-    model.model(tokens, cache=recorders)
-    return recorders
+    model.model(mx.array([[*row, *[0] * (width - len(row))] for row in rows]), cache=caches)
 
 
-def _recorded(recorders: list[_Recorder], longest: int) -> tuple[mx.array, mx.array]:
+def _recorded(recorders: Sequence[_Recorder]) -> tuple[mx.array, mx.array]:
     """Keys and values of all layers, (batch, layers, KV heads, longest, head_dim)."""
-    keys = mx.stack([r.keys[:, :, :longest] for r in recorders], axis=1)
-    values = mx.stack([r.values[:, :, :longest] for r in recorders], axis=1)
+    keys = mx.stack([r.keys for r in recorders], axis=1)
+    values = mx.stack([r.values for r in recorders], axis=1)
     return keys, values
 
 
@@ -197,15 +204,48 @@ class _Recorder:
     def values(self) -> mx.array:
         return self.outputs[1]
 
+    @property
+    def joined(self) -> tuple[mx.array, mx.array]:
+        """Keys and values of what is shown, then of what was brought."""
+        return tuple(
+            mx.concatenate([mx.broadcast_to(old, (len(new), *old.shape[1:])), new], axis=2)
+            for old, new in zip(self.inputs, self.outputs, strict=True)
+        )
+
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
         return create_attention_mask(N, self.offset, return_array, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         self.outputs = keys, values
-        return tuple(
-            mx.concatenate([mx.broadcast_to(old, (len(new), *old.shape[1:])), new], axis=2)
-            for old, new in zip(self.inputs, self.outputs, strict=True)
+        return self.joined
+
+
+class _Reciter(_Recorder):
+    """A cache that shows prefix and reference while the reference is recited.
+
+    Args:
+        recorder: of the pass that has read the references.
+        real: bool (batch, longest), where a reference has tokens.
+    """
+
+    def __init__(self, recorder: _Recorder, real: mx.array):
+        super().__init__(*recorder.joined)
+        self.read, self.real = recorder, real
+        self.prefix = recorder.offset
+        self.offset = self.prefix + real.sum(axis=1)  # one position for each reference
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
+        """Bool (batch, 1, N, keys)."""
+        own = self.offset[:, None] + mx.arange(N)  # positions, (batch, N)
+        batch, longest = self.real.shape
+        before = mx.broadcast_to(mx.arange(self.prefix + longest), (batch, self.prefix + longest))
+        at, keys_at = own[..., None], mx.concatenate([before, own], axis=1)[:, None]
+        near = at - keys_at < window_size if window_size else True
+        there = mx.concatenate(
+            [mx.ones((batch, self.prefix), mx.bool_), self.real, mx.ones(own.shape, mx.bool_)],
+            axis=1,
         )
+        return ((keys_at <= at) & there[:, None] & near)[:, None]
 
 
 class _Tap:
@@ -233,53 +273,38 @@ class _Tap:
 
 def _attention(tap: _Tap, real: mx.array) -> mx.array:
     """Attention received within the reference, without RoPE and mask: (batch, heads, longest)."""
-    queries, keys = (x[:, :, : real.shape[1]] for x in tap.before)
-    weights = _weights(tap, queries, keys, real[:, None, None, None])
-    return (weights * real[:, None, None, :, None]).sum(axis=(2, 3))
+    logits = _logits(tap, *(x[:, :, : real.shape[1]] for x in tap.before))
+    weights = cpu.softmax(logits + _hide(real[:, None, None, None], logits.dtype))
+    asked = real[:, None, None, None].astype(weights.dtype)  # sums the rows of real queries
+    return (asked @ weights)[..., 0, :].sum(axis=2)
 
 
-def _reconstruction(recorder: _Recorder, tap: _Tap, start: mx.array, real: mx.array) -> mx.array:
-    """Most of a value carried away while the reference is recited: (batch, heads, longest)."""
-    longest, prefix = real.shape[1], recorder.offset
-    queries, keys = tap.after
-    at = mx.minimum(start[:, None] + mx.arange(longest), queries.shape[2] - 1)  # (batch, longest)
-    queries = mx.take_along_axis(queries, at[:, None, :, None], axis=2)
-    old = mx.broadcast_to(recorder.inputs[0], (len(keys), *recorder.inputs[0].shape[1:]))
-    keys = mx.concatenate([old, keys], axis=2)
-    seen = mx.arange(keys.shape[2]) <= prefix + at[..., None]  # (batch, longest, keys)
-    weights = _weights(tap, queries, keys, seen[:, None, None])
-    weights = weights[..., prefix : prefix + longest] * real[:, None, None, :, None]
-    return weights.max(axis=(2, 3)) * mx.linalg.norm(recorder.values[:, :, :longest], axis=-1)
+def _reconstruction(cache: _Reciter, tap: _Tap, seen: mx.array, real: mx.array) -> mx.array:
+    """Most of a value carried away while the reference is recited: (batch, heads, longest).
+
+    Args:
+        seen: bool (batch, 1, longest, keys), what each token of the recitation attends to.
+    """
+    longest, prefix = real.shape[1], cache.prefix
+    logits = _logits(tap, tap.after[0][:, :, -longest:], cache.joined[0])
+    logits = logits + _hide(seen[:, None], logits.dtype)
+    weights = logits[..., prefix : prefix + longest] - cpu.logsumexp(logits)  # as logarithms
+    weights = weights + _hide(real[:, None, None, :, None], weights.dtype)
+    return mx.exp(weights.max(axis=(2, 3))) * mx.linalg.norm(cache.read.values, axis=-1)
 
 
-def _weights(tap: _Tap, queries: mx.array, keys: mx.array, seen: mx.array) -> mx.array:
-    """Softmax attention, (batch, KV heads, queries per KV head, queries, keys)."""
+def _logits(tap: _Tap, queries: mx.array, keys: mx.array) -> mx.array:
+    """(batch, KV heads, queries per KV head, queries, keys)."""
     batch, query_heads, length, head_dim = queries.shape
     heads = keys.shape[1]
     queries = queries.reshape(batch, heads, query_heads // heads, length, head_dim)
     scale = tap.scale if tap.scale is not None else head_dim**-0.5
-    logits = (queries * scale) @ keys[:, :, None].swapaxes(-1, -2)
-    return _softmax(mx.where(seen, logits, mx.finfo(logits.dtype).min))
+    return (queries * scale) @ keys[:, :, None].swapaxes(-1, -2)
 
 
-# 2 to the power of a number in -½ … ½, as a polynomial (of Cephes)
-EXP2 = (
-    *(1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2),
-    *(2.402264791363012e-1, 6.931472028550421e-1, 1.0),
-)
-
-
-def _softmax(logits: mx.array) -> mx.array:
-    """Softmax of the last axis; on a CPU within 1e-6 of each weight, in half the time of MLX's."""
-    if mx.default_device() != mx.cpu or logits.dtype != mx.float32:
-        return mx.softmax(logits, axis=-1, precise=True)
-    below = mx.maximum(logits - logits.max(axis=-1, keepdims=True), -87.0) * math.log2(math.e)
-    whole = mx.round(below)
-    rest, power = below - whole, EXP2[0]
-    for factor in EXP2[1:]:
-        power = power * rest + factor
-    weights = power * mx.left_shift(whole.astype(mx.int32) + 127, 23).view(mx.float32)
-    return weights / weights.sum(axis=-1, keepdims=True)
+def _hide(seen: mx.array, dtype: mx.Dtype) -> mx.array:
+    """What is added to logits so that softmax leaves out what is not seen."""
+    return mx.where(seen, 0.0, mx.finfo(dtype).min).astype(dtype)
 
 
 def _choose(scores: np.ndarray, counts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -64,6 +64,10 @@ def without_prefix(self, x):
     return mx.concatenate([x[:, :, :start], x[:, :, start + 5 :]], axis=2)
 
 
+def blank_prefix(self, x):
+    return mx.concatenate([mx.zeros_like(x[:, :, :5]), x[:, :, 5:]], axis=2)
+
+
 def keys_before_rope(monkeypatch):
     taps, remove, score = [], write._Tap.remove, write.Writer.score
 
@@ -133,9 +137,9 @@ MUTATIONS = {
         partial(in_one_layer, cache.MemoryCache, without_prefix),
         ("layers", 1),
     ),
-    "prefix left out of one layer when writing": (
+    "prefix blank in one layer when writing": (
         "llama",
-        partial(in_one_layer, write._Recorder, without_prefix),
+        partial(in_one_layer, write._Recorder, blank_prefix),
         ("scores attention", 2),
     ),
     "wrong KV group when scoring": (
@@ -143,7 +147,7 @@ MUTATIONS = {
         partial(
             rewrite,
             write,
-            "_weights",
+            "_logits",
             "queries.reshape(batch, heads, query_heads // heads, length, head_dim)",
             "queries.reshape(batch, query_heads // heads, heads, length, head_dim).swapaxes(1, 2)",
         ),
@@ -168,7 +172,7 @@ MUTATIONS = {
     ),
     "mask off by one when scoring": (
         "llama",
-        partial(rewrite, write, "_reconstruction", "<= prefix + at", "< prefix + at"),
+        partial(rewrite, write._Reciter, "make_mask", "keys_at <= at", "keys_at < at"),
         ("scores reconstruction", 0),
     ),
     "padding of memories seen": (
@@ -178,7 +182,7 @@ MUTATIONS = {
     ),
     "padding of references seen when scoring": (
         "llama",
-        partial(rewrite, write, "_attention", "real[:, None, None, None]", "mx.array(True)"),
+        partial(rewrite, write, "_attention", "real[:, None, None, None], l", "mx.array(True), l"),
         ("scores attention", 0),
     ),
     "keys before RoPE": ("llama", keys_before_rope, ("keys", 0)),
