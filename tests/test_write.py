@@ -1,5 +1,8 @@
 """The two scores against a plain NumPy computation, and what is kept of them."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -168,6 +171,21 @@ def test_a_recitation_follows_its_reference_as_if_both_were_one_text(family):
             length = len(RECITE) + len(row)
             got, expected = reciter.keys[n, :, :length], one.keys[0, :, len(row) :]
             np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5)
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_threads_that_write_with_one_model_do_not_meet(writer, selection):
+    rows = [tokens(n, 20) for n in range(4)]
+    expected = [writer.score([row], selection)[0] for row in rows]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda n: writer.score([rows[n % 4]], selection)[0], range(300)))
+    finally:
+        sys.setswitchinterval(before)
+    for n, scores in enumerate(found):
+        np.testing.assert_allclose(scores, expected[n % 4], rtol=1e-4)
 
 
 def test_a_short_reference_is_not_padded_to_a_long_one(writer, monkeypatch):

@@ -41,7 +41,7 @@ class Writer:
         self.model = model
         self.prefix = prefix
         self.recite = list(recite)
-        self._reading = Lock()  # a tap records whatever thread runs the model
+        self._reading = Lock()  # taps change the model, for every thread
 
     def write(self, references: Sequence[Sequence[int]], config: MemoryConfig) -> Memory:
         """Make the memories of a batch of references.
@@ -81,8 +81,6 @@ class Writer:
             Scores, float32 (batch, layers, KV heads, longest), -1 behind a reference's end;
             keys after RoPE and values, (batch, layers, KV heads, longest, head_dim).
         """
-        for tokens in references:
-            check_tokens(self.model, tokens)
         lengths = np.array([len(tokens) for tokens in references])
         longest = int(lengths.max())
         real = mx.array(np.arange(longest) < lengths[:, None])  # (batch, longest)
@@ -90,6 +88,8 @@ class Writer:
         caches: Sequence[_Recorder] = recorders
         rows = references
         with self._reading:
+            for tokens in references:
+                check_tokens(self.model, tokens)
             if selection == "reconstruction":
                 _run(self.model, references, recorders)
                 caches = [_Reciter(recorder, real) for recorder in recorders]
