@@ -162,16 +162,19 @@ class Conversation:
         groups, memory_of = self._plan(tokens, words, query)
         self._pending = []
         logits: list[mx.array] = []
+        left = len(tokens)
         for group in groups:
             if group.hits is not None:
                 self._attach(memory_of(group.hits), group.hits)
             for i in range(0, len(group.tokens), PREFILL_STEP):
-                logits.append(self._feed(group.tokens[i : i + PREFILL_STEP], rows))
+                part = group.tokens[i : i + PREFILL_STEP]
+                left -= len(part)
+                logits.append(self._feed(part, max(rows - left, 0)))
                 mx.eval(logits[-1])
         retrieval = self.timings.retrieve_seconds + self.timings.read_seconds - before
         self.timings.prompt_tokens += len(tokens)
         self.timings.prefill_seconds += perf_counter() - start - retrieval
-        return mx.concatenate(logits)[-rows:]
+        return mx.concatenate(logits)
 
     def stream(
         self,

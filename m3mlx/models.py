@@ -165,13 +165,14 @@ def last_rows(model: nn.Module, rows: int) -> Iterator[None]:
     Its head then gets the last hidden vectors only, whatever else it does with them.
 
     Args:
-        rows: number of tokens.
+        rows: number of tokens; 0 for none.
     """
     body = model.model
     plain = type(body)
 
     def __call__(self, *args, **kwargs):
-        return plain.__call__(self, *args, **kwargs)[:, -rows:]
+        hidden = plain.__call__(self, *args, **kwargs)
+        return hidden[:, max(hidden.shape[1] - rows, 0) :]
 
     body.__class__ = type(plain.__name__, (plain,), {"__call__": __call__})
     try:

@@ -285,5 +285,10 @@ def test_only_the_wanted_logits_of_a_prompt_are_computed(world):
         assert got.shape[0] == rows
         assert mx.abs(got - whole[-rows:]).max().item() < 1e-5
     assert seen == [70, 1, 3]
+    turn = plain_turn(world, "a" * 64 + "b" * 64 + "d" * 10)  # in two groups
+    few, some, every = (world.conversation().prefill(turn, rows=n) for n in (4, 12, 200))
+    assert seen[3:] == [0, 4, 2, 10, 128, 10] and (len(few), len(every)) == (4, 138)
+    assert mx.abs(some - every[-12:]).max().item() < 1e-5
+    assert mx.abs(few - every[-4:]).max().item() < 1e-5
     del head.as_linear
     assert len(world._model(mx.array([[1, 2, 3]]))[0]) == 3  # the model is left as it was
