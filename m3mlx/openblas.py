@@ -18,7 +18,7 @@ from glob import glob
 
 # of mallopt(3): the largest block that comes from the heap, and the most that is kept free on top
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT = 512 << 20  # bytes
+LARGEST, KEPT = 32 << 20, 256 << 20  # bytes; weights are larger, and go back at once
 
 _library: ctypes.CDLL | None = None  # what was loaded
 
@@ -71,7 +71,7 @@ def load() -> bool:
         return False
     os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc has it
-        mallopt(M_MMAP_THRESHOLD, KEPT) or mallopt(M_MMAP_THRESHOLD, 32 << 20)  # most of old ones
+        mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, KEPT)
     for libraries in _candidates():
         try:
