@@ -70,7 +70,8 @@ def on_all_cores(work: Callable[[Sequence], T], items: Sequence) -> list[T]:
     Returns:
         What ``work`` returned for each share, in the order of the items.
     """
-    count = min(openblas.threads(), len(items)) if _slow() else 1
+    cores = openblas.threads() if _slow() else 1
+    count = min(cores, len(items))
     if count < 2:
         return [work(items)]
     ends = [len(items) * n // count for n in range(count + 1)]
@@ -81,13 +82,13 @@ def on_all_cores(work: Callable[[Sequence], T], items: Sequence) -> list[T]:
             return work(share)
 
     with openblas.one_thread():
-        return list(_pool(count).map(on_this_core, shares))
+        return list(_pool(cores).map(on_this_core, shares))
 
 
 @cache
-def _pool(count: int) -> ThreadPoolExecutor:
+def _pool(cores: int) -> ThreadPoolExecutor:
     """Threads that stay, since MLX keeps what it has made for a thread."""
-    return ThreadPoolExecutor(count, thread_name_prefix="m3mlx-core")
+    return ThreadPoolExecutor(cores, thread_name_prefix="m3mlx-core")
 
 
 def _slow(*arrays: mx.array) -> bool:

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
 
-# of mallopt(3): the largest block that comes from the heap, and the most that is kept free on top
+# of mallopt(3): the most that the heap keeps free on top, and the largest block that comes from it
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST, KEPT = 32 << 20, 256 << 20  # bytes; weights are larger, and go back at once
+KEPT, LARGEST = 256 << 20, 32 << 20  # bytes; weights are larger, and go back at once
 
 _library: ctypes.CDLL | None = None  # what was loaded
 
