@@ -5,21 +5,21 @@ The public names are resolved when they are first used, so that importing m3mlx 
 
 from importlib import import_module
 
-from . import openblas
+from .models.linux_cpu import openblas
 
 openblas.load()
 
 __version__ = "0.1.0"
 
 _PLACES = {
-    "Answer": "chat",
+    "Answer": "chat.chat",
     "Assistant": "assistant",
-    "Chat": "chat",
+    "Chat": "chat.chat",
     "M3Error": "errors",
     "MemoryConfig": "config",
     "MemoryStore": "store",
-    "Source": "chat",
-    "load": "models",
+    "Source": "chat.chat",
+    "load_decoder": "models.decoder",
 }
 __all__ = list(_PLACES)
 

@@ -16,32 +16,32 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import editions
 from .config import CODECS, MEMORIES, MemoryConfig, default_store, fingerprint
 from .errors import FingerprintError, StoreError
-from .memorize import BATCH, Memorized, Memorizing, Progress
+from .memorize import editions
+from .memorize.run import BATCH, MemorizeReport, MemorizeRun, Progress
+from .models.template import Template
 from .store import (
     BusyStore,
+    CheckReport,
     Edition,
     Filter,
-    Findings,
-    Forgotten,
+    ForgetReport,
     Hit,
     MemoryStore,
     Passphrase,
-    Repair,
+    RepairReport,
     StoredDocument,
     Stores,
 )
-from .template import Template
 
 if TYPE_CHECKING:
-    from .chat import Answer, Chat
-    from .embed import Encoder
+    from .chat.chat import Answer, Chat
     from .memory.cache import PrefixStates
     from .memory.codec import Codec, Memory
     from .memory.write import Writer
-    from .models import Decoder
+    from .models.decoder import Decoder
+    from .models.encoder import Encoder
 
 
 class Assistant:
@@ -118,14 +118,14 @@ class Assistant:
 
     @cached_property
     def decoder(self) -> Decoder:
-        from . import models
+        from .models import decoder as models
 
         folder = models.adapter_folder(self.model_name, self._adapter_path)
         return models.load_decoder(self.model_name, adapter_path=folder, progress=self.progress)
 
     @cached_property
     def encoder(self) -> Encoder:
-        from . import models
+        from .models import decoder as models
 
         return models.load_encoder(self.encoder_name, progress=self.progress)
 
@@ -152,7 +152,7 @@ class Assistant:
         return self._calibrated()
 
     def _calibrated(self) -> MemoryConfig:
-        from .memory.calibrate import calibrate
+        from .calibrate import calibrate
 
         return calibrate(self.decoder, progress=self.progress, **self._asked)
 
@@ -292,7 +292,7 @@ class Assistant:
         cold: bool = False,
         prune: bool = False,
         dry_run: bool = False,
-    ) -> Memorized:
+    ) -> MemorizeReport:
         """Bring files and folders into the store; what is there already is left alone.
 
         Every batch is committed, so that an interrupted run loses at most one and the next
@@ -311,7 +311,7 @@ class Assistant:
             FingerprintError: the store belongs to another model or other settings.
             StoreError: the store is damaged, or another process writes to it.
         """
-        run = Memorizing(
+        run = MemorizeRun(
             encode=self.encoder.encode,
             tokenize=self._tokenize,
             write=None if cold else self.write,
@@ -336,7 +336,7 @@ class Assistant:
                     run.prune(store)
         return run.done
 
-    def rebuild(self, *, cold: bool = False) -> editions.Rebuilt:
+    def rebuild(self, *, cold: bool = False) -> editions.RebuildReport:
         """Make all memories of the present model and settings that the store lacks.
 
         They are made from the stored text, without the files, and stand beside those of other
@@ -363,7 +363,7 @@ class Assistant:
             if known is None:
                 store.add_edition(**self._edition())
             if cold:
-                return editions.Rebuilt()
+                return editions.RebuildReport()
             return editions.rebuild(store, self.config, self._token_ids, self.write, self.progress)
 
     def set_bound(self, max_bytes: int | None) -> int:
@@ -378,7 +378,7 @@ class Assistant:
         with self.open_store(write=True) as store:
             return store.compact()
 
-    def check_store(self) -> Findings:
+    def check_store(self) -> CheckReport:
         """Look for damage in everything that the store holds; loads no model.
 
         Raises:
@@ -387,7 +387,7 @@ class Assistant:
         passphrase = self.security["passphrase"]
         return MemoryStore.check(self.store_path, self.progress, passphrase=passphrase)
 
-    def repair(self) -> Repair:
+    def repair(self) -> RepairReport:
         """Mend the store. Damaged memories of the present model are made again from stored text.
 
         Those of another model stay cold until that is used.
@@ -422,7 +422,7 @@ class Assistant:
         """All documents of the store, by id."""
         return self.store().documents()
 
-    def forget(self, names: Iterable[str], *, verify: bool = False) -> Forgotten:
+    def forget(self, names: Iterable[str], *, verify: bool = False) -> ForgetReport:
         """Erase documents: text, full text, vectors, index and memories.
 
         Args:
@@ -435,7 +435,9 @@ class Assistant:
         self.store()
         with self.open_store(write=True) as store:
             ids = [document.id for document in store.find_documents(names)]
-            return store.forget_proved(ids) if verify else Forgotten(store.forget(ids), None, None)
+            return (
+                store.forget_proved(ids) if verify else ForgetReport(store.forget(ids), None, None)
+            )
 
     def status(self) -> dict[str, Any]:
         """What the store holds, by part and edition; loads no model."""
@@ -484,7 +486,7 @@ class Assistant:
                 prompt, "off" does neither.
             options: as of ``Chat.send``, and ``system`` as of ``chat``.
         """
-        from .chat import collect
+        from .chat.chat import collect
 
         options.setdefault("query", "chunk")
         chat = self.chat(memory=memory, system=options.pop("system", None))
@@ -492,6 +494,6 @@ class Assistant:
 
     def chat(self, *, memory: str = "explicit", system: str | None = None) -> Chat:
         """Begin a conversation; ``system`` is a system prompt of the user's own."""
-        from .chat import Chat
+        from .chat.chat import Chat
 
         return Chat(self, memory, system)

@@ -15,7 +15,9 @@ FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
-RELEVANCE = 0.1  # a memory whose score is so much lower than the best one's counts e times less
+MEMORY_TEMPERATURE = (
+    0.1  # a memory whose score is so much lower than the best one's counts e times less
+)
 DEBOUNCE = 2.0  # seconds of quiet before a watched file is read
 GRACE = 60.0  # seconds that a watched file may be gone before it is forgotten
 RESCAN = 600.0  # seconds between looks at all that is watched
@@ -54,7 +56,7 @@ class MemoryConfig:
         head_dim: length of one key or value.
         prefix: token ids of the constant prefix.
         key_bits, value_bits: 16 (bfloat16), 8 or 4.
-        sharpness: factor on the keys when they are read, 1 for ordinary attention. It changes
+        key_scale: factor on the keys when they are read, 1 for ordinary attention. It changes
             no byte of a memory.
         reference_tokens: longest reference, which is also the length of the interval of
             positions that all memories share (section 3.2 of the paper).
@@ -68,7 +70,7 @@ class MemoryConfig:
     key_bits: int = 8
     value_bits: int = 8
     reference_tokens: int = REFERENCE_TOKENS
-    sharpness: float = 1.0
+    key_scale: float = 1.0
 
     @property
     def tokens_per_head(self) -> float:
@@ -86,6 +88,8 @@ class MemoryConfig:
 
     @classmethod
     def from_json(cls, data: Mapping) -> MemoryConfig:
+        """From JSON; ``sharpness`` is what versions up to 0.1 called ``key_scale``."""
+        data = {"key_scale" if name == "sharpness" else name: data[name] for name in data}
         counts = tuple(tuple(layer) for layer in data["counts"])
         return cls(**{**data, "counts": counts, "prefix": tuple(data["prefix"])})
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .assistant import Assistant
-from .chat import Answer
+from .chat.chat import Answer
 from .config import MODES
 
 DATA = Path(__file__).parent / "data"

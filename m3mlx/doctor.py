@@ -18,9 +18,11 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from . import cached, config, models
+from . import config
 from .assistant import Assistant
 from .errors import FingerprintError, M3Error
+from .models import decoder as models
+from .models import inventory as cached
 from .store import LockedError, MemoryStore
 from .store.sessions import FILE as SESSIONS
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from tiny import save_adapter, save_encoder, save_model
 
-from m3mlx import Assistant, MemoryStore, models
-from m3mlx.chat import collect
+from m3mlx import Assistant, MemoryStore
+from m3mlx.chat.chat import collect
 from m3mlx.errors import FingerprintError, M3Error, StoreError
-from m3mlx.memorize import BATCH
+from m3mlx.memorize.run import BATCH
+from m3mlx.models import decoder as models
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import save_model
 
+from m3mlx import calibrate as module
+from m3mlx.calibrate import ENOUGH, calibrate, head_budget
 from m3mlx.config import REFERENCE_TOKENS, cache_folder
 from m3mlx.errors import M3Error
-from m3mlx.memory import calibrate as module
-from m3mlx.memory.calibrate import ENOUGH, calibrate, head_budget
-from m3mlx.models import load_decoder
+from m3mlx.models.decoder import load_decoder
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_an_adapter_brings_its_calibration_along(tmp_path, decoder, monkeypatch)
     adapter.mkdir()
     monkeypatch.setattr(module._Measure, "_loss", lambda self, counts, _: 1.0 if counts else 2.0)
     adapted = replace(decoder, adapter="a", adapter_path=adapter)
-    assert module.bring_along(adapted) == adapter / "calibration.json"
+    assert module.save_with_adapter(adapted) == adapter / "calibration.json"
     found = calibrate(adapted)
     shutil.rmtree(cache_folder())
     monkeypatch.setattr(module, "_Measure", None)  # measuring again would fail
@@ -107,7 +107,7 @@ def test_a_damaged_calibration_is_made_again(decoder, damage):
 def test_auto_takes_the_smallest_average_that_is_enough(decoder, monkeypatch):
     worth = {4: 0.5, 8: ENOUGH - 0.01, 16: ENOUGH, 32: 1.0}
 
-    def loss(self, counts, sharpness):
+    def loss(self, counts, key_scale):
         if counts is None:
             return 6.0
         average = np.mean(counts)
@@ -116,7 +116,7 @@ def test_auto_takes_the_smallest_average_that_is_enough(decoder, monkeypatch):
     monkeypatch.setattr(module._Measure, "_loss", loss)
     config = calibrate(decoder)
     assert config.tokens_per_head == 16
-    assert config.sharpness == 1  # because a larger one gains nothing
+    assert config.key_scale == 1  # because a larger one gains nothing
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_keys_are_enlarged_while_that_gains_more_than_a_hundredth(
 ):
     measured = []
 
-    def loss(self, counts, sharpness):
-        measured.append(sharpness)
-        return losses[sharpness]
+    def loss(self, counts, key_scale):
+        measured.append(key_scale)
+        return losses[key_scale]
 
     monkeypatch.setattr(module._Measure, "_loss", loss)
-    assert calibrate(decoder, tokens_per_head=4).sharpness == best
+    assert calibrate(decoder, tokens_per_head=4).key_scale == best
     assert measured == list(losses)
 
 

@@ -8,7 +8,7 @@ from small_store import LARGE, A, B, everything, expected, memorize, memory, new
 
 from m3mlx.errors import StoreError
 from m3mlx.store import MemoryStore
-from m3mlx.store.files import WriterLock
+from m3mlx.store.lock import WriterLock
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from click.testing import CliRunner, Result
 
 from m3mlx import assistant, evaluate
 from m3mlx.cli import main
-from m3mlx.cli.render import human_bytes, human_seconds, one_line, printable
+from m3mlx.cli.render import human_bytes, human_seconds
+from m3mlx.text import scrub, scrub_line
 
 COMMANDS = [
     *("memorize", "watch", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
@@ -582,7 +583,7 @@ def test_the_streamed_answer_is_that_of_json_and_sources_follow_it(world):
     store = world / "store"
     data = json.loads(run(world, "ask", "quince?", *flags, "--json", store=store).stdout)
     alone = good(run(world, "ask", "quince?", *flags, "--no-sources", store=store)).stdout
-    assert alone == printable(data["answer"]) + "\n"
+    assert alone == scrub(data["answer"]) + "\n"
     text = good(run(world, "ask", "quince?", *flags, store=store)).stdout
     assert text.startswith(alone)
     for source in data["sources"]:
@@ -911,7 +912,7 @@ def test_seconds_for_people(seconds, text):
 
 def test_documents_cannot_steer_the_terminal():
     assert (
-        one_line("a\x1b[2Jb\nc\u202ed")
+        scrub_line("a\x1b[2Jb\nc\u202ed")
         == "a\N{REPLACEMENT CHARACTER}[2Jb c\N{REPLACEMENT CHARACTER}d"
     )
-    assert one_line("Füße 漢字 👩‍🚀 a\u00a0b") == "Füße 漢字 👩‍🚀 a\u00a0b"
+    assert scrub_line("Füße 漢字 👩‍🚀 a\u00a0b") == "Füße 漢字 👩‍🚀 a\u00a0b"

@@ -7,9 +7,11 @@ import pytest
 import tiny
 from click.testing import CliRunner
 
-from m3mlx import Assistant, cached, doctor, models
+from m3mlx import Assistant, doctor
 from m3mlx.cli import main
 from m3mlx.errors import ModelError
+from m3mlx.models import decoder as models
+from m3mlx.models import inventory as cached
 
 
 @pytest.fixture(scope="module")

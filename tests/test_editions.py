@@ -8,8 +8,8 @@ import tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from m3mlx import Assistant, MemoryStore
-from m3mlx.editions import LONGEST
 from m3mlx.errors import FingerprintError, StoreError
+from m3mlx.memorize.editions import LONGEST
 
 QUESTION = "Who serviced the boiler, and where is the boat?"
 NOTES = {

@@ -20,10 +20,10 @@ from small_store import (
 )
 
 from m3mlx.errors import StoreError
+from m3mlx.export.merge import receive, send
+from m3mlx.export.portable import Export
 from m3mlx.store import LockedError, MemoryStore, cipher, index, sealed
 from m3mlx.store.catalog import _checksum
-from m3mlx.store.portable import Export
-from m3mlx.store.transfer import receive, send
 
 PATH = "/home/quix/zeppelin.md"
 HASH = "f00d" * 16

@@ -123,7 +123,7 @@ def test_reciting_has_its_controls(options, monkeypatch):
         ids = self.decoder.tokenizer.encode(next(decoded), add_special_tokens=False)
         return iter([*map(Told, ids), Told(None)])
 
-    monkeypatch.setattr("m3mlx.generate.Conversation.decode", decode)
+    monkeypatch.setattr("m3mlx.chat.conversation.Conversation.decode", decode)
     table = evaluate.recite(texts[:4], answer_tokens=8, budget="uniform:60", **options)
     first = table.rows[0]
     assert first["exact"] == first["characters"] == first["4 tokens"] == first["8 tokens"] == 1

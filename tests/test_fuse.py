@@ -11,7 +11,7 @@ from mlx_lm.utils import save_model as save_weights
 from tiny import save_model, tiny_model
 
 from m3mlx.errors import ModelError
-from m3mlx.models import fuse_adapter, load_decoder
+from m3mlx.models.decoder import fuse_adapter, load_decoder
 from m3mlx.train import Settings
 from m3mlx.train.adapter import prepare, save_adapter, untrained
 

@@ -16,10 +16,10 @@ from click.testing import CliRunner
 from m3mlx import Assistant
 from m3mlx.cli import main
 from m3mlx.errors import M3Error, StoreError
-from m3mlx.inspect import AnswerView, inspect_document, kept_by_head
+from m3mlx.inspect.answer import AnswerView, inspect_document, kept_by_head
+from m3mlx.inspect.page import Kept, KeptReference, Part, Span, answer_page, kept_page
+from m3mlx.inspect.picture import kept_picture
 from m3mlx.memory.codec import PADDING
-from m3mlx.picture import kept_picture
-from m3mlx.view import Kept, KeptReference, Part, Span, answer_page, kept_page
 
 EVIL = "</span><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x1b[31m"
 

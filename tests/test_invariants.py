@@ -233,10 +233,10 @@ def test_stored_in_bf16_a_memory_comes_back_bit_for_bit(family):
     )
 
 
-def test_sharpness_enlarges_the_keys_of_memories_and_nothing_else():
+def test_key_scale_enlarges_the_keys_of_memories_and_nothing_else():
     setup = Setup("llama", RAGGED)
     memory, context = setup.write(tokens(1, LENGTH)), tokens(3, 20)
-    sharp = Layout(settings(RAGGED, sharpness=1.25))
+    sharp = Layout(settings(RAGGED, key_scale=1.25))
     caches = make_cache(setup.model, setup.prefix)
     sharp.attach(caches, memory)
     larger = Memory(memory.keys * 1.25, memory.values, memory.positions)

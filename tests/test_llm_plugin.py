@@ -16,7 +16,7 @@ llm = pytest.importorskip("llm", reason="pip install 'm3mlx[test]'")
 from llm import plugins  # noqa: E402
 from llm.cli import cli  # noqa: E402
 
-from m3mlx import llm_plugin  # noqa: E402
+from m3mlx.serve import llm_plugin  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,11 +10,11 @@ from tiny_torch import edit_config
 from convert import from_torch
 from convert.from_torch import convert
 from m3mlx.assistant import Assistant
+from m3mlx.calibrate import calibrate
 from m3mlx.config import MemorySettings
 from m3mlx.errors import ConvertError, ModelError
-from m3mlx.memory.calibrate import calibrate
-from m3mlx.models import load_decoder
-from m3mlx.template import Template
+from m3mlx.models.decoder import load_decoder
+from m3mlx.models.template import Template
 
 PAPER = {
     "memory_layers": [0, 1],
@@ -112,7 +112,7 @@ def trained(tmp_path):
 def test_a_trained_model_is_written_as_it_was_trained_without_measuring(trained):
     config = calibrate(trained, key_bits=16, value_bits=16)
     assert config.counts == ((8, 8), (8, 8), (0, 0), (0, 0))
-    assert (config.selection, config.budget, config.sharpness) == ("attention", "uniform", 1.0)
+    assert (config.selection, config.budget, config.key_scale) == ("attention", "uniform", 1.0)
     encoded = trained.tokenizer.encode("<|s|>Reference:", add_special_tokens=False)
     assert list(config.prefix) == encoded and len(encoded) == 11
     asked = calibrate(trained, selection="reconstruction", tokens_per_head=3)

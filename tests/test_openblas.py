@@ -6,7 +6,7 @@ from importlib.metadata import distribution
 
 import pytest
 
-from m3mlx import openblas
+from m3mlx.models.linux_cpu import openblas
 
 
 def test_a_package_is_found_by_the_folder_that_describes_it():

@@ -54,7 +54,7 @@ def one_by_one(model, prefix, settings, memory, sequence, chunks):
 def test_one_pass_equals_the_loop_over_chunks(family, counts):
     # a window that memories and prefix leave while the sequence goes on
     model = tiny_model(family, **({"sliding_window": 100} if family == "gemma3_text" else {}))
-    settings = config(counts, sharpness=1.2)
+    settings = config(counts, key_scale=1.2)
     prefix = read_prefix(model, PREFIX)
     memory = Writer(model, prefix, RECITE).write(REFERENCES, settings)
     wanted = [range(len(row)) for row in SEQUENCES]
@@ -105,7 +105,7 @@ class Step:
     """One training step's loss on the tiny model: write, read, next token."""
 
     def __init__(self, model, counts=RAGGED):
-        self.model, self.settings = model, config(counts, sharpness=1.2)
+        self.model, self.settings = model, config(counts, key_scale=1.2)
         self.prefix = read_prefix(model, PREFIX)
         self.scores = Writer(model, self.prefix, RECITE).score(REFERENCES, "reconstruction")[0]
         self.wanted = [range(len(row) - 1) for row in SEQUENCES]

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from small_store import DIMENSIONS, RECORD_BYTES, memory, unit, vector
 
 from m3mlx.errors import M3Error, StoreError
-from m3mlx.store import container, signature
-from m3mlx.store.container import Container, ExportError, canonical
-from m3mlx.store.portable import Document, Edition, Export, Reference, export
+from m3mlx.export import container, signature
+from m3mlx.export.container import Container, ExportError, canonical
+from m3mlx.export.portable import Document, Edition, Export, Reference, export
 
 EDITIONS = [
     Edition({"weights": "w"}, {"counts": [[1, 2]]}, RECORD_BYTES),

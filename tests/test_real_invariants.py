@@ -11,8 +11,8 @@ from m3mlx.config import REFERENCE_TOKENS, MemoryConfig
 from m3mlx.evaluate import Trial, read_questions
 from m3mlx.memory.cache import Layout, make_cache, read_prefix
 from m3mlx.memory.write import Writer
-from m3mlx.models import load_decoder
-from m3mlx.template import Template
+from m3mlx.models.decoder import load_decoder
+from m3mlx.models.template import Template
 
 pytestmark = pytest.mark.model
 QUESTIONS = Path(__file__).parent / "data" / "questions.jsonl"

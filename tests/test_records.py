@@ -24,8 +24,9 @@ from small_store import (
     vector,
 )
 
+from m3mlx import files
 from m3mlx.errors import StoreError
-from m3mlx.store import BusyStore, ColdReference, MemoryStore, files
+from m3mlx.store import BusyStore, ColdReference, MemoryStore
 from m3mlx.store.bank import PAGE
 from m3mlx.store.usage import Usage
 

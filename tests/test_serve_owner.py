@@ -8,7 +8,7 @@ import pytest
 from serving import tiny_assistant, tiny_world
 
 from m3mlx.errors import M3Error, StoreError
-from m3mlx.memorize import BATCH
+from m3mlx.memorize.run import BATCH
 from m3mlx.serve import memories
 from m3mlx.serve.errors import FullError
 from m3mlx.serve.owner import Owner

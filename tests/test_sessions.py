@@ -9,7 +9,8 @@ import tiny
 from click.testing import CliRunner
 from small_store import in_bytes, memorize, new_store
 
-from m3mlx import Assistant, MemoryStore, history
+from m3mlx import Assistant, MemoryStore
+from m3mlx import sessions as history
 from m3mlx.cli import main
 from m3mlx.errors import M3Error, StoreError
 from m3mlx.store.sessions import FILE, Sessions

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from tiny import save_encoder, save_model
 
+from m3mlx import calibrate
 from m3mlx.errors import M3Error
-from m3mlx.memory import calibrate
-from m3mlx.models import load_decoder
+from m3mlx.models.decoder import load_decoder
 from m3mlx.train import Settings, train
 from m3mlx.train.loss import divergence
 from m3mlx.train.settings import parse_budget
@@ -49,7 +49,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M3MLX_HOME", str(folder / "home"))
         # how sharply a random model should read is measured elsewhere, and takes long
-        patch.setattr(calibrate._Measure, "_loss", lambda self, counts, sharpness: 1.0)
+        patch.setattr(calibrate._Measure, "_loss", lambda self, counts, key_scale: 1.0)
         yield folder
 
 

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 from tiny import save_encoder, save_model
 
+from m3mlx import calibrate
 from m3mlx.cli import main
-from m3mlx.cli.render import one_line
-from m3mlx.memory import calibrate
+from m3mlx.text import scrub_line
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def place(tmp_path_factory):
     (folder / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
     with pytest.MonkeyPatch.context() as patch:
         # how sharply a random model should read is measured elsewhere, and takes long
-        patch.setattr(calibrate._Measure, "_loss", lambda self, counts, sharpness: 1.0)
+        patch.setattr(calibrate._Measure, "_loss", lambda self, counts, key_scale: 1.0)
         yield folder
 
 
@@ -46,7 +46,7 @@ def test_a_model_is_trained_fused_and_asked(place, tmp_path):
     done = train(place, tmp_path / "adapter", "--valid", place / "train.jsonl")
     assert done.exit_code == 0, done.stderr
     assert "step 2 of 2: " in done.stderr and "held-out questions: off " in done.stderr
-    assert one_line(str(tmp_path / "adapter")) in done.stdout
+    assert scrub_line(str(tmp_path / "adapter")) in done.stdout
     again = train(place, tmp_path / "adapter", "--valid", place / "train.jsonl", "--json")
     data = json.loads(again.stdout)
     assert data["steps"] == 2 and [row["step"] for row in data["metrics"]] == [0, 1, 2, 2]

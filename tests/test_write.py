@@ -190,7 +190,9 @@ def test_threads_that_write_with_one_model_do_not_meet(writer, selection):
 
 def test_a_short_reference_is_not_padded_to_a_long_one(writer, monkeypatch):
     lengths, batches = [100, 3, 90, 4, 20], []
-    monkeypatch.setattr("m3mlx.openblas.threads", lambda: 1)  # else each group is shared
+    monkeypatch.setattr(
+        "m3mlx.models.linux_cpu.openblas.threads", lambda: 1
+    )  # else each group is shared
     score = Writer.score
     monkeypatch.setattr(
         Writer,

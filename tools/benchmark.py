@@ -23,8 +23,8 @@ from pathlib import Path
 
 from m3mlx.bench.parts import MODES
 from m3mlx.bench.report import PARTS, Plan, io_table, ratio_table, run, table
-from m3mlx.models import DEFAULT_DECODER
-from m3mlx.plot import draw
+from m3mlx.models.decoder import DEFAULT_DECODER
+from m3mlx.train.plot import draw
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "tools" / "results"

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import time
 
-from m3mlx.memory.calibrate import bring_along
-from m3mlx.models import load_decoder
+from m3mlx.calibrate import save_with_adapter
+from m3mlx.models.decoder import load_decoder
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--model")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    path = bring_along(load_decoder(arguments.model, adapter_path=arguments.adapter))
+    path = save_with_adapter(load_decoder(arguments.model, adapter_path=arguments.adapter))
     print(f"{path}, in {time.perf_counter() - start:.0f} s")
 
 

@@ -301,8 +301,8 @@ def answer(output: Path, model: str | None) -> None:
     from mlx_lm import batch_generate
 
     import m3mlx  # noqa: F401  (loads a fast BLAS before MLX)
-    from m3mlx.models import load_decoder
-    from m3mlx.template import Template
+    from m3mlx.models.decoder import load_decoder
+    from m3mlx.models.template import Template
 
     decoder = load_decoder(model)
     template = Template(decoder.tokenizer)

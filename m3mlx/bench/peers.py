@@ -16,7 +16,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from ..errors import M3Error
-from ..packages import BUILT_IN, fetch_gguf
+from ..models.builtin import BUILT_IN, fetch_gguf
 from .rounds import Figure, Progress, Watch, take_turns
 from .workload import Workload, ask
 

@@ -13,11 +13,11 @@ import mlx.core as mx
 import numpy as np
 
 from ..assistant import Assistant
+from ..chat.conversation import Conversation
 from ..config import CHUNK_TOKENS, MEMORIES
-from ..generate import Conversation
 from ..memory.codec import Memory
+from ..models.template import Turn
 from ..store import Hit
-from ..template import Turn
 from .rounds import Progress, Watch
 
 DOCUMENTS = 12  # enough to search among; memorizing more takes time that no figure needs
@@ -121,7 +121,7 @@ class Workload:
             assistant.config,
             search=read and (lambda texts, k: self.search(watch, texts, k)),
             read=read and (lambda slots: read(watch, slots)),
-            relevance=assistant.decoder.relevance,
+            memory_temperature=assistant.decoder.memory_temperature,
         )
 
     def pasted(self, watch: Watch, words: Sequence[int]) -> list[int]:

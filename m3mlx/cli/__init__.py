@@ -17,6 +17,7 @@ import click
 
 from .. import __version__
 from ..errors import M3Error
+from ..text import scrub_line
 from . import (
     answers,
     bench,
@@ -34,7 +35,6 @@ from . import (
     watch,
 )
 from .options import common_options, is_verbose
-from .render import one_line
 
 
 class _Commands(click.Group):
@@ -89,7 +89,7 @@ def _trace() -> None:
 
 
 def _say(message: str) -> None:
-    click.echo(f"Error: {one_line(message)}", err=True)
+    click.echo(f"Error: {scrub_line(message)}", err=True)
 
 
 @click.group(

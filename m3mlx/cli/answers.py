@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import M3Error
+from ..text import scrub_line
 from .inspect import write_page
 from .options import (
     READING,
@@ -26,15 +27,7 @@ from .options import (
     open_assistant,
     system_prompt,
 )
-from .render import (
-    echo_answer,
-    echo_json,
-    echo_sources,
-    echo_table,
-    human_seconds,
-    note,
-    one_line,
-)
+from .render import echo_answer, echo_json, echo_sources, echo_table, human_seconds, note
 
 if TYPE_CHECKING:
     from ..store import Filter
@@ -84,13 +77,13 @@ def ask(
         chat = assistant.chat(memory=memory, system=system_prompt)
         steps, view = chat.send(question, **generation), None
         if view_file:
-            from ..inspect import AnswerView
+            from ..inspect.answer import AnswerView
 
             assistant.check()
             view = AnswerView(assistant, question)
             steps = view.watch(steps)
         if as_json:
-            from ..chat import collect
+            from ..chat.chat import collect
 
             answer = collect(steps, memory)
             fields = asdict(answer)
@@ -144,7 +137,7 @@ def demo(options: dict[str, Any], as_json: bool) -> None:
             (
                 (
                     mode,
-                    one_line(reply.answer),
+                    scrub_line(reply.answer),
                     ", ".join(reply.sources[:2]),
                     human_seconds(reply.first_token_seconds),
                 )

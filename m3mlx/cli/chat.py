@@ -17,6 +17,7 @@ import click
 
 from ..config import CHUNK_TOKENS, cache_folder
 from ..errors import M3Error
+from ..text import cite, scrub_line
 from .documents import INTERRUPTED
 from .options import (
     MODES,
@@ -31,7 +32,7 @@ from .options import (
     open_assistant,
     system_prompt,
 )
-from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note, one_line, place
+from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -71,7 +72,7 @@ def chat(
     options: dict[str, Any],
 ) -> None:
     """Talk with the model about your documents."""
-    from .. import history
+    from .. import sessions as history
 
     if session is not None:
         try:
@@ -109,7 +110,7 @@ class _Conversation:
 
     def begin(self) -> None:
         """Load what the first answer needs, so that what is wrong shows at once."""
-        from .. import history
+        from .. import sessions as history
         from ..store import MemoryStore
 
         known = MemoryStore.exists(self.assistant.store_path)
@@ -132,7 +133,7 @@ class _Conversation:
             elif line:
                 self._send(line)
         except M3Error as error:
-            click.echo(f"Error: {one_line(str(error))}", err=True)
+            click.echo(f"Error: {scrub_line(str(error))}", err=True)
         except KeyboardInterrupt:  # a second one, or one that came too late
             if not sys.stdin.isatty():
                 raise
@@ -140,7 +141,7 @@ class _Conversation:
         return True
 
     def _send(self, message: str) -> None:
-        from .. import history
+        from .. import sessions as history
 
         said = len(self.chat.messages)
         try:
@@ -157,7 +158,7 @@ class _Conversation:
             history.keep(self.assistant, self.session, self.chat.messages[-2:])
         for span, hits in self.spans.items():
             first = span * CHUNK_TOKENS + 1
-            names = dict.fromkeys(place(hit).rpartition(os.sep)[2] for hit in hits)
+            names = dict.fromkeys(cite(hit, hit.store).rpartition(os.sep)[2] for hit in hits)
             if names:
                 dim(f"[tokens {first}–{first + CHUNK_TOKENS - 1}: {', '.join(names)}]")
 
@@ -179,7 +180,7 @@ class _Conversation:
                     note(INTERRUPTED)
             case "/forget", [_, *_]:
                 for document in self.assistant.forget(words)[0]:
-                    click.echo(f"Forgot {one_line(document.path)}")
+                    click.echo(f"Forgot {scrub_line(document.path)}")
             case "/memory", []:
                 click.echo(self.chat.memory)
             case "/memory", [mode] if mode in MODES:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..text import scrub_line
 from .options import (
     WRITING,
     Size,
@@ -34,7 +35,6 @@ from .render import (
     findings_json,
     human_bytes,
     memorized_json,
-    one_line,
     watched_text,
 )
 from .watch import follow
@@ -197,7 +197,7 @@ def status(as_json: bool) -> None:
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        click.echo(f"{name:{width}}  {one_line(str(value))}")
+        click.echo(f"{name:{width}}  {scrub_line(str(value))}")
 
 
 @click.command(epilog=example("m3mlx forget notes/old.md --verify"))
@@ -231,7 +231,7 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
         )
     else:
         for document in gone.documents:
-            click.echo(f"Forgot {one_line(document.path)} ({document.references} references)")
+            click.echo(f"Forgot {scrub_line(document.path)} ({document.references} references)")
         if residue == []:
             click.echo(
                 "Searched every byte of the store's files for names, text, words, tokens, vectors "
@@ -239,7 +239,7 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
             )
     for left in residue or ():
         click.echo(
-            f"Found: {left.kind} of {one_line(left.path)} in {left.file} at byte {left.offset}",
+            f"Found: {left.kind} of {scrub_line(left.path)} in {left.file} at byte {left.offset}",
             err=True,
         )
     if residue:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from ..text import scrub_line
 from .options import WRITING, common_options, example, json_option, memory_options, open_assistant
-from .render import echo_json, note, one_line
+from .render import echo_json, note
 
 
 @click.command(
@@ -32,9 +33,9 @@ def inspect(name: str, output: Path, options: dict[str, Any], as_json: bool) -> 
     """Show which tokens of a document its memories hold, on an HTML page or as a picture.
 
     DOCUMENT is a path or id; #N behind it shows its reference number N alone."""
-    from ..inspect import inspect_document
-    from ..picture import kept_picture
-    from ..view import kept_page
+    from ..inspect.answer import inspect_document
+    from ..inspect.page import kept_page
+    from ..inspect.picture import kept_picture
 
     kinds = {".html": lambda kept: kept_page(kept).encode(), ".png": kept_picture}
     if output.suffix.lower() not in kinds:
@@ -45,14 +46,14 @@ def inspect(name: str, output: Path, options: dict[str, Any], as_json: bool) -> 
     if as_json:
         echo_json({"page": str(output)})
     else:
-        click.echo(one_line(str(output)))
+        click.echo(scrub_line(str(output)))
 
 
 def write_page(path: Path, page: bytes) -> None:
     """Write a page or picture that only its owner can read: it holds what documents say."""
-    from ..store.files import replacing, told
+    from ..files import os_errors_as_store_errors, replacing
 
-    with told(path), replacing(path) as new:
+    with os_errors_as_store_errors(path), replacing(path) as new:
         new.write_bytes(page)
     if path.suffix == ".html":
-        note(f"Open {one_line(str(path))} in a browser; it asks for nothing outside itself.")
+        note(f"Open {scrub_line(str(path))} in a browser; it asks for nothing outside itself.")

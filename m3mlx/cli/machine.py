@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
+from ..text import scrub_line
 from .options import common_options, example, json_option, memory_options, open_assistant
-from .render import dim, echo_json, echo_table, human_bytes, note, one_line
+from .render import dim, echo_json, echo_table, human_bytes, note
 
 _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 
@@ -21,7 +22,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
     """Show which models are cached, and which would fit this machine."""
     if ctx.invoked_subcommand:
         return
-    from .. import cached
+    from ..models import inventory as cached
 
     have, (total, free) = cached.cached(), cached.machine_memory()
     names = {model.name.lower() for model in have}
@@ -76,13 +77,13 @@ def models(ctx: click.Context, as_json: bool) -> None:
 @common_options
 def remove(name: str, as_json: bool) -> None:
     """Take a cached model from the disk."""
-    from .. import cached
+    from ..models import inventory as cached
 
     gone = cached.remove(name)
     if as_json:
         echo_json({"removed": gone.name, "bytes": gone.bytes})
     else:
-        click.echo(f"Removed {one_line(gone.name)} ({human_bytes(gone.bytes)})")
+        click.echo(f"Removed {scrub_line(gone.name)} ({human_bytes(gone.bytes)})")
 
 
 @click.command(epilog=example("m3mlx doctor"))
@@ -102,9 +103,9 @@ def doctor(options: dict[str, Any], as_json: bool) -> None:
         width = max(len(finding.part) for finding in found)
         for finding in found:
             mark = _MARKS[finding.state]
-            click.echo(f"{mark}  {finding.part:{width}}  {one_line(finding.value)}")
+            click.echo(f"{mark}  {finding.part:{width}}  {scrub_line(finding.value)}")
             if finding.advice:
-                click.echo(f"{'':{len(mark) + width + 4}}{one_line(finding.advice)}")
+                click.echo(f"{'':{len(mark) + width + 4}}{scrub_line(finding.advice)}")
         note("Something is broken." if broken else "Nothing is broken.")
     if broken:
         raise click.exceptions.Exit(1)

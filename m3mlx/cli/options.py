@@ -15,15 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..config import (
-    BUDGETS,
-    CODECS,
-    MEMORIES,
-    MODES,
-    REFERENCE_TOKENS,
-    RETRIEVALS,
-    SELECTIONS,
-)
+from ..config import BUDGETS, CODECS, MEMORIES, MODES, REFERENCE_TOKENS, RETRIEVALS, SELECTIONS
 from ..errors import M3Error
 from .render import Progress
 

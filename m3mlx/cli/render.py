@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -12,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..text import cite, scrub, scrub_line
+
 if TYPE_CHECKING:
-    from ..editions import Rebuilt
-    from ..generate import Step, Timings
-    from ..memorize import Memorized
-    from ..store import Findings, Hit, Repair
+    from ..chat.conversation import Step, Timings
+    from ..memorize.editions import RebuildReport
+    from ..memorize.run import MemorizeReport
+    from ..store import CheckReport, Hit, RepairReport
 
 Spans = dict[int, "list[Hit]"]  # what each span of 64 answer tokens drew on
 
 SNIPPET = 160  # characters
 
 # Control characters but tab and newline, halves of characters, and turns of direction.
-_STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_BREAKS = re.compile(r"\s*[\n\r\t\v\f]\s*")
 
 
 class Progress:
@@ -81,15 +80,6 @@ class Progress:
             self._bars, self._what = None, ""
 
 
-def printable(text: str) -> str:
-    """Text of documents and file names, without what would steer the terminal."""
-    return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def one_line(text: str) -> str:
-    return printable(_BREAKS.sub(" ", text.strip()))
-
-
 def echo_json(value: object) -> None:
     """Pure ASCII, so that no terminal's encoding can spoil it."""
     click.echo(json.dumps(value, indent=2))
@@ -108,7 +98,7 @@ def echo_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
         right = rows and not isinstance(rows[0][number], str)
         table.add_column(column, justify="right" if right else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(one_line(str(cell))) for cell in row))
+        table.add_row(*(Text(scrub_line(str(cell))) for cell in row))
     terminal = sys.stdout and sys.stdout.isatty()
     Console(file=sys.stdout, width=None if terminal else 10_000).print(table)
 
@@ -137,24 +127,17 @@ def human_seconds(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def place(hit: Hit) -> str:
-    """Where a reference or source stands, for citing."""
-    line = "" if hit.line is None else f":{hit.line}"
-    where = f"{hit.path}{line}" if hit.page is None else f"{hit.path}, page {hit.page}"
-    return one_line(f"{where} (in {hit.store})" if hit.store else where)
-
-
 def snippet(text: str) -> str:
-    line = printable(" ".join(text.split()))
+    line = scrub(" ".join(text.split()))
     return line if len(line) <= SNIPPET else line[: SNIPPET - 1] + "…"
 
 
-def memorized_json(done: Memorized, dry_run: bool) -> dict:
+def memorized_json(done: MemorizeReport, dry_run: bool) -> dict:
     failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
     return {**vars(done), "failed": failed, "dry_run": dry_run}
 
 
-def echo_rebuilt(done: Rebuilt) -> None:
+def echo_rebuilt(done: RebuildReport) -> None:
     """What was made from the stored text."""
     click.echo(
         f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "
@@ -190,14 +173,14 @@ def edition_text(edition: Mapping[str, Any]) -> str:
     return f"{name} ({how}): {edition['warm']} memories, {human_bytes(edition['bytes'])}"
 
 
-def echo_memorized(done: Memorized, *, dry_run: bool = False, verbose: bool = False) -> None:
+def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool = False) -> None:
     """What a run over files did, or would do; failures go to stderr."""
     for error in done.failed:
-        click.echo(f"Failed: {one_line(error.path)}: {one_line(error.reason)}", err=True)
+        click.echo(f"Failed: {scrub_line(error.path)}: {scrub_line(error.reason)}", err=True)
     for word in ("added", "changed", "vanished"):
         if verbose or word == "vanished":
             for path in getattr(done, word):
-                click.echo(f"{word} {one_line(path)}")
+                click.echo(f"{word} {scrub_line(path)}")
     counts = ("added", "changed", "unchanged", "vanished", "failed")
     click.echo(", ".join(f"{len(getattr(done, word))} {word}" for word in counts))
     verb, when = ("would be written", "about ") if dry_run else ("written", "")
@@ -221,7 +204,7 @@ def echo_answer(
     timings = None
     with closing(steps):
         for step in steps:
-            click.echo(printable(step.text), nl=False)
+            click.echo(scrub(step.text), nl=False)
             spans[step.span], timings = step.sources, step.timings
             if stopped():
                 click.echo(" …", nl=False)
@@ -233,7 +216,7 @@ def echo_answer(
 def echo_references(hits: Iterable[Hit]) -> None:
     """Distance and place of each reference, and how it begins."""
     for hit in hits:
-        click.echo(f"{hit.distance:.3f}  {place(hit)}")
+        click.echo(f"{hit.distance:.3f}  {cite(hit, hit.store)}")
         dim(f"       {snippet(hit.text)}")
 
 
@@ -242,7 +225,7 @@ def echo_sources(spans: Spans) -> None:
     echo_references({hit.slot: hit for hits in spans.values() for hit in hits}.values())
 
 
-def findings_json(found: Findings, done: Repair | None) -> dict[str, Any]:
+def findings_json(found: CheckReport, done: RepairReport | None) -> dict[str, Any]:
     """What ``check`` found; with a repair, what was damaged before and what became of it."""
     answer = {
         "sound": found.sound,
@@ -262,18 +245,18 @@ def findings_json(found: Findings, done: Repair | None) -> dict[str, Any]:
     return answer
 
 
-def echo_findings(found: Findings, done: Repair | None) -> None:
+def echo_findings(found: CheckReport, done: RepairReport | None) -> None:
     for damage in done.found.damages if done else found.damages:
-        place = f"{one_line(damage.path)}: " if damage.path else ""
-        click.echo(f"Damaged {damage.part}: {place}{one_line(damage.detail)}")
+        place = f"{scrub_line(damage.path)}: " if damage.path else ""
+        click.echo(f"Damaged {damage.part}: {place}{scrub_line(damage.detail)}")
     if done and done.cold:
         click.echo(f"{len(done.cold)} memories were taken away, to be made again from the text.")
     for path in done.lost if done else ():
-        click.echo(f"Lost in part: {one_line(path)}. Memorize the file again.")
+        click.echo(f"Lost in part: {scrub_line(path)}. Memorize the file again.")
     for path, count in found.quarantined.items():
-        click.echo(f"In quarantine: {count} references of {one_line(path)}. Memorize it again.")
+        click.echo(f"In quarantine: {count} references of {scrub_line(path)}. Memorize it again.")
     for damage in found.damages if done else ():
-        click.echo(f"Still damaged {damage.part}: {one_line(damage.detail)}")
+        click.echo(f"Still damaged {damage.part}: {scrub_line(damage.detail)}")
     if found.damages and not done:
         click.echo("Run m3mlx check --repair to mend what can be mended.", err=True)
     click.echo(

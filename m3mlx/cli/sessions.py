@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from ..errors import M3Error
+from ..text import scrub, scrub_line
 from .options import common_options, example, json_option, open_assistant
-from .render import dim, echo_json, echo_table, note, one_line, printable
+from .render import dim, echo_json, echo_table, note
 
 if TYPE_CHECKING:
     from ..store.sessions import Message
@@ -34,7 +35,7 @@ def list_sessions(as_json: bool) -> None:
 
 
 def _list(as_json: bool) -> None:
-    from ..history import sessions
+    from ..sessions import sessions
 
     with open_assistant() as assistant, sessions(assistant) as kept:
         found = kept.list()
@@ -53,7 +54,7 @@ def _list(as_json: bool) -> None:
 @common_options
 def show(name: str, as_json: bool) -> None:
     """Show what was said in a session."""
-    from ..history import sessions
+    from ..sessions import sessions
 
     with open_assistant() as assistant, sessions(assistant) as kept:
         said = kept.messages(name)
@@ -68,7 +69,7 @@ def show(name: str, as_json: bool) -> None:
 @common_options
 def delete(name: str, as_json: bool) -> None:
     """Erase a session."""
-    from ..history import sessions
+    from ..sessions import sessions
     from ..store.sessions import CONVERSATION
 
     with open_assistant() as assistant, sessions(assistant) as kept:
@@ -79,9 +80,9 @@ def delete(name: str, as_json: bool) -> None:
     if as_json:
         echo_json({"deleted": name, "remembered": remembered})
         return
-    click.echo(f"Deleted {one_line(name)}")
+    click.echo(f"Deleted {scrub_line(name)}")
     if remembered:
-        note(f"It is also remembered; m3mlx forget '{CONVERSATION}{one_line(name)}' erases that.")
+        note(f"It is also remembered; m3mlx forget '{CONVERSATION}{scrub_line(name)}' erases that.")
 
 
 @sessions.command(epilog=example("m3mlx sessions search boiler"))
@@ -90,7 +91,7 @@ def delete(name: str, as_json: bool) -> None:
 @common_options
 def search(words: str, as_json: bool) -> None:
     """Find messages in which all of these words stand."""
-    from ..history import sessions
+    from ..sessions import sessions
 
     with open_assistant() as assistant, sessions(assistant) as kept:
         found = kept.search(words)
@@ -107,7 +108,7 @@ def _echo(messages: Iterable[Message], as_json: bool) -> None:
         return
     for message in messages:
         dim(f"{message.session} {message.number}, {message.role}, {_time(message.said)}")
-        click.echo(f"{printable(message.content.strip())}\n")
+        click.echo(f"{scrub(message.content.strip())}\n")
 
 
 def _time(time: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from ..errors import M3Error
+from ..text import scrub_line
 from ..train import Settings
 from .options import chosen_model, common_options, example, json_option
-from .render import echo_json, human_bytes, human_seconds, note, one_line
+from .render import echo_json, human_bytes, human_seconds, note
 
 # option: type or choices, and what it is for; defaults are those of ``train.Settings``
 _OPTIONS: dict[str, tuple[Any, str]] = {
@@ -129,7 +130,7 @@ def train(
     if as_json:
         echo_json({"output": str(done.output), "steps": done.steps, "metrics": done.metrics})
     elif not dry_run:
-        click.echo(f"The adapter lies in {one_line(str(done.output))}.")
+        click.echo(f"The adapter lies in {scrub_line(str(done.output))}.")
 
 
 def _shares(given: tuple[str, ...]) -> dict[str, float]:
@@ -153,7 +154,7 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
 @common_options
 def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
     """Merge an adapter into its model, and write the result as a model directory."""
-    from ..models import fuse_adapter
+    from ..models.decoder import fuse_adapter
 
     chosen = chosen_model()
     path = fuse_adapter(
@@ -162,4 +163,4 @@ def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
     if as_json:
         echo_json({"output": str(path)})
     else:
-        click.echo(f"The model lies in {one_line(str(path))}.")
+        click.echo(f"The model lies in {scrub_line(str(path))}.")

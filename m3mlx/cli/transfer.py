@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..text import scrub_line
 from .options import (
     common_options,
     encrypt_options,
@@ -14,7 +15,7 @@ from .options import (
     memory_options,
     open_assistant,
 )
-from .render import echo_json, human_bytes, note, one_line
+from .render import echo_json, human_bytes, note
 
 
 @click.command(epilog=example("m3mlx export notes.m3 notes --sign mine.key"))
@@ -25,7 +26,7 @@ from .render import echo_json, human_bytes, note, one_line
 @common_options
 def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -> None:
     """Write documents with their memories to one file: all, or those named."""
-    from .. import transfer
+    from ..export import transfer
 
     with open_assistant() as assistant:
         done = transfer.export_documents(assistant, file, names, key=key)
@@ -34,7 +35,7 @@ def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -
         return
     click.echo(
         f"Exported {done.documents} documents, {done.references} references and "
-        f"{done.memories} memories to {one_line(done.file)} ({human_bytes(done.bytes)})"
+        f"{done.memories} memories to {scrub_line(done.file)} ({human_bytes(done.bytes)})"
     )
     if done.signer:
         click.echo(f"Signed by {done.signer}")
@@ -70,7 +71,7 @@ def import_file(
     as_json: bool,
 ) -> None:
     """Add the documents of an exported file to the store."""
-    from .. import transfer
+    from ..export import transfer
 
     with open_assistant(encrypt, **options) as assistant:
         done = transfer.import_documents(
@@ -80,7 +81,7 @@ def import_file(
         echo_json(vars(done))
         return
     for path in done.kept:
-        click.echo(f"kept {one_line(path)}")
+        click.echo(f"kept {scrub_line(path)}")
     counts = ("added", "replaced", "unchanged", "kept")
     click.echo(", ".join(f"{len(getattr(done, word))} {word}" for word in counts))
     click.echo(f"{done.references} references, {done.memories} memories imported")
@@ -100,7 +101,7 @@ def import_file(
 @common_options
 def keygen(file: Path, as_json: bool) -> None:
     """Make a key to sign exported files with, and print its public half."""
-    from ..store import signature
+    from ..export import signature
 
     public = signature.new_key(file)
     if as_json:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..config import DEBOUNCE, GRACE, RESCAN
+from ..text import scrub_line
 from .options import (
     WRITING,
     collection_option,
@@ -24,7 +25,7 @@ from .options import (
     memory_options,
     open_assistant,
 )
-from .render import note, one_line
+from .render import note
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -101,7 +102,7 @@ def follow(
         if as_json:
             click.echo(json.dumps(event._asdict()))
             return
-        line = one_line(_WORDS[event.what].format(**event._asdict()))
+        line = scrub_line(_WORDS[event.what].format(**event._asdict()))
         if event.what in _NOTES:
             note(line)
         else:
@@ -112,7 +113,7 @@ def follow(
     with suppress(OSError):  # where the system does not let us
         os.nice(_NICENESS)
     with _ending(stop):
-        note(f"Watching {', '.join(one_line(str(top)) for top in watcher.tops)}. Ctrl-C ends it.")
+        note(f"Watching {', '.join(scrub_line(str(top)) for top in watcher.tops)}. Ctrl-C ends it.")
         watcher.run()
     note("Stopped watching.")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from ..plot import draw
+from ..train.plot import draw
 from .questions import Question
 from .trial import ANSWER_TOKENS, MODES, Progress, Result, Trial
 

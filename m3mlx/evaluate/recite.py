@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from ..errors import M3Error
-from ..template import Turn
+from ..models.template import Turn
 from .table import Table
 from .trial import TemporaryStore
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ..assistant import Assistant
+from ..calibrate import budgets
+from ..chat.conversation import Conversation
 from ..errors import M3Error
-from ..generate import Conversation
-from ..memory.calibrate import budgets
 from ..store import Hit, MemoryStore
 from ..train.settings import parse_budget
 from .questions import Question
@@ -128,7 +128,7 @@ class TemporaryStore:
             assistant.config,
             search=(lambda texts, k: [list(hits)] * len(texts)) if hits else None,
             read=assistant.read if hits else None,
-            relevance=assistant.decoder.relevance,
+            memory_temperature=assistant.decoder.memory_temperature,
         )
 
     def ask(

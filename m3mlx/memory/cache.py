@@ -326,7 +326,7 @@ class Layout:
     def __init__(self, config: MemoryConfig):
         self.first = len(config.prefix)
         self.gap = config.reference_tokens
-        self.sharpness = config.sharpness
+        self.key_scale = config.key_scale
         self.rows: list[tuple[mx.array, np.ndarray] | None] = []  # index and its bool padding
         start = 0
         for counts in config.counts:
@@ -354,8 +354,8 @@ class Layout:
             weights: float32 (batch,), the logarithm of what each memory counts in the softmax of
                 attention; all the same when None.
         """
-        if memory is not None and self.sharpness != 1:
-            memory = replace(memory, keys=memory.keys * self.sharpness)
+        if memory is not None and self.key_scale != 1:
+            memory = replace(memory, keys=memory.keys * self.key_scale)
         if memory is not None and weights is None:
             weights = np.zeros(len(memory), np.float32)
         for cache, row in zip(caches, self.rows, strict=True):

@@ -135,7 +135,7 @@ class _PassCache:
             near = at[:, None, :, None, None] - where[:, :, None] < self.window
             sight = sight & near
         self.seen = mx.array(sight.reshape(*sight.shape[:3], -1))
-        keys = memory.keys * layout.sharpness if layout.sharpness != 1 else memory.keys
+        keys = memory.keys * layout.key_scale if layout.key_scale != 1 else memory.keys
         self.inputs = tuple(
             mx.concatenate([_lay_out(kept, index, slots).astype(old.dtype), old], axis=2)
             for kept, old in zip((keys, memory.values), self.inputs, strict=True)

@@ -22,8 +22,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import create_attention_mask
 
-from .. import cpu
 from ..config import MemoryConfig
+from ..models.linux_cpu import ops as cpu
 from .cache import PrefixStates, check_tokens
 from .codec import PADDING, Memory
 

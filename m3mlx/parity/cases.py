@@ -36,7 +36,7 @@ class Case:
         config: what stands in ``config.json``, in Hugging Face's names.
         counts: tokens that a memory keeps, by layer and KV head.
         selection: the score by which they are kept.
-        sharpness: factor on the keys when they are read.
+        key_scale: factor on the keys when they are read.
         prefix, recite: token ids, as ``MemoryConfig`` and ``Writer`` have them.
         references: token ids of each.
         context: token ids of the prompt.
@@ -49,7 +49,7 @@ class Case:
     config: dict = field(repr=False)
     counts: tuple[tuple[int, ...], ...]
     selection: str
-    sharpness: float
+    key_scale: float
     prefix: tuple[int, ...]
     recite: tuple[int, ...]
     references: tuple[tuple[int, ...], ...] = field(repr=False)
@@ -83,7 +83,7 @@ def tiny_case(
     counts: Sequence[Sequence[int]],
     *,
     selection: str,
-    sharpness: float = 1.0,
+    key_scale: float = 1.0,
     **config: object,
 ) -> Case:
     """A case whose texts follow from its name."""
@@ -112,7 +112,7 @@ def tiny_case(
         config=config,
         counts=tuple(map(tuple, counts)),
         selection=selection,
-        sharpness=sharpness,
+        key_scale=key_scale,
         prefix=text(5),
         recite=text(3),
         references=tuple(map(text, (REFERENCE_TOKENS, 128, 90, 41, 128, 4))),
@@ -130,7 +130,7 @@ TINY = {
             "llama",
             [[5, 2], [0, 7], [9, 1]],
             selection="reconstruction",
-            sharpness=1.2,
+            key_scale=1.2,
             model_type="llama",
             architectures=["LlamaForCausalLM"],
             attention_bias=False,

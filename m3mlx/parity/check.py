@@ -18,7 +18,7 @@ from types import ModuleType
 import mlx.core as mx
 import numpy as np
 
-from ..models import Decoder, load_decoder
+from ..models.decoder import Decoder, load_decoder
 from .cases import TINY, Case, lora, save_case
 from .compare import Difference, compare
 from .golden import read_golden

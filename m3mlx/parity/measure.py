@@ -14,14 +14,14 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
+from ..chat.conversation import Conversation
 from ..config import CHUNK_TOKENS, SELECTIONS, MemoryConfig
-from ..generate import Conversation
 from ..memory.cache import Layout, make_cache, read_prefix
 from ..memory.codec import PADDING, Memory
 from ..memory.parallel import logits_with_memories
 from ..memory.write import Writer, keep, write_traced
-from ..models import Decoder
-from ..template import Turn
+from ..models.decoder import Decoder
+from ..models.template import Turn
 from .cases import LORA_EPS, LORA_MODULES, LORA_RANK, LORA_RATE, LORA_SCALE, Case
 
 ROWS = 32  # of a layer's output, the last ones
@@ -98,7 +98,7 @@ def measure(
         counts=case.counts,
         head_dim=case.head_dim,
         prefix=case.prefix,
-        sharpness=case.sharpness,
+        key_scale=case.key_scale,
     )
     layout = Layout(config)
     first = mx.array([case.chunks[0]])

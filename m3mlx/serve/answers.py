@@ -12,11 +12,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from ..assistant import Assistant
-from ..chat import Chat, Source
-from ..generate import Timings
+from ..chat.chat import Chat, Source
+from ..chat.conversation import Timings
 from .errors import BadRequest
 from .memories import within
-from .openai import Asked
+from .openai import ChatRequest
 
 CONTEXT_TOKENS = 16_384  # of one conversation, at most
 KEPT_TOKENS = 8_192  # of all conversations that are kept together
@@ -65,7 +65,7 @@ class Answers:
         """Keep none: a document was forgotten, and what was read beside it goes with it."""
         self._kept.clear()
 
-    def answer(self, assistant: Assistant, asked: Asked) -> Iterator[str | Part | End]:
+    def answer(self, assistant: Assistant, asked: ChatRequest) -> Iterator[str | Part | End]:
         """The kind of memory in use, the parts of the answer, and its end.
 
         Raises:
@@ -107,7 +107,7 @@ class Answers:
         prompt = cached + timings.prompt_tokens
         yield End(reason, memory, prompt, cached, generated, replace(timings))
 
-    def _room(self, assistant: Assistant, asked: Asked) -> int:
+    def _room(self, assistant: Assistant, asked: ChatRequest) -> int:
         """How many tokens the answer may have."""
         args = getattr(assistant.decoder.model, "args", None)
         positions = getattr(args, "max_position_embeddings", None) or CONTEXT_TOKENS
@@ -121,7 +121,7 @@ class Answers:
             )
         return limit - count
 
-    def _take(self, asked: Asked, memory: str) -> _Kept | None:
+    def _take(self, asked: ChatRequest, memory: str) -> _Kept | None:
         """The kept conversation that goes on with this, which is then in use."""
         for kept in () if asked.raw or not asked.said else self._kept:
             chat = kept.chat

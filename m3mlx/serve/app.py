@@ -155,7 +155,7 @@ class Server:
     async def complete(self, request: Request) -> Response:
         return await self._answer(request, openai.completion)
 
-    async def _answer(self, request: Request, read: Callable[..., openai.Asked]) -> Response:
+    async def _answer(self, request: Request, read: Callable[..., openai.ChatRequest]) -> Response:
         asked = read(await _json(request), self.models)
         asked = replace(asked, collection=self._within(asked.collection))
         form = openai.Form(self.model, asked.raw)

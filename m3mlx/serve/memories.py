@@ -11,10 +11,10 @@ from typing import Any
 
 from .. import documents
 from ..assistant import Assistant
-from ..inspect import inspect_document
-from ..memorize import Memorized
+from ..inspect.answer import inspect_document
+from ..inspect.page import kept_page
+from ..memorize.run import MemorizeReport
 from ..store import Filter, Hit, StoredDocument
-from ..view import kept_page
 from .errors import BadRequest
 
 TITLE = 80  # characters of a title that is made from the text
@@ -34,7 +34,7 @@ def hit_json(hit: Hit) -> dict[str, Any]:
     return {key: getattr(hit, key) for key in keys}
 
 
-def memorized_json(done: Memorized) -> dict[str, Any]:
+def memorized_json(done: MemorizeReport) -> dict[str, Any]:
     keys = ("added", "changed", "unchanged", "references", "bytes", "seconds")
     failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
     return {**{key: getattr(done, key) for key in keys}, "failed": failed}
@@ -114,7 +114,7 @@ def recall(
 
 def memorize_contents(
     assistant: Assistant, contents: Mapping[str, bytes], collection: str | None = None
-) -> Memorized:
+) -> MemorizeReport:
     """Memorize texts and uploads. Of one that is given up on the way nothing stays."""
     known = {d.id for d in assistant.documents()} if assistant.has_store() else set()
     try:

@@ -48,7 +48,7 @@ NEUTRAL: dict[str, tuple] = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ChatRequest:
     """A conversation that waits for its next answer, or with ``raw`` a text to go on with.
 
     Attributes:
@@ -72,7 +72,7 @@ class Asked:
     generation: dict[str, Any] = field(default_factory=dict)
 
 
-def chat(body: Mapping, models: Sequence[str]) -> Asked:
+def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
     """A request to /v1/chat/completions.
 
     Raises:
@@ -103,10 +103,10 @@ def chat(body: Mapping, models: Sequence[str]) -> Asked:
     message = said.pop()["content"]
     if not message.strip():
         raise BadRequest("The last message is empty.", "messages")
-    return Asked(message, tuple(said), "\n\n".join(system) or None, **_common(body))
+    return ChatRequest(message, tuple(said), "\n\n".join(system) or None, **_common(body))
 
 
-def completion(body: Mapping, models: Sequence[str]) -> Asked:
+def completion(body: Mapping, models: Sequence[str]) -> ChatRequest:
     """A request to /v1/completions: a text to go on with, as it stands.
 
     Raises:
@@ -119,7 +119,7 @@ def completion(body: Mapping, models: Sequence[str]) -> Asked:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRequest("prompt is one text that is not empty; tokens are not taken.", "prompt")
-    return Asked(prompt, raw=True, **_common(body))
+    return ChatRequest(prompt, raw=True, **_common(body))
 
 
 def embeddings(body: Mapping, model: str) -> tuple[list[str], bool, bool]:

@@ -28,37 +28,38 @@ from pathlib import Path
 from types import TracebackType
 
 from ..errors import StoreError
+from ..files import NEW, os_errors_as_store_errors
 from . import check, compact, repair, watched
 from .bank import Bank, Identity
 from .catalog import NEW_STORE, Catalog
-from .check import Damage, Findings
+from .check import CheckReport, Damage
 from .cipher import OVERHEAD, LockedError, Passphrase, new_key
 from .database import OlderSchema
-from .files import NEW, BusyStore, WriterLock, told
 from .filter import Filter, collect
+from .lock import BusyStore, WriterLock
 from .reading import CATALOG, LOCK, ColdReference, Reading
 from .records import FIRST
-from .repair import Repair
+from .repair import RepairReport
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit
 from .sessions import CONVERSATION, Sessions
 from .stores import Stores
-from .traces import Forgotten, Residue, Trace, Verification
+from .traces import ForgetReport, Residue, Trace, Verification
 
 __all__ = [
     "BusyStore",
+    "CheckReport",
     "ColdReference",
     "Damage",
     "Edition",
     "Filter",
-    "Findings",
-    "Forgotten",
+    "ForgetReport",
     "Hit",
     "LockedError",
     "MemoryStore",
     "NewReference",
     "Passphrase",
-    "Repair",
+    "RepairReport",
     "Residue",
     "Sessions",
     "StoredDocument",
@@ -107,7 +108,7 @@ class MemoryStore(Reading):
         path = Path(path)
         if cls.exists(path):
             raise StoreError(f"{path}: there is a store already. Open it, or name another folder.")
-        with told(path):
+        with os_errors_as_store_errors(path):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             # of a creation that was cut off, or of who watches for it
             ours = {LOCK, FIRST, FIRST + NEW, CATALOG + NEW, watched.FILE}
@@ -169,7 +170,7 @@ class MemoryStore(Reading):
         path = Path(path)
         if not cls.exists(path):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
-        with told(path):
+        with os_errors_as_store_errors(path):
             try:
                 return cls._opened(path, write, wait, edition, exact, passphrase)
             except OlderSchema:
@@ -233,7 +234,7 @@ class MemoryStore(Reading):
         self._writing()
         if any(known.fingerprint == dict(fingerprint) for known in self.editions()):
             raise StoreError(f"{self.path}: there are memories with this fingerprint already.")
-        with told(self.path), self._catalog.transaction():
+        with os_errors_as_store_errors(self.path), self._catalog.transaction():
             id = self._catalog.next_edition()
             file = f"memories-{id}.kv"
             edition = Edition(
@@ -256,7 +257,7 @@ class MemoryStore(Reading):
         self._writing()
         if edition == self.edition.id:
             raise StoreError(f"{self.path}: edition {edition} is in use. Use another one first.")
-        with told(self.path):
+        with os_errors_as_store_errors(self.path):
             self._records.remove(edition)
 
     # adding
@@ -298,7 +299,7 @@ class MemoryStore(Reading):
         """Store references in one commit. They follow those that their documents have."""
         self._writing()
         self._check([reference.vector for reference in references])
-        with told(self.path), self._catalog.transaction():
+        with os_errors_as_store_errors(self.path), self._catalog.transaction():
             first = self._catalog.settings()["next_slot"]
             records = {
                 slot: reference.record
@@ -325,14 +326,14 @@ class MemoryStore(Reading):
                     raise self._gone(min(gone))
                 # while its bytes change, there is none
                 self._catalog.mark(edition, records, warm=False)
-            with told(self.path), self._catalog.transaction():
+            with os_errors_as_store_errors(self.path), self._catalog.transaction():
                 bank.write(records)
                 self._catalog.mark(edition, records, warm=True)
         self._written(records)
 
     def _written(self, slots: Collection[int]) -> None:
         """What follows the commit of new memories."""
-        with told(self.path):
+        with os_errors_as_store_errors(self.path):
             self._records.erase()
             self._records.usage(self.edition).note(slots)
             self._records.keep_bound(slots)
@@ -378,7 +379,7 @@ class MemoryStore(Reading):
             raise StoreError(f"{self.path}: {max_bytes} bytes are no bound. Give at least 1.")
         with self._catalog.transaction():
             self._catalog.set(max_bytes=max_bytes)
-        with told(self.path):
+        with os_errors_as_store_errors(self.path):
             return self._records.keep_bound()
 
     # forgetting
@@ -407,14 +408,14 @@ class MemoryStore(Reading):
         self.settle()
         return [known[id] for id in wanted]
 
-    def forget_proved(self, documents: Iterable[int]) -> Forgotten:
+    def forget_proved(self, documents: Iterable[int]) -> ForgetReport:
         """Forget documents, and search every byte of the store's files for samples of them."""
         wanted = list(documents)
         samples = self.traces(wanted)
         gone = self.forget(wanted)
         verification = self.verify(samples)
         certificate = self.certificate(gone, samples, verification)
-        return Forgotten(gone, verification.residue, certificate)
+        return ForgetReport(gone, verification.residue, certificate)
 
     # order
 
@@ -424,7 +425,7 @@ class MemoryStore(Reading):
         ``close`` and ``forget`` do it; a long-lived writer may call it between two tasks.
         """
         self._writing()
-        with told(self.path):
+        with os_errors_as_store_errors(self.path):
             self._records.erase()
             self._catalog.scrub()
             self._search.refresh()
@@ -444,7 +445,7 @@ class MemoryStore(Reading):
             How many memories were damaged; they are left out, and their references are cold.
         """
         self._writing()
-        with told(self.path):
+        with os_errors_as_store_errors(self.path):
             self._records.erase()
             damaged = compact.renumber(self._catalog, self._records)
             self.settle()

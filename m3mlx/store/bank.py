@@ -59,8 +59,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import files
 from ..errors import StoreError
-from . import files
 from .cipher import OVERHEAD, Cipher, Tampered
 from .rows import Edition
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from .. import files
 from ..errors import StoreError
-from . import files
 from .memories import Memories, listed
 from .rows import NewReference, StoredDocument, StoredReference
 

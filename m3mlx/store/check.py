@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import StoreError
+from ..files import os_errors_as_store_errors
 from . import index, sessions
 from .bank import Bank, DamagedRecord, Identity
 from .catalog import Catalog
 from .cipher import LockedError, Passphrase
-from .files import WriterLock, told
+from .lock import WriterLock
 from .reading import CATALOG, INDEX, LOCK
 from .rows import Edition
 from .sessions import Sessions
@@ -53,7 +54,7 @@ class Damage:
 
 
 @dataclass
-class Findings:
+class CheckReport:
     """What a check found.
 
     Attributes:
@@ -89,7 +90,7 @@ def check(
     *,
     wait: float = 10.0,
     passphrase: Passphrase | None = None,
-) -> Findings:
+) -> CheckReport:
     """Look at everything in a store, which nobody may change meanwhile.
 
     Raises:
@@ -101,7 +102,7 @@ def check(
         return examine(path, progress, passphrase)
 
 
-def quick(path: Path, passphrase: Passphrase | None = None) -> Findings:
+def quick(path: Path, passphrase: Passphrase | None = None) -> CheckReport:
     """The part of a check that is soon done and keeps nobody from writing.
 
     Texts, vectors and memories are not read, only what holds them.
@@ -117,7 +118,7 @@ def quick(path: Path, passphrase: Passphrase | None = None) -> Findings:
     except LockedError:
         raise
     except StoreError as error:
-        return Findings([Damage("catalog", str(error))])
+        return CheckReport([Damage("catalog", str(error))])
 
 
 @contextmanager
@@ -125,7 +126,7 @@ def alone(path: Path, wait: float) -> Iterator[None]:
     """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with told(path):
+    with os_errors_as_store_errors(path):
         lock = WriterLock(path / LOCK, wait)
         try:
             yield
@@ -133,7 +134,7 @@ def alone(path: Path, wait: float) -> Iterator[None]:
             lock.release()
 
 
-def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> Findings:
+def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> CheckReport:
     """As ``check``, for who holds the lock."""
     try:
         # to write, so that full text can be checked
@@ -143,16 +144,16 @@ def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> Fi
     except LockedError:
         raise
     except StoreError as error:
-        return Findings([Damage("catalog", str(error))])
+        return CheckReport([Damage("catalog", str(error))])
 
 
 class _Examination:
     def __init__(self, path: Path, catalog: Catalog, progress: Progress):
         self._path, self._catalog, self._progress = path, catalog, progress
-        self._found = Findings()
+        self._found = CheckReport()
         self._dimensions, self._store = 0, b""
 
-    def findings(self) -> Findings:
+    def findings(self) -> CheckReport:
         with self._noting("catalog"):
             self._pages()
         with self._noting("words"):
@@ -172,7 +173,7 @@ class _Examination:
         self._found.damages = list(dict.fromkeys(self._found.damages))
         return self._found
 
-    def quick_findings(self) -> Findings:
+    def quick_findings(self) -> CheckReport:
         with self._noting("catalog"):
             self._pages("quick_check")
         for part in (self._settings, self._documents, self._files, self._index):

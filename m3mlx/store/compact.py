@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from . import files
+from .. import files
 from .catalog import Catalog
 from .records import Records
 

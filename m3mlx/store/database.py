@@ -14,8 +14,8 @@ from pathlib import Path
 
 from sqlite_utils import Database
 
+from .. import files
 from ..errors import StoreError
-from . import files
 from .migrations import migrations
 from .rows import Edition
 

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from usearch.index import Index
 
-from . import files
+from .. import files
 
 Nearest = list[tuple[float, int]]  # cosine distance and slot, the nearest first
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StoreError
+from ..files import os_errors_as_store_errors
 from . import index, traces, watched
 from .bank import DamagedRecord, stride
 from .catalog import Catalog
 from .cipher import Passphrase
-from .files import told
 from .filter import Filter
 from .records import Records
 from .rows import Edition, StoredDocument, StoredReference
@@ -155,7 +155,7 @@ class Reading:
         bank = self._records.bank()
         self._require_warm(slots)
         try:
-            with told(bank.path):
+            with os_errors_as_store_errors(bank.path):
                 memories = bank.read(slots)
         except DamagedRecord as error:
             self._require_warm(slots)  # it may have been forgotten or dropped just now

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import files
 from ..errors import StoreError
-from . import files
 from .bank import PAGE, Bank, Identity, stride
 from .catalog import Catalog
 from .rows import Edition

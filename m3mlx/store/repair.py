@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import StoreError
+from ..files import sync_folder
 from .bank import Bank, DamagedRecord, Identity, mend
 from .catalog import NEW_STORE, Catalog
-from .check import Damage, Findings, Progress, alone, examine, no_progress
+from .check import CheckReport, Damage, Progress, alone, examine, no_progress
 from .cipher import Passphrase
-from .files import sync_folder
 from .reading import CATALOG, INDEX
 
 _TABLES = {  # that are copied
@@ -50,7 +50,7 @@ _NEW = "salvaged.sqlite"
 
 
 @dataclass(frozen=True)
-class Repair:
+class RepairReport:
     """What a repair found and did.
 
     Attributes:
@@ -61,8 +61,8 @@ class Repair:
             of which nothing at all could be read is missing without a name.
     """
 
-    found: Findings
-    left: Findings
+    found: CheckReport
+    left: CheckReport
     cold: list[tuple[int, int]]
     lost: list[str]
 
@@ -73,7 +73,7 @@ def repair(
     *,
     wait: float = 10.0,
     passphrase: Passphrase | None = None,
-) -> Repair:
+) -> RepairReport:
     """Mend what ``check`` finds.
 
     Raises:
@@ -94,7 +94,7 @@ def repair(
             else:
                 cold += _mend(path, left.damages, passphrase)
             left = examine(path, progress, passphrase)
-    return Repair(first, left, cold, sorted(set(lost)))
+    return RepairReport(first, left, cold, sorted(set(lost)))
 
 
 def _mend(

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
+from .. import files
 from ..config import RETRIEVALS
 from ..errors import StoreError
-from . import files, index
+from ..files import NEW
+from . import index
 from .catalog import BLOCK, Catalog
-from .files import NEW
 from .filter import Filter, chosen
 from .rows import Edition, StoredReference
 from .words import RANKED, Words

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import StoreError
+from ..files import os_errors_as_store_errors
 from .cipher import Cipher, Tampered
-from .files import told
 
 FILE = "sessions.sqlite"
 CONVERSATION = "chat:"  # before the name of a session that is a document too
@@ -67,7 +67,7 @@ class Sessions:
 
     def __init__(self, store: Path, cipher: Cipher | None):
         self.path, self._cipher = store / FILE, cipher
-        with told(store):
+        with os_errors_as_store_errors(store):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_SECONDS)
         try:

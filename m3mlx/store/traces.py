@@ -71,7 +71,7 @@ class Verification:
     files: list[tuple[str, int, str]]
 
 
-class Forgotten(NamedTuple):
+class ForgetReport(NamedTuple):
     """What was erased.
 
     Attributes:

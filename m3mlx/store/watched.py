@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import StoreError
-from .files import fcntl, told
+from ..files import os_errors_as_store_errors
+from .lock import fcntl
 
 FILE = "watching"
 _LENGTH = 512  # bytes of what is told, always as many, so that nobody reads half of it
@@ -24,7 +25,7 @@ class Watch:
 
     def __init__(self, store: Path):
         """Raises StoreError if another process watches for this store already."""
-        with told(store):
+        with os_errors_as_store_errors(store):
             store.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._descriptor = os.open(store / FILE, os.O_RDWR | os.O_CREAT, 0o600)
             deadline = time.monotonic() + 1  # who only asks has it for a moment

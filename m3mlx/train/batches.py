@@ -15,7 +15,7 @@ import numpy as np
 from ..config import CHUNK_TOKENS, MEMORIES, MemoryConfig
 from ..errors import M3Error
 from ..memory.parallel import Reads
-from ..template import Template
+from ..models.template import Template
 from .corpus import COPY, Corpus, Reference, overlap
 from .data import Data
 from .frozen import Frozen, Lesson

@@ -118,7 +118,7 @@ class Frozen:
         texts = list(dict.fromkeys(lesson.text for lesson in lessons if lesson.text))
         longest = max(map(len, texts), default=0)
         layers, heads = len(self.config.counts), len(self.config.counts[0])
-        whole = replace(self.config, counts=((longest,) * heads,) * layers, sharpness=1.0)
+        whole = replace(self.config, counts=((longest,) * heads,) * layers, key_scale=1.0)
         memory = None
         if texts:
             scores = np.full((len(texts), layers, heads, longest), -1.0, np.float32)

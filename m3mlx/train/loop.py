@@ -19,13 +19,12 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_map
 
+from ..calibrate import budgets, calibrate
 from ..config import CODECS, MemoryConfig, cache_folder, digest
 from ..errors import M3Error
 from ..memory.cache import read_prefix
-from ..memory.calibrate import budgets, calibrate
-from ..models import Decoder, load_decoder, load_encoder
-from ..plot import plot_metrics
-from ..template import Template
+from ..models.decoder import Decoder, load_decoder, load_encoder
+from ..models.template import Template
 from .adapter import load_weights, prepare, save_adapter, untrained, write_json
 from .batches import Batches
 from .checkpointing import checkpoint_layers, restore_layers
@@ -34,6 +33,7 @@ from .data import Data, read_data
 from .estimate import Estimate, check, estimate
 from .frozen import Frozen
 from .loss import answer_logprobs, batch_loss
+from .plot import plot_metrics
 from .settings import Settings, parse_budget
 from .state import add_metrics, cut_metrics, load_checkpoint, read_metrics, save_checkpoint
 from .validate import Validation

@@ -13,7 +13,7 @@ from ..errors import M3Error
 from ..memory.cache import read_prefix
 from ..memory.parallel import Reads, logits_with_memories
 from ..memory.write import Writer, keep
-from ..template import Template
+from ..models.template import Template
 from .corpus import LEAK, Corpus, overlap
 from .data import Data
 

@@ -11,7 +11,7 @@ import torch
 from quantities import quantities
 
 from convert.from_torch import convert
-from m3mlx.models import Decoder, load_decoder
+from m3mlx.models.decoder import Decoder, load_decoder
 from m3mlx.parity.cases import Case, lora, save_case, weights
 from m3mlx.parity.check import DTYPES, Result, mlx_result
 from m3mlx.parity.compare import compare

@@ -35,7 +35,7 @@ def quantities(
         Arrays by stage, or by stage and part with a slash between.
     """
     tensors = {name: torch.as_tensor(w).to(device, dtype) for name, w in weights.items()}
-    model = Reference(case.config, tensors, case.sharpness)
+    model = Reference(case.config, tensors, case.key_scale)
     found: dict[str, Tensor | np.ndarray] = {}
 
     def watched(stage: str) -> None:

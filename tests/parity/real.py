@@ -16,10 +16,10 @@ from quantities import quantities
 from m3mlx.config import MEMORIES, REFERENCE_TOKENS
 from m3mlx.demo import DATA
 from m3mlx.errors import ModelError
-from m3mlx.models import Decoder, load_decoder
+from m3mlx.models.decoder import Decoder, load_decoder
+from m3mlx.models.template import Template
 from m3mlx.parity.cases import Case
 from m3mlx.parity.check import Progress, Result, mlx_result
-from m3mlx.template import Template
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 STAGES = (
@@ -69,7 +69,7 @@ def real_case(decoder: Decoder) -> Case:
             for layer in range(decoder.layers)
         ),
         selection="reconstruction",
-        sharpness=1.2,
+        key_scale=1.2,
         prefix=template.prefix,
         recite=template.recite,
         references=tuple(map(tuple, rows)),

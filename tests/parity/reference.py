@@ -54,13 +54,13 @@ class Reference:
     Args:
         config: what stands in ``config.json``.
         weights: tensors by their Hugging Face names, all on one device and of one dtype.
-        sharpness: factor on the keys of memories when they are read.
+        key_scale: factor on the keys of memories when they are read.
     """
 
-    def __init__(self, config: dict, weights: dict[str, Tensor], sharpness: float = 1.0):
+    def __init__(self, config: dict, weights: dict[str, Tensor], key_scale: float = 1.0):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.weights = weights
-        self.sharpness = sharpness
+        self.key_scale = key_scale
         self.lora: dict[str, tuple[Tensor, Tensor, float]] = {}  # A, B and scale by module name
         self.layers = config["num_hidden_layers"]
         self.query_heads = config["num_attention_heads"]
@@ -246,7 +246,7 @@ class Reference:
                 memories = [memory[layer][h] for memory in context.memories]
                 parts = [
                     context.prefix[layer][h],
-                    *((k * self.sharpness, v) for k, v in memories),
+                    *((k * self.key_scale, v) for k, v in memories),
                     context.past[layer][h],
                 ]
                 heads.append(tuple(torch.cat(some) for some in zip(*parts, strict=True)))

@@ -67,7 +67,7 @@ def test_a_golden_file_of_another_case_is_refused(tmp_path):
     case = TINY["llama"]
     write_golden(tmp_path / "llama.npz", *read_golden(case))
     with pytest.raises(M3Error, match="recorded for another model or text"):
-        read_golden(replace(case, sharpness=1.3), tmp_path)
+        read_golden(replace(case, key_scale=1.3), tmp_path)
 
 
 def test_the_header_is_plain_json():

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx_lm.models.llama
 import pytest
 
-from m3mlx import generate
+from m3mlx.chat import conversation as generate
 from m3mlx.memory import cache, parallel, write
 from m3mlx.memory.codec import Memory
 from m3mlx.parity import measure
@@ -205,7 +205,7 @@ MUTATIONS = {
     ),
     "keys not enlarged": (
         "llama",
-        partial(rewrite, cache.Layout, "attach", "memory.keys * self.sharpness", "memory.keys"),
+        partial(rewrite, cache.Layout, "attach", "memory.keys * self.key_scale", "memory.keys"),
         ("read", 0),
     ),
     "memories refreshed a token late": (
@@ -232,7 +232,7 @@ MUTATIONS = {
     "keys not enlarged in training": (
         "llama",
         partial(
-            rewrite, parallel._PassCache, "attach", "memory.keys * layout.sharpness", "memory.keys"
+            rewrite, parallel._PassCache, "attach", "memory.keys * layout.key_scale", "memory.keys"
         ),
         ("loss", None),
     ),

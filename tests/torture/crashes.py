@@ -24,8 +24,9 @@ from pathlib import Path
 
 from small_store import LARGE, memory, new_store, references, unit, vector
 
+from m3mlx import files
 from m3mlx.errors import StoreError
-from m3mlx.store import MemoryStore, files
+from m3mlx.store import MemoryStore
 
 from .apart import Apart, apart
 

@@ -1,0 +1,209 @@
+"""What was kept of a document and what an answer attended to, as one HTML file.
+
+The file asks for nothing outside itself and runs no script. Whatever comes from documents,
+file names and models is escaped, and cannot steer the direction of the text.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..text import scrub
+
+_CELL = 14  # pixels of a head in the map
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfdfb; --line: #d9d9d2; --dim: #66665e;
+  --kept: 214, 110, 0; --prefix: #7a7f8c; --context: #2f7d6b; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e4; --paper: #17181a; --line: #3a3c40;
+  --dim: #a2a29a; --kept: 255, 160, 40; --prefix: #9aa0ae; --context: #58b39c; } }
+body { font: 16px/1.6 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin-top: 2.2rem; }
+p.dim, figcaption, td, th, summary { color: var(--dim); font-size: .85rem; }
+.text { white-space: pre-wrap; border-left: 3px solid var(--line); padding-left: 1rem; }
+.text span { border-radius: 2px; }
+figure { margin: 1rem 0; overflow-x: auto; } svg text { fill: var(--dim); font: 10px sans-serif; }
+rect.cell { stroke: var(--line); stroke-width: .5; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .2rem .6rem
+  .2rem 0; vertical-align: top; } td.number { text-align: right; white-space: nowrap; }
+.bar { display: flex; height: 1.1rem; border-radius: 3px; overflow: hidden; margin: .4rem 0; }
+.bar div { height: 100%; border-right: 1px solid var(--paper); box-sizing: border-box; }
+"""
+
+
+@dataclass(frozen=True)
+class KeptReference:
+    """What the memory of a reference holds.
+
+    Attributes:
+        place: where it stands, for people.
+        tokens: text of each token, in order; together they are the text.
+        heads: how many heads kept each token; None where the memory is not written.
+    """
+
+    place: str
+    tokens: Sequence[str]
+    heads: Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a document or of one reference.
+
+    Attributes:
+        title: its path, perhaps with the number of the reference.
+        counts: tokens that each head keeps of a reference on average, as counts[layer][KV head].
+        most: heads of all layers together.
+    """
+
+    title: str
+    references: Sequence[KeptReference]
+    counts: Sequence[Sequence[float]]
+    most: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that an answer attended to.
+
+    Attributes:
+        name: place of a memory, "prefix" or "question and answer".
+        kind: "memory", "prefix" or "context".
+        text: how it begins.
+        share: of all attention, mean over layers, heads and tokens of the span.
+    """
+
+    name: str
+    kind: str
+    text: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Span:
+    """Up to 64 tokens of an answer that read the same memories.
+
+    Attributes:
+        tokens: text of each.
+        memory: share of attention that all memories together received, for each token.
+    """
+
+    tokens: Sequence[str]
+    memory: Sequence[float]
+    parts: Sequence[Part]
+
+
+def kept_page(kept: Kept) -> str:
+    """The page of a document or reference."""
+    body = [
+        f"<h1>What is kept of {_safe(kept.title)}</h1>",
+        f"<p class=dim>The darker a token, the more of the {kept.most} heads keep its key and "
+        f"value. What no head keeps can only be told from what others say of it.</p>",
+        _map(kept.counts),
+    ]
+    for number, reference in enumerate(kept.references, 1):
+        body.append(f"<h2>{number}. {_safe(reference.place)}</h2>")
+        if reference.heads is None:
+            body.append("<p class=dim>Its memory has not been written yet; its first use does.</p>")
+            body.append(f"<div class=text>{_safe(''.join(reference.tokens))}</div>")
+            continue
+        top = max([*reference.heads, 1])
+        tokens = (
+            _token(text, heads / top, f"kept by {heads} of {kept.most} heads")
+            for text, heads in zip(reference.tokens, reference.heads, strict=True)
+        )
+        body.append(f"<div class=text>{''.join(tokens)}</div>")
+    return _page(f"m3mlx: what is kept of {kept.title}", body)
+
+
+def answer_page(question: str, spans: Sequence[Span]) -> str:
+    """The page of an answer."""
+    body = [
+        f"<h1>{_safe(question)}</h1>",
+        "<p class=dim>The darker a token of the answer, the more it attended to memories. Below "
+        "each 64 tokens stands what they attended to, as shares of all attention, mean over "
+        "layers and heads. The prefix is what the model rests on while it looks at nothing.</p>",
+    ]
+    top = max([share for span in spans for share in span.memory] + [1e-9])
+    first = 1
+    for span in spans:
+        last = first + len(span.tokens) - 1
+        body.append(f"<h2>Tokens {first} to {last}</h2>")
+        tokens = (
+            _token(text, share / top, f"{share:.1%} of its attention to memories")
+            for text, share in zip(span.tokens, span.memory, strict=True)
+        )
+        body.append(f"<div class=text>{''.join(tokens)}</div>")
+        body.append(_bar(span.parts))
+        rows = (
+            f"<tr><td class=number>{part.share:.1%}</td><td>{_safe(part.name)}</td>"
+            f"<td>{_safe(part.text)}</td></tr>"
+            for part in span.parts
+        )
+        body.append(f"<table>{''.join(rows)}</table>")
+        first = last + 1
+    return _page(f"m3mlx: {question}", body)
+
+
+def _token(text: str, strength: float, title: str) -> str:
+    shade = f"background:rgba(var(--kept),{0.75 * strength:.2f})"
+    return f'<span style="{shade}" title="{_safe(title)}">{_safe(text)}</span>'
+
+
+def _bar(parts: Sequence[Part]) -> str:
+    cells, shown = [], 0
+    for part in parts:
+        colour = f"var(--{part.kind})"
+        if part.kind == "memory":
+            colour = f"rgba(var(--kept),{max(0.95 - 0.15 * shown, 0.25):.2f})"
+            shown += 1
+        title = _safe(f"{part.name}: {part.share:.1%}")
+        width = f"width:{100 * part.share:.2f}%;background:{colour}"
+        cells.append(f'<div style="{width}" title="{title}"></div>')
+    return f"<div class=bar>{''.join(cells)}</div>"
+
+
+def _map(counts: Sequence[Sequence[float]]) -> str:
+    """Layers to the right, heads downwards; the darker, the more tokens a head keeps."""
+    heads = max(map(len, counts), default=0)
+    top = max([count for layer in counts for count in layer] + [1e-9])
+    left, above = 48, 18
+    cells = [
+        f'<text x="0" y="{above + _CELL * head + 11}">head {head + 1}</text>'
+        for head in range(heads)
+    ]
+    cells += [
+        f'<text x="{left + _CELL * layer}" y="12">{layer + 1}</text>'
+        for layer in range(0, len(counts), 5)
+    ]
+    for x, layer in enumerate(counts):
+        for y, count in enumerate(layer):
+            cells.append(
+                f'<rect class=cell x="{left + _CELL * x}" y="{above + _CELL * y}" width="{_CELL}" '
+                f'height="{_CELL}" style="fill:rgba(var(--kept),{count / top:.2f})">'
+                f"<title>layer {x + 1}, head {y + 1}: {count:.1f} tokens</title></rect>"
+            )
+    size = f'width="{left + _CELL * len(counts) + 2}" height="{above + _CELL * heads + 2}"'
+    return (
+        f'<figure><svg {size} role="img">{"".join(cells)}</svg><figcaption>Where the budget lies: '
+        f"layers to the right, KV heads downwards; the darkest keep {top:.0f} tokens of a "
+        f"reference.</figcaption></figure>"
+    )
+
+
+def _safe(text: str) -> str:
+    return html.escape(scrub(text))
+
+
+def _page(title: str, body: Sequence[str]) -> str:
+    content = "\n".join(body)
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_safe(title)}</title>\n<style>{_STYLE}</style></head>\n"
+        f"<body>\n{content}\n</body></html>\n"
+    )

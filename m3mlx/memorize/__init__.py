@@ -1,0 +1,1 @@
+"""Files into a store, and memories made again from stored text."""

@@ -1,0 +1,210 @@
+"""Files into a store: look, compare, read, cut, write, a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import documents
+from ..errors import DocumentError
+from ..store import MemoryStore, NewReference
+
+BATCH = 16  # references written and committed together
+
+Progress = Callable[[str, int, int], None]  # what, done, total; 0 where the total is unknown
+
+
+@dataclass
+class MemorizeReport:
+    """What was done, or with a dry run would be.
+
+    Attributes:
+        added, changed, unchanged: paths of files.
+        vanished: paths of documents below the paths given whose files are gone; they were
+            forgotten if ``pruned``.
+        failed: one error for each file that could not be read.
+        references: number of references written.
+        bytes: size of their records on disk; 0 for cold ones.
+        seconds: time taken, or expected.
+    """
+
+    added: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    vanished: list[str] = field(default_factory=list)
+    failed: list[DocumentError] = field(default_factory=list)
+    pruned: bool = False
+    references: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+
+
+class File(NamedTuple):
+    """A file found on disk; ``size`` in bytes."""
+
+    path: str
+    hash: str
+    size: int
+
+
+class MemorizeRun:
+    """One run over files and folders.
+
+    Args:
+        encode: texts to unit vectors, float32 (n, dimensions).
+        tokenize: text to token ids of the decoder and their character offsets.
+        write: token ids of a batch of references to their records, uint8 (batch, record_bytes);
+            None for a cold start, in which memories are written at their first use.
+        record_bytes: size of one record, 0 for a cold start.
+    """
+
+    def __init__(
+        self,
+        *,
+        encode: Callable[[Sequence[str]], np.ndarray],
+        tokenize: documents.Tokenize,
+        write: Callable[[Sequence[Sequence[int]]], np.ndarray] | None,
+        record_bytes: int,
+        progress: Progress,
+    ):
+        self.encode, self.tokenize, self.write = encode, tokenize, write
+        self.record_bytes, self.progress = record_bytes, progress
+        self.done = MemorizeReport()
+        self.files: list[File] = []
+        self.missing: list[File] = []
+        self._contents: Mapping[str, bytes] = {}
+        self._tops: list[Path] = []
+        self._start = perf_counter()
+
+    def look(
+        self, paths: Iterable[str | Path], include: Sequence[str], exclude: Sequence[str]
+    ) -> None:
+        """Find the files and hash them."""
+        self._tops = [Path(path).expanduser().absolute() for path in paths]
+        for found in documents.find(self._tops, include=include, exclude=exclude):
+            self.progress("looking at files", len(self.files), 0)
+            if isinstance(found, DocumentError):
+                self.done.failed.append(found)
+                continue
+            try:
+                size = found.stat().st_size
+                self.files.append(File(str(found), documents.file_hash(found), size))
+            except DocumentError as error:
+                self.done.failed.append(error)
+            except OSError as error:
+                self.done.failed.append(DocumentError(found, error.strerror or str(error)))
+
+    def take(self, contents: Mapping[str, bytes]) -> None:
+        """Take documents that are no files, by name."""
+        self._contents = contents
+        for name, content in contents.items():
+            self.files.append(File(name, hashlib.sha256(content).hexdigest(), len(content)))
+
+    def compare(self, store: MemoryStore | None) -> None:
+        """Tell what is new, changed, known or gone, against a store or none."""
+        stored, missing = set(), {file.path for file in self.files}
+        if store is not None:
+            stored = {document.path for document in store.documents() if document.complete}
+            missing = store.missing((file.path, file.hash) for file in self.files)
+        self.missing = [file for file in self.files if file.path in missing]
+        for file in self.files:
+            if file.path not in missing:
+                self.done.unchanged.append(file.path)
+            else:
+                (self.done.changed if file.path in stored else self.done.added).append(file.path)
+        self.done.vanished = [
+            path
+            for path in sorted(stored)
+            if any(Path(path).is_relative_to(top) for top in self._tops) and not Path(path).exists()
+        ]
+
+    def add(self, store: MemoryStore) -> None:
+        """Write what is missing. Each batch is one commit; progress counts bytes of files."""
+        total, finished = sum(file.size for file in self.missing), 0
+        batch: list[tuple[int, int, documents.Reference]] = []
+        self.progress("memorizing", 0, total)
+        for file, references in self._references():
+            document, have = store.begin(file.path, file.hash, len(references), size=file.size)
+            for ordinal, reference in enumerate(references[have:], have):
+                batch.append((document, ordinal, reference))
+                if len(batch) == BATCH:
+                    self._commit(store, batch)
+                    share = file.size * (ordinal + 1) // len(references)
+                    self.progress("memorizing", finished + share, total)
+            finished += file.size
+        if batch:
+            self._commit(store, batch)
+        self.progress("memorizing", total, total)
+        self.done.seconds = perf_counter() - self._start
+
+    def collect(self, store: MemoryStore, collection: str) -> None:
+        """Put all that was found into a collection, also what was known."""
+        found = {file.path for file in self.files}
+        store.collect((d.id for d in store.documents() if d.path in found), collection)
+
+    def prune(self, store: MemoryStore) -> None:
+        """Forget the documents whose files have vanished."""
+        self.done.pruned = True
+        gone = {document.path: document.id for document in store.documents()}
+        if self.done.vanished:
+            store.forget(gone[path] for path in self.done.vanished)
+
+    def estimate(self) -> None:
+        """Count references and bytes, and take the time of one batch; writes nothing."""
+        sample: list[documents.Reference] = []
+        for _, references in self._references():
+            self.done.references += len(references)
+            sample += references[: BATCH - len(sample)]
+        self.done.bytes = self.done.references * self.record_bytes
+        if sample:
+            self._records(sample[:1])  # what is loaded at first use does not count
+            start = perf_counter()
+            self._records(sample)
+            self.done.seconds = (perf_counter() - start) / len(sample) * self.done.references
+
+    def _references(self) -> Iterator[tuple[File, list[documents.Reference]]]:
+        """Read and cut each missing file; a bad one is moved to the failed ones."""
+        for file in self.missing:
+            try:
+                if (content := self._contents.get(file.path)) is not None:
+                    document = documents.parse(file.path, content)
+                else:
+                    document = documents.read(file.path)
+                yield file, documents.split(document, self.tokenize)
+            except DocumentError as error:
+                self.done.failed.append(error)
+                for paths in (self.done.added, self.done.changed):
+                    if file.path in paths:
+                        paths.remove(file.path)
+
+    def _records(
+        self, references: Sequence[documents.Reference]
+    ) -> tuple[np.ndarray, list[bytes | None]]:
+        """Vectors and records of a batch."""
+        vectors = self.encode([reference.text for reference in references])
+        if self.write is None:
+            return vectors, [None] * len(references)
+        packed = self.write([reference.tokens for reference in references])
+        return vectors, [record.tobytes() for record in packed]
+
+    def _commit(
+        self, store: MemoryStore, batch: list[tuple[int, int, documents.Reference]]
+    ) -> None:
+        vectors, records = self._records([reference for _, _, reference in batch])
+        store.add(
+            [
+                NewReference.of(reference, document, ordinal, vector, record)
+                for (document, ordinal, reference), vector, record in zip(
+                    batch, vectors, records, strict=True
+                )
+            ]
+        )
+        self.done.references += len(batch)
+        self.done.bytes += len(batch) * self.record_bytes
+        batch.clear()

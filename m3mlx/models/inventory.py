@@ -1,0 +1,193 @@
+"""Models on this machine: which are there, what they take, what fits, and taking one away."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import struct
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import mlx.core as mx
+
+from .. import config
+from ..errors import ModelError
+from .builtin import BUILT_IN
+
+_REST = 1_000_000_000  # bytes beside the weights: context, memories, the process itself
+_SHARE = 2 / 3  # of the machine's memory that a model may take, so that others find room
+_FOUR_BITS = 4.5 / 8  # bytes of a weight, with the scale and bias of its group
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    """A model whose files are on the disk.
+
+    Attributes:
+        name: as it is given to ``--model`` or ``--encoder``.
+        kind: "built-in" or "hub".
+        bytes: on the disk.
+        broken: what is wrong with its files, or "".
+    """
+
+    name: str
+    kind: Literal["built-in", "hub"]
+    path: Path
+    bytes: int
+    broken: str
+
+
+@dataclass(frozen=True)
+class Recommended:
+    """A model worth trying.
+
+    Attributes:
+        name: built-in name or hub id.
+        parameters: number of weights.
+        licence: of the model.
+        state: what has been measured of it with explicit memory; ``NOT_MEASURED`` for most.
+    """
+
+    name: str
+    parameters: int
+    licence: str
+    state: str = NOT_MEASURED
+
+    @property
+    def needs_bytes(self) -> int:
+        """About what it takes of memory: an estimate, not a measurement."""
+        on_cpu = mx.default_device() == mx.cpu  # there the weights become float32
+        return int(self.parameters * (4 if on_cpu else _FOUR_BITS)) + _REST
+
+
+# Only what was really measured (README, tools/LOG.md) is said of a model.
+RECOMMENDED = (
+    Recommended(
+        *("smollm2-135m-instruct", 134_515_008, "Apache-2.0"),
+        "measured: memories gain 105 % of what pasted text gains alone, 92 % among five; "
+        "answers often wrong without the adapter",
+    ),
+    Recommended("qwen2.5-coder-0.5b-instruct", 494_032_768, "Apache-2.0"),
+    Recommended("mlx-community/Qwen3-0.6B-4bit", 596_049_920, "Apache-2.0"),
+    Recommended("mlx-community/Qwen3-1.7B-4bit", 1_720_574_976, "Apache-2.0"),
+    Recommended("mlx-community/Qwen3-4B-4bit", 4_022_468_096, "Apache-2.0"),
+    Recommended("mlx-community/Qwen3-8B-4bit", 8_190_735_360, "Apache-2.0"),
+    Recommended("mlx-community/Qwen3-14B-4bit", 14_768_307_200, "Apache-2.0"),
+    Recommended("mlx-community/Qwen3-32B-4bit", 32_762_123_264, "Apache-2.0"),
+)
+
+
+def machine_memory() -> tuple[int, int | None]:
+    """Bytes of memory of this machine, and how many are free where the system tells.
+
+    A container's own limit counts as the machine's.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    free = None
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+        limit = Path("/sys/fs/cgroup/memory.max").read_text("ascii").strip()
+        if limit.isdigit() and int(limit) < total:
+            total = int(limit)
+            used = int(Path("/sys/fs/cgroup/memory.current").read_text("ascii"))
+            free = min(free, total - used)
+    except (OSError, StopIteration, ValueError):  # no Linux, or no container
+        pass
+    return total, free
+
+
+def fits(model: Recommended, memory_bytes: int | None = None) -> bool:
+    """Whether a model leaves enough of this machine's memory to others."""
+    total = machine_memory()[0] if memory_bytes is None else memory_bytes
+    return model.needs_bytes <= _SHARE * total
+
+
+def machine() -> str:
+    """The processor's name and system, for people."""
+    try:
+        name = mx.device_info().get("device_name")
+    except (AttributeError, RuntimeError):
+        name = None
+    return f"{name or platform.processor() or platform.machine()}, {platform.system()}"
+
+
+def cached() -> list[CachedModel]:
+    """All models on this machine that m3mlx would find: built-in ones, then those of the hub."""
+    found = []
+    for folder in _folders(config.cache_folder() / "models"):
+        if folder.name in BUILT_IN:
+            found.append(_cached(folder.name, "built-in", folder, folder))
+    for folder in _folders(_hub()):
+        if folder.name.startswith("models--"):
+            name = folder.name.removeprefix("models--").replace("--", "/")
+            snapshots = _folders(folder / "snapshots")
+            if snapshots and any((s / "config.json").exists() for s in snapshots):
+                latest = max(snapshots, key=lambda path: path.stat().st_mtime)
+                found.append(_cached(name, "hub", folder, latest))
+    return found
+
+
+def remove(name: str) -> CachedModel:
+    """Take a model's files from the disk; it is fetched again when it is used.
+
+    Raises:
+        ModelError: it is not there, or cannot be removed.
+    """
+    known = {model.name.lower(): model for model in cached()}
+    model = known.get(name.lower())
+    if model is None:
+        have = ", ".join(known) or "nothing"
+        raise ModelError(f"{name}: no such model is cached (there is {have}).")
+    doomed = model.path.with_name(f".{model.path.name}-{uuid.uuid4().hex}")
+    try:
+        model.path.rename(doomed)  # whole or gone for whoever looks meanwhile
+        shutil.rmtree(doomed)
+    except OSError as error:
+        raise ModelError(f"{model.path} cannot be removed: {error.strerror}.") from error
+    return model
+
+
+def _hub() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _folders(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return []
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _cached(name: str, kind: str, path: Path, files: Path) -> CachedModel:
+    size = sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
+    return CachedModel(name, kind, path, size, _broken(files))
+
+
+def _broken(folder: Path) -> str:
+    """What is wrong with a model directory, as far as lengths and headers tell."""
+    try:
+        json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return "config.json is missing or no JSON"
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        return "its weights are missing"
+    for file in weights:
+        try:
+            with file.open("rb") as opened:
+                (length,) = struct.unpack("<Q", opened.read(8))
+                header = json.loads(opened.read(min(length, 100_000_000)))
+            last = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__")
+            whole = file.stat().st_size == 8 + length + last
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
+            whole = False
+        if not whole:
+            return f"{file.name} is cut short or damaged"
+    return ""

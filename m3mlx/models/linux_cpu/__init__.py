@@ -1,0 +1,1 @@
+"""What MLX needs on Linux without a GPU; a Mac and a GPU need none of it."""

@@ -1,0 +1,117 @@
+"""A plugin of `llm` (https://llm.datasette.io): ``llm -m m3mlx "Who serviced the boiler?"``.
+
+Sources are kept in llm's log, with each response.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import llm
+import llm.parts
+from pydantic import Field
+
+from ..assistant import Assistant
+from ..chat.chat import Source
+from ..errors import M3Error
+
+
+@llm.hookimpl
+def register_models(register: Callable[..., None]) -> None:
+    register(M3())
+
+
+class M3(llm.Model):
+    """The model that ``M3MLX_MODEL`` or an option names, with the memories of a store."""
+
+    model_id = "m3mlx"
+    can_stream = True
+
+    class Options(llm.Options):
+        store: str | None = Field(None, description="Folder of memories (or M3MLX_STORE).")
+        model: str | None = Field(None, description="Language model (or M3MLX_MODEL).")
+        encoder: str | None = Field(None, description="Sentence encoder.")
+        adapter_path: str | None = Field(None, description="LoRA adapter of mlx-lm.")
+        memory: Literal["explicit", "text", "off"] = Field(
+            "explicit", description="Read memories, paste the same text, or neither."
+        )
+        max_tokens: int = Field(256, ge=1, description="Length of an answer, at most.")
+        temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token.")
+        top_p: float = Field(1.0, ge=0, le=1, description="Share of likelihood drawn from.")
+        seed: int | None = Field(None, ge=0, description="Makes drawing repeatable.")
+
+    def __init__(self) -> None:
+        self._kept: tuple[dict[str, Any], Assistant] | None = None  # for the next message of a chat
+
+    def execute(
+        self,
+        prompt: llm.Prompt,
+        stream: bool,
+        response: llm.Response,
+        conversation: llm.Conversation | None,
+    ) -> Iterator[str]:
+        options = prompt.options
+        system, said, message = _conversation(prompt)
+        sources: list[Source] = []
+        try:
+            chat = self._assistant(options).chat(memory=options.memory, system=system)
+            chat.messages += said
+            span = -1
+            for step in chat.send(
+                message,
+                max_tokens=options.max_tokens,
+                temp=options.temperature,
+                top_p=options.top_p,
+                seed=options.seed,
+            ):
+                yield step.text
+                if step.span != span:
+                    span = step.span
+                    sources += [Source.of(hit, span) for hit in step.sources]
+        except M3Error as error:
+            raise llm.ModelError(str(error)) from error
+        timings = step.timings
+        response.set_usage(input=timings.prompt_tokens, output=timings.generated_tokens)
+        response.response_json = {
+            "memory": options.memory,
+            "sources": [vars(source) for source in sources],
+            "timings": vars(timings),
+        }
+
+    def _assistant(self, options: Options) -> Assistant:
+        """The assistant that options describe; that of the last response if it is the same."""
+        wanted = {
+            "model": options.model or os.environ.get("M3MLX_MODEL"),
+            "store": options.store or os.environ.get("M3MLX_STORE"),
+            "encoder": options.encoder,
+            "adapter_path": options.adapter_path,
+        }
+        if self._kept is None or self._kept[0] != wanted:
+            if self._kept:
+                self._kept[1].close()
+            self._kept = wanted, Assistant(**wanted)
+        return self._kept[1]
+
+
+def _conversation(prompt: llm.Prompt) -> tuple[str | None, list[dict[str, str]], str]:
+    """System prompt, what was said before, in turn, and the message to answer.
+
+    Raises:
+        ModelError: something in it is no text.
+    """
+    system, said = [], []
+    for message in prompt.messages:
+        if not all(isinstance(part, llm.parts.TextPart) for part in message.parts):
+            raise llm.ModelError("m3mlx takes text only, no tools and no attachments")
+        text = "".join(part.text for part in message.parts)
+        if message.role == "system":
+            system.append(text)
+        elif said and said[-1]["role"] == message.role:
+            said[-1]["content"] += f"\n\n{text}"
+        else:
+            said.append({"role": message.role, "content": text})
+    if [one["role"] for one in said] != ["user", "assistant"] * (len(said) // 2) + ["user"]:
+        raise llm.ModelError("a conversation begins and ends with a message of the user")
+    return "\n\n".join(dict.fromkeys(system)) or None, said[:-1], said[-1]["content"]
