@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .config import CODECS, MEMORIES, MemoryConfig, default_store, fingerprint
+from .config import (
+    CODECS,
+    MEMORIES,
+    MemoryConfig,
+    Progress,
+    default_store,
+    fingerprint,
+    no_progress,
+)
 from .errors import FingerprintError, StoreError
 from .memorize import editions
-from .memorize.run import BATCH, MemorizeReport, MemorizeRun, Progress
+from .memorize.run import BATCH, MemorizeReport, MemorizeRun
 from .models.template import Template
 from .store import (
     BusyStore,
@@ -91,7 +99,7 @@ class Assistant:
         self.kv_bits, self.retrieval, self.only = kv_bits, retrieval, only
         self._memories = memories
         self.security = {"encrypt": encrypt, "passphrase": passphrase}
-        self.progress = progress or (lambda what, done, total: None)
+        self.progress = progress or no_progress
         self.model_name, self.encoder_name, self._adapter_path = model, encoder, adapter_path
         bits = dict(zip(("key_bits", "value_bits"), CODECS[codec], strict=True)) if codec else {}
         asked = {"selection": selection, "budget": budget, "tokens_per_head": tokens_per_head}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -21,7 +21,16 @@ from pathlib import Path
 import numpy as np
 
 from .chat.conversation import Conversation
-from .config import FORMAT_VERSION, MEMORIES, REFERENCE_TOKENS, MemoryConfig, cache_folder, digest
+from .config import (
+    FORMAT_VERSION,
+    MEMORIES,
+    REFERENCE_TOKENS,
+    MemoryConfig,
+    Progress,
+    cache_folder,
+    digest,
+    no_progress,
+)
 from .errors import M3Error
 from .memory.cache import PrefixStates, read_prefix
 from .memory.codec import Memory
@@ -34,8 +43,6 @@ KEY_SCALES = (1.1, 1.2, 1.3, 1.4)
 ENOUGH = 0.95  # of what whole memories give
 CALIBRATION = "calibration.json"  # in an adapter's folder
 BATCH = 8
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 def calibrate(
@@ -211,7 +218,7 @@ class _Measure:
             head_dim=decoder.head_dim,
             prefix=template.prefix,
         )
-        self.progress = progress or (lambda what, done, total: None)
+        self.progress = progress or no_progress
         self.done = 0
         self.losses: dict[str, float] = {}
         self.prefix: PrefixStates = read_prefix(decoder.model, template.prefix)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -23,12 +23,18 @@ GRACE = 60.0  # seconds that a watched file may be gone before it is forgotten
 RESCAN = 600.0  # seconds between looks at all that is watched
 MEMORY_FILE = "memory.json"  # beside the weights of a model that was trained with memories
 
+Progress = Callable[[str, int, int], None]  # what, done, total; 0 where the total is unknown
+
 # The choices that users have, here so that the command line knows them without loading more.
-MODES = ("explicit", "text", "off")  # read memories, paste the same references, or neither
+MEMORY_MODES = ("explicit", "text", "off")  # read memories, paste the same references, or neither
 SELECTIONS = ("reconstruction", "attention")  # scores that rank tokens
 BUDGETS = ("calibrated", "uniform")  # what each head needs, or all as many
 RETRIEVALS = ("hybrid", "dense", "text")  # by meaning and words, by meaning, by words
 CODECS = {f"k{k}v{v}": (k, v) for k in (16, 8, 4) for v in (16, 8, 4)}  # bits of keys and values
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Report nothing."""
 
 
 def cache_folder() -> Path:

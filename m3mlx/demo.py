@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .assistant import Assistant
 from .chat.chat import Answer
-from .config import MODES
+from .config import MEMORY_MODES, Progress, no_progress
 
 DATA = Path(__file__).parent / "data"
 ANSWER_TOKENS = 40
@@ -53,7 +52,7 @@ class Demo:
     exchanges: list[Exchange]
 
 
-def run(*, progress: Callable[[str, int, int], None] | None = None, **options: Any) -> Demo:
+def run(*, progress: Progress | None = None, **options: Any) -> Demo:
     """Memorize the documents that come with m3mlx in a temporary store, and ask about them.
 
     Args:
@@ -63,7 +62,7 @@ def run(*, progress: Callable[[str, int, int], None] | None = None, **options: A
     Raises:
         M3Error: the model cannot be fetched, loaded, or used with memories.
     """
-    report = progress or (lambda what, done, total: None)
+    report = progress or no_progress
     questions = json.loads((DATA / "demo.json").read_text("utf-8"))["questions"]
     with tempfile.TemporaryDirectory(prefix="m3mlx-demo-") as name:
         # A copy, so that no .gitignore around an installed package hides them.
@@ -74,8 +73,12 @@ def run(*, progress: Callable[[str, int, int], None] | None = None, **options: A
             exchanges = []
             for number, question in enumerate(questions):
                 replies = {}
-                for place, mode in enumerate(MODES):
-                    report("answering", number * len(MODES) + place, len(questions) * len(MODES))
+                for place, mode in enumerate(MEMORY_MODES):
+                    report(
+                        "answering",
+                        number * len(MEMORY_MODES) + place,
+                        len(questions) * len(MEMORY_MODES),
+                    )
                     answer = assistant.ask(
                         question["question"], memory=mode, max_tokens=ANSWER_TOKENS
                     )

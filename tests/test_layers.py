@@ -1,4 +1,4 @@
-"""The house: imports go down the floors only, never in a circle; heavy libraries have their rooms."""
+"""Imports go down the floors only, never in a circle; heavy libraries stay in their rooms."""
 
 import ast
 from pathlib import Path

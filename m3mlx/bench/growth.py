@@ -18,10 +18,10 @@ from uuid import uuid4
 import mlx.core as mx
 
 from ..assistant import Assistant
-from ..config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS
+from ..config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, Progress
 from ..store import NewReference
 from .made_up import drop_cached, fill
-from .rounds import Figure, Progress, Watch, take_turns
+from .rounds import Figure, Watch, take_turns
 from .workload import Workload, ask
 
 MEMORIZED = 4  # references that are memorized in one turn

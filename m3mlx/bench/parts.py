@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
-from ..config import CHUNK_TOKENS, CODECS, REFERENCE_TOKENS, SELECTIONS, MemoryConfig
+from ..config import CHUNK_TOKENS, CODECS, REFERENCE_TOKENS, SELECTIONS, MemoryConfig, Progress
 from ..memory.codec import Codec
 from ..memory.write import Writer
-from .rounds import Figure, Progress, Watch, take_turns
+from .rounds import Figure, Watch, take_turns
 from .workload import Workload, ask
 
 MODES = ("off", "text", "text refreshed", "explicit warm", "explicit cold")

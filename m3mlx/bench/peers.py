@@ -15,9 +15,10 @@ import numpy as np
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
+from ..config import Progress
 from ..errors import M3Error
 from ..models.builtin import BUILT_IN, fetch_gguf
-from .rounds import Figure, Progress, Watch, take_turns
+from .rounds import Figure, Watch, take_turns
 from .workload import Workload, ask
 
 LLAMA = "llama_cpp"  # of the package llama-cpp-python

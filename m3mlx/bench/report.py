@@ -14,13 +14,13 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import CHUNK_TOKENS
+from ..config import CHUNK_TOKENS, Progress
 from . import parts
 from .cost import Shape, cost
 from .flash import Flash
 from .growth import growing
 from .peers import peers
-from .rounds import Figure, Progress, ratio
+from .rounds import Figure, ratio
 from .workload import Workload
 
 PARTS = ("ask", "decode", "memorize", "peers", "io", "cost", "growth")  # growth changes the store

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median, quantiles
 from time import perf_counter, process_time
 
-Progress = Callable[[str, int, int], None]  # what, done, total
+from ..config import Progress
 
 
 class Watch:

@@ -14,11 +14,11 @@ import numpy as np
 
 from ..assistant import Assistant
 from ..chat.conversation import Conversation
-from ..config import CHUNK_TOKENS, MEMORIES
+from ..config import CHUNK_TOKENS, MEMORIES, Progress
 from ..memory.codec import Memory
 from ..models.template import Turn
 from ..store import Hit
-from .rounds import Progress, Watch
+from .rounds import Watch
 
 DOCUMENTS = 12  # enough to search among; memorizing more takes time that no figure needs
 

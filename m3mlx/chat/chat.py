@@ -11,7 +11,7 @@ from typing import Protocol
 import mlx.core as mx
 from mlx_lm.sample_utils import make_sampler
 
-from ..config import MODES, MemoryConfig
+from ..config import MEMORY_MODES, MemoryConfig
 from ..errors import M3Error
 from ..memory.cache import Layout, PrefixStates
 from ..memory.codec import Memory
@@ -91,8 +91,8 @@ class Chat:
     """
 
     def __init__(self, assistant: Assisting, memory: str, system: str | None):
-        if memory not in MODES:
-            raise M3Error(f"memory is one of {', '.join(MODES)}, not {memory}")
+        if memory not in MEMORY_MODES:
+            raise M3Error(f"memory is one of {', '.join(MEMORY_MODES)}, not {memory}")
         self.assistant, self.memory, self.system = assistant, memory, system
         self.messages: list[dict[str, str]] = []
         self._conversation: Conversation | None = None

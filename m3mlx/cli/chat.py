@@ -20,7 +20,7 @@ from ..errors import M3Error
 from ..text import cite, scrub_line
 from .documents import INTERRUPTED
 from .options import (
-    MODES,
+    MEMORY_MODES,
     READING,
     also_option,
     common_options,
@@ -183,7 +183,7 @@ class _Conversation:
                     click.echo(f"Forgot {scrub_line(document.path)}")
             case "/memory", []:
                 click.echo(self.chat.memory)
-            case "/memory", [mode] if mode in MODES:
+            case "/memory", [mode] if mode in MEMORY_MODES:
                 self.chat.memory = mode
             case "/reset", []:
                 self.chat.reset()

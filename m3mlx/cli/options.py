@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ..config import BUDGETS, CODECS, MEMORIES, MODES, REFERENCE_TOKENS, RETRIEVALS, SELECTIONS
+from ..config import (
+    BUDGETS,
+    CODECS,
+    MEMORIES,
+    MEMORY_MODES,
+    REFERENCE_TOKENS,
+    RETRIEVALS,
+    SELECTIONS,
+)
 from ..errors import M3Error
 from .render import Progress
 
@@ -118,7 +126,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 memory_mode = click.option(
     "--memory",
-    type=click.Choice(MODES),
+    type=click.Choice(MEMORY_MODES),
     default="explicit",
     show_default=True,
     help="Read memories, paste the same references as text, or neither.",

@@ -15,9 +15,10 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from ..config import Progress
 from ..train.plot import draw
 from .questions import Question
-from .trial import ANSWER_TOKENS, MODES, Progress, Result, Trial
+from .trial import ANSWER_TOKENS, MODES, Result, Trial
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from ..assistant import Assistant
 from ..calibrate import budgets
 from ..chat.conversation import Conversation
+from ..config import Progress, no_progress
 from ..errors import M3Error
 from ..store import Hit, MemoryStore
 from ..train.settings import parse_budget
@@ -19,8 +20,6 @@ from .questions import Question
 
 MODES = ("off", "oracle", "text", "explicit")
 ANSWER_TOKENS = 32  # length of a greedy answer that is searched for the right one
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -65,7 +64,7 @@ class TemporaryStore:
     """
 
     def __init__(self, *, progress: Progress | None = None, **options: Any):
-        self.progress = progress or (lambda what, done, total: None)
+        self.progress = progress or no_progress
         self._folder = tempfile.TemporaryDirectory(prefix="m3mlx-eval-")
         self.folder = Path(self._folder.name) / "documents"
         self._options = {"progress": progress, **options}

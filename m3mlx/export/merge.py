@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ..config import Progress
 from ..errors import StoreError
 from ..store import MemoryStore, NewReference, StoredDocument
 from ..store.rows import Edition
@@ -22,8 +23,6 @@ from . import portable
 
 _BATCH = 16  # references that are read or committed together
 _NAME = "model"  # of a fingerprint: what the model was called, which decides nothing
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass

@@ -15,10 +15,10 @@ from time import perf_counter
 
 import numpy as np
 
-from ..config import MemoryConfig
+from ..config import MemoryConfig, Progress
 from ..errors import FingerprintError
 from ..store import Edition, MemoryStore, StoredReference
-from .run import BATCH, Progress
+from .run import BATCH
 
 LONGEST = 255  # tokens of a reference that positions of a byte can tell apart
 

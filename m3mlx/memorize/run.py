@@ -12,12 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import documents
+from ..config import Progress
 from ..errors import DocumentError
 from ..store import MemoryStore, NewReference
 
 BATCH = 16  # references written and committed together
-
-Progress = Callable[[str, int, int], None]  # what, done, total; 0 where the total is unknown
 
 
 @dataclass

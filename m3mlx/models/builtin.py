@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from .. import config
+from ..config import Progress
 from ..errors import ConvertError, ModelError
 
-Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it, and of how much."""
 
 

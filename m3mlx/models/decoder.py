@@ -32,9 +32,10 @@ from mlx_lm.utils import (
 )
 
 from .. import config
+from ..config import Progress, no_progress
 from ..errors import ModelError
 from . import encoder as embed
-from .builtin import BUILT_IN, Progress, fetch
+from .builtin import BUILT_IN, fetch
 from .linux_cpu import ops as cpu
 
 DEFAULT_DECODER = "smollm2-135m-instruct"
@@ -117,7 +118,7 @@ def load_decoder(
         ModelError: it cannot be found, fetched or loaded, or cannot carry explicit memory.
     """
     name = str(name or DEFAULT_DECODER)
-    path = _find(name, "decoder", progress or (lambda what, done, total: None))
+    path = _find(name, "decoder", progress or no_progress)
     settings = _json(path / "config.json")
     if settings.get("is_encoder_decoder"):
         raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
@@ -210,9 +211,7 @@ def fuse_adapter(
     output = Path(output)
     if output.exists():
         raise ModelError(f"{output} exists; name a directory that does not.")
-    path = _find(
-        str(name or DEFAULT_DECODER), "decoder", progress or (lambda what, done, total: None)
-    )
+    path = _find(str(name or DEFAULT_DECODER), "decoder", progress or no_progress)
     try:
         model, settings = load_model(path, lazy=True)
         _load_adapter(model, Path(adapter_path), cast=False)
@@ -251,7 +250,7 @@ def load_encoder(
     """
     name = str(name or DEFAULT_ENCODER)
     cpu.install_fast_ops()
-    return embed.load(_find(name, "encoder", progress or (lambda what, done, total: None)))
+    return embed.load(_find(name, "encoder", progress or no_progress))
 
 
 def _line(error: Exception) -> str:

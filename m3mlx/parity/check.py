@@ -18,6 +18,7 @@ from types import ModuleType
 import mlx.core as mx
 import numpy as np
 
+from ..config import Progress, no_progress
 from ..models.decoder import Decoder, load_decoder
 from .cases import TINY, Case, lora, save_case
 from .compare import Difference, compare
@@ -29,8 +30,6 @@ os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 DTYPES = {"float32": STAGES, "bfloat16": ROUNDED}  # and what is compared in each
 REFERENCE = Path(__file__).parents[2] / "tests" / "parity"
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def check_golden(device: str, progress: Progress | None = None) -> Iterator[Resu
     Raises:
         M3Error: a golden file is missing or damaged.
     """
-    report = progress or (lambda what, done, total: None)
+    report = progress or no_progress
     what = f"comparing {device} with golden files"
     wanted = [(dtype, case) for dtype in DTYPES for case in TINY.values()]
     for done, (dtype, case) in enumerate(wanted):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MODES
+from ..config import MEMORY_MODES
 from .errors import BadRequest
 
 MAX_TOKENS = 4096  # of an answer, which bounds what a slow client can leave in memory
@@ -194,7 +194,7 @@ def _common(body: Mapping) -> dict[str, Any]:
         raise BadRequest("stream_options has only include_usage here.", "stream_options")
     length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     return {
-        "memory": _one_of(body, "memory", MODES, None),
+        "memory": _one_of(body, "memory", MEMORY_MODES, None),
         "collection": collection(body),
         "stream": bool(_number(body, "stream", (bool,), False, 0, 1)),
         "usage": options.get("include_usage") is True,

@@ -7,11 +7,12 @@ catalog, and every message of the sessions. ``repair`` mends what this finds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import os_errors_as_store_errors
 from . import index, sessions
@@ -23,14 +24,8 @@ from .reading import CATALOG, INDEX, LOCK
 from .rows import Edition
 from .sessions import Sessions
 
-Progress = Callable[[str, int, int], None]  # what, done, total
-
 _PART = 256  # references that are read at a time
 _MANY = 20  # complaints of SQLite about one file that are shown
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import sync_folder
 from .bank import Bank, DamagedRecord, Identity, mend
 from .catalog import NEW_STORE, Catalog
-from .check import CheckReport, Damage, Progress, alone, examine, no_progress
+from .check import CheckReport, Damage, alone, examine
 from .cipher import Passphrase
 from .reading import CATALOG, INDEX
 

@@ -20,7 +20,7 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..calibrate import budgets, calibrate
-from ..config import CODECS, MemoryConfig, cache_folder, digest
+from ..config import CODECS, MemoryConfig, Progress, cache_folder, digest, no_progress
 from ..errors import M3Error
 from ..memory.cache import read_prefix
 from ..models.decoder import Decoder, load_decoder, load_encoder
@@ -38,7 +38,6 @@ from .settings import Settings, parse_budget
 from .state import add_metrics, cut_metrics, load_checkpoint, read_metrics, save_checkpoint
 from .validate import Validation
 
-Progress = Callable[[str, int, int], None]
 Report = Callable[[dict[str, Any]], None]
 BETAS = [0.9, 0.95]
 
@@ -72,7 +71,7 @@ def train(
         M3Error: bad settings or data, a run that does not fit, or an output folder that
             holds a run of other settings.
     """
-    progress = progress or (lambda what, done, total: None)
+    progress = progress or no_progress
     output = Path(settings.output)
     _claim(output, settings)
     decoder = load_decoder(settings.model, progress=progress)
