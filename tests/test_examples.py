@@ -1,4 +1,4 @@
-"""Every command's help ends with an example, and every example does what it says."""
+"""The help of every command ends with an example, and every example runs."""
 
 import json
 import os
@@ -12,17 +12,18 @@ import click
 import pytest
 import tiny
 from click.testing import CliRunner
+from home import tiny_home
 
 from m3mlx.cli import main
 
 ROOT = Path(__file__).parents[1]
-SERVERS = ("watch", "serve", "mcp")  # in processes of their own, until they are told to end
+SERVERS = ("watch", "serve", "mcp")  # run in processes of their own, until SIGTERM
 INPUT = {"chat": "Who serviced the boiler?\n/quit\n"}
-FIRST = ("keygen",)  # others need what these make
+FIRST = ("keygen",)  # makes what others need
 
 
 def commands(group, path=()):
-    """All commands, in the order of the help, by the words that call them."""
+    """Every command with the words that call it, in the order of the help."""
     for name, command in group.commands.items():
         yield (*path, name), command
         if isinstance(command, click.Group):
@@ -50,38 +51,30 @@ def test_the_help_of_every_command_ends_with_an_example_of_it(words):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A folder with all that the examples speak of, and tiny models instead of the default ones."""
+    """A folder with everything that the examples name, and tiny models as the default ones."""
     folder = tmp_path / "work here"
     (folder / "notes").mkdir(parents=True)
     (folder / "notes" / "house.md").write_text("The boiler was serviced by Ada Quill in May.\n")
     (folder / "notes" / "old.md").write_text("The gate was painted green.\n")
     (folder / "notes" / "noise.log").write_text("beep\n")
-    for name in ("decoder", "checkpoint"):
-        tiny.save_model(folder / name)
-    (folder / "decoder" / "memory.json").write_text(json.dumps({"memory_layers": [0, 1]}))
+    tiny.save_model(folder / "checkpoint")
     tiny.save_adapter(folder / "adapter")
-    tiny.save_encoder(folder / "home" / "cache" / "models" / "all-minilm-l6-v2")
     lines = [
         {"document": f"Box {n} holds {what}.", "question": f"What is in box {n}?", "answer": what}
         for n, what in enumerate(("a hat", "a cup", "a pen", "a map", "a key", "a jar"))
     ]
     for name in ("questions.jsonl", "train.jsonl"):
         (folder / name).write_text("\n".join(map(json.dumps, lines)))
-    for name, value in {
-        "M3MLX_HOME": folder / "home",
-        "HF_HOME": folder / "home",
-        "M3MLX_MODEL": folder / "decoder",
-        "M3MLX_STORE": folder / "store",
-    }.items():
-        monkeypatch.setenv(name, str(value))
+    for name, value in tiny_home(folder).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(folder)
     work = ["memorize", "notes/house.md", "--store", "work"]
     assert CliRunner().invoke(main, work).exit_code == 0
     return folder
 
 
-def until_told(words):
-    """Run a command until it says that it is there, and end it."""
+def run_server(words):
+    """Start a server, wait until it reports that it runs, and end it."""
     port = ["--port", "0"] if words[0] == "serve" else []
     process = subprocess.Popen(
         [sys.executable, "-m", "m3mlx", *words, *port],
@@ -91,7 +84,7 @@ def until_told(words):
         stdout=subprocess.DEVNULL,
         text=True,
     )
-    if words[0] != "mcp":  # which says nothing, and ends with its input
+    if words[0] != "mcp":  # prints nothing, and ends with its input
         assert process.stderr.readline().startswith(
             {"watch": "Watching", "serve": "Serving"}[words[0]]
         )
@@ -103,11 +96,11 @@ def until_told(words):
 @pytest.mark.slow
 def test_every_example_runs(folder):
     order = sorted(COMMANDS, key=lambda words: words[0] not in FIRST)
-    removing = [words for words in order if {"delete", "remove"} & set(words)]
+    removing = [words for words in order if {"delete", "remove"} & set(words)]  # run last
     for words in [*(words for words in order if words not in removing), *removing]:
         for line in examples(COMMANDS[words]):
             if words[0] in SERVERS:
-                until_told(line)
+                run_server(line)
                 continue
             done = CliRunner().invoke(main, line, input=INPUT.get(words[0]))
             assert done.exit_code == 0, (line, done.output)
