@@ -882,7 +882,7 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path
         assert time.monotonic() < end
     os.killpg(terminal.process.pid, signal.SIGINT)
     assert terminal.end() == 130
-    assert b"Interrupted; what is committed is kept, run again to go on." in terminal.seen
+    assert b"Interrupted; committed documents are kept. Run it again to continue." in terminal.seen
     assert b"Traceback" not in terminal.seen
     kept = json.loads(run(world, "status", "--json", store=store).stdout)["references"]
     data = json.loads(

@@ -139,7 +139,7 @@ def documents(store: Path) -> list[str]:
 def test_a_session_goes_on_where_it_stopped(world, models):
     chat(world, "--session", "plans", said="Where is the boat?\n/reset\nAnd the marmalade?\n")
     shown = chat(world, "--session", "plans", said="And the kite?\n")
-    assert "Going on with plans: 4 messages" in shown.stderr
+    assert "Continuing plans: 4 messages" in shown.stderr
     said = json.loads(world("sessions", "show", "plans", "--json").stdout)["messages"]
     assert [m["content"] for m in said[::2]] == [
         "Where is the boat?",
@@ -164,7 +164,7 @@ def test_a_session_goes_on_where_it_stopped(world, models):
 def test_a_remembered_conversation_is_forgotten_whole(world):
     secret = "The marmalade password is Quetzalcoatl."
     shown = chat(world, "--session", "plans", "--remember", said=f"{secret}\n")
-    assert "Remembered as chat:plans" in shown.stderr
+    assert "Memorized as chat:plans" in shown.stderr
     assert "chat:plans" in documents(world.store)
     hits = json.loads(world("recall", "marmalade password", *world.options, "--json").stdout)
     assert secret in hits["references"][0]["text"]

@@ -1,7 +1,7 @@
 """The command line: parse, call ``Assistant``, show.
 
 Results go to stdout; progress, notes and errors to stderr. Exit codes: 0, 1 for bad data,
-2 for bad flags, 130 after Ctrl-C. What is heavy is imported inside the commands, so that
+2 for bad flags, 130 after Ctrl-C. Heavy modules are imported inside the commands, so that
 ``--help`` is quick.
 """
 
@@ -34,13 +34,13 @@ from . import (
     transfer,
     watch,
 )
-from .options import common_options, is_verbose
+from .options import COMMON, is_verbose
 
 
 class _Commands(click.Group):
-    """The one place where exceptions become a line on stderr and an exit code."""
+    """Turns exceptions into a line on stderr and an exit code; nothing else does."""
 
-    def main(self, *args: Any, **settings: Any) -> None:
+    def main(self, *args: Any, **settings: Any) -> Any:
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # None when closed
                 stream.reconfigure(errors="replace")
@@ -51,10 +51,10 @@ class _Commands(click.Group):
             code = error.exit_code
         except click.UsageError as error:
             command = error.ctx.command_path if error.ctx else "m3mlx"
-            _say(f"{error.format_message().rstrip('.')}. See {command} --help.")
+            _echo_error(f"{error.format_message().rstrip('.')}. See {command} --help.")
             code = error.exit_code
         except click.ClickException as error:
-            _say(error.format_message())
+            _echo_error(error.format_message())
             code = error.exit_code
         except click.Abort:
             click.echo("Interrupted.", err=True)
@@ -71,42 +71,46 @@ class _Commands(click.Group):
             raise
         except (M3Error, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # the reader has enough, and click ends silently
-            _trace()
-            _say(str(error))
+                raise  # the reader of a pipe is gone, and click ends silently
+            _echo_traceback()
+            _echo_error(str(error))
         except Exception as error:
-            _trace()
-            _say(
+            _echo_traceback()
+            _echo_error(
                 f"unexpected {type(error).__name__}: {error}. This is a bug in m3mlx; "
                 f"please report it with what the same command prints with -v."
             )
         ctx.exit(1)
 
 
-def _trace() -> None:
+def _echo_traceback() -> None:
     if is_verbose():
         click.echo(traceback.format_exc(), err=True, nl=False)
 
 
-def _say(message: str) -> None:
+def _echo_error(message: str) -> None:
     click.echo(f"Error: {scrub_line(message)}", err=True)
 
 
 @click.group(
     "m3mlx",
     cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
 )
-@common_options
 @click.version_option(__version__, prog_name="m3mlx", message="%(prog)s %(version)s")
 def main() -> None:
-    """A language model on your laptop that remembers your documents as explicit memory."""
-    if not is_verbose():  # of the libraries below, which speak on stderr by themselves
+    """A language model on your computer that remembers your documents as explicit memory."""
+    if not is_verbose():  # libraries print to stderr by themselves
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         if not (sys.stderr and sys.stderr.isatty()):
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
+main.params[:0] = COMMON
 for command in (
     *(documents.memorize, watch.watch, documents.list_documents, documents.status),
     *(documents.forget, documents.compact, documents.check, documents.recall, answers.ask),

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from .options import WRITING, chosen_model, common_options, example, json_option, memory_options
-from .render import echo_json, echo_table, note
+from ..config import Options
+from .options import WRITING, add_options, command, memory_options, without_store
+from .render import Progress, echo_json, echo_table, note
 
 
-@click.command(epilog=example("m3mlx bench --rounds 1"))
-@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Repeats.")
+@command("m3mlx bench --rounds 1")
+@add_options(rounds=("Number of measurements; tables show medians.", click.IntRange(min=1), 3))
 @memory_options(*WRITING)
-@json_option
-@common_options
-def bench(rounds: int, options: dict[str, Any], as_json: bool) -> None:
-    """Measure on this machine what memory costs: answering, decoding, memorizing.
+def bench(rounds: int, options: Options, as_json: bool) -> None:
+    """Measure what memory costs on this machine: answering, decoding, memorizing.
 
-    The same work without memory, with the same references as text and with explicit memory, in
+    The same work without memory, with the same references as text and with explicit memory takes
     turns, over sample documents in a store of its own. Takes a minute or two."""
     from ..bench.report import Plan, ratio_table, run, table
 
-    report = run(Plan(rounds=rounds), **chosen_model(), **options)
+    report = run(Plan(rounds=rounds), progress=Progress.of_context(), **without_store(options))
     if as_json:
         echo_json(report)
         return
@@ -30,4 +27,4 @@ def bench(rounds: int, options: dict[str, Any], as_json: bool) -> None:
     echo_table(*ratio_table(report))
     machine = report["machine"]
     note(f"{machine['processor']}, {machine['device']}, mlx {machine['mlx']}")
-    note("The load of other work stretches seconds; CPU seconds less. Take a quiet machine.")
+    note("Other work on the machine adds to seconds, and less to CPU seconds: keep it quiet.")

@@ -9,67 +9,58 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ..config import CHUNK_TOKENS, cache_folder
+from ..config import CHUNK_TOKENS, MEMORY_MODES, Generation, Options, cache_folder
 from ..errors import M3Error
 from ..text import cite, scrub_line
 from .documents import INTERRUPTED
 from .options import (
-    MEMORY_MODES,
     READING,
-    also_option,
-    common_options,
-    example,
-    filter_options,
-    generation_options,
-    memory_mode,
+    add_options,
+    command,
+    conversation_options,
     memory_options,
     open_assistant,
-    system_prompt,
 )
 from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
+    from ..chat.chat import Chat
     from ..store import Filter
 
 HELP = """\
-/help                         this list
-/sources                      what the last answer drew on
+/help                         show this list
+/sources                      show what the last answer drew on
 /memorize PATH                read a file or folder into memory
 /forget PATH                  erase a document or folder from memory
 /memory explicit|text|off     read memories, paste the same text, or neither
 /reset                        begin a new conversation
-/save FILE                    keep the conversation, as Markdown (.md) or JSON lines
-/quit                         end; so does Ctrl-D. Ctrl-C stops an answer"""
+/save FILE                    write the conversation to a file: Markdown (.md) or JSON lines
+/quit                         end the chat, as Ctrl-D does; Ctrl-C stops an answer"""
 
 
-@click.command(epilog=example("m3mlx chat --session garden --remember"))
-@memory_mode
-@click.option("--session", metavar="NAME", help="Keep the conversation, or go on with a kept one.")
-@click.option(
-    "--remember", is_flag=True, help="At the end, memorize the conversation as a document."
+@command("m3mlx chat --session garden --remember", as_json=False)
+@add_options(
+    session=("Keep the conversation under this name, or continue it.", "NAME"),
+    remember="At the end, memorize the conversation as a document.",
 )
-@generation_options(query="message")
-@system_prompt
-@filter_options
-@also_option
-@memory_options(*READING)
-@common_options
+@conversation_options(query="message")
+@memory_options("also", *READING)
 def chat(
-    memory: str,
     session: str | None,
     remember: bool,
-    generation: dict[str, Any],
+    memory: str,
+    generation: Generation,
     system_prompt: str | None,
     only: Filter | None,
-    also: tuple[str, ...],
-    options: dict[str, Any],
+    options: Options,
 ) -> None:
     """Talk with the model about your documents."""
     from .. import sessions as history
@@ -81,50 +72,55 @@ def chat(
             raise click.UsageError(str(error)) from error
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
-    with open_assistant(only=only, also=also, **options) as assistant:
-        conversation = _Conversation(assistant, memory, system_prompt, generation, session)
-        conversation.begin()
-        with _editing():
+    with open_assistant(options) as assistant:
+        opened = assistant.chat(memory=memory, system=system_prompt, only=only)
+        terminal = _Terminal(assistant, opened, generation, session)
+        terminal.begin()
+        with _line_editing():
             for line in _lines():
-                if not conversation.answer(line.strip()):
+                if not terminal.answer(line.strip()):
                     break
-        if remember and (name := history.remember(assistant, session, conversation.said)):
-            note(f"Remembered as {name}; m3mlx forget {shlex.quote(name)} erases it.")
+        if remember and (name := history.remember(assistant, session, terminal.said)):
+            note(f"Memorized as {name}; m3mlx forget {shlex.quote(name)} erases it.")
 
 
-class _Conversation:
-    """One conversation in the terminal."""
+class _Terminal:
+    """A chat in the terminal.
+
+    Attributes:
+        said: messages since the beginning, also before a reset.
+        spans: what the last answer drew on.
+    """
 
     def __init__(
         self,
         assistant: Assistant,
-        memory: str,
-        system: str | None,
-        generation: dict[str, Any],
+        chat: Chat,
+        generation: Generation,
         session: str | None,
     ):
-        self.assistant, self.generation, self.session = assistant, generation, session
-        self.said: list[dict[str, str]] = []  # since the beginning, also before a reset
-        self.chat = assistant.chat(memory=memory, system=system)
-        self.spans: Spans = {}  # of the last answer
+        self.assistant, self.chat = assistant, chat
+        self.generation, self.session = generation, session
+        self.said: list[dict[str, str]] = []
+        self.spans: Spans = {}
 
     def begin(self) -> None:
-        """Load what the first answer needs, so that what is wrong shows at once."""
+        """Load what the first answer needs, so that errors show at once."""
         from .. import sessions as history
         from ..store import MemoryStore
 
         known = MemoryStore.exists(self.assistant.store_path)
-        if known and self.chat.memory != "off":
+        if known and self.chat.memory == "explicit":
             self.assistant.check()
         name = self.assistant.decoder.name
         count = len(self.assistant.documents()) if known else 0
         note(f"{name}, {count} documents in memory. /help lists commands.")
         if self.session is not None and (kept := history.recent(self.assistant, self.session)):
             self.chat.messages += kept
-            note(f"Going on with {self.session}: {len(kept)} messages are read again.")
+            note(f"Continuing {self.session}: {len(kept)} messages are read again.")
 
     def answer(self, line: str) -> bool:
-        """Do what a line says. False ends the chat."""
+        """Run a command or answer a question; return False to end the chat."""
         if line == "/quit":
             return False
         try:
@@ -134,7 +130,7 @@ class _Conversation:
                 self._send(line)
         except M3Error as error:
             click.echo(f"Error: {scrub_line(str(error))}", err=True)
-        except KeyboardInterrupt:  # a second one, or one that came too late
+        except KeyboardInterrupt:  # a second Ctrl-C, or one after the answer
             if not sys.stdin.isatty():
                 raise
             click.echo()
@@ -146,12 +142,12 @@ class _Conversation:
         said = len(self.chat.messages)
         try:
             with _stoppable() as stopped:
-                steps = self.chat.send(message, **self.generation)
+                steps = self.chat.send(message, self.generation)
                 self.spans, _ = echo_answer(steps, stopped)
         except (KeyboardInterrupt, M3Error):
-            if len(self.chat.messages) != said:  # nobody knows what its caches hold
+            if len(self.chat.messages) != said:  # its caches may hold half a step
                 self.chat.reset()
-                note("The conversation starts anew.")
+                note("A new conversation begins.")
             raise
         self.said += self.chat.messages[-2:]
         if self.session is not None:
@@ -166,7 +162,7 @@ class _Conversation:
         name, _, rest = line.partition(" ")
         try:
             words = shlex.split(rest)
-        except ValueError:  # an apostrophe, and not a quote
+        except ValueError:  # an apostrophe, not a quote
             words = [rest.strip()]
         match name, words:
             case "/help", []:
@@ -179,7 +175,7 @@ class _Conversation:
                 except KeyboardInterrupt:
                     note(INTERRUPTED)
             case "/forget", [_, *_]:
-                for document in self.assistant.forget(words)[0]:
+                for document in self.assistant.forget(words).documents:
                     click.echo(f"Forgot {scrub_line(document.path)}")
             case "/memory", []:
                 click.echo(self.chat.memory)
@@ -191,15 +187,15 @@ class _Conversation:
             case "/save", [file]:
                 _save(self.chat.messages, Path(file).expanduser())
             case _:
-                raise M3Error(f"{line}: no such command; /help lists them")
+                raise M3Error(f"{line}: no such command; /help lists all")
 
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Tell whether Ctrl-C was pressed.
+    """Give a function that tells whether Ctrl-C was pressed.
 
-    An answer ends between two tokens, so that the conversation's caches stay whole. Who does
-    not want to wait for that presses again.
+    An answer is ended between two tokens, so that the conversation's caches stay whole. A second
+    Ctrl-C interrupts at once.
     """
     pressed = False
 
@@ -217,7 +213,7 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
 
 def _lines() -> Iterator[str]:
-    """What the user types, or a script pipes in."""
+    """Lines that the user types, or a script pipes in."""
     typed = sys.stdin.isatty()
     prompt = "> " if typed and sys.stdout and sys.stdout.isatty() else ""
     while True:
@@ -234,24 +230,22 @@ def _lines() -> Iterator[str]:
 
 
 @contextmanager
-def _editing() -> Iterator[None]:
-    """Line editing and a history in a terminal, where Python has readline."""
-    try:
-        import readline
-    except ImportError:
-        readline = None
-    if readline is None or not sys.stdin.isatty():
+def _line_editing() -> Iterator[None]:
+    """Give line editing and a history in a terminal, if Python has readline."""
+    if find_spec("readline") is None or not sys.stdin.isatty():
         yield
         return
+    import readline
+
     file = cache_folder() / "chat-history"
-    with suppress(OSError):  # there is none, or it is of another readline
+    with suppress(OSError):  # missing, or written by another readline
         readline.read_history_file(file)
     try:
         yield
     finally:
-        with suppress(OSError):  # a history is not worth an error
+        with suppress(OSError):  # the chat works without a history
             file.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds what was asked
+            os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds questions
             readline.set_history_length(1000)
             readline.write_history_file(file)
             file.chmod(0o600)
@@ -267,7 +261,7 @@ def _save(messages: list[dict[str, str]], file: Path) -> None:
         with open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as opened:
             opened.write(text.encode("utf-8", "replace"))
     except FileExistsError as error:
-        raise M3Error(f"{file}: it exists already; name another file") from error
+        raise M3Error(f"{file}: the file exists already; name another one") from error
     except OSError as error:
         raise M3Error(f"{file}: cannot be written ({error.strerror})") from error
     note(f"Saved {len(messages)} messages to {file}.")

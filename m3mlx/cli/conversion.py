@@ -6,16 +6,14 @@ from pathlib import Path
 
 import click
 
-from .options import common_options, example, json_option
+from .options import command
 
 
-@click.command(
+@command(
+    "m3mlx convert checkpoint model --dtype float32",
     context_settings={"ignore_unknown_options": True},
-    epilog=example("m3mlx convert checkpoint model --dtype float32"),
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="SOURCE OUT [FLAGS]...")
-@json_option
-@common_options
 def convert(arguments: tuple[str, ...], as_json: bool) -> None:
     """Convert a checkpoint to a model directory, or a LoRA adapter to mlx-lm's.
 

@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..config import Options
 from ..text import scrub_line
 from .options import (
     WRITING,
     Size,
-    also_option,
-    collection_option,
-    common_options,
+    add_options,
+    command,
+    document_options,
     encrypt_options,
-    example,
     filter_options,
     is_verbose,
-    json_option,
     memory_options,
     open_assistant,
 )
@@ -35,6 +34,7 @@ from .render import (
     findings_json,
     human_bytes,
     memorized_json,
+    minute,
     watched_text,
 )
 from .watch import follow
@@ -42,43 +42,31 @@ from .watch import follow
 if TYPE_CHECKING:
     from ..store import Filter
 
-INTERRUPTED = "Interrupted; what is committed is kept, run again to go on."
+INTERRUPTED = "Interrupted; committed documents are kept. Run it again to continue."
 
 
-@click.command(epilog=example('m3mlx memorize notes --exclude "*.log" --collection home'))
+@command('m3mlx memorize notes --exclude "*.log" --collection home')
 @click.argument("paths", nargs=-1, metavar="PATH…")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
-@collection_option
-@click.option("--cold", is_flag=True, help="Write each memory at its first use.")
-@click.option("--prune", is_flag=True, help="Forget documents whose files have vanished.")
-@click.option("--dry-run", is_flag=True, help="Write nothing; tell what would be written.")
-@click.option(
-    "--rebuild",
-    is_flag=True,
-    help="Make the memories of this model that are missing, without the files.",
+@document_options
+@add_options(
+    prune="Forget documents whose files have vanished.",
+    dry_run="Write nothing; report what would be written.",
+    rebuild="Make missing memories of this model from the stored text.",
+    max_bytes=("Keep the store within this size from now on; none for no limit.", Size()),
+    watch="Then follow the paths, as m3mlx watch does.",
 )
-@click.option(
-    "--max-bytes", type=Size(), help="Keep the store within this size from now on, such as 2GB."
-)
-@click.option("--watch", is_flag=True, help="Then follow the paths, as m3mlx watch does.")
 @encrypt_options
 @memory_options(*WRITING)
-@json_option
-@common_options
 def memorize(
     paths: tuple[str, ...],
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    collection: str | None,
-    cold: bool,
+    reading: dict[str, Any],
     prune: bool,
     dry_run: bool,
     rebuild: bool,
     max_bytes: int | None,
     watch: bool,
     encrypt: str | None,
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
 ) -> None:
     """Read files and folders into memory."""
@@ -88,31 +76,23 @@ def memorize(
         raise click.UsageError("--dry-run goes with files only.")
     if watch and (dry_run or as_json or not paths):
         raise click.UsageError("--watch needs paths, and goes with neither --dry-run nor --json.")
-    with open_assistant(encrypt, **options) as assistant:
+    with open_assistant(options, encrypt=encrypt) as assistant:
         done, rebuilt, dropped = None, None, None
         try:
             if max_bytes is not None and (assistant.has_store() or not paths):
                 dropped = assistant.set_bound(max_bytes or None)
             if rebuild:
-                rebuilt = assistant.rebuild(cold=cold)
+                rebuilt = assistant.rebuild(cold=reading["cold"])
             if paths:
-                done = assistant.memorize(
-                    paths,
-                    collection=collection,
-                    include=include,
-                    exclude=exclude,
-                    cold=cold,
-                    prune=prune,
-                    dry_run=dry_run,
-                )
+                done = assistant.memorize(paths, prune=prune, dry_run=dry_run, **reading)
             if max_bytes is not None and dropped is None and assistant.has_store():
                 dropped = assistant.set_bound(max_bytes or None)
         except KeyboardInterrupt:
             click.echo(INTERRUPTED, err=True)
             raise click.exceptions.Exit(130) from None
         if as_json:
-            also = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
-            asked = {name: value for name, value in also.items() if value is not None}
+            others = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
+            asked = {name: value for name, value in others.items() if value is not None}
             echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
         else:
             if dropped is not None:
@@ -122,20 +102,12 @@ def memorize(
             if done:
                 echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
         if watch:
-            follow(
-                *(assistant, paths),
-                collection=collection,
-                include=include,
-                exclude=exclude,
-                cold=cold,
-            )
+            follow(assistant, paths, **reading)
     if done and done.failed and not watch:
         raise click.exceptions.Exit(1)
 
 
-@click.command("list", epilog=example("m3mlx list"))
-@json_option
-@common_options
+@command("m3mlx list", name="list")
 def list_documents(as_json: bool) -> None:
     """List the documents in memory."""
     with open_assistant() as assistant:
@@ -145,32 +117,24 @@ def list_documents(as_json: bool) -> None:
         state = "warm" if document.warm == document.references else "cold"
         rows.append({**vars(document), "state": state if document.complete else "partial"})
     if as_json:
-        keys = ("id", "path", "references", "bytes", "added", "state", "warm", "size", "hash")
-        keys += ("collection",)
+        keys = "id path references bytes added state warm size hash collection".split()
         echo_json({"documents": [{key: row[key] for key in keys} for row in rows]})
         return
     echo_table(
         ("id", "references", "memories", "added", "state", "collection", "path"),
-        (
+        [
             (
-                row["id"],
-                row["references"],
-                human_bytes(row["bytes"]),
-                row["added"][:16].replace("T", " "),
-                row["state"],
-                row["collection"],
-                row["path"],
+                *(row["id"], row["references"], human_bytes(row["bytes"]), minute(row["added"])),
+                *(row["state"], row["collection"], row["path"]),
             )
             for row in rows
-        ),
+        ],
     )
 
 
-@click.command(epilog=example("m3mlx status --json"))
-@json_option
-@common_options
+@command("m3mlx status --json")
 def status(as_json: bool) -> None:
-    """Show what the store holds and how."""
+    """Show what the store holds, and how its memories are written."""
     with open_assistant() as assistant:
         state = assistant.status()
     memory = state["memory"]
@@ -200,21 +164,21 @@ def status(as_json: bool) -> None:
         click.echo(f"{name:{width}}  {scrub_line(str(value))}")
 
 
-@click.command(epilog=example("m3mlx forget notes/old.md --verify"))
+@command("m3mlx forget notes/old.md --verify")
 @click.argument("names", nargs=-1, required=True, metavar="PATH|ID…")
 @click.option("--verify", is_flag=True, help="Search the store's files for what was erased.")
 @click.option(
     "--certificate",
     type=click.Path(dir_okay=False, writable=True, path_type=Path),
     metavar="FILE",
-    help="Verify, and write down in JSON what was erased and searched.",
+    help="Verify, and write what was erased and searched to this file, as JSON.",
 )
-@json_option
-@common_options
 def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_json: bool) -> None:
-    """Erase documents: text, vectors, index and memories."""
+    """Erase documents: their text, vectors, index entries and memories."""
     if certificate is not None and not certificate.absolute().parent.is_dir():
-        raise click.UsageError(f"{certificate.parent} is no folder.")  # before anything is erased
+        raise click.UsageError(
+            f"{certificate.parent} is not a folder."
+        )  # before anything is erased
     with open_assistant() as assistant:
         gone = assistant.forget(names, verify=verify or certificate is not None)
     if certificate is not None:
@@ -246,11 +210,9 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
         raise click.exceptions.Exit(1)
 
 
-@click.command(epilog=example("m3mlx compact"))
-@json_option
-@common_options
+@command("m3mlx compact")
 def compact(as_json: bool) -> None:
-    """Give back the room that forgotten documents and dropped memories have left."""
+    """Shrink the store's files by the room of forgotten documents and dropped memories."""
     with open_assistant() as assistant:
         before = sum(assistant.status()["bytes"].values())
         damaged = assistant.compact()
@@ -263,10 +225,10 @@ def compact(as_json: bool) -> None:
         click.echo(f"{damaged} damaged memories were left out; they are cold now.", err=True)
 
 
-@click.command(epilog=example("m3mlx check --repair"))
-@click.option("--repair", is_flag=True, help="Mend what is damaged, and hide what cannot be.")
-@json_option
-@common_options
+@command("m3mlx check --repair")
+@click.option(
+    "--repair", is_flag=True, help="Repair what can be repaired, and quarantine the rest."
+)
 def check(repair: bool, as_json: bool) -> None:
     """Look for damage in all files of the store, and name the documents concerned."""
     with open_assistant() as assistant:
@@ -280,32 +242,22 @@ def check(repair: bool, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command(
-    epilog=example(
-        'm3mlx recall "the boiler" -k 3 --type md --since 2026-01-01',
-        "m3mlx recall boiler --also work",
-    )
+@command(
+    'm3mlx recall "the boiler" -k 3 --type md --since 2026-01-01',
+    "m3mlx recall boiler --also work",
 )
 @click.argument("query")
-@click.option("-k", type=click.IntRange(min=1), default=5, show_default=True, help="How many.")
+@click.option(
+    "-k", type=click.IntRange(min=1), default=5, show_default=True, help="Number of references."
+)
 @filter_options
-@also_option
-@memory_options("encoder", "retrieval")
-@json_option
-@common_options
-def recall(
-    query: str,
-    k: int,
-    only: Filter | None,
-    also: tuple[str, ...],
-    options: dict[str, Any],
-    as_json: bool,
-) -> None:
-    """Show the references that fit a query best."""
+@memory_options("also", "encoder", "retrieval")
+def recall(query: str, k: int, only: Filter | None, options: Options, as_json: bool) -> None:
+    """Show the references that fit a query best, without an answer."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
-    with open_assistant(only=only, also=also, **options) as assistant:
-        hits = assistant.recall(query, k)
+    with open_assistant(options) as assistant:
+        hits = assistant.recall(query, k, only=only)
     if as_json:
         keys = ("path", "start", "end", "page", "line", "text", "distance", "document", "store")
         echo_json({"references": [{key: getattr(hit, key) for key in keys} for hit in hits]})

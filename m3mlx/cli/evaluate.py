@@ -1,110 +1,72 @@
-"""The command that measures what memory is worth: eval."""
+"""The command eval, which measures what memory is worth."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-from ..config import CODECS, SELECTIONS
+from ..config import CODECS, SELECTIONS, Options
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import chosen_model, common_options, example, json_option, memory_options
-from .render import dim, echo_json, echo_table, human_bytes, human_seconds, note
+from .options import add_options, command, memory_options, without_store
+from .render import Progress, dim, echo_json, echo_table, human_bytes, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
-_LISTS = ("memories", "budget", "selection", "codec")  # options that may be repeated
+_COMBINED = ("memories", "budget", "selection", "codec")  # all combinations are compared
 
 
-def _budgets(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    for text in value:
-        try:
-            parse_budget(text)
-        except M3Error as error:
-            raise click.BadParameter(str(error), ctx, param) from error
-    return value
-
-
-def _lists(command: Any) -> Any:
-    """The options whose values are combined with each other."""
-    for option in (
-        click.option("--codec", multiple=True, type=click.Choice(CODECS), help="Bits on disk."),
-        click.option(
-            "--selection",
-            multiple=True,
-            type=click.Choice(SELECTIONS),
-            help="Score that picks the tokens a memory keeps.",
-        ),
-        click.option(
-            "--budget",
-            multiple=True,
-            metavar="KIND:N",
-            default=("auto",),
-            show_default=True,
-            callback=_budgets,
-            help="Tokens per head, such as calibrated:8, uniform:8 or half:8 (of the layers).",
-        ),
-        click.option(
-            "--memories",
-            multiple=True,
-            type=click.IntRange(min=1),
-            default=(1,),
-            show_default=True,
-            help="References read or pasted: the best that the search finds, the right one among "
-            "them where there is one.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-@click.command(
-    "eval", epilog=example("m3mlx eval questions.jsonl --memories 1 --memories 5 --answer-tokens 0")
+@command(
+    "m3mlx eval questions.jsonl --memories 1 --memories 5 --answer-tokens 0",
+    name="eval",
 )
 @click.argument("file", metavar="FILE.jsonl")
-@click.option(
-    "--task",
-    type=click.Choice(TASKS),
-    default="questions",
-    show_default=True,
-    help="Answer, recite the documents, notice a changed one, or choose an answer.",
+@add_options(
+    task=(
+        "Answer questions, recite documents, notice a changed document, or choose an answer.",
+        TASKS,
+        "questions",
+    ),
+    memories=(
+        "References read or pasted: the best that the search finds, the right one among them if "
+        "there is one.",
+        [click.IntRange(min=1)],
+        (1,),
+    ),
+    budget=(
+        "Tokens per head, such as calibrated:8, uniform:8 or half:8 (first half of the layers).",
+        ["KIND:N"],
+        ("auto",),
+    ),
+    selection=("Score that selects the tokens a memory keeps.", [SELECTIONS]),
+    codec=("Bits of keys and values on disk.", [tuple(CODECS)]),
+    mode=(
+        "Measure only nothing (off), the right reference as text (oracle), several as text, or "
+        "memories (explicit); may be repeated.",
+        [("off", "oracle", "text", "explicit")],
+    ),
+    answer_tokens=(
+        "Length of greedy answers; 0 measures likelihood only, which is quicker.",
+        click.IntRange(min=0),
+        32,
+    ),
+    limit=("Number of lines or changed documents, evenly spread.", click.IntRange(min=1)),
+    others=("Unrelated documents to memorize too: lines of JSON with a document.", "FILE"),
+    plot=("Draw loss against bytes of a memory.", "FILE.svg"),
 )
-@_lists
-@click.option(
-    "--mode",
-    "modes",
-    multiple=True,
-    type=click.Choice(("off", "oracle", "text", "explicit")),
-    help="Only these: nothing, the right reference as text, several, memories.",
-)
-@click.option(
-    "--answer-tokens",
-    type=click.IntRange(min=0),
-    default=32,
-    show_default=True,
-    help="Length of greedy answers; 0 for likelihood alone, which is quicker.",
-)
-@click.option(
-    "--limit",
-    type=click.IntRange(min=1),
-    help="So many lines of FILE, or documents to update, evenly spread.",
-)
-@click.option(
-    "--others", metavar="FILE", help="Unrelated documents: lines of JSON with a document."
-)
-@click.option("--plot", metavar="FILE.svg", help="Draw loss against bytes.")
 @memory_options("encoder", "adapter_path", "retrieval")
-@json_option
-@common_options
 def eval_file(
     file: str,
     task: str,
     limit: int | None,
     others: str | None,
     plot: str | None,
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
-    **chosen: Any,
+    mode: tuple[str, ...],
+    answer_tokens: int,
+    **combined: tuple[Any, ...],
 ) -> None:
     """Measure what memory is worth.
 
@@ -113,45 +75,54 @@ def eval_file(
 
     \b
     --task recite  reads document alone;
-    --task update  also reads changed, another answer that takes the place of the first;
+    --task update  also reads changed, another answer that replaces the first;
     --task choice  reads question, choices, answer and perhaps document.
     """
     if plot and (task != "questions" or not plot.endswith(".svg")):
         raise click.UsageError("--plot draws the task questions, into a file named .svg.")
     if others and task == "questions":
         raise click.UsageError("--others is for the tasks recite, update and choice.")
-    options = {**chosen_model(), **options}
+    for text in combined["budget"]:
+        try:
+            parse_budget(text)
+        except M3Error as error:
+            raise click.BadParameter(str(error), param_hint="--budget") from error
+    arguments = {
+        "answer_tokens": answer_tokens,
+        "progress": Progress.of_context(),
+        **without_store(options),
+    }
     if task == "questions":
-        _questions(file, limit, plot, options, as_json, **chosen)
+        _questions(file, limit, plot, mode, combined, arguments, as_json)
         return
-    single = {name: chosen[name] for name in _LISTS}
-    if chosen["modes"] or any(len(values) > 1 for values in single.values()):
+    if mode or any(len(values) > 1 for values in combined.values()):
         raise click.UsageError(f"--task {task} takes no --mode, and one value of each option.")
-    options |= {name: values[0] for name, values in single.items() if values}
-    _task(task, file, limit, others, options, as_json, chosen["answer_tokens"])
+    arguments |= {name: values[0] for name, values in combined.items() if values}
+    _task(task, file, limit, others, arguments, as_json)
 
 
 def _questions(
     file: str,
     limit: int | None,
     plot: str | None,
-    options: dict[str, Any],
+    modes: tuple[str, ...],
+    combined: dict[str, tuple[Any, ...]],
+    arguments: dict[str, Any],
     as_json: bool,
-    **chosen: Any,
 ) -> None:
+    """Answer questions in every mode, with memories of every combination of options."""
     from .. import evaluate
 
-    questions = evaluate.spread(evaluate.read_questions(file), limit)
+    memories, budgets, selections, codecs = (combined[name] for name in _COMBINED)
     report = evaluate.evaluate(
-        questions,
-        modes=chosen["modes"] or evaluate.MODES,
-        memories=chosen["memories"],
-        budgets=chosen["budget"],
-        selections=chosen["selection"] or (None,),
-        codecs=chosen["codec"] or (None,),
-        answer_tokens=chosen["answer_tokens"],
+        evaluate.spread(evaluate.read_questions(file), limit),
+        modes=modes or evaluate.MODES,
+        memories=memories,
+        budgets=budgets,
+        selections=selections or (None,),
+        codecs=codecs or (None,),
         report=lambda row: note(" ".join(filter(None, _cells(row)))),
-        **options,
+        **arguments,
     )
     if plot:
         evaluate.plot(report, plot)
@@ -188,21 +159,20 @@ def _task(
     file: str,
     limit: int | None,
     others: str | None,
-    options: dict[str, Any],
+    arguments: dict[str, Any],
     as_json: bool,
-    answer_tokens: int,
 ) -> None:
+    """One of the other tasks."""
     from .. import evaluate
 
-    read, measure = {
-        "recite": (evaluate.read_documents, evaluate.recite),
-        "update": (evaluate.read_questions, evaluate.update),
-        "choice": (evaluate.read_choices, evaluate.choose),
-    }[task]
+    tasks: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
+        "recite": (evaluate.read_documents, evaluate.spread, evaluate.recite),
+        "update": (evaluate.read_questions, evaluate.spread_documents, evaluate.update),
+        "choice": (evaluate.read_choices, evaluate.spread, evaluate.choose),
+    }
+    read, spread, measure = tasks[task]
     unrelated = evaluate.read_documents(others) if others else []
-    limited = evaluate.spread_documents if task == "update" else evaluate.spread
-    lines = limited(read(file), limit)
-    table = measure(lines, others=unrelated, answer_tokens=answer_tokens, **options)
+    table = measure(spread(read(file), limit), others=unrelated, **arguments)
     if as_json:
         echo_json(table.to_json())
         return

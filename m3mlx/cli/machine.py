@@ -3,98 +3,86 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import click
 
+from ..config import Options
 from ..text import scrub_line
-from .options import common_options, example, json_option, memory_options, open_assistant
+from .options import command, memory_options, open_assistant
 from .render import dim, echo_json, echo_table, human_bytes, note
 
 _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 
 
-@click.group(invoke_without_command=True, epilog=example("m3mlx models"))
-@json_option
-@common_options
+@command("m3mlx models", cls=click.Group, invoke_without_command=True)
 @click.pass_context
 def models(ctx: click.Context, as_json: bool) -> None:
     """Show which models are cached, and which would fit this machine."""
     if ctx.invoked_subcommand:
         return
-    from ..models import inventory as cached
+    from ..models import inventory
 
-    have, (total, free) = cached.cached(), cached.machine_memory()
-    names = {model.name.lower() for model in have}
-    advised = [
-        {
-            "name": model.name,
-            "parameters": model.parameters,
-            "needs_bytes": model.needs_bytes,
-            "fits": cached.fits(model, total),
-            "cached": model.name.lower() in names,
-            "licence": model.licence,
-            "state": model.state,
-        }
-        for model in cached.RECOMMENDED
-    ]
+    cached, (total, free) = inventory.cached(), inventory.machine_memory()
+    names = {model.name.lower() for model in cached}
+    recommended = [(model, inventory.fits(model, total)) for model in inventory.RECOMMENDED]
     if as_json:
         echo_json(
             {
-                "cached": [{**asdict(model), "path": str(model.path)} for model in have],
+                "cached": [{**asdict(model), "path": str(model.path)} for model in cached],
                 "machine": {"memory_bytes": total, "free_bytes": free},
-                "recommended": advised,
+                "recommended": [
+                    {
+                        "name": model.name,
+                        "parameters": model.parameters,
+                        "needs_bytes": model.needs_bytes,
+                        "fits": fits,
+                        "cached": model.name.lower() in names,
+                        "licence": model.licence,
+                        "state": model.state,
+                    }
+                    for model, fits in recommended
+                ],
             }
         )
         return
     echo_table(
         ("cached", "kind", "disk", "state"),
-        ((m.name, m.kind, human_bytes(m.bytes), m.broken or "whole") for m in have),
+        [(m.name, m.kind, human_bytes(m.bytes), m.broken or "whole") for m in cached],
     )
-    click.echo(f"{human_bytes(sum(m.bytes for m in have))} of models on the disk.\n")
+    click.echo(f"{human_bytes(sum(m.bytes for m in cached))} of models on the disk.\n")
     echo_table(
         ("recommended", "takes about", "fits", "licence", "with explicit memory"),
-        (
-            (
-                row["name"],
-                human_bytes(row["needs_bytes"]),
-                "yes" if row["fits"] else "no",
-                row["licence"],
-                row["state"],
-            )
-            for row in advised
-        ),
+        [
+            (m.name, human_bytes(m.needs_bytes), "yes" if fits else "no", m.licence, m.state)
+            for m, fits in recommended
+        ],
     )
     dim(
-        f"This machine ({cached.machine()}) has {human_bytes(total)} of memory; a model fits that "
-        f"takes at most two thirds of it. What a model takes is estimated from its size."
+        f"This machine ({inventory.machine()}) has {human_bytes(total)} of memory. A model fits if "
+        f"it takes at most two thirds of it; what it takes is estimated from its size."
     )
 
 
-@models.command(epilog=example("m3mlx models remove all-minilm-l6-v2"))
+@command("m3mlx models remove all-minilm-l6-v2", group=models)
 @click.argument("name")
-@json_option
-@common_options
 def remove(name: str, as_json: bool) -> None:
-    """Take a cached model from the disk."""
-    from ..models import inventory as cached
+    """Delete a cached model from the disk."""
+    from ..models import inventory
 
-    gone = cached.remove(name)
+    gone = inventory.remove(name)
     if as_json:
         echo_json({"removed": gone.name, "bytes": gone.bytes})
     else:
         click.echo(f"Removed {scrub_line(gone.name)} ({human_bytes(gone.bytes)})")
 
 
-@click.command(epilog=example("m3mlx doctor"))
+@command("m3mlx doctor")
 @memory_options("encoder", "adapter_path")
-@json_option
-@common_options
-def doctor(options: dict[str, Any], as_json: bool) -> None:
-    """Look at the machine, the models and the store, and say what to do."""
+def doctor(options: Options, as_json: bool) -> None:
+    """Check the machine, the models and the store, and say what to do."""
     from ..doctor import examine
 
-    with open_assistant(**options) as assistant:
+    with open_assistant(options) as assistant:
         found = examine(assistant)
     broken = [finding for finding in found if finding.state == "broken"]
     if as_json:

@@ -1,4 +1,4 @@
-"""Options that several commands share, each written once."""
+"""Options that several commands share, and the assistant that they describe."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,14 +25,19 @@ from ..config import (
     REFERENCE_TOKENS,
     RETRIEVALS,
     SELECTIONS,
+    Generation,
+    Options,
 )
 from ..errors import M3Error
 from .render import Progress
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
+    from ..store import Filter
 
-_META = "m3mlx."  # of the keys of the context's notes, which all commands share
+Decorator = Callable[[Callable[..., Any]], Any]
+
+_META = "m3mlx."  # prefix of our keys in the context's ``meta``, which all commands share
 
 
 class _Tokens(click.ParamType):
@@ -48,7 +55,7 @@ class _Tokens(click.ParamType):
 
 
 class Size(click.ParamType):
-    """A number of bytes, such as 500MB or 2GiB; none is 0."""
+    """A number of bytes, such as 500MB or 2GiB; "none" is 0."""
 
     name = "bytes|none"
 
@@ -67,286 +74,298 @@ class Size(click.ParamType):
         return count
 
 
-def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    if not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no finite number.", ctx, param)
-    return value
+class _Finite(click.FloatRange):
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        if not math.isfinite(number := super().convert(value, param, ctx)):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
-def _note(ctx: click.Context, param: click.Parameter, value: Any) -> None:
-    """Keep an option for every command; what stands behind the command's name comes last."""
+def _keep(ctx: click.Context, param: click.Parameter, value: Any) -> None:
+    """Keep a common option in the context; one given after the command's name wins."""
+    assert param.name
     key = _META + param.name
     typed = ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
     if value and (typed or key not in ctx.meta):
         ctx.meta[key] = value
 
 
-def common_options(command: Callable) -> Callable:
-    """--model, --store, --passphrase-file and -v, before or behind the name of the command."""
-    keep = {"expose_value": False, "callback": _note}
-    for option in (
-        click.option("-v", "--verbose", is_flag=True, help="Tell more.", **keep),
-        click.option(
-            "--store", metavar="DIR", envvar="M3MLX_STORE", help="Folder of memories.", **keep
-        ),
-        click.option(
-            "--passphrase-file",
-            metavar="FILE",
-            help="First line is the passphrase of an encrypted store (or M3MLX_PASSPHRASE).",
-            **keep,
-        ),
-        click.option(
-            "--model",
-            metavar="NAME",
-            envvar="M3MLX_MODEL",
-            help="Directory, hub id or built-in name of the language model.",
-            **keep,
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def is_verbose() -> bool:
-    return bool(_noted("verbose"))
-
-
-def _noted(name: str) -> Any:
+def _kept(name: str) -> Any:
     ctx = click.get_current_context(silent=True)
     return ctx.meta.get(_META + name) if ctx else None
 
 
-def example(*lines: str) -> str:
-    """The end of a command's help; a test runs each of these lines."""
-    title = "Examples:" if len(lines) > 1 else "Example:"
-    return "\n".join(("\b", title, *(f"  {line}" for line in lines)))
-
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-
-memory_mode = click.option(
-    "--memory",
-    type=click.Choice(MEMORY_MODES),
-    default="explicit",
-    show_default=True,
-    help="Read memories, paste the same references as text, or neither.",
+_KEEP: dict[str, Any] = {"expose_value": False, "callback": _keep}
+_JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
+COMMON = (  # of every command, and accepted before its name too
+    click.Option(
+        ["--model"],
+        metavar="NAME",
+        envvar="M3MLX_MODEL",
+        help="Language model: directory, hub id or built-in name (or M3MLX_MODEL).",
+        **_KEEP,
+    ),
+    click.Option(
+        ["--passphrase-file"],
+        metavar="FILE",
+        help="File whose first line is the passphrase of an encrypted store (or M3MLX_PASSPHRASE).",
+        **_KEEP,
+    ),
+    click.Option(
+        ["--store"],
+        metavar="DIR",
+        envvar="M3MLX_STORE",
+        help="Folder of the store (or M3MLX_STORE).",
+        **_KEEP,
+    ),
+    click.Option(
+        ["-v", "--verbose"], is_flag=True, help="Print details, and tracebacks of errors.", **_KEEP
+    ),
 )
 
-system_prompt = click.option(
-    "--system-prompt", metavar="TEXT", help="Instructions before the first message."
-)
 
-_MEMORY = {
-    "encoder": click.option(
-        "--encoder", metavar="NAME", help="Directory or name of the sentence encoder."
+def command(
+    *examples: str,
+    name: str | None = None,
+    group: click.Group | None = None,
+    as_json: bool = True,
+    **settings: Any,
+) -> Decorator:
+    """Make a command with --json and the common options behind its own.
+
+    Args:
+        examples: shown at the end of its help; a test runs each of them.
+        name: None for the function's.
+        group: the command that it belongs to; None for m3mlx itself.
+        settings: of ``click.command``.
+    """
+    title = "Examples:" if len(examples) > 1 else "Example:"
+    epilog = "\n".join(("\b", title, *(f"  {line}" for line in examples)))
+
+    def decorate(function: Callable[..., Any]) -> click.Command:
+        made = click.command(name, epilog=epilog, **settings)(function)
+        made.params += [_JSON, *COMMON] if as_json else COMMON
+        if group is not None:
+            group.add_command(made)
+        return made
+
+    return decorate
+
+
+def is_verbose() -> bool:
+    return bool(_kept("verbose"))
+
+
+def chosen_model() -> str | None:
+    """The value of --model."""
+    return _kept("model")
+
+
+def add_options(**table: str | tuple[Any, ...]) -> Decorator:
+    """Add options to a command, in this order.
+
+    Args:
+        table: of each parameter its help, then its kind and default: a type, a tuple of choices,
+            or the metavar of a text; [kind] may be repeated. Help alone makes a flag.
+    """
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        for name, entry in reversed(list(table.items())):
+            help, kind, *default = (entry, bool) if isinstance(entry, str) else entry
+            given: dict[str, Any] = {"default": default[0]} if default else {}
+            if isinstance(kind, list):
+                (kind,), given["multiple"] = kind, True
+            if kind is bool:
+                given["is_flag"] = True
+            elif isinstance(kind, str):
+                given["metavar"] = kind
+            else:
+                given["type"] = click.Choice(kind) if isinstance(kind, tuple) else kind
+            command = click.option(f"--{name.replace('_', '-')}", name, help=help, **given)(command)
+        return command
+
+    return decorate
+
+
+def _gathered(gathered: str, make: Callable[..., Any], **table: str | tuple[Any, ...]) -> Decorator:
+    """Add options that the command gets as one object, made of them, under a name."""
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        @functools.wraps(command)
+        def gather(**params: Any) -> Any:
+            return command(**{gathered: make(**{key: params.pop(key) for key in table})}, **params)
+
+        return add_options(**table)(gather)
+
+    return decorate
+
+
+_MEMORY: dict[str, tuple[Any, ...]] = {
+    "also": ("Search and read this store too, without changing it; may be repeated.", ["STORE"]),
+    "encoder": ("Sentence encoder: directory or built-in name.", "NAME"),
+    "adapter_path": (
+        "LoRA adapter of mlx-lm.  [default: the one that comes with the model, if any]",
+        "DIR|none",
     ),
-    "adapter_path": click.option(
-        "--adapter-path",
-        metavar="DIR|none",
-        help="LoRA adapter of mlx-lm.  [default: the one that comes with the model, if any]",
+    "selection": ("Score that selects the tokens a memory keeps.", SELECTIONS),
+    "budget": ("Keep as many tokens as each head needs, or equally many in all.", BUDGETS),
+    "tokens_per_head": (
+        "Average number of tokens that a head keeps; auto finds it by calibration.",
+        _Tokens(),
     ),
-    "selection": click.option(
-        "--selection",
-        type=click.Choice(SELECTIONS),
-        help="Score that picks the tokens a memory keeps.",
+    "codec": ("Bits of keys and values on disk: k8v4 is 8 for keys, 4 for values.", tuple(CODECS)),
+    "memories": (
+        f"Memories that each 64 tokens read.  [default: the model's own, or {MEMORIES}]",
+        click.IntRange(min=1),
     ),
-    "budget": click.option(
-        "--budget",
-        type=click.Choice(BUDGETS),
-        help="Give each attention head what it needs, or all as many.",
-    ),
-    "tokens_per_head": click.option(
-        "--tokens-per-head", type=_Tokens(), help="Tokens that a memory keeps; auto finds out."
-    ),
-    "codec": click.option(
-        "--codec", type=click.Choice(CODECS), help="Bits of keys and values on disk."
-    ),
-    "memories": click.option(
-        "--memories",
-        type=click.IntRange(min=1),
-        help=f"Memories read by each 64 tokens.  [default: the model's own, or {MEMORIES}]",
-    ),
-    "kv_bits": click.option(
-        "--kv-bits", type=click.Choice([4, 8]), help="Keep the context quantized."
-    ),
-    "retrieval": click.option(
-        "--retrieval",
-        type=click.Choice(RETRIEVALS),
-        default="hybrid",
-        show_default=True,
-        help="Search by meaning and words, by meaning, or by words.",
+    "kv_bits": ("Quantize keys and values of the context to this many bits.", (4, 8)),
+    "retrieval": (
+        "Search by meaning and words (hybrid), by meaning (dense) or by words (text).",
+        RETRIEVALS,
+        "hybrid",
     ),
 }
 WRITING = ("encoder", "adapter_path", "selection", "budget", "tokens_per_head", "codec")
 READING = (*WRITING, "memories", "kv_bits", "retrieval")
 
 
-def memory_options(*names: str) -> Callable[[Callable], Callable]:
-    """Some options of ``Assistant``; the command gets them as one mapping ``options``."""
-    return _gathered("options", {name: _MEMORY[name] for name in names})
+def memory_options(*names: str) -> Decorator:
+    """Options of an assistant; the command gets them as ``options``, with model and store."""
+    return _gathered("options", _options, **{name: _MEMORY[name] for name in names})
 
 
-def generation_options(query: str) -> Callable[[Callable], Callable]:
-    """Options of ``Chat.send``, as one mapping ``generation``; ``query`` is a default."""
-    return _gathered(
-        "generation",
-        {
-            "max_tokens": click.option(
-                "--max-tokens",
-                type=click.IntRange(min=1),
-                default=256,
-                show_default=True,
-                help="Length of an answer, at most.",
-            ),
-            "temp": click.option(
-                "--temp",
-                type=click.FloatRange(min=0),
-                default=0.0,
-                show_default=True,
-                callback=_finite,
-                help="Temperature; 0 always takes the likeliest token.",
-            ),
-            "top_p": click.option(
-                "--top-p",
-                type=click.FloatRange(0, 1),
-                default=1.0,
-                show_default=True,
-                callback=_finite,
-                help="Draw from the likeliest tokens that add up to this.",
-            ),
-            "seed": click.option(
-                "--seed",
-                type=click.IntRange(0, 2**64 - 1),
-                help="Makes drawing repeatable.",
-            ),
-            "query": click.option(
-                "--query",
-                type=click.Choice(["chunk", "message"]),
-                default=query,
-                show_default=True,
-                help="Retrieve with each 64 tokens of the prompt, or with all of it.",
-            ),
-        },
+def _options(*, also: tuple[str, ...] = (), **chosen: Any) -> Options:
+    store = _kept("store")
+    folder = Path(store) if store else None
+    return Options(model=chosen_model(), store=folder, also=tuple(map(Path, also)), **chosen)
+
+
+def conversation_options(query: str) -> Decorator:
+    """Options of commands that answer: ``memory``, ``system``, ``generation`` and ``only``.
+
+    Args:
+        query: default of --query.
+    """
+    memory = add_options(
+        memory=(
+            "Read memories (explicit), paste the same references (text), or neither (off).",
+            MEMORY_MODES,
+            "explicit",
+        ),
+        system_prompt=("Instructions before the first message.", "TEXT"),
     )
+    generation = _gathered(
+        *("generation", Generation),
+        max_tokens=("Maximum length of an answer, in tokens.", click.IntRange(min=1), 256),
+        temp=("Sampling temperature; 0 always takes the likeliest token.", _Finite(0), 0.0),
+        top_p=(
+            "Sample from the likeliest tokens that add up to this probability.",
+            _Finite(0, 1),
+            1.0,
+        ),
+        seed=("Seed that makes sampling repeatable.", click.IntRange(0, 2**64 - 1)),
+        query=(
+            "Retrieve with each 64 tokens of the message (chunk), or with all of it.",
+            ("chunk", "message"),
+            query,
+        ),
+    )
+    return lambda command: memory(generation(filter_options(command)))
 
 
-def _gathered(name: str, options: Mapping[str, Callable]) -> Callable[[Callable], Callable]:
-    def decorate(command: Callable) -> Callable:
-        @functools.wraps(command)
-        def gathering(**params: Any) -> Any:
-            return command(**{name: {key: params.pop(key) for key in options}}, **params)
+def _filter(
+    collection: str | None, path: tuple[str, ...], type: tuple[str, ...], since: datetime | None
+) -> Filter | None:
+    """The filter that the options describe, or None for all documents."""
+    from ..store import Filter
 
-        for option in reversed(options.values()):
-            gathering = option(gathering)
-        return gathering
+    # a day begins in the user's time zone
+    day = since.astimezone().astimezone(UTC).isoformat(timespec="seconds") if since else None
+    only = Filter(collection, path, type, day)
+    return None if only == Filter() else only
 
-    return decorate
 
-
-also_option = click.option(
-    "--also",
-    multiple=True,
-    metavar="STORE",
-    help="Search and read this store too, which is never changed; may be repeated.",
+filter_options = _gathered(
+    *("only", _filter),
+    collection=("Search only this collection.", "NAME"),
+    path=("Search only this file, this folder, or what matches this pattern.", ["GLOB"]),
+    type=("Search only files with this ending, such as pdf.", ["ENDING"]),
+    since=(
+        "Search only documents memorized since then.",
+        click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+    ),
 )
 
-collection_option = click.option(
-    "--collection", metavar="NAME", help="Put the documents into this collection."
+document_options = _gathered(
+    *("reading", dict),
+    include=("Read only matching files; a pattern as in .gitignore.", ["PATTERN"]),
+    exclude=("Skip matching files; a pattern as in .gitignore.", ["PATTERN"]),
+    collection=("Put the documents into this collection.", "NAME"),
+    cold="Write each memory at its first use.",
 )
 
 
-def filter_options(command: Callable) -> Callable:
-    """Which documents are searched; the command gets ``only``: a Filter, or None for all."""
-
-    @functools.wraps(command)
-    def filtering(
-        collection: str | None,
-        only_paths: tuple[str, ...],
-        only_types: tuple[str, ...],
-        since: datetime | None,
-        **params: Any,
-    ) -> Any:
-        from ..store import Filter
-
-        # a day begins where the user is
-        day = since and since.astimezone().astimezone(UTC).isoformat(timespec="seconds")
-        only = Filter(collection, only_paths, only_types, day)
-        return command(only=None if only == Filter() else only, **params)
-
-    for option in (
-        click.option(
-            "--since",
-            type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
-            help="Search only what was memorized since then.",
-        ),
-        click.option(
-            *("--type", "only_types"),
-            multiple=True,
-            metavar="ENDING",
-            help="Search only files with this ending, such as pdf.",
-        ),
-        click.option(
-            *("--path", "only_paths"),
-            multiple=True,
-            metavar="GLOB",
-            help="Search only files with this path, below this folder, or like this.",
-        ),
-        click.option("--collection", metavar="NAME", help="Search only this collection."),
-    ):
-        filtering = option(filtering)
-    return filtering
-
-
-def chosen_model() -> dict[str, Any]:
-    """What --model and -v say, as arguments of whatever makes an assistant."""
-    return {"model": _noted("model"), "progress": Progress.of_context()}
-
-
-def encrypt_options(command: Callable) -> Callable:
-    """--encrypt and --keyring; the command gets them as ``encrypt``: None or where the key is."""
+def encrypt_options(command: Callable[..., Any]) -> Any:
+    """--encrypt and --keyring; the command gets them as ``encrypt``: None, or where the key is."""
     for place, option, help in (
-        ("keyring", "--keyring", "Encrypt a new store; the system's key store has the key."),
+        ("keyring", "--keyring", "Encrypt a new store with a key in the system's key store."),
         ("passphrase", "--encrypt", "Encrypt a new store with a passphrase."),
     ):
         command = click.option(option, "encrypt", flag_value=place, help=help)(command)
     return command
 
 
+def without_store(options: Options) -> dict[str, Any]:
+    """Arguments of ``Assistant`` for programs that make a store of their own."""
+    return {name: value for name, value in vars(options).items() if name != "store"}
+
+
 @contextmanager
-def open_assistant(encrypt: str | None = None, **options: Any) -> Iterator[Assistant]:
-    """The assistant that the command's options describe."""
+def open_assistant(
+    options: Options | None = None, *, encrypt: str | None = None
+) -> Iterator[Assistant]:
+    """Open the assistant that the command's options describe."""
     from ..assistant import Assistant
 
-    model = chosen_model()
-    ask = _passphrase(encrypt is not None, model["progress"])
-    with Assistant(
-        store=_noted("store"),
-        encrypt=encrypt is not None,
-        passphrase=None if encrypt == "keyring" else ask,
-        **model,
-        **options,
-    ) as assistant:
+    options = replace(options or _options(), encrypt=encrypt is not None)
+    progress = Progress.of_context()
+    ask = None if encrypt == "keyring" else _passphrase(options.encrypt, progress)
+    with Assistant.of(options, passphrase=ask, progress=progress) as assistant:
         yield assistant
 
 
+def read_first_line(file: str, what: str) -> str:
+    """The first line of a file with a secret.
+
+    Raises:
+        M3Error: it cannot be read, or is empty.
+    """
+    try:
+        with open(file, encoding="utf-8") as opened:
+            line = opened.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise M3Error(f"{file}: the {what} cannot be read ({reason})") from error
+    if not line:
+        raise M3Error(f"{file}: the {what} cannot be read (the file is empty)")
+    return line.rstrip("\r\n")
+
+
 def _passphrase(new: bool, progress: Progress) -> Callable[[], str]:
-    """Asks once for the passphrase: the file, the environment, or who sits at the terminal."""
-    file = _noted("passphrase_file")  # now, because there may be no context later
+    """Return a function that gets the passphrase once: from file, environment or terminal."""
+    file = _kept("passphrase_file")  # now: it may be called on a thread without a context
 
     @functools.cache
     def ask() -> str:
         if file:
-            try:
-                with open(file, encoding="utf-8") as opened:
-                    return opened.readline().rstrip("\r\n")
-            except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "it is not UTF-8"
-                raise M3Error(f"{file}: the passphrase cannot be read ({reason}).") from error
+            return read_first_line(file, "passphrase")
         if words := os.environ.get("M3MLX_PASSPHRASE"):
             return words
         if not (sys.stdin and sys.stdin.isatty()):
             raise M3Error(
-                "a passphrase is needed and nobody is there to type it. Give it in "
+                "a passphrase is needed, and there is no terminal to type it. Give it in "
                 "M3MLX_PASSPHRASE or with --passphrase-file."
             )
         progress.close()  # or it would draw over the question

@@ -8,14 +8,12 @@ from typing import Any
 
 import click
 
-from .options import chosen_model, common_options, example, json_option
-from .render import echo_json, echo_table, note
+from .options import chosen_model, command
+from .render import Progress, echo_json, echo_table, note
 
 
-@click.command(epilog=example("m3mlx parity --quick"))
-@click.option("--quick", is_flag=True, help="Compare with what is recorded alone, with no model.")
-@json_option
-@common_options
+@command("m3mlx parity --quick")
+@click.option("--quick", is_flag=True, help="Compare with recorded results only, not with --model.")
 def parity(quick: bool, as_json: bool) -> None:
     """Check that MLX computes here what PyTorch computes.
 
@@ -23,8 +21,7 @@ def parity(quick: bool, as_json: bool) -> None:
     and --model with PyTorch itself where it is installed. Exit code 1 if anything differs."""
     from ..parity.check import check_golden, devices, reference_side, summary, table
 
-    chosen = chosen_model()
-    progress = chosen.pop("progress")
+    progress = Progress.of_context()
     found = devices()
     skipped = {device: why for device, why in found.items() if why}
     usable = [device for device in found if device not in skipped]
@@ -33,31 +30,25 @@ def parity(quick: bool, as_json: bool) -> None:
     if real is None:
         skipped["a whole model"] = why
     else:
-        results.append(real.real_result(chosen["model"], device=usable[-1], progress=progress))
+        results.append(real.real_result(chosen_model(), device=usable[-1], progress=progress))
     line = summary(results, skipped)
     ok = all(result.ok for result in results)
     if as_json:
-        echo_json(
-            {
-                "ok": ok,
-                "summary": line,
-                "skipped": skipped,
-                "results": [_plain({**asdict(result), "ok": result.ok}) for result in results],
-            }
-        )
+        rows = [_without_nan({**asdict(result), "ok": result.ok}) for result in results]
+        echo_json({"ok": ok, "summary": line, "skipped": skipped, "results": rows})
     else:
         echo_table(*table(results))
         for what, reason in skipped.items():
             note(f"{what} left out: {reason}")
         click.echo(line)
     if not ok:
-        click.get_current_context().exit(1)
+        raise click.exceptions.Exit(1)
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN, which stands for what cannot be compared."""
+def _without_nan(value: Any) -> Any:
+    """Replace NaN, which marks what cannot be compared, by None: JSON has no NaN."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,11 +1,11 @@
-"""How things look: progress, tables, places, numbers."""
+"""Output of the commands: progress, tables, places, numbers."""
 
 from __future__ import annotations
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -19,22 +19,17 @@ if TYPE_CHECKING:
     from ..memorize.run import MemorizeReport
     from ..store import CheckReport, Hit, RepairReport
 
-Spans = dict[int, "list[Hit]"]  # what each span of 64 answer tokens drew on
+Spans = dict[int, "list[Hit]"]  # references by span of 64 answer tokens
 
 SNIPPET = 160  # characters
 
-# Control characters but tab and newline, halves of characters, and turns of direction.
-
 
 class Progress:
-    """A bar on stderr for what the library reports, where somebody is watching.
-
-    It goes when its work is done, so that it never stands among results.
-    """
+    """A progress bar on stderr, if that is a terminal; it vanishes when its work is done."""
 
     @classmethod
     def of_context(cls) -> Progress:
-        """A progress that the end of the command takes away, whatever happened."""
+        """A progress bar that the end of the command removes, whatever happened."""
         progress = cls()
         click.get_current_context().call_on_close(progress.close)
         return progress
@@ -81,12 +76,12 @@ class Progress:
 
 
 def echo_json(value: object) -> None:
-    """Pure ASCII, so that no terminal's encoding can spoil it."""
+    """Print JSON in ASCII, which every terminal's encoding can show."""
     click.echo(json.dumps(value, indent=2))
 
 
 def echo_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; numbers stand to the right. Its lines are cut only by a terminal."""
+    """Print a table, numbers right-aligned. Only a terminal limits its width."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -104,12 +99,12 @@ def echo_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def note(text: str) -> None:
-    """Something beside the result, on stderr."""
+    """Print something beside the result, on stderr."""
     click.echo(click.style(text, dim=True), err=True)
 
 
 def dim(text: str) -> None:
-    """A part of the result that should not shout."""
+    """Print a less important part of the result, dimmed."""
     click.echo(click.style(text, dim=True))
 
 
@@ -137,8 +132,12 @@ def memorized_json(done: MemorizeReport, dry_run: bool) -> dict:
     return {**vars(done), "failed": failed, "dry_run": dry_run}
 
 
+def minute(time: str) -> str:
+    """An ISO time to the minute."""
+    return time[:16].replace("T", " ")
+
+
 def echo_rebuilt(done: RebuildReport) -> None:
-    """What was made from the stored text."""
     click.echo(
         f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "
         f"{human_seconds(done.seconds)}"
@@ -155,9 +154,9 @@ def bound_text(max_bytes: int | None) -> str:
 
 
 def watched_text(state: Mapping[str, Any]) -> str:
-    """What the process that watches folders told last."""
+    """The last report of the process that watches folders."""
     if "pending" not in state:
-        return "just beginning"
+        return "just started"
     away = f", of which {state['away']} gone or empty" if state["away"] else ""
     return (
         f"{state['folders']} paths{away} by process {state['pid']}; {state['pending']} changes "
@@ -166,7 +165,7 @@ def watched_text(state: Mapping[str, Any]) -> str:
 
 
 def edition_text(edition: Mapping[str, Any]) -> str:
-    """One edition of memories in a line."""
+    """One edition of memories, in a line."""
     memory, made = edition["memory"], edition["fingerprint"]
     name = made.get("model", made.get("weights", ""))
     how = f"{memory.get('selection')}, {memory.get('budget')}, {made.get('codec')}"
@@ -174,7 +173,7 @@ def edition_text(edition: Mapping[str, Any]) -> str:
 
 
 def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool = False) -> None:
-    """What a run over files did, or would do; failures go to stderr."""
+    """Print what a run over files did, or would do; failures go to stderr."""
     for error in done.failed:
         click.echo(f"Failed: {scrub_line(error.path)}: {scrub_line(error.reason)}", err=True)
     for word in ("added", "changed", "vanished"):
@@ -189,16 +188,16 @@ def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool
         f"{when}{human_seconds(done.seconds)}"
     )
     if done.vanished and not done.pruned:
-        note("Files that vanished are still remembered; --prune forgets them.")
+        note("Documents of vanished files are kept; --prune forgets them.")
 
 
 def echo_answer(
-    steps: Iterator[Step], stopped: Callable[[], bool] = lambda: False
+    steps: Generator[Step], stopped: Callable[[], bool] = lambda: False
 ) -> tuple[Spans, Timings | None]:
-    """Print an answer as it grows; the references it drew on, and what it took.
+    """Print an answer as it grows; return the references it drew on, and its timings.
 
     Args:
-        stopped: asked after each token; the answer ends when it says so.
+        stopped: called after each token; the answer ends if it returns True.
     """
     spans: Spans = {}
     timings = None
@@ -214,19 +213,19 @@ def echo_answer(
 
 
 def echo_references(hits: Iterable[Hit]) -> None:
-    """Distance and place of each reference, and how it begins."""
+    """Print distance, place and beginning of each reference."""
     for hit in hits:
         click.echo(f"{hit.distance:.3f}  {cite(hit, hit.store)}")
         dim(f"       {snippet(hit.text)}")
 
 
 def echo_sources(spans: Spans) -> None:
-    """Every reference of an answer once, those of the first spans first."""
+    """Print every reference of an answer once, those of the first spans first."""
     echo_references({hit.slot: hit for hits in spans.values() for hit in hits}.values())
 
 
 def findings_json(found: CheckReport, done: RepairReport | None) -> dict[str, Any]:
-    """What ``check`` found; with a repair, what was damaged before and what became of it."""
+    """JSON of what ``check`` found; with a repair, of the damage before and the result."""
     answer = {
         "sound": found.sound,
         "damages": [vars(damage) for damage in found.damages],
@@ -250,7 +249,7 @@ def echo_findings(found: CheckReport, done: RepairReport | None) -> None:
         place = f"{scrub_line(damage.path)}: " if damage.path else ""
         click.echo(f"Damaged {damage.part}: {place}{scrub_line(damage.detail)}")
     if done and done.cold:
-        click.echo(f"{len(done.cold)} memories were taken away, to be made again from the text.")
+        click.echo(f"{len(done.cold)} memories were dropped; they are written again from the text.")
     for path in done.lost if done else ():
         click.echo(f"Lost in part: {scrub_line(path)}. Memorize the file again.")
     for path, count in found.quarantined.items():
@@ -258,7 +257,7 @@ def echo_findings(found: CheckReport, done: RepairReport | None) -> None:
     for damage in found.damages if done else ():
         click.echo(f"Still damaged {damage.part}: {scrub_line(damage.detail)}")
     if found.damages and not done:
-        click.echo("Run m3mlx check --repair to mend what can be mended.", err=True)
+        click.echo("Run m3mlx check --repair to repair what can be repaired.", err=True)
     click.echo(
         f"Checked {found.references} references and {found.memories} memories: "
         f"{'sound' if found.sound else 'damaged'}"

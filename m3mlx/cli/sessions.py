@@ -9,28 +9,24 @@ import click
 
 from ..errors import M3Error
 from ..text import scrub, scrub_line
-from .options import common_options, example, json_option, open_assistant
-from .render import dim, echo_json, echo_table, note
+from .options import command, open_assistant
+from .render import dim, echo_json, echo_table, minute, note
 
 if TYPE_CHECKING:
     from ..store.sessions import Message
 
 
-@click.group(invoke_without_command=True, epilog=example("m3mlx sessions"))
-@json_option
-@common_options
+@command("m3mlx sessions", cls=click.Group, invoke_without_command=True)
 @click.pass_context
 def sessions(ctx: click.Context, as_json: bool) -> None:
-    """List, show, delete or search the conversations that were kept with chat --session."""
+    """List, show, delete or search the conversations kept by chat --session."""
     if not ctx.invoked_subcommand:
         _list(as_json)
 
 
-@sessions.command("list", epilog=example("m3mlx sessions list"))
-@json_option
-@common_options
+@command("m3mlx sessions list", name="list", group=sessions)
 def list_sessions(as_json: bool) -> None:
-    """List the sessions; the last one spoken in stands at the end."""
+    """List the sessions, the most recent one last."""
     _list(as_json)
 
 
@@ -44,16 +40,14 @@ def _list(as_json: bool) -> None:
         return
     echo_table(
         ("messages", "begun", "last", "session"),
-        ((s.messages, _time(s.begun), _time(s.last), s.name) for s in found),
+        [(s.messages, minute(s.begun), minute(s.last), s.name) for s in found],
     )
 
 
-@sessions.command(epilog=example("m3mlx sessions show garden"))
+@command("m3mlx sessions show garden", group=sessions)
 @click.argument("name")
-@json_option
-@common_options
 def show(name: str, as_json: bool) -> None:
-    """Show what was said in a session."""
+    """Show the messages of a session."""
     from ..sessions import sessions
 
     with open_assistant() as assistant, sessions(assistant) as kept:
@@ -63,10 +57,8 @@ def show(name: str, as_json: bool) -> None:
     _echo(said, as_json)
 
 
-@sessions.command(epilog=example("m3mlx sessions delete garden"))
+@command("m3mlx sessions delete garden", group=sessions)
 @click.argument("name")
-@json_option
-@common_options
 def delete(name: str, as_json: bool) -> None:
     """Erase a session."""
     from ..sessions import sessions
@@ -82,15 +74,14 @@ def delete(name: str, as_json: bool) -> None:
         return
     click.echo(f"Deleted {scrub_line(name)}")
     if remembered:
-        note(f"It is also remembered; m3mlx forget '{CONVERSATION}{scrub_line(name)}' erases that.")
+        path = f"{CONVERSATION}{scrub_line(name)}"
+        note(f"It is also memorized as a document; m3mlx forget '{path}' erases that.")
 
 
-@sessions.command(epilog=example("m3mlx sessions search boiler"))
+@command("m3mlx sessions search boiler", group=sessions)
 @click.argument("words")
-@json_option
-@common_options
 def search(words: str, as_json: bool) -> None:
-    """Find messages in which all of these words stand."""
+    """Find messages that contain all of these words."""
     from ..sessions import sessions
 
     with open_assistant() as assistant, sessions(assistant) as kept:
@@ -107,9 +98,5 @@ def _echo(messages: Iterable[Message], as_json: bool) -> None:
         echo_json({"messages": [vars(message) for message in messages]})
         return
     for message in messages:
-        dim(f"{message.session} {message.number}, {message.role}, {_time(message.said)}")
+        dim(f"{message.session} {message.number}, {message.role}, {minute(message.said)}")
         click.echo(f"{scrub(message.content.strip())}\n")
-
-
-def _time(time: str) -> str:
-    return time[:16].replace("T", " ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 import click
@@ -10,104 +10,98 @@ import click
 from ..errors import M3Error
 from ..text import scrub_line
 from ..train import Settings
-from .options import chosen_model, common_options, example, json_option
-from .render import echo_json, human_bytes, human_seconds, note
+from .options import add_options, chosen_model, command
+from .render import Progress, echo_json, human_bytes, human_seconds, note
 
-# option: type or choices, and what it is for; defaults are those of ``train.Settings``
-_OPTIONS: dict[str, tuple[Any, str]] = {
-    "output": (click.Path(), "Folder of the adapter; a run that was stopped goes on from there."),
-    "valid": (click.Path(), "Questions about other documents, asked before and after."),
-    "adapter_path": (click.Path(), "Adapter to begin with."),
-    "encoder": (str, "Directory or name of the sentence encoder."),
-    "stage": (("continual", "warmup"), "With memories, or without any."),
-    "steps": (int, "Updates of the weights."),
-    "accumulate": (int, "Batches for each update."),
-    "references": (int, "References written in one batch."),
-    "questions": (int, "Questions about each of them in one batch."),
-    "sequence_tokens": (int, "Length of a text in one batch of lm or keep."),
-    "learning_rate": (float, "Of AdamW, between warm-up and decay."),
-    "weight_decay": (float, "Of AdamW."),
-    "clip": (float, "Longest gradient; 0 for any."),
-    "warmup": (float, "Share of the steps in which the learning rate grows."),
-    "decay": (float, "Share of the steps in which it falls."),
-    "rank": (int, "Of LoRA; 0 trains the weights themselves."),
-    "scale": (float, "Of LoRA."),
-    "targets": (("attention", "all"), "Parts of each layer that learn."),
-    "selection": (("reconstruction", "attention"), "Score that picks the tokens of a memory."),
-    "codec": (str, "Read through this quantization, such as k8v8."),
-    "memories": (int, "Memories that a question reads, at most."),
-    "drop": (float, "Share of questions that read none."),
-    "hardness": (float, "Weight of the right answer beside the teacher's opinion."),
-    "beta": (float, "Of dpo."),
-    "query": (("own", "previous"), "Chunk that retrieves in lm: itself, or the one before."),
-    "save_every": (int, "Steps between checkpoints."),
-    "eval_every": (int, "Steps between validations; 0 for before and after only."),
-    "seed": (int, "Of everything that is drawn."),
+# help and kind of each option; defaults are those of ``train.Settings``
+_OPTIONS: dict[str, tuple[str, Any]] = {
+    "valid": ("File of questions for validation, about documents not in DATA.", click.Path()),
+    "adapter_path": ("Adapter to start from.", click.Path()),
+    "encoder": ("Sentence encoder: directory or built-in name.", str),
+    "stage": ("Train with memories (continual), or without (warmup).", ("continual", "warmup")),
+    "steps": ("Number of optimizer steps.", int),
+    "accumulate": ("Batches whose gradients are added up for each step.", int),
+    "references": ("References written in each batch.", int),
+    "questions": ("Questions about each reference in a batch.", int),
+    "sequence_tokens": ("Tokens of text in each batch of lm or keep.", int),
+    "learning_rate": ("Learning rate of AdamW between warm-up and decay.", float),
+    "weight_decay": ("Weight decay of AdamW.", float),
+    "clip": ("Maximum gradient norm; 0 disables clipping.", float),
+    "warmup": ("Share of the steps in which the learning rate rises from 0.", float),
+    "decay": ("Share of the steps, at the end, in which the learning rate falls.", float),
+    "rank": ("Rank of LoRA; 0 trains the weights themselves.", int),
+    "scale": ("Scale of LoRA.", float),
+    "targets": ("Parts of each layer to train.", ("attention", "all")),
+    "selection": ("Score that selects the tokens a memory keeps.", ("reconstruction", "attention")),
+    "codec": ("Quantize memories like this in training, such as k8v8.", str),
+    "memories": ("Maximum number of memories that a question reads.", int),
+    "drop": ("Share of questions that read no memory.", float),
+    "hardness": (
+        "Weight of the right answer beside the teacher's distribution, in distill.",
+        float,
+    ),
+    "beta": ("Beta of dpo.", float),
+    "query": (
+        "Text that a chunk of lm retrieves with: its own, or the chunk before.",
+        ("own", "previous"),
+    ),
+    "save_every": ("Steps between checkpoints.", int),
+    "eval_every": ("Steps between validations; 0 validates before and after only.", int),
+    "seed": ("Seed of all random choices.", int),
 }
+_DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 
-def _settings_options(command: Any) -> Any:
-    defaults = {f.name: None if f.default is MISSING else f.default for f in fields(Settings)}
-    for name, (kind, text) in reversed(_OPTIONS.items()):
-        command = click.option(
-            "--" + name.replace("_", "-"),
-            type=click.Choice(kind) if isinstance(kind, tuple) else kind,
-            default=defaults[name],
-            required=name == "output",
-            show_default=defaults[name] is not None,
-            help=text,
-        )(command)
-    return command
-
-
-@click.command(epilog=example("m3mlx train train.jsonl --output my-adapter --dry-run"))
+@command("m3mlx train train.jsonl --output my-adapter --dry-run")
 @click.argument("data", nargs=-1, required=True, metavar="DATA…")
 @click.option(
-    "--objective",
-    "objectives",
-    multiple=True,
-    metavar="NAME=SHARE",
-    help="distill, sft, lm, dpo or keep and its share of the batches; may be repeated.",
+    "--output",
+    type=click.Path(),
+    required=True,
+    help="Folder of the adapter; a stopped run continues from its last checkpoint.",
 )
-@click.option(
-    "--budget",
-    "budgets",
-    multiple=True,
-    metavar="KIND:N",
-    help="Tokens per head to train for, such as calibrated:8 or half:8; may be repeated.",
+@add_options(
+    objective=(
+        "distill, sft, lm, dpo or keep, and its share of the batches; may be repeated.",
+        ["NAME=SHARE"],
+    ),
+    budget=(
+        "Tokens per head to train for, such as calibrated:8 or half:8 (first half of the layers); "
+        "may be repeated.",
+        ["KIND:N"],
+    ),
+    **{name: (*entry, _DEFAULTS[name]) for name, entry in _OPTIONS.items()},
 )
-@_settings_options
-@click.option("--detach-memories", is_flag=True, help="No gradient from reading into writing.")
-@click.option("--checkpoint", is_flag=True, help="Less memory, more time.")
-@click.option("--dry-run", is_flag=True, help="Tell what it would take, and stop.")
-@json_option
-@common_options
+@add_options(
+    detach_memories="Stop the gradient between reading and writing memories.",
+    checkpoint="Recompute layers in the backward pass, to save memory.",
+    dry_run="Report the memory and time it would take, and stop.",
+)
 def train(
     data: tuple[str, ...],
-    objectives: tuple[str, ...],
-    budgets: tuple[str, ...],
+    objective: tuple[str, ...],
+    budget: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a model to read its memories, and keep what it learned as an adapter.
+    """Train a model to read its memories, and write the result as an adapter.
 
-    DATA are files and folders: JSONL with samples, or any documents. A run that was stopped goes
-    on when the same command is given again."""
+    DATA are files and folders: JSONL with samples, or any documents. A run that was stopped
+    continues when the same command is given again."""
     from ..train import train
 
-    chosen = chosen_model()
-    progress = chosen.pop("progress")
-    if objectives:
-        options["objectives"] = _shares(objectives)
-    if budgets:
-        options["budgets"] = budgets
+    progress = Progress.of_context()
+    if objective:
+        options["objectives"] = _shares(objective)
+    if budget:
+        options["budgets"] = budget
     try:
-        settings = Settings(data=data, **chosen, **options)
-    except M3Error as error:  # all of it was given by flags
+        settings = Settings(data=data, model=chosen_model(), **options)
+    except M3Error as error:  # every setting comes from a flag
         raise click.UsageError(str(error)) from error
 
-    def tell(row: dict[str, Any]) -> None:
+    def report(row: dict[str, Any]) -> None:
         if "valid" in row:
             modes = ", ".join(f"{name} {loss:.3f}" for name, loss in row["valid"].items())
             note(f"step {row['step']}: held-out questions: {modes} nats")
@@ -120,17 +114,17 @@ def train(
             f"{human_seconds(left)} left"
         )
 
-    def expect(found: Any) -> None:
+    def announce(found: Any) -> None:
         note(
             f"about {human_bytes(found.memory_bytes)} of memory and "
-            f"{human_seconds(found.seconds)}, beside what the teacher takes once"
+            f"{human_seconds(found.seconds)}, besides the teacher, which runs once"
         )
 
-    done = train(settings, progress=progress, report=tell, on_estimate=expect, dry_run=dry_run)
+    done = train(settings, progress=progress, report=report, on_estimate=announce, dry_run=dry_run)
     if as_json:
         echo_json({"output": str(done.output), "steps": done.steps, "metrics": done.metrics})
     elif not dry_run:
-        click.echo(f"The adapter lies in {scrub_line(str(done.output))}.")
+        click.echo(f"The adapter is in {scrub_line(str(done.output))}.")
 
 
 def _shares(given: tuple[str, ...]) -> dict[str, float]:
@@ -146,21 +140,21 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
     return shares
 
 
-@click.command(epilog=example("m3mlx fuse adapter merged"))
+@command("m3mlx fuse adapter merged")
 @click.argument("adapter", metavar="ADAPTER")
 @click.argument("output", metavar="DIRECTORY")
-@click.option("--dequantize", is_flag=True, help="Keep the exact sum, in a larger file.")
-@json_option
-@common_options
+@click.option(
+    "--dequantize",
+    is_flag=True,
+    help="Write full precision instead of quantizing the sum again; a larger file.",
+)
 def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
     """Merge an adapter into its model, and write the result as a model directory."""
     from ..models.decoder import fuse_adapter
 
-    chosen = chosen_model()
-    path = fuse_adapter(
-        chosen["model"], adapter, output, dequantize=dequantize, progress=chosen["progress"]
-    )
+    progress = Progress.of_context()
+    path = fuse_adapter(chosen_model(), adapter, output, dequantize=dequantize, progress=progress)
     if as_json:
         echo_json({"output": str(path)})
     else:
-        click.echo(f"The model lies in {scrub_line(str(path))}.")
+        click.echo(f"The model is in {scrub_line(str(path))}.")

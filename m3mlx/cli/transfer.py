@@ -6,30 +6,24 @@ from pathlib import Path
 
 import click
 
+from ..config import Options
 from ..text import scrub_line
-from .options import (
-    common_options,
-    encrypt_options,
-    example,
-    json_option,
-    memory_options,
-    open_assistant,
-)
-from .render import echo_json, human_bytes, note
+from .options import add_options, command, encrypt_options, memory_options, open_assistant
+from .render import Progress, echo_json, human_bytes, note
+
+_file = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 
 
-@click.command(epilog=example("m3mlx export notes.m3 notes --sign mine.key"))
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@command("m3mlx export notes.m3 notes --sign mine.key")
+@_file
 @click.argument("names", nargs=-1, metavar="[PATH|ID]…")
-@click.option("--sign", "key", metavar="KEY", help="Sign with the private key in this file.")
-@json_option
-@common_options
-def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -> None:
+@add_options(sign=("Sign with the private key in this file.", "KEY"))
+def export(file: Path, names: tuple[str, ...], sign: str | None, as_json: bool) -> None:
     """Write documents with their memories to one file: all, or those named."""
     from ..export import transfer
 
     with open_assistant() as assistant:
-        done = transfer.export_documents(assistant, file, names, key=key)
+        done = transfer.export_documents(assistant, file, names, key=sign)
     if as_json:
         echo_json(vars(done))
         return
@@ -42,40 +36,31 @@ def export(file: Path, names: tuple[str, ...], key: str | None, as_json: bool) -
     note("The file holds the text of the documents, and is not encrypted.")
 
 
-@click.command(
-    "import", epilog=example("m3mlx import notes.m3 --store other --verify-key mine.key.pub")
-)
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
-@click.option(
-    "--replace", is_flag=True, help="Where a path has other content here, take the file's."
-)
-@click.option("--cold", is_flag=True, help="Take no memories; write each at its first use.")
-@click.option(
-    "--verify-key",
-    "trusted",
-    multiple=True,
-    metavar="KEY",
-    help="Refuse what is not signed by this public key, or the one in this file.",
+@command("m3mlx import notes.m3 --store other --verify-key mine.key.pub", name="import")
+@_file
+@add_options(
+    replace="If a path has other content in the store, take that of the file.",
+    cold="Import no memories; write each anew at its first use.",
+    verify_key=("Refuse a file not signed by this public key, or the one in a file.", ["KEY"]),
 )
 @encrypt_options
 @memory_options("encoder")
-@json_option
-@common_options
 def import_file(
     file: Path,
     replace: bool,
     cold: bool,
-    trusted: tuple[str, ...],
+    verify_key: tuple[str, ...],
     encrypt: str | None,
-    options: dict[str, str | None],
+    options: Options,
     as_json: bool,
 ) -> None:
     """Add the documents of an exported file to the store."""
     from ..export import transfer
 
-    with open_assistant(encrypt, **options) as assistant:
+    progress = Progress.of_context()
+    with open_assistant(options, encrypt=encrypt) as assistant:
         done = transfer.import_documents(
-            assistant, file, replace=replace, cold=cold, trusted=trusted
+            assistant, file, replace=replace, cold=cold, trusted=verify_key, progress=progress
         )
     if as_json:
         echo_json(vars(done))
@@ -88,17 +73,15 @@ def import_file(
     if done.signer:
         click.echo(f"Signed by {done.signer}")
     if done.kept:
-        note("What has other content here was kept as it is here; --replace takes the file's.")
+        note("Documents with other content in the store were kept; --replace takes the file's.")
     if done.embedded:
         note("The vectors were made again, because this store has another encoder.")
     if done.references > done.memories and not cold:
         note("References without a memory for the store's model get it at their first use.")
 
 
-@click.command(epilog=example("m3mlx keygen mine.key"))
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
-@json_option
-@common_options
+@command("m3mlx keygen mine.key")
+@_file
 def keygen(file: Path, as_json: bool) -> None:
     """Make a key to sign exported files with, and print its public half."""
     from ..export import signature

@@ -1,4 +1,4 @@
-"""Folders that are followed: watch, and ``memorize --watch``."""
+"""Follow folders: watch, and ``memorize --watch``."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import DEBOUNCE, GRACE, RESCAN
+from ..config import DEBOUNCE, GRACE, RESCAN, Options
 from ..text import scrub_line
 from .options import (
     WRITING,
-    collection_option,
-    common_options,
+    add_options,
+    command,
+    document_options,
     encrypt_options,
-    example,
-    json_option,
     memory_options,
     open_assistant,
 )
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..watch import Event
 
-_NICENESS = 10  # whatever else runs on the machine goes first
+_NICENESS = 10  # other work on the machine goes first
 _WORDS = {
     "added": "added {path}",
     "changed": "changed {path}",
@@ -40,62 +39,46 @@ _WORDS = {
     "forgotten": "forgot {path}, its file is gone",
     "failed": "Failed: {path}: {detail}",
     "waiting": "Waiting: {detail}",
-    "away": "{path} is gone or empty; what is remembered of it is kept",
+    "away": "{path} is gone or empty; its documents are kept",
     "back": "{path} is back",
-    "polling": "The system does not report changes ({detail}); looking every half minute instead.",
+    "polling": "The system does not report changes ({detail}); checking every half minute instead.",
 }
-_NOTES = ("failed", "waiting", "away", "back", "polling")  # go to stderr
+_NOTES = ("failed", "waiting", "away", "back", "polling")  # printed to stderr
 
 
-@click.command(epilog=example("m3mlx watch notes --grace 300"))
+@command("m3mlx watch notes --grace 300")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Only these, as in .gitignore.")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Not these, as in .gitignore.")
-@collection_option
-@click.option("--cold", is_flag=True, help="Write each memory at its first use.")
-@click.option(
-    "--debounce",
-    type=click.FloatRange(min=0, max=3600),
-    default=DEBOUNCE,
-    show_default=True,
-    help="Seconds that a file must rest before it is read.",
-)
-@click.option(
-    "--grace",
-    type=click.FloatRange(min=0),
-    default=GRACE,
-    show_default=True,
-    help="Seconds that a file may be gone before it is forgotten.",
-)
-@click.option(
-    "--rescan",
-    type=click.FloatRange(min=1),
-    default=RESCAN,
-    show_default=True,
-    help="Seconds between two looks at everything.",
+@document_options
+@add_options(
+    debounce=(
+        "Seconds without a change after which a file is read.",
+        click.FloatRange(0, 3600),
+        DEBOUNCE,
+    ),
+    grace=("Seconds after which a vanished file is forgotten.", click.FloatRange(0), GRACE),
+    rescan=("Seconds between checks of all files.", click.FloatRange(1), RESCAN),
 )
 @encrypt_options
 @memory_options(*WRITING)
-@json_option
-@common_options
 def watch(
     paths: tuple[str, ...],
+    reading: dict[str, Any],
     encrypt: str | None,
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Follow files and folders: memorize what changes, forget what vanishes.
 
-    Ends with Ctrl-C or SIGTERM. With --json each event is a line of JSON."""
-    with open_assistant(encrypt, **options) as assistant:
-        follow(assistant, paths, as_json=as_json, **settings)
+    Ctrl-C or SIGTERM ends it. With --json each event is a line of JSON."""
+    with open_assistant(options, encrypt=encrypt) as assistant:
+        follow(assistant, paths, as_json=as_json, **reading, **settings)
 
 
 def follow(
     assistant: Assistant, paths: tuple[str, ...], *, as_json: bool = False, **settings: Any
 ) -> None:
-    """Follow until somebody ends the process; options as of ``Watcher``."""
+    """Follow paths until the process is interrupted; ``settings`` are those of ``Watcher``."""
     from ..watch import Watcher
 
     def tell(event: Event) -> None:
@@ -110,17 +93,17 @@ def follow(
 
     stop = threading.Event()
     watcher = Watcher(assistant, paths, tell=tell, stop=stop, **settings)
-    with suppress(OSError):  # where the system does not let us
+    with suppress(OSError):  # not every system allows it
         os.nice(_NICENESS)
-    with _ending(stop):
+    with _stop_on_signals(stop):
         note(f"Watching {', '.join(scrub_line(str(top)) for top in watcher.tops)}. Ctrl-C ends it.")
         watcher.run()
     note("Stopped watching.")
 
 
 @contextmanager
-def _ending(stop: threading.Event) -> Iterator[None]:
-    """Set ``stop`` on Ctrl-C or SIGTERM; who cannot wait sends it again."""
+def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """Set ``stop`` on Ctrl-C or SIGTERM; a second signal interrupts at once."""
 
     def end(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
