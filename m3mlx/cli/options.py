@@ -98,6 +98,7 @@ def _kept(name: str) -> Any:
 
 
 _KEEP: dict[str, Any] = {"expose_value": False, "callback": _keep}
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
 COMMON = (  # of every command, and accepted before its name too
     click.Option(
@@ -318,8 +319,9 @@ def encrypt_options(command: Callable[..., Any]) -> Any:
 
 
 def without_store(options: Options) -> dict[str, Any]:
-    """Arguments of ``Assistant`` for programs that make a store of their own."""
-    return {name: value for name, value in vars(options).items() if name != "store"}
+    """The options given, as arguments for programs that make a store of their own."""
+    default = vars(Options(store=options.store))
+    return {name: value for name, value in vars(options).items() if value != default[name]}
 
 
 @contextmanager

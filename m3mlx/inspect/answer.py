@@ -6,7 +6,7 @@ for the last query only, and summed by what it falls on. Nothing that the model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,7 @@ class AnswerView:
         prefix = len(chat.assistant.format.config.prefix)
         self._seen = _Seen(len(self._model.layers), prefix, lambda: chat.attached)
 
-    def watch(self, steps: Iterator[Step]) -> Iterator[Step]:
+    def watch(self, steps: Iterator[Step]) -> Generator[Step]:
         """The same steps; they must be those of an answer of the chat that has not begun."""
         with observe_attention(self._model, self._seen.note):
             for step in steps:
