@@ -49,13 +49,12 @@ class _Commands(click.Group):
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code
-        except click.UsageError as error:
-            command = error.ctx.command_path if error.ctx else "m3mlx"
-            _echo_error(f"{error.format_message().rstrip('.')}. See {command} --help.")
-            code = error.exit_code
         except click.ClickException as error:
-            _echo_error(error.format_message())
-            code = error.exit_code
+            message, code = error.format_message(), error.exit_code
+            if isinstance(error, click.UsageError):
+                command = error.ctx.command_path if error.ctx else "m3mlx"
+                message = f"{message.rstrip('.')}. See {command} --help."
+            _echo_error(message)
         except click.Abort:
             click.echo("Interrupted.", err=True)
             code = 130
@@ -72,10 +71,8 @@ class _Commands(click.Group):
         except (M3Error, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of a pipe is gone, and click ends silently
-            _echo_traceback()
             _echo_error(str(error))
         except Exception as error:
-            _echo_traceback()
             _echo_error(
                 f"unexpected {type(error).__name__}: {error}. This is a bug in m3mlx; "
                 f"please report it with what the same command prints with -v."
@@ -83,12 +80,9 @@ class _Commands(click.Group):
         ctx.exit(1)
 
 
-def _echo_traceback() -> None:
-    if is_verbose():
-        click.echo(traceback.format_exc(), err=True, nl=False)
-
-
 def _echo_error(message: str) -> None:
+    if is_verbose() and sys.exc_info()[0]:
+        click.echo(traceback.format_exc(), err=True, nl=False)
     click.echo(f"Error: {scrub_line(message)}", err=True)
 
 

@@ -15,6 +15,7 @@ from ..text import scrub_line
 from .inspect import write_page
 from .options import (
     READING,
+    add_options,
     command,
     conversation_options,
     is_verbose,
@@ -33,19 +34,19 @@ if TYPE_CHECKING:
     'm3mlx ask "And the boat?" --inspect answer.html',
 )
 @click.argument("question")
-@click.option("--no-sources", is_flag=True, help="Print the answer without its sources.")
-@click.option(
-    *("--inspect", "view_file"),
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="OUT.html",
-    help="Write an HTML page that shows what the answer attended to.",
+@add_options(
+    no_sources="Print the answer without its sources.",
+    inspect=(
+        "Write an HTML page that shows what the answer attended to.",
+        click.Path(dir_okay=False, path_type=Path),
+    ),
 )
 @conversation_options(query="chunk")
 @memory_options("also", *READING)
 def ask(
     question: str,
     no_sources: bool,
-    view_file: Path | None,
+    inspect: Path | None,
     memory: str,
     generation: Generation,
     system_prompt: str | None,
@@ -55,12 +56,12 @@ def ask(
 ) -> None:
     """Answer one question from memory. QUESTION - reads it from standard input."""
     question = _read_stdin() if question == "-" else question
-    if view_file and (memory != "explicit" or options.kv_bits):
+    if inspect and (memory != "explicit" or options.kv_bits):
         raise click.UsageError("--inspect needs --memory explicit, and no --kv-bits.")
     with open_assistant(options) as assistant:
         chat = assistant.chat(memory=memory, system=system_prompt, only=only)
         steps, view = chat.send(question, generation), None
-        if view_file:
+        if inspect:
             from ..inspect.answer import AnswerView
 
             assistant.check()
@@ -74,8 +75,8 @@ def ask(
             echo_json({"answer": answer["text"], **shown})
         else:
             spans, timings = echo_answer(steps)
-        if view and view_file:
-            write_page(view_file, view.page().encode())
+        if view and inspect:
+            write_page(inspect, view.page().encode())
     if as_json:
         return
     if spans and not no_sources:

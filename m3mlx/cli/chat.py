@@ -7,11 +7,11 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
+from threading import Event
 from typing import TYPE_CHECKING
 
 import click
@@ -27,6 +27,7 @@ from .options import (
     conversation_options,
     memory_options,
     open_assistant,
+    set_on_signals,
 )
 from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note
 
@@ -141,9 +142,10 @@ class _Terminal:
 
         said = len(self.chat.messages)
         try:
-            with _stoppable() as stopped:
+            stop = Event()  # ends an answer between two tokens, so that the caches stay whole
+            with set_on_signals(stop, signal.SIGINT):
                 steps = self.chat.send(message, self.generation)
-                self.spans, _ = echo_answer(steps, stopped)
+                self.spans, _ = echo_answer(steps, stop.is_set)
         except (KeyboardInterrupt, M3Error):
             if len(self.chat.messages) != said:  # its caches may hold half a step
                 self.chat.reset()
@@ -188,28 +190,6 @@ class _Terminal:
                 _save(self.chat.messages, Path(file).expanduser())
             case _:
                 raise M3Error(f"{line}: no such command; /help lists all")
-
-
-@contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether Ctrl-C was pressed.
-
-    An answer is ended between two tokens, so that the conversation's caches stay whole. A second
-    Ctrl-C interrupts at once.
-    """
-    pressed = False
-
-    def press(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _lines() -> Iterator[str]:

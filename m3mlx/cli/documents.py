@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from ..config import Options
 from ..text import scrub_line
 from .options import (
     WRITING,
-    Size,
     add_options,
     command,
     document_options,
@@ -21,26 +21,24 @@ from .options import (
     is_verbose,
     memory_options,
     open_assistant,
+    size,
 )
 from .render import (
-    bound_text,
-    echo_findings,
     echo_json,
     echo_memorized,
-    echo_rebuilt,
     echo_references,
     echo_table,
-    edition_text,
-    findings_json,
     human_bytes,
-    memorized_json,
+    human_seconds,
     minute,
-    watched_text,
+    note,
 )
 from .watch import follow
 
 if TYPE_CHECKING:
-    from ..store import Filter
+    from ..memorize.editions import RebuildReport
+    from ..memorize.run import MemorizeReport
+    from ..store import CheckReport, Filter, RepairReport
 
 INTERRUPTED = "Interrupted; committed documents are kept. Run it again to continue."
 
@@ -52,7 +50,7 @@ INTERRUPTED = "Interrupted; committed documents are kept. Run it again to contin
     prune="Forget documents whose files have vanished.",
     dry_run="Write nothing; report what would be written.",
     rebuild="Make missing memories of this model from the stored text.",
-    max_bytes=("Keep the store within this size from now on; none for no limit.", Size()),
+    max_bytes=("Keep the store within this size from now on; none for no limit.", size),
     watch="Then follow the paths, as m3mlx watch does.",
 )
 @encrypt_options
@@ -93,18 +91,35 @@ def memorize(
         if as_json:
             others = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
             asked = {name: value for name, value in others.items() if value is not None}
-            echo_json({**(memorized_json(done, dry_run) if done else {}), **asked})
+            echo_json({**(_memorized_json(done, dry_run) if done else {}), **asked})
         else:
             if dropped is not None:
-                click.echo(f"{dropped} memories dropped; the store is {bound_text(max_bytes)}")
+                click.echo(f"{dropped} memories dropped; the store is {_bound_text(max_bytes)}")
             if rebuilt:
-                echo_rebuilt(rebuilt)
+                _echo_rebuilt(rebuilt)
             if done:
                 echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
         if watch:
             follow(assistant, paths, **reading)
     if done and done.failed and not watch:
         raise click.exceptions.Exit(1)
+
+
+def _memorized_json(done: MemorizeReport, dry_run: bool) -> dict:
+    failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
+    return {**vars(done), "failed": failed, "dry_run": dry_run}
+
+
+def _echo_rebuilt(done: RebuildReport) -> None:
+    click.echo(
+        f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "
+        f"{human_seconds(done.seconds)}"
+    )
+    if done.shortened:
+        note(
+            f"{done.shortened} references are longer in this model's tokens than a memory can be; "
+            f"only their beginning is remembered."
+        )
 
 
 @command("m3mlx list", name="list")
@@ -149,29 +164,52 @@ def status(as_json: bool) -> None:
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
         *((("sessions", human_bytes(state["session_bytes"])),) if state["session_bytes"] else ()),
-        *((("watched", watched_text(state["watching"])),) if state["watching"] else ()),
-        ("size", bound_text(state["max_bytes"])),
+        *((("watched", _watched_text(state["watching"])),) if state["watching"] else ()),
+        ("size", _bound_text(state["max_bytes"])),
         ("encrypted", "yes" if state["encrypted"] else "no"),
         ("selection", memory["selection"]),
         ("budget", f"{memory['budget']}, {kept:g} tokens per head"),
         ("codec", f"keys {memory['key_bits']} bits, values {memory['value_bits']} bits"),
         ("reference", f"{memory['reference_tokens']} tokens"),
         *((f"fingerprint {part}", value) for part, value in state["fingerprint"].items()),
-        *((f"memories {made['id']}", edition_text(made)) for made in state["editions"]),
+        *((f"memories {made['id']}", _edition_text(made)) for made in state["editions"]),
     ]
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:{width}}  {scrub_line(str(value))}")
 
 
+def _bound_text(max_bytes: int | None) -> str:
+    return f"kept within {human_bytes(max_bytes)}" if max_bytes else "not limited"
+
+
+def _watched_text(state: Mapping[str, Any]) -> str:
+    """The last report of the process that watches folders."""
+    if "pending" not in state:
+        return "just started"
+    away = f", of which {state['away']} gone or empty" if state["away"] else ""
+    return (
+        f"{state['folders']} paths{away} by process {state['pid']}; {state['pending']} changes "
+        f"pending, {state['vanished']} files gone but not yet forgotten"
+    )
+
+
+def _edition_text(edition: Mapping[str, Any]) -> str:
+    """One edition of memories, in a line."""
+    memory, made = edition["memory"], edition["fingerprint"]
+    name = made.get("model", made.get("weights", ""))
+    how = f"{memory.get('selection')}, {memory.get('budget')}, {made.get('codec')}"
+    return f"{name} ({how}): {edition['warm']} memories, {human_bytes(edition['bytes'])}"
+
+
 @command("m3mlx forget notes/old.md --verify")
 @click.argument("names", nargs=-1, required=True, metavar="PATH|ID…")
-@click.option("--verify", is_flag=True, help="Search the store's files for what was erased.")
-@click.option(
-    "--certificate",
-    type=click.Path(dir_okay=False, writable=True, path_type=Path),
-    metavar="FILE",
-    help="Verify, and write what was erased and searched to this file, as JSON.",
+@add_options(
+    verify="Search the store's files for what was erased.",
+    certificate=(
+        "Verify, and write what was erased and searched to this file, as JSON.",
+        click.Path(dir_okay=False, writable=True, path_type=Path),
+    ),
 )
 def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_json: bool) -> None:
     """Erase documents: their text, vectors, index entries and memories."""
@@ -226,20 +264,58 @@ def compact(as_json: bool) -> None:
 
 
 @command("m3mlx check --repair")
-@click.option(
-    "--repair", is_flag=True, help="Repair what can be repaired, and quarantine the rest."
-)
+@add_options(repair="Repair what can be repaired, and quarantine the rest.")
 def check(repair: bool, as_json: bool) -> None:
     """Look for damage in all files of the store, and name the documents concerned."""
     with open_assistant() as assistant:
         done = assistant.repair() if repair else None
         found = done.left if done else assistant.check_store()
     if as_json:
-        echo_json(findings_json(found, done))
+        echo_json(_findings_json(found, done))
     else:
-        echo_findings(found, done)
+        _echo_findings(found, done)
     if not found.sound:
         raise click.exceptions.Exit(1)
+
+
+def _findings_json(found: CheckReport, done: RepairReport | None) -> dict[str, Any]:
+    """JSON of what ``check`` found; with a repair, of the damage before and the result."""
+    answer = {
+        "sound": found.sound,
+        "damages": [vars(damage) for damage in found.damages],
+        "documents": found.documents,
+        "quarantined": found.quarantined,
+        "references": found.references,
+        "memories": found.memories,
+    }
+    if done:
+        answer["repaired"] = {
+            "damages": [vars(damage) for damage in done.found.damages],
+            "documents": done.found.documents,
+            "lost": done.lost,
+            "cold": len(done.cold),
+        }
+    return answer
+
+
+def _echo_findings(found: CheckReport, done: RepairReport | None) -> None:
+    for damage in done.found.damages if done else found.damages:
+        place = f"{scrub_line(damage.path)}: " if damage.path else ""
+        click.echo(f"Damaged {damage.part}: {place}{scrub_line(damage.detail)}")
+    if done and done.cold:
+        click.echo(f"{len(done.cold)} memories were dropped; they are written again from the text.")
+    for path in done.lost if done else ():
+        click.echo(f"Lost in part: {scrub_line(path)}. Memorize the file again.")
+    for path, count in found.quarantined.items():
+        click.echo(f"In quarantine: {count} references of {scrub_line(path)}. Memorize it again.")
+    for damage in found.damages if done else ():
+        click.echo(f"Still damaged {damage.part}: {scrub_line(damage.detail)}")
+    if found.damages and not done:
+        click.echo("Run m3mlx check --repair to repair what can be repaired.", err=True)
+    click.echo(
+        f"Checked {found.references} references and {found.memories} memories: "
+        f"{'sound' if found.sound else 'damaged'}"
+    )
 
 
 @command(

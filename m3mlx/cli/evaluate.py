@@ -14,7 +14,6 @@ from .options import add_options, command, memory_options, without_store
 from .render import Progress, dim, echo_json, echo_table, human_bytes, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
-_COMBINED = ("memories", "budget", "selection", "codec")  # all combinations are compared
 
 
 @command(
@@ -87,18 +86,20 @@ def eval_file(
             parse_budget(text)
         except M3Error as error:
             raise click.BadParameter(str(error), param_hint="--budget") from error
-    arguments = {
-        "answer_tokens": answer_tokens,
-        "progress": Progress.of_context(),
-        **without_store(options),
-    }
+    arguments = {"answer_tokens": answer_tokens, **without_store(options)}
+    arguments["progress"] = Progress.of_context()
     if task == "questions":
-        _questions(file, limit, plot, mode, combined, arguments, as_json)
+        json, *table, explanation = _questions(file, limit, plot, mode, combined, arguments)
+    else:
+        if mode or any(len(values) > 1 for values in combined.values()):
+            raise click.UsageError(f"--task {task} takes no --mode, and one value of each option.")
+        arguments |= {name: values[0] for name, values in combined.items() if values}
+        json, *table, explanation = _task(task, file, limit, others, arguments)
+    if as_json:
+        echo_json(json)
         return
-    if mode or any(len(values) > 1 for values in combined.values()):
-        raise click.UsageError(f"--task {task} takes no --mode, and one value of each option.")
-    arguments |= {name: values[0] for name, values in combined.items() if values}
-    _task(task, file, limit, others, arguments, as_json)
+    echo_table(*table)
+    dim(explanation)
 
 
 def _questions(
@@ -108,34 +109,30 @@ def _questions(
     modes: tuple[str, ...],
     combined: dict[str, tuple[Any, ...]],
     arguments: dict[str, Any],
-    as_json: bool,
-) -> None:
-    """Answer questions in every mode, with memories of every combination of options."""
+) -> tuple[Any, ...]:
+    """Answer questions in every mode; return JSON, columns, rows and their explanation."""
     from .. import evaluate
 
-    memories, budgets, selections, codecs = (combined[name] for name in _COMBINED)
     report = evaluate.evaluate(
         evaluate.spread(evaluate.read_questions(file), limit),
         modes=modes or evaluate.MODES,
-        memories=memories,
-        budgets=budgets,
-        selections=selections or (None,),
-        codecs=codecs or (None,),
+        memories=combined["memories"],
+        budgets=combined["budget"],
+        selections=combined["selection"] or (None,),
+        codecs=combined["codec"] or (None,),
         report=lambda row: note(" ".join(filter(None, _cells(row)))),
         **arguments,
     )
     if plot:
         evaluate.plot(report, plot)
-    if as_json:
-        echo_json(report.to_json())
-        return
-    names = ("mode", "memories", "budget", "selection", "codec", "a memory", "loss", "recovered")
-    echo_table((*names, "right", "first token"), map(_cells, report.rows))
-    dim(
+    columns = ("mode", "memories", "budget", "selection", "codec", "a memory", "loss", "recovered")
+    explanation = (
         f"{report.questions} questions. Loss is nats per token of the right answer; recovered is "
         f"the share of what the right reference, pasted as text (oracle), gains; right are greedy "
         f"answers that contain it."
     )
+    rows = map(_cells, report.rows)
+    return report.to_json(), (*columns, "right", "first token"), rows, explanation
 
 
 def _cells(row: Any) -> tuple[str, ...]:
@@ -155,14 +152,9 @@ def _cells(row: Any) -> tuple[str, ...]:
 
 
 def _task(
-    task: str,
-    file: str,
-    limit: int | None,
-    others: str | None,
-    arguments: dict[str, Any],
-    as_json: bool,
-) -> None:
-    """One of the other tasks."""
+    task: str, file: str, limit: int | None, others: str | None, arguments: dict[str, Any]
+) -> tuple[Any, ...]:
+    """Measure one of the other tasks; return what ``_questions`` returns."""
     from .. import evaluate
 
     tasks: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
@@ -173,8 +165,4 @@ def _task(
     read, spread, measure = tasks[task]
     unrelated = evaluate.read_documents(others) if others else []
     table = measure(spread(read(file), limit), others=unrelated, **arguments)
-    if as_json:
-        echo_json(table.to_json())
-        return
-    echo_table(table.columns, table.cells())
-    dim(table.explanation)
+    return table.to_json(), table.columns, table.cells(), table.explanation

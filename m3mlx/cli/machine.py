@@ -23,7 +23,6 @@ def models(ctx: click.Context, as_json: bool) -> None:
     from ..models import inventory
 
     cached, (total, free) = inventory.cached(), inventory.machine_memory()
-    names = {model.name.lower() for model in cached}
     recommended = [(model, inventory.fits(model, total)) for model in inventory.RECOMMENDED]
     if as_json:
         echo_json(
@@ -32,13 +31,10 @@ def models(ctx: click.Context, as_json: bool) -> None:
                 "machine": {"memory_bytes": total, "free_bytes": free},
                 "recommended": [
                     {
-                        "name": model.name,
-                        "parameters": model.parameters,
+                        **asdict(model),
                         "needs_bytes": model.needs_bytes,
                         "fits": fits,
-                        "cached": model.name.lower() in names,
-                        "licence": model.licence,
-                        "state": model.state,
+                        "cached": model.name.lower() in {have.name.lower() for have in cached},
                     }
                     for model, fits in recommended
                 ],

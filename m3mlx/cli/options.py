@@ -6,12 +6,15 @@ import functools
 import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,38 +43,26 @@ Decorator = Callable[[Callable[..., Any]], Any]
 _META = "m3mlx."  # prefix of our keys in the context's ``meta``, which all commands share
 
 
-class _Tokens(click.ParamType):
-    name = "auto|N"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value == "auto":
-            return 0
-        try:
-            return click.IntRange(1, REFERENCE_TOKENS).convert(value, param, ctx)
-        except click.BadParameter:
-            self.fail(f"{value!r} is neither auto nor 1 to {REFERENCE_TOKENS}.", param, ctx)
+def _tokens(value: str | int) -> int:
+    if value == "auto":
+        return 0
+    if not str(value).isdecimal() or not 1 <= int(value) <= REFERENCE_TOKENS:
+        raise click.BadParameter(f"{value!r} is neither auto nor 1 to {REFERENCE_TOKENS}.")
+    return int(value)
 
 
-class Size(click.ParamType):
-    """A number of bytes, such as 500MB or 2GiB; "none" is 0."""
-
-    name = "bytes|none"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | None:
-        if value == "none":
-            return 0
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", str(value).lower())
-        count = 0
-        if found:
-            number, letter, binary = found.groups()
-            count = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(letter or " "))
-        if not 0 < count < 2**63:
-            self.fail(f"{value!r} is neither none nor a size such as 500MB or 2GB.", param, ctx)
-        return count
+def size(value: str | int) -> int:
+    """Bytes of a size such as 500MB or 2GiB; "none" is 0."""
+    if value == "none":
+        return 0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", str(value).lower())
+    count = 0
+    if found:
+        number, letter, binary = found.groups()
+        count = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(letter or " "))
+    if not 0 < count < 2**63:
+        raise click.BadParameter(f"{value!r} is neither none nor a size such as 500MB or 2GB.")
+    return count
 
 
 class _Finite(click.FloatRange):
@@ -97,34 +88,24 @@ def _kept(name: str) -> Any:
     return ctx.meta.get(_META + name) if ctx else None
 
 
-_KEEP: dict[str, Any] = {"expose_value": False, "callback": _keep}
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
-COMMON = (  # of every command, and accepted before its name too
-    click.Option(
-        ["--model"],
-        metavar="NAME",
-        envvar="M3MLX_MODEL",
-        help="Language model: directory, hub id or built-in name (or M3MLX_MODEL).",
-        **_KEEP,
-    ),
-    click.Option(
-        ["--passphrase-file"],
-        metavar="FILE",
-        help="File whose first line is the passphrase of an encrypted store (or M3MLX_PASSPHRASE).",
-        **_KEEP,
-    ),
-    click.Option(
-        ["--store"],
-        metavar="DIR",
-        envvar="M3MLX_STORE",
-        help="Folder of the store (or M3MLX_STORE).",
-        **_KEEP,
-    ),
-    click.Option(
-        ["-v", "--verbose"], is_flag=True, help="Print details, and tracebacks of errors.", **_KEEP
-    ),
-)
+_MODEL = "Language model: directory, hub id or built-in name (or M3MLX_MODEL)."
+_STORE = "Folder of the store (or M3MLX_STORE)."
+_PASSPHRASE = "File with the passphrase in its first line (or M3MLX_PASSPHRASE)."
+COMMON = [  # options of every command, accepted before its name too
+    click.Option(names, expose_value=False, callback=_keep, help=help, **given)
+    for names, help, given in (
+        (["--model"], _MODEL, {"metavar": "NAME", "envvar": "M3MLX_MODEL"}),
+        (["--passphrase-file"], _PASSPHRASE, {"metavar": "FILE"}),
+        (
+            ["--store"],
+            "Folder of the store (or M3MLX_STORE).",
+            {"metavar": "DIR", "envvar": "M3MLX_STORE"},
+        ),
+        (["-v", "--verbose"], "Print details, and tracebacks of errors.", {"is_flag": True}),
+    )
+]
 
 
 def command(
@@ -204,7 +185,7 @@ def _gathered(gathered: str, make: Callable[..., Any], **table: str | tuple[Any,
 
 
 _MEMORY: dict[str, tuple[Any, ...]] = {
-    "also": ("Search and read this store too, without changing it; may be repeated.", ["STORE"]),
+    "also": ("Search this store too, without changing it; may be repeated.", ["STORE"]),
     "encoder": ("Sentence encoder: directory or built-in name.", "NAME"),
     "adapter_path": (
         "LoRA adapter of mlx-lm.  [default: the one that comes with the model, if any]",
@@ -212,11 +193,8 @@ _MEMORY: dict[str, tuple[Any, ...]] = {
     ),
     "selection": ("Score that selects the tokens a memory keeps.", SELECTIONS),
     "budget": ("Keep as many tokens as each head needs, or equally many in all.", BUDGETS),
-    "tokens_per_head": (
-        "Average number of tokens that a head keeps; auto finds it by calibration.",
-        _Tokens(),
-    ),
-    "codec": ("Bits of keys and values on disk: k8v4 is 8 for keys, 4 for values.", tuple(CODECS)),
+    "tokens_per_head": ("Average number of tokens a head keeps; auto calibrates it.", _tokens),
+    "codec": ("Bits of keys and values on disk, such as k8v4.", tuple(CODECS)),
     "memories": (
         f"Memories that each 64 tokens read.  [default: the model's own, or {MEMORIES}]",
         click.IntRange(min=1),
@@ -261,11 +239,7 @@ def conversation_options(query: str) -> Decorator:
         *("generation", Generation),
         max_tokens=("Maximum length of an answer, in tokens.", click.IntRange(min=1), 256),
         temp=("Sampling temperature; 0 always takes the likeliest token.", _Finite(0), 0.0),
-        top_p=(
-            "Sample from the likeliest tokens that add up to this probability.",
-            _Finite(0, 1),
-            1.0,
-        ),
+        top_p=("Sample from the likeliest tokens of this total probability.", _Finite(0, 1), 1.0),
         seed=("Seed that makes sampling repeatable.", click.IntRange(0, 2**64 - 1)),
         query=(
             "Retrieve with each 64 tokens of the message (chunk), or with all of it.",
@@ -374,3 +348,20 @@ def _passphrase(new: bool, progress: Progress) -> Callable[[], str]:
         return click.prompt("Passphrase", hide_input=True, confirmation_prompt=new, err=True)
 
     return ask
+
+
+@contextmanager
+def set_on_signals(event: Event, *numbers: signal.Signals) -> Iterator[None]:
+    """Set an event when a signal arrives, so that work ends in order; a second one interrupts."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

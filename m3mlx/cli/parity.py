@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from .options import chosen_model, command
+from .options import add_options, chosen_model, command
 from .render import Progress, echo_json, echo_table, note
 
 
 @command("m3mlx parity --quick")
-@click.option("--quick", is_flag=True, help="Compare with recorded results only, not with --model.")
+@add_options(quick="Compare with recorded results only, not with --model.")
 def parity(quick: bool, as_json: bool) -> None:
     """Check that MLX computes here what PyTorch computes.
 

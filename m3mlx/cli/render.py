@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,8 @@ from ..text import cite, scrub, scrub_line
 
 if TYPE_CHECKING:
     from ..chat.conversation import Step, Timings
-    from ..memorize.editions import RebuildReport
     from ..memorize.run import MemorizeReport
-    from ..store import CheckReport, Hit, RepairReport
+    from ..store import Hit
 
 Spans = dict[int, "list[Hit]"]  # references by span of 64 answer tokens
 
@@ -127,49 +126,9 @@ def snippet(text: str) -> str:
     return line if len(line) <= SNIPPET else line[: SNIPPET - 1] + "…"
 
 
-def memorized_json(done: MemorizeReport, dry_run: bool) -> dict:
-    failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
-    return {**vars(done), "failed": failed, "dry_run": dry_run}
-
-
 def minute(time: str) -> str:
     """An ISO time to the minute."""
     return time[:16].replace("T", " ")
-
-
-def echo_rebuilt(done: RebuildReport) -> None:
-    click.echo(
-        f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "
-        f"{human_seconds(done.seconds)}"
-    )
-    if done.shortened:
-        note(
-            f"{done.shortened} references are longer in this model's tokens than a memory can be; "
-            f"only their beginning is remembered."
-        )
-
-
-def bound_text(max_bytes: int | None) -> str:
-    return f"kept within {human_bytes(max_bytes)}" if max_bytes else "not limited"
-
-
-def watched_text(state: Mapping[str, Any]) -> str:
-    """The last report of the process that watches folders."""
-    if "pending" not in state:
-        return "just started"
-    away = f", of which {state['away']} gone or empty" if state["away"] else ""
-    return (
-        f"{state['folders']} paths{away} by process {state['pid']}; {state['pending']} changes "
-        f"pending, {state['vanished']} files gone but not yet forgotten"
-    )
-
-
-def edition_text(edition: Mapping[str, Any]) -> str:
-    """One edition of memories, in a line."""
-    memory, made = edition["memory"], edition["fingerprint"]
-    name = made.get("model", made.get("weights", ""))
-    how = f"{memory.get('selection')}, {memory.get('budget')}, {made.get('codec')}"
-    return f"{name} ({how}): {edition['warm']} memories, {human_bytes(edition['bytes'])}"
 
 
 def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool = False) -> None:
@@ -222,43 +181,3 @@ def echo_references(hits: Iterable[Hit]) -> None:
 def echo_sources(spans: Spans) -> None:
     """Print every reference of an answer once, those of the first spans first."""
     echo_references(dict.fromkeys(hit for hits in spans.values() for hit in hits))
-
-
-def findings_json(found: CheckReport, done: RepairReport | None) -> dict[str, Any]:
-    """JSON of what ``check`` found; with a repair, of the damage before and the result."""
-    answer = {
-        "sound": found.sound,
-        "damages": [vars(damage) for damage in found.damages],
-        "documents": found.documents,
-        "quarantined": found.quarantined,
-        "references": found.references,
-        "memories": found.memories,
-    }
-    if done:
-        answer["repaired"] = {
-            "damages": [vars(damage) for damage in done.found.damages],
-            "documents": done.found.documents,
-            "lost": done.lost,
-            "cold": len(done.cold),
-        }
-    return answer
-
-
-def echo_findings(found: CheckReport, done: RepairReport | None) -> None:
-    for damage in done.found.damages if done else found.damages:
-        place = f"{scrub_line(damage.path)}: " if damage.path else ""
-        click.echo(f"Damaged {damage.part}: {place}{scrub_line(damage.detail)}")
-    if done and done.cold:
-        click.echo(f"{len(done.cold)} memories were dropped; they are written again from the text.")
-    for path in done.lost if done else ():
-        click.echo(f"Lost in part: {scrub_line(path)}. Memorize the file again.")
-    for path, count in found.quarantined.items():
-        click.echo(f"In quarantine: {count} references of {scrub_line(path)}. Memorize it again.")
-    for damage in found.damages if done else ():
-        click.echo(f"Still damaged {damage.part}: {scrub_line(damage.detail)}")
-    if found.damages and not done:
-        click.echo("Run m3mlx check --repair to repair what can be repaired.", err=True)
-    click.echo(
-        f"Checked {found.references} references and {found.memories} memories: "
-        f"{'sound' if found.sound else 'damaged'}"
-    )

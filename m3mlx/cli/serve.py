@@ -14,12 +14,12 @@ from ..config import Options
 from ..errors import M3Error
 from .options import (
     READING,
-    Size,
     add_options,
     command,
     memory_options,
     open_assistant,
     read_first_line,
+    size,
 )
 from .render import note
 
@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 def server_options(port: int) -> Callable[[Callable[..., Any]], Any]:
     """Where a server listens and what its clients may do; ``port`` is a default."""
     return add_options(
-        host=(
-            "Address to listen on; any but this machine's own needs a token.",
-            "ADDRESS",
-            "127.0.0.1",
-        ),
+        host=("Address to listen on; any but loopback needs a token.", "ADDRESS", "127.0.0.1"),
         port=("Port to listen on; 0 takes a free one.", click.IntRange(0, 65535), port),
         token_file=("File whose first line is the clients' API key (or M3MLX_TOKEN).", "FILE"),
         allow_host=("Host name by which other machines call this one.", ["NAME"]),
@@ -63,7 +59,7 @@ def _settings(
 @command("m3mlx serve --root notes", as_json=False)
 @server_options(port=8642)
 @add_options(
-    max_upload=("Maximum size of an upload; none for no limit.", Size(), "50MB"),
+    max_upload=("Maximum size of an upload; none for no limit.", size, "50MB"),
     queue=("Maximum number of waiting requests; more are refused.", click.IntRange(min=1), 16),
     collection=("Search, list and forget in this collection only, and add to it.", "NAME"),
 )

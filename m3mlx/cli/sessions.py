@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 def sessions(ctx: click.Context, as_json: bool) -> None:
     """List, show, delete or search the conversations kept by chat --session."""
     if not ctx.invoked_subcommand:
-        _list(as_json)
+        ctx.invoke(list_sessions, as_json=as_json)
 
 
 @command("m3mlx sessions list", name="list", group=sessions)
 def list_sessions(as_json: bool) -> None:
     """List the sessions, the most recent one last."""
-    _list(as_json)
-
-
-def _list(as_json: bool) -> None:
     from ..sessions import sessions
 
     with open_assistant() as assistant, sessions(assistant) as kept:

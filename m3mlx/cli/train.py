@@ -36,15 +36,9 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
     "codec": ("Quantize memories like this in training, such as k8v8.", str),
     "memories": ("Maximum number of memories that a question reads.", int),
     "drop": ("Share of questions that read no memory.", float),
-    "hardness": (
-        "Weight of the right answer beside the teacher's distribution, in distill.",
-        float,
-    ),
+    "hardness": ("Weight of the right answer beside the teacher's, in distill.", float),
     "beta": ("Beta of dpo.", float),
-    "query": (
-        "Text that a chunk of lm retrieves with: its own, or the chunk before.",
-        ("own", "previous"),
-    ),
+    "query": ("Text that a chunk of lm retrieves with: its own or the last.", ("own", "previous")),
     "save_every": ("Steps between checkpoints.", int),
     "eval_every": ("Steps between validations; 0 validates before and after only.", int),
     "seed": ("Seed of all random choices.", int),
@@ -143,11 +137,7 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
 @command("m3mlx fuse adapter merged")
 @click.argument("adapter", metavar="ADAPTER")
 @click.argument("output", metavar="DIRECTORY")
-@click.option(
-    "--dequantize",
-    is_flag=True,
-    help="Write full precision instead of quantizing the sum again; a larger file.",
-)
+@add_options(dequantize="Write full precision, not quantized again: exact, and a larger file.")
 def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
     """Merge an adapter into its model, and write the result as a model directory."""
     from ..models.decoder import fuse_adapter

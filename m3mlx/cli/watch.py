@@ -6,9 +6,7 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +21,7 @@ from .options import (
     encrypt_options,
     memory_options,
     open_assistant,
+    set_on_signals,
 )
 from .render import note
 
@@ -50,11 +49,7 @@ _NOTES = ("failed", "waiting", "away", "back", "polling")  # printed to stderr
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @document_options
 @add_options(
-    debounce=(
-        "Seconds without a change after which a file is read.",
-        click.FloatRange(0, 3600),
-        DEBOUNCE,
-    ),
+    debounce=("Seconds a file must be unchanged to be read.", click.FloatRange(0, 3600), DEBOUNCE),
     grace=("Seconds after which a vanished file is forgotten.", click.FloatRange(0), GRACE),
     rescan=("Seconds between checks of all files.", click.FloatRange(1), RESCAN),
 )
@@ -95,24 +90,7 @@ def follow(
     watcher = Watcher(assistant, paths, tell=tell, stop=stop, **settings)
     with suppress(OSError):  # not every system allows it
         os.nice(_NICENESS)
-    with _stop_on_signals(stop):
+    with set_on_signals(stop, signal.SIGINT, signal.SIGTERM):
         note(f"Watching {', '.join(scrub_line(str(top)) for top in watcher.tops)}. Ctrl-C ends it.")
         watcher.run()
     note("Stopped watching.")
-
-
-@contextmanager
-def _stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """Set ``stop`` on Ctrl-C or SIGTERM; a second signal interrupts at once."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
