@@ -1,4 +1,4 @@
-"""README, docs/ and CONTRIBUTING.md are true: commands run, links lead somewhere, lists are whole."""
+"""README, docs/ and CONTRIBUTING.md are true: commands run, links work, lists are complete."""
 
 import importlib
 import json

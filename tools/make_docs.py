@@ -18,8 +18,8 @@ FILE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\
 # Command line
 
-What `--help` prints for every command. This page is generated: change the help texts in `m3mlx/cli/` and run
-`make docs`.
+What `--help` prints for every command. This page is generated: change the help texts in
+`m3mlx/cli/` and run `make docs`.
 """
 
 
