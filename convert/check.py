@@ -1,10 +1,9 @@
-"""The end of a conversion: does MLX compute from what was written what PyTorch computes from the
-source?
+"""The check of a conversion: checksums, and MLX's logits compared with PyTorch's.
 
-The forward pass here is plain PyTorch on the source's own tensors: fused matrices are taken apart
-after they are applied, as Megatron does, and interleaved heads are rotated as llama.cpp rotates
-them. So it shares with the conversion neither a permutation nor a name of a target. Both sides
-hold a layer at a time, and both compute in float32 from the weights as they are stored.
+The forward pass here is plain PyTorch on the source's own tensors: fused matrices are split after
+they are applied, as Megatron does, and interleaved heads are rotated as llama.cpp rotates them. So
+it shares neither a permutation nor a target's name with the conversion. Both sides hold a layer at
+a time, and compute in float32 from the weights as they are stored.
 """
 
 from __future__ import annotations
@@ -21,34 +20,34 @@ from mlx_lm.utils import load_model
 
 from m3mlx.errors import ConvertError
 
-from .safetensors_file import bits_of
-from .writer import Checkpoint, Storage, verify
+from .safetensors_file import bits_of, checksums
+from .writer import Checkpoint, Storage, some
 
 LENGTH = 64  # tokens of the prompt
 TOLERANCE = 1e-4  # largest difference of a logit, in units of the largest logit
 BLOCK = 8192  # rows of the head multiplied at once
 
 
-def wanted(check: bool | None) -> bool:
-    """Whether logits are compared: if asked for, or by default if torch is there.
+def compares_logits(check: bool | None) -> bool:
+    """Decide whether logits are compared; None means "if torch is installed".
 
     Raises:
         ConvertError: it is asked for without torch.
     """
-    there = importlib.util.find_spec("torch") is not None
-    if check and not there:
+    installed = importlib.util.find_spec("torch") is not None
+    if check and not installed:
         raise ConvertError(
             "--check needs PyTorch. Install it with: pip install 'm3mlx[parity]', or leave the "
             "option out to compare checksums."
         )
-    return there if check is None else check
+    return installed if check is None else check
 
 
 class Proof(NamedTuple):
     """How a conversion was checked.
 
     Attributes:
-        tensors: how many came back from the disk bit for bit as they were written.
+        tensors: number of tensors that were read back bit for bit as they were written.
         difference: largest difference of a logit between MLX and PyTorch, in units of the
             largest logit; None where logits were not compared.
     """
@@ -57,34 +56,35 @@ class Proof(NamedTuple):
     difference: float | None
 
     def __str__(self) -> str:
-        if self.difference is None:
-            return f"Checksums of all {self.tensors} tensors agree; logits were not compared."
-        return (
-            f"Checksums of all {self.tensors} tensors agree; MLX's logits differ from PyTorch's by "
-            f"{self.difference:.1e} of the largest."
-        )
+        logits = "logits were not compared"
+        if self.difference is not None:
+            logits = f"MLX's logits differ from PyTorch's by {self.difference:.1e} of the largest"
+        return f"Checksums of all {self.tensors} tensors agree; {logits}."
 
 
-def prove(folder: Path, sums: Mapping[str, int], layout: Layout, check: bool | None) -> Proof:
-    """Check what was written: every tensor's bytes, and the logits of a fixed prompt.
+def prove(folder: Path, sums: Mapping[str, int], layout: Layout | None = None) -> Proof:
+    """Check what was written: the bytes of every tensor, and the logits of a fixed prompt.
 
     Args:
-        folder: the model directory that was written.
+        folder: the new model directory.
         sums: the CRC-32 of every tensor when it was written.
-        layout: the source.
-        check: as given to a converter. Logits of quantized weights are not compared.
+        layout: the source; None to check bytes only. Logits of quantized weights are not compared.
 
     Raises:
         ConvertError: bytes differ, or logits by more than rounding.
     """
-    verify(folder, sums)
-    if layout.storage.bits is not None or not wanted(check):
+    found = checksums(sorted(folder.glob("*.safetensors")))
+    if wrong := {name for name in sums.keys() | found if sums.get(name) != found.get(name)}:
+        raise ConvertError(
+            f"{some(wrong)} came back changed from the disk, so nothing was kept. Convert again, "
+            f"and check the disk if that repeats."
+        )
+    if layout is None or layout.storage.bits is not None:
         return Proof(len(sums), None)
     vocabulary = layout.config["vocab_size"]
     ids = [(7919 * n + 13) % vocabulary for n in range(LENGTH)]
     expected = _torch_logits(layout, ids)
-    found = _mlx_logits(folder, ids)
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    difference = float(np.abs(_mlx_logits(folder, ids) - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         raise ConvertError(
             f"{layout.checkpoint.path}: MLX's logits differ from PyTorch's by {difference:.1e} of "
@@ -98,7 +98,7 @@ def _mlx_logits(folder: Path, ids: list[int]) -> np.ndarray:
         model, _ = load_model(folder, lazy=True)
         model.set_dtype(mx.float32)
         logits = model(mx.array([ids]))[0]
-        del model  # so that a layer's weights go when they have been used
+        del model  # frees each layer's weights once they are used
         mx.eval(logits)
     return np.array(logits)
 
@@ -107,12 +107,11 @@ class Layout:
     """A source in Hugging Face's layout.
 
     Args:
-        checkpoint: where its tensors are read.
-        storage: how the converted weights are kept.
-        config: with explicit settings.
+        storage: how the converted weights are stored.
+        config: config.json with explicit settings.
     """
 
-    interleaved = False  # whether rotary positions turn neighbours instead of halves
+    interleaved = False  # whether rotary positions rotate neighbours instead of halves
 
     def __init__(self, checkpoint: Checkpoint, storage: Storage, config: Mapping[str, Any]):
         self.checkpoint, self.storage, self.config = checkpoint, storage, config
@@ -121,11 +120,14 @@ class Layout:
         """The source's name of a tensor, given Hugging Face's."""
         return name
 
+    def has(self, name: str) -> bool:
+        return self.name(name) in self.checkpoint.tensors
+
     def source(self, name: str) -> Any:
         """A tensor of the source, given Hugging Face's name."""
         import torch
 
-        array = self.checkpoint.read(self.name(name))
+        array = self.checkpoint.tensors[self.name(name)].read()
         tensor = torch.from_numpy(np.array(bits_of(array)))
         return tensor.view(torch.bfloat16) if array.dtype == mx.bfloat16 else tensor
 
@@ -133,8 +135,7 @@ class Layout:
         """The same, rounded as it was when it was written."""
         import torch
 
-        tensor = self.source(name)
-        dtype = self.storage.dtype
+        tensor, dtype = self.source(name), self.storage.dtype
         return tensor.to(getattr(torch, dtype)) if dtype else tensor
 
     def weight(self, name: str) -> Any:
@@ -143,16 +144,13 @@ class Layout:
     def linear(self, name: str, x: Any) -> Any:
         from torch.nn.functional import linear
 
-        biased = self.name(f"{name}.bias") in self.checkpoint.tensors
-        return linear(
-            x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias") if biased else None
-        )
+        bias = self.weight(f"{name}.bias") if self.has(f"{name}.bias") else None
+        return linear(x, self.weight(f"{name}.weight"), bias)
 
-    def attention(self, layer: str, x: Any) -> tuple[Any, Any, Any]:
+    def attention(self, layer: str, x: Any) -> tuple[Any, ...]:
         """Queries, keys and values (tokens, heads, head_dim), before rotation."""
         shape = len(x), -1, self.config["head_dim"]
-        made = (self.linear(f"{layer}.self_attn.{p}_proj", x).view(shape) for p in "qkv")
-        return tuple(made)
+        return tuple(self.linear(f"{layer}.self_attn.{p}_proj", x).view(shape) for p in "qkv")
 
     def gate_and_up(self, layer: str, x: Any) -> tuple[Any, Any]:
         return self.linear(f"{layer}.mlp.gate_proj", x), self.linear(f"{layer}.mlp.up_proj", x)
@@ -176,7 +174,7 @@ class MegatronLayout(Layout):
             name = name.replace(old, new)
         return name
 
-    def attention(self, layer: str, x: Any) -> tuple[Any, Any, Any]:
+    def attention(self, layer: str, x: Any) -> tuple[Any, ...]:
         groups, length = self.config["num_key_value_heads"], self.config["head_dim"]
         queries = self.config["num_attention_heads"] // groups
         mixed = self.linear(f"{layer}.self_attn.query_key_value", x)
@@ -193,9 +191,8 @@ def _torch_logits(layout: Layout, ids: list[int]) -> np.ndarray:
 
     config = layout.config
     with torch.inference_mode():
-        gemma = config["model_type"] == "gemma3_text"
         h = layout.stored("model.embed_tokens.weight")[torch.tensor(ids)].float()
-        if gemma:
+        if config["model_type"] == "gemma3_text":
             h = h * torch.tensor(config["hidden_size"] ** 0.5).bfloat16().float()
         for n in range(config["num_hidden_layers"]):
             h = _layer(layout, n, h)
@@ -226,7 +223,7 @@ def _attention(layout: Layout, n: int, x: Any) -> Any:
     config = layout.config
     name, tokens, length = f"model.layers.{n}", len(x), config["head_dim"]
     queries, keys, values = layout.attention(name, x)
-    if layout.name(f"{name}.self_attn.q_norm.weight") in layout.checkpoint.tensors:
+    if layout.has(f"{name}.self_attn.q_norm.weight"):
         queries = _norm(layout, f"{name}.self_attn.q_norm", queries)
         keys = _norm(layout, f"{name}.self_attn.k_norm", keys)
     if (config.get("no_rope_layers") or {n: 1})[n]:
@@ -238,8 +235,8 @@ def _attention(layout: Layout, n: int, x: Any) -> Any:
     scale = math.sqrt(config.get("query_pre_attn_scalar") or length)
     group = config["num_attention_heads"] // config["num_key_value_heads"]
     mixed = []
-    # A head at a time: torch's product of batches calls a function that OpenBLAS, loaded for MLX,
-    # has under the same name with other arguments.
+    # A head at a time: torch's batched product calls a function of the name that OpenBLAS, loaded
+    # for MLX, has for one with other arguments.
     for head in range(config["num_attention_heads"]):
         scores = queries[:, head] @ keys[:, head // group].T / scale
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
@@ -251,7 +248,7 @@ def _is_sliding(config: Mapping[str, Any], n: int) -> bool:
     if config["model_type"] == "gemma3_text":
         return (n + 1) % config["sliding_window_pattern"] != 0
     types = config.get("layer_types")
-    return bool(types) and types[n] == "sliding_attention"
+    return types is not None and types[n] == "sliding_attention"
 
 
 def _angles(config: Mapping[str, Any], n: int, tokens: int) -> Any:

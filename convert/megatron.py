@@ -1,7 +1,7 @@
-"""Megatron's names and fused matrices, as its language models with rotary positions have them.
+"""Names and fused matrices of Megatron's language models with rotary positions.
 
-Attention's three matrices are one, ordered by KV group: the query heads of the group, its key
-head, its value head. The gate and the up matrix of the MLP are stacked.
+The three matrices of attention are one, ordered by KV group: the group's query heads, its key head,
+its value head. The gate and up matrices of the MLP are stacked.
 """
 
 from __future__ import annotations
@@ -67,18 +67,15 @@ ARGUMENTS = {
 
 
 def recognized(names: Iterable[str]) -> dict[str, str]:
-    """The plain spelling of each name if they are Megatron's, or nothing."""
-    plain = {}
-    for name in names:
-        new = name
-        for pattern, spelling in SPELLINGS:
-            new = re.sub(pattern, spelling, new)
-        plain[name] = new
+    """Return each name in the spelling of these tables, or nothing if they are others'."""
+    plain = {name: name for name in names}
+    for pattern, spelling in SPELLINGS:
+        plain = {name: re.sub(pattern, spelling, new) for name, new in plain.items()}
     return plain if "embedding.word_embeddings.weight" in plain.values() else {}
 
 
 def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What Megatron's arguments say of a model, in the terms of config.json."""
+    """Translate Megatron's arguments to config.json's terms."""
     config = {new: settings[old] for old, new in ARGUMENTS.items() if settings.get(old) is not None}
     if not settings.get("group_query_attention", True):
         config["num_key_value_heads"] = config.get("num_attention_heads")
@@ -90,7 +87,7 @@ def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def steps(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Step]:
-    """How the tensors of a model come out of Megatron's.
+    """Return the steps from Megatron's tensors to those of a model.
 
     Args:
         config: with explicit settings.
@@ -106,7 +103,7 @@ def steps(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> l
         return [part.reshape(-1, *fused.shape[1:]) for part in parts]
 
     def mlp(stacked: mx.array) -> Sequence[mx.array]:
-        return mx.split(stacked, 2)
+        return list(mx.split(stacked, 2))
 
     splits = dict(zip(FUSED, (attention, mlp), strict=True))
     made = []

@@ -1,4 +1,4 @@
-"""A user's own map of names, for checkpoints that are in nobody's layout."""
+"""A user's own map of tensor names, for checkpoints in a layout of their own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LAYER = "{n}"  # stands for the number of a layer
 
 
 def rename(checkpoint: TorchCheckpoint, file: Path) -> set[str]:
-    """Give the tensors of a checkpoint the names that a JSON file maps theirs to.
+    """Rename the tensors of a checkpoint as a JSON file says.
 
     The file is one object, such as ``{"h.{n}.qkv.weight":
     "encoder.layers.{n}.self_attention.query_key_value.weight", "step": null}``. On the right are
@@ -33,7 +33,7 @@ def rename(checkpoint: TorchCheckpoint, file: Path) -> set[str]:
     except (OSError, ValueError) as error:
         raise ConvertError(f"{file}: cannot be read as JSON ({error}).") from error
     if not isinstance(lines, dict) or not all(
-        v is None or isinstance(v, str) for v in lines.values()
+        target is None or isinstance(target, str) for target in lines.values()
     ):
         raise ConvertError(f"{file}: is no JSON object from names to names or null.")
     new: dict[str, str] = {}
@@ -45,10 +45,10 @@ def rename(checkpoint: TorchCheckpoint, file: Path) -> set[str]:
             raise ConvertError(f"{file}: {pattern} fits no tensor of {checkpoint.path}.")
         if twice := fits.keys() & (new.keys() | left_out):
             raise ConvertError(f"{file}: {some(twice)} fits several lines.")
+        if target is None:
+            left_out |= fits.keys()
+            continue
         for name, found in fits.items():
-            if target is None:
-                left_out.add(name)
-            else:
-                new[name] = target.replace(LAYER, found[1]) if found.groups() else target
+            new[name] = target.replace(LAYER, found[1]) if found.groups() else target
     checkpoint.rename(new)
     return left_out

@@ -1,15 +1,16 @@
 """The safetensors format: a header of names, types and places, then bytes.
 
-Read and written here rather than with a library, so that a tensor at a time is in memory, a
-damaged file is told apart from a foreign one, and two tensors of one name are noticed.
+Read and written here rather than with a library, to hold one tensor at a time, to tell a damaged
+file from a foreign one, and to notice two tensors of one name.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,12 +31,13 @@ DTYPES = {
     "U8": "uint8",
 }
 CODES = {name: code for code, name in DTYPES.items()}
-# NumPy knows no bfloat16, so its bits travel as whole numbers.
-BITS = {"bfloat16": "uint16"}
+BITS = {"bfloat16": "uint16"}  # NumPy has no bfloat16, so its bits are kept as integers
+
+Stored = Mapping[str, tuple[str, tuple[int, ...]]]  # name to type and shape, in a file's order
 
 
 class Entry(NamedTuple):
-    """Where one tensor of a file is: its type, its shape, and its bytes [start, end)."""
+    """One tensor in a file: its type, shape, and bytes [start, end)."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -47,32 +49,41 @@ class Entry(NamedTuple):
         return self.end - self.start
 
 
-def item_bytes(dtype: str) -> int:
-    return np.dtype(BITS.get(dtype, dtype)).itemsize
+def size_of(dtype: str, shape: Sequence[int]) -> int:
+    """Return the bytes that a tensor takes."""
+    return np.dtype(BITS.get(dtype, dtype)).itemsize * math.prod(shape)
 
 
 def bits_of(array: mx.array) -> np.ndarray:
-    """The values of an MLX array for NumPy, contiguous; bfloat16 as uint16."""
+    """Return an MLX array as a contiguous NumPy array; bfloat16 as uint16."""
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return np.ascontiguousarray(np.array(array, copy=False))
 
 
 def array_of(bits: np.ndarray, dtype: str) -> mx.array:
-    """The other way round, without copying."""
+    """Return what `bits_of` made as an MLX array, without copying."""
     array = mx.asarray(bits)
     return array.view(mx.bfloat16) if dtype == "bfloat16" else array
 
 
 def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of a file by name.
+    """Return the tensors of a file by name.
 
     Raises:
-        ConvertError: it cannot be read, is cut off, damaged, or holds a name twice.
+        ConvertError: the file cannot be read, is cut off, damaged, or holds a name twice.
     """
 
     def broken(reason: str) -> ConvertError:
         return ConvertError(f"{path}: {reason}; fetch it again.")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise broken(f"holds {name} twice")
+            found[name] = value
+        return found
 
     try:
         size = path.stat().st_size
@@ -83,18 +94,9 @@ def read_header(path: Path) -> dict[str, Entry]:
             text = file.read(length)
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror or error}.") from error
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise broken(f"holds {name} twice")
-            found[name] = value
-        return found
-
     entries = {}
     try:
-        header = json.loads(text, object_pairs_hook=once)
+        header = json.loads(text, object_pairs_hook=unique)
         header.pop("__metadata__", None)
         for name, value in header.items():
             shape = tuple(value["shape"])
@@ -108,10 +110,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     end = 8 + length
     for name, entry in sorted(entries.items(), key=lambda pair: pair[1].start):
         known = entry.dtype in CODES
-        if entry.start != end or (
-            known
-            and entry.nbytes != item_bytes(entry.dtype) * int(np.prod(entry.shape, dtype=object))
-        ):
+        if entry.start != end or (known and entry.nbytes != size_of(entry.dtype, entry.shape)):
             raise broken(f"its header gives {name} a wrong place or length")
         end = entry.end
     if end != size:
@@ -120,7 +119,7 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def read_array(path: Path, entry: Entry) -> mx.array:
-    """One tensor, read from the file into memory of its own."""
+    """Read one tensor into memory of its own."""
     kind = np.dtype(BITS.get(entry.dtype, entry.dtype))
     bits = np.fromfile(path, kind, entry.nbytes // kind.itemsize, offset=entry.start)
     if bits.nbytes != entry.nbytes:
@@ -129,26 +128,15 @@ def read_array(path: Path, entry: Entry) -> mx.array:
 
 
 class Writer:
-    """One file, whose header is written before the first of its tensors.
+    """Writes one file: the header at once, then its tensors in the order of ``tensors``."""
 
-    Args:
-        file: opened for writing.
-        tensors: name to type and shape, in the order in which they will be given.
-        metadata: strings that the format has room for.
-    """
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-        metadata: Mapping[str, str],
-    ):
+    def __init__(self, file: BinaryIO, tensors: Stored, metadata: Mapping[str, str]):
         self._file = file
         self._expected = iter(tensors.items())
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         end = 0
         for name, (dtype, shape) in tensors.items():
-            start, end = end, end + item_bytes(dtype) * int(np.prod(shape, dtype=object))
+            start, end = end, end + size_of(dtype, shape)
             header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -160,15 +148,19 @@ class Writer:
         given = (name, (str(array.dtype).removeprefix("mlx.core."), array.shape))
         if given != expected:
             raise ValueError(f"{given} where the header says {expected}")
-        data = bits_of(array).reshape(-1).view(np.uint8)
+        data = _bytes(array)
         self._file.write(data)
         return zlib.crc32(data)
 
 
 def checksums(paths: Iterable[Path]) -> dict[str, int]:
-    """The CRC-32 of every tensor of some files, read back from them."""
+    """Return the CRC-32 of every tensor of some files, read from the disk."""
     return {
-        name: zlib.crc32(bits_of(read_array(path, entry)).reshape(-1).view(np.uint8))
+        name: zlib.crc32(_bytes(read_array(path, entry)))
         for path in paths
         for name, entry in read_header(path).items()
     }
+
+
+def _bytes(array: mx.array) -> memoryview:
+    return bits_of(array).reshape(-1).view(np.uint8).data

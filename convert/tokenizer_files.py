@@ -1,4 +1,4 @@
-"""The tokenizer's files, carried along or built."""
+"""The files of a tokenizer, copied or built."""
 
 from __future__ import annotations
 
@@ -7,28 +7,27 @@ from pathlib import Path
 
 from m3mlx.errors import ConvertError
 
-CARRIED = (
+from .torch_file import first_line
+
+COPIED = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json", "generation_config.json"),
     *("vocab.json", "merges.txt", "tokenizer.model"),
 )
 
 
-def carry_tokenizer(source: Path, out: Path) -> None:
-    """Copy the files of a tokenizer; build tokenizer.json where only the vocabulary is there.
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Copy a tokenizer; build tokenizer.json where only the vocabulary is there.
 
     Raises:
-        ConvertError: there is a vocabulary that no tokenizer can be built from.
+        ConvertError: there is a vocabulary from which no tokenizer can be built.
     """
-    for name in CARRIED:
+    for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
     vocabulary = any((source / name).is_file() for name in ("tokenizer.model", "vocab.json"))
-    if vocabulary and not (source / "tokenizer.json").is_file():
-        _build(source, out)
-
-
-def _build(source: Path, out: Path) -> None:
+    if not vocabulary or (source / "tokenizer.json").is_file():
+        return
     from transformers import AutoTokenizer
 
     try:
@@ -36,9 +35,8 @@ def _build(source: Path, out: Path) -> None:
         tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
         if not (out / "tokenizer_config.json").exists():
             tokenizer.save_pretrained(out)
-    except Exception as error:  # transformers can stumble over a foreign folder anywhere
-        first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    except Exception as error:  # transformers can fail on a foreign folder anywhere
         raise ConvertError(
-            f"{source}: no tokenizer can be built from its files ({first}). Put a tokenizer.json "
-            f"beside them."
+            f"{source}: no tokenizer can be built from its files ({first_line(error)}). Put a "
+            f"tokenizer.json beside them."
         ) from error

@@ -388,15 +388,15 @@ def test_without_torch_checksums_are_compared(tmp_path, monkeypatch):
 
 def test_bytes_that_change_on_the_disk_are_noticed(tmp_path, monkeypatch):
     source = save_model(tmp_path / "in")
-    carry = from_torch.carry_tokenizer
+    copy = from_torch.copy_tokenizer
 
     def spoil(where, folder):
-        carry(where, folder)
+        copy(where, folder)
         data = bytearray((folder / "model.safetensors").read_bytes())
         data[-1] ^= 1
         (folder / "model.safetensors").write_bytes(data)
 
-    monkeypatch.setattr(from_torch, "carry_tokenizer", spoil)
+    monkeypatch.setattr(from_torch, "copy_tokenizer", spoil)
     with pytest.raises(ConvertError, match="came back changed"):
         convert(source, tmp_path / "out", check=False)
     assert not (tmp_path / "out").exists()

@@ -24,8 +24,6 @@ from .. import config
 from ..config import Progress
 from ..errors import ConvertError, ModelError
 
-"""Called with what is being done, how much of it, and of how much."""
-
 
 @dataclass(frozen=True)
 class Package:
@@ -139,7 +137,7 @@ def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) 
 
     from convert.from_gguf import convert  # only a conversion needs the converter
 
-    def converted(done: int, total: int) -> None:
+    def converted(what: str, done: int, total: int) -> None:
         progress(f"Converting {name}", done, total)
 
     try:
