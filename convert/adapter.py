@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from m3mlx.config import Progress
 
@@ -17,18 +16,10 @@ CONFIG = "adapter_config.json"
 NAME = re.compile(
     r"(?:base_model\.model\.)?(model\.layers\.\d+\.(.+))\.lora_([AB])(?:\.default)?\.weight"
 )
-# Settings of PEFT that change the arithmetic, each with the values under which it does not.
-PLAIN: dict[str, tuple[Any, ...]] = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "layer_replication": ([], None),
-    "trainable_token_indices": ([], {}, None),
-}
+UNSUPPORTED = (  # settings of PEFT that change the arithmetic, unless they are empty or "none"
+    *("use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"),
+    *("lora_bias", "layer_replication", "trainable_token_indices"),
+)
 
 
 def is_adapter(source: Path) -> bool:
@@ -40,29 +31,28 @@ def convert_adapter(source: Path, out: Path, storage: Storage, progress: Progres
 
     PEFT keeps A as (rank, in) and B as (out, rank), and multiplies x by their transposes; mlx-lm
     keeps the transposes. Its ``scale`` is alpha / rank, or alpha / √rank with rank-stabilized LoRA.
-
-    Raises:
-        ConvertError: it is no plain LoRA, or its tensors are not those of its settings.
     """
     checkpoint = TorchCheckpoint(source, stem="adapter_model")
     config = checkpoint.json(CONFIG)
     if config.get("peft_type") != "LORA":
         raise checkpoint.error(f"an adapter of type {config.get('peft_type')} is not supported")
-    for key, plain in PLAIN.items():
-        if config.get(key) not in plain:
+    for key in UNSUPPORTED:
+        if config.get(key) and config[key] != "none":
             raise checkpoint.error(f"{key} {config[key]!r:.60} of an adapter is not supported")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise checkpoint.error(f"r {rank!r:.20} and lora_alpha {alpha!r:.20} make no sense")
+    found = {name: NAME.fullmatch(name) for name in checkpoint.tensors}
+    names = {name: match.groups() for name, match in found.items() if match}
+    if not names or found.keys() - names:
+        unknown = some(found.keys() - names)
+        raise checkpoint.error(f"it holds tensors that are no LoRA matrix: {unknown}")
     steps, modules, sides = [], set(), set()
-    for name, tensor in checkpoint.tensors.items():
-        found = NAME.fullmatch(name)
-        if not found:
-            raise checkpoint.error(f"it holds a tensor that is no LoRA matrix: {name}")
-        path, module, side = found.groups()
+    for name, (path, module, side) in names.items():
         modules.add(module)
         sides.add((path, side))
-        shape = (rank, *tensor.shape[-1:]) if side == "A" else (*tensor.shape[:1], rank)
+        shape = checkpoint.tensors[name].shape
+        shape = (rank, *shape[-1:]) if side == "A" else (*shape[:1], rank)
         target = {f"{path}.lora_{side.lower()}": shape[::-1]}
         steps.append(Step(name, shape, target, lambda array: (array.T,)))
     if halves := {path for path, _ in sides if not {(path, "A"), (path, "B")} <= sides}:

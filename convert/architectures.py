@@ -46,7 +46,7 @@ ROPE_TYPES = {  # and the settings that each needs
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 
-# Between "model.layers.N." and ".weight" or ".bias"; shapes in the letters of `_sizes`.
+# Between "model.layers.N." and ".weight" or ".bias"; shapes in the letters of `tensors`.
 _MATRICES = {
     "self_attn.q_proj": "qd",
     "self_attn.k_proj": "kd",
@@ -64,10 +64,8 @@ _HEAD_NORMS = {"self_attn.q_norm": "h", "self_attn.k_norm": "h"}
 def explicit(config: Mapping[str, Any], error: Error) -> dict[str, Any]:
     """Return config.json with every setting that the arithmetic depends on, as mlx-lm reads it.
 
-    Args:
-        config: in Hugging Face's terms, of any version of transformers.
-        error: makes the exception for a reason. It is raised where a setting is missing, makes no
-            sense, or asks for arithmetic that mlx-lm does not do.
+    Any version of transformers may have written it. Raise an error where a setting is missing,
+    makes no sense, or asks for arithmetic that mlx-lm does not do.
     """
     kind = str(config.get("model_type"))
     if kind not in FAMILIES:
@@ -123,25 +121,22 @@ def _refuse(config: Mapping[str, Any], family: Family, error: Error) -> None:
 def tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return every tensor of a model with its shape, in the order of the forward pass."""
     family = FAMILIES[config["model_type"]]
-    queries, keys = config["num_attention_heads"], config["num_key_value_heads"]
     sizes = {
         "v": config["vocab_size"],
         "d": config["hidden_size"],
         "f": config["intermediate_size"],
         "h": config["head_dim"],
-        "q": queries * config["head_dim"],
-        "k": keys * config["head_dim"],
+        "q": config["num_attention_heads"] * config["head_dim"],
+        "k": config["num_key_value_heads"] * config["head_dim"],
     }
     layer = {**_NORMS, **(_FOUR_NORMS if family.four_norms else {})}
     layer |= _HEAD_NORMS if family.head_norms else {}
     shapes = {f"{name}.weight": letters for name, letters in (layer | _MATRICES).items()}
+    biased = ["self_attn.q", "self_attn.k", "self_attn.v"] if family.qkv_bias else []
+    if family.optional_bias:
+        biased += ["self_attn"] * config["attention_bias"] + ["mlp"] * config["mlp_bias"]
     for name, letters in _MATRICES.items():
-        attention = name.startswith("self_attn")
-        if (
-            (family.qkv_bias and attention and not name.endswith("o_proj"))
-            or (attention and config.get("attention_bias") and family.optional_bias)
-            or (not attention and config.get("mlp_bias") and family.optional_bias)
-        ):
+        if name.startswith(tuple(biased)):
             shapes[f"{name}.bias"] = letters[0]
     table = {"model.embed_tokens.weight": "vd"}
     for n in range(config["num_hidden_layers"]):
@@ -150,6 +145,15 @@ def tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     if not config["tie_word_embeddings"]:
         table["lm_head.weight"] = "vd"
     return {name: tuple(sizes[letter] for letter in letters) for name, letters in table.items()}
+
+
+def renamed(target: str, outer: Mapping[str, str], start: str, layer: Mapping[str, str]) -> str:
+    """Return a tensor's name in another layout, given its names outside and inside of layers."""
+    stem, _, kind = target.rpartition(".")
+    if stem in outer:
+        return f"{outer[stem]}.{kind}"
+    _, _, n, inner = stem.split(".", 3)
+    return f"{start}.{n}.{layer.get(inner, inner)}.{kind}"
 
 
 def _rotation(settings: Settings, family: Family, error: Error) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +30,7 @@ BLOCK = 8192  # rows of the head multiplied at once
 
 
 def compares_logits(check: bool | None) -> bool:
-    """Decide whether logits are compared; None means "if torch is installed".
-
-    Raises:
-        ConvertError: it is asked for without torch.
-    """
+    """Return whether logits are compared; ConvertError if that is asked for without torch."""
     installed = importlib.util.find_spec("torch") is not None
     if check and not installed:
         raise ConvertError(
@@ -66,12 +63,8 @@ def prove(folder: Path, sums: Mapping[str, int], layout: Layout | None = None) -
     """Check what was written: the bytes of every tensor, and the logits of a fixed prompt.
 
     Args:
-        folder: the new model directory.
         sums: the CRC-32 of every tensor when it was written.
         layout: the source; None to check bytes only. Logits of quantized weights are not compared.
-
-    Raises:
-        ConvertError: bytes differ, or logits by more than rounding.
     """
     found = checksums(sorted(folder.glob("*.safetensors")))
     if wrong := {name for name in sums.keys() | found if sums.get(name) != found.get(name)}:
@@ -103,18 +96,18 @@ def _mlx_logits(folder: Path, ids: list[int]) -> np.ndarray:
     return np.array(logits)
 
 
+@dataclass
 class Layout:
-    """A source in Hugging Face's layout.
+    """A source in Hugging Face's layout."""
 
-    Args:
-        storage: how the converted weights are stored.
-        config: config.json with explicit settings.
-    """
+    checkpoint: Checkpoint
+    storage: Storage  # of the converted weights
+    config: Mapping[str, Any]  # with explicit settings
+    interleaved: bool = False  # whether rotary positions rotate neighbours instead of halves
 
-    interleaved = False  # whether rotary positions rotate neighbours instead of halves
-
-    def __init__(self, checkpoint: Checkpoint, storage: Storage, config: Mapping[str, Any]):
-        self.checkpoint, self.storage, self.config = checkpoint, storage, config
+    @property
+    def gemma(self) -> bool:
+        return self.config["model_type"] == "gemma3_text"
 
     def name(self, name: str) -> str:
         """The source's name of a tensor, given Hugging Face's."""
@@ -192,20 +185,20 @@ def _torch_logits(layout: Layout, ids: list[int]) -> np.ndarray:
     config = layout.config
     with torch.inference_mode():
         h = layout.stored("model.embed_tokens.weight")[torch.tensor(ids)].float()
-        if config["model_type"] == "gemma3_text":
+        if layout.gemma:
             h = h * torch.tensor(config["hidden_size"] ** 0.5).bfloat16().float()
         for n in range(config["num_hidden_layers"]):
             h = _layer(layout, n, h)
         h = _norm(layout, "model.norm", h)
-        tied = config["tie_word_embeddings"]
-        head = layout.stored("model.embed_tokens.weight" if tied else "lm_head.weight")
-        return torch.cat([h @ rows.float().T for rows in head.split(BLOCK)], dim=-1).numpy()
+        head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+        blocks = layout.stored(f"{head}.weight").split(BLOCK)
+        return torch.cat([h @ rows.float().T for rows in blocks], dim=-1).numpy()
 
 
 def _layer(layout: Layout, n: int, h: Any) -> Any:
     from torch.nn.functional import gelu, silu
 
-    name, gemma = f"model.layers.{n}", layout.config["model_type"] == "gemma3_text"
+    name, gemma = f"model.layers.{n}", layout.gemma
     x = _attention(layout, n, _norm(layout, f"{name}.input_layernorm", h))
     if gemma:
         x = _norm(layout, f"{name}.post_attention_layernorm", x)
@@ -281,6 +274,6 @@ def _rotate(x: Any, angles: Any, interleaved: bool) -> Any:
 
 def _norm(layout: Layout, name: str, x: Any) -> Any:
     weight = layout.weight(f"{name}.weight")
-    if layout.config["model_type"] == "gemma3_text":
+    if layout.gemma:
         weight = weight + 1
     return x * (x.pow(2).mean(-1, keepdim=True) + layout.config["rms_norm_eps"]).rsqrt() * weight

@@ -1,40 +1,41 @@
-"""A PyTorch model on disk: a folder in Hugging Face layout, or one file with its config.json."""
+"""A PyTorch model on disk: weights, config.json, tokenizer, and a user's own map of names."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from m3mlx.errors import ConvertError
 
-from .safetensors_file import read_array, read_header
+from .safetensors_file import Tensor, read_safetensors
 from .torch_file import read_torch_file
-from .writer import Tensor, some
+from .writer import first_line, some
 
 PART = re.compile(r"-of-(\d+)$")  # end of a shard's name, with the number of shards
 TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+LAYER = "{n}"  # the number of a layer in a map of names
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json", "generation_config.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model"),
+)
 
 
 class TorchCheckpoint:
-    """The tensors of all files of a checkpoint; each is read when it is asked for.
+    """A folder in Hugging Face layout, or one file of weights with its config.json.
 
     Args:
-        path: folder or file.
         stem: beginning of the names of a folder's weight files.
 
     Attributes:
-        path: as it was given.
         folder: the folder with config.json and the tokenizer.
         config: config.json; empty where there is none.
         settings: Megatron's arguments, where a file holds them.
-        tensors: by name.
-
-    Raises:
-        ConvertError: with the path and the reason.
+        tensors: of all files, by name.
     """
 
     def __init__(self, path: Path, stem: str = "model"):
@@ -116,14 +117,68 @@ class TorchCheckpoint:
 
     def _read(self, file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
-            return {
-                name: Tensor(
-                    entry.shape, entry.dtype, entry.nbytes, partial(read_array, file, entry)
-                )
-                for name, entry in read_header(file).items()
-            }
+            return read_safetensors(file)
         if file.suffix in TORCH_SUFFIXES:
             tensors, settings = read_torch_file(file)
             self.settings |= settings
             return tensors
         raise self.error(f"it is none of .safetensors, {', '.join(TORCH_SUFFIXES)}")
+
+
+def rename(checkpoint: TorchCheckpoint, file: Path) -> set[str]:
+    """Rename the tensors of a checkpoint as a JSON file says.
+
+    The file is one object, such as ``{"h.{n}.qkv.weight":
+    "encoder.layers.{n}.self_attention.query_key_value.weight", "step": null}``. On the right are
+    Hugging Face's names, or Megatron's, whose fused matrices are taken apart; null leaves a tensor
+    out.
+
+    Returns:
+        The names of the tensors that are left out.
+    """
+    try:
+        lines = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConvertError(f"{file}: cannot be read as JSON ({error}).") from error
+    if not isinstance(lines, dict) or not all(
+        target is None or isinstance(target, str) for target in lines.values()
+    ):
+        raise ConvertError(f"{file}: is no JSON object from names to names or null.")
+    new: dict[str, str] = {}
+    left_out: set[str] = set()
+    for pattern, target in lines.items():
+        places = re.escape(pattern).replace(re.escape(LAYER), r"(\d+)", 1)
+        fits = {name: found for name in checkpoint.tensors if (found := re.fullmatch(places, name))}
+        if not fits:
+            raise ConvertError(f"{file}: {pattern} fits no tensor of {checkpoint.path}.")
+        if twice := fits.keys() & (new.keys() | left_out):
+            raise ConvertError(f"{file}: {some(twice)} fits several lines.")
+        if target is None:
+            left_out |= fits.keys()
+            continue
+        for name, found in fits.items():
+            new[name] = target.replace(LAYER, found[1]) if found.groups() else target
+    checkpoint.rename(new)
+    return left_out
+
+
+def copy_tokenizer(source: Path, out: Path) -> None:
+    """Copy the files of a tokenizer; build tokenizer.json where only the vocabulary is there."""
+    for name in TOKENIZER:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, out / name)
+    vocabulary = any((source / name).is_file() for name in ("tokenizer.model", "vocab.json"))
+    if not vocabulary or (source / "tokenizer.json").is_file():
+        return
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
+        tokenizer.backend_tokenizer.save(str(out / "tokenizer.json"))
+        if not (out / "tokenizer_config.json").exists():
+            tokenizer.save_pretrained(out)
+    except Exception as error:  # transformers can fail on a foreign folder anywhere
+        raise ConvertError(
+            f"{source}: no tokenizer can be built from its files ({first_line(error)}). Put a "
+            f"tokenizer.json beside them."
+        ) from error

@@ -40,14 +40,11 @@ def dtype_option(default: str | None) -> Decorator:
 
 def storage_options(dtype: str | None) -> Decorator:
     """Add -q, --q-bits, --q-group-size and --dtype, named as in mlx-lm's converter."""
-
-    def number(flag: str, choices: tuple[int, ...], default: int, help: str) -> Decorator:
-        kind = click.Choice(choices)
-        return click.option(flag, type=kind, default=default, show_default=True, help=help)
-
+    option = functools.partial(click.option, show_default=True)
+    sizes, bits = click.Choice(GROUP_SIZES), click.Choice(QUANTIZED_BITS)
     return _all_of(
-        number("--q-group-size", GROUP_SIZES, 64, "Weights per group."),
-        number("--q-bits", QUANTIZED_BITS, 4, "Bits per weight."),
+        option("--q-group-size", type=sizes, default=64, help="Weights per group."),
+        option("--q-bits", type=bits, default=4, help="Bits per weight."),
         click.option("-q", "--quantize", is_flag=True, help="Quantize matrices, for MLX."),
         dtype_option(dtype),
     )
@@ -71,9 +68,7 @@ class _Layers(click.ParamType):
 
     name = "LAYERS"
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
         layers: list[int] = []
         try:
             for part in value.split(","):
@@ -125,19 +120,14 @@ def _all_of(*options: Decorator) -> Decorator:
 def _progress_bar() -> Iterator[Progress]:
     """Show a bar on stderr if it is a terminal; it goes away at the end."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.markup import escape
+    from rich.progress import Progress
 
-    with Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not (sys.stderr and sys.stderr.isatty()),
-        transient=True,
-        speed_estimate_period=120,
-    ) as bars:
+    hidden = not (sys.stderr and sys.stderr.isatty())
+    with Progress(console=Console(stderr=True), disable=hidden, transient=True) as bars:
         task = bars.add_task("")
-        yield lambda what, done, total: bars.update(
-            task, description=what, completed=done, total=total
-        )
+
+        def report(what: str, done: int, total: int) -> None:
+            bars.update(task, description=escape(what), completed=done, total=total)
+
+        yield report

@@ -19,16 +19,12 @@ from m3mlx.config import Progress, no_progress
 from . import architectures, command
 from .check import Layout, Proof, compares_logits, prove
 from .gguf_file import GgufFile
-from .gguf_tokenizer import read_tokenizer
+from .gguf_tokenizer import write_tokenizer
 from .writer import Step, Storage, new_folder, some, write_json, write_weights
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 # mlx-lm's names, and llama.cpp's; those of a layer follow "model.layers.N." and "blk.N.".
-OUTER = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-}
+OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 LAYER = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",
@@ -89,15 +85,13 @@ def convert(
     with new_folder(Path(out)) as folder:
         gguf = GgufFile(Path(source))
         config = _config(gguf)
-        tokenizer = read_tokenizer(gguf, config["vocab_size"])
+        generation = write_tokenizer(gguf, config["vocab_size"], folder)
         steps, ignored = _steps(gguf, config), {ROPE_FACTORS}
         sums = write_weights(gguf, steps, folder, storage, ignored=ignored, progress=progress)
-        tokenizer.fast.save(str(folder / "tokenizer.json"))
-        write_json(folder / "tokenizer_config.json", tokenizer.config)
-        write_json(folder / "generation_config.json", tokenizer.generation)
-        config |= {"dtype": dtype, **tokenizer.generation, **storage.settings}
+        config |= {"dtype": dtype, **generation, **storage.settings}
         write_json(folder / "config.json", config)
-        return prove(folder, sums, GgufLayout(gguf, storage, config) if compare else None)
+        layout = GgufLayout(gguf, storage, config, interleaved=config["model_type"] == "llama")
+        return prove(folder, sums, layout if compare else None)
 
 
 def _config(gguf: GgufFile) -> dict[str, Any]:
@@ -126,7 +120,7 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
     for key in (arch + "attention.value_length", arch + "rope.dimension_count"):
         if settings.count(key, head_dim) != head_dim:
             raise gguf.error(f"{key} is not the length of a head, {head_dim}")
-    config = {
+    config: dict[str, Any] = {
         "model_type": kind,
         "hidden_act": architectures.FAMILIES[kind].activation,
         "vocab_size": gguf.tensors[EMBEDDINGS].shape[0],
@@ -159,9 +153,8 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
 def _rope_scaling(gguf: GgufFile, arch: str, theta: float, head_dim: int) -> dict[str, Any] | None:
     """Return the scaling of rotary positions, in Hugging Face's terms.
 
-    llama.cpp keeps the divisors of Llama 3's frequencies and drops the settings that lead to them.
-    All released models of Llama 3.1 and later share three of these; the fourth is the largest
-    divisor.
+    llama.cpp keeps the divisors of Llama 3's frequencies and drops the settings behind them. All
+    models of Llama 3.1 and later share three of these; the fourth is the largest divisor.
     """
     kind = gguf.metadata.get(arch + "rope.scaling.type", str, "none")
     if kind == "linear":
@@ -191,21 +184,11 @@ def _rope_scaling(gguf: GgufFile, arch: str, theta: float, head_dim: int) -> dic
 
 
 def _name(target: str, gemma: bool) -> str:
-    """Return llama.cpp's name of a tensor, given mlx-lm's."""
-    stem, kind = target.rsplit(".", 1)
-    if stem in OUTER:
-        return f"{OUTER[stem]}.{kind}"
-    _, _, n, inner = stem.split(".", 3)
-    return f"blk.{n}.{(GEMMA_LAYER if gemma else LAYER)[inner]}.{kind}"
+    return architectures.renamed(target, OUTER, "blk", GEMMA_LAYER if gemma else LAYER)
 
 
 class GgufLayout(Layout):
     """A GGUF file, for the check at the end."""
-
-    def __init__(self, gguf: GgufFile, storage: Storage, config: Mapping[str, Any]):
-        super().__init__(gguf, storage, config)
-        self.interleaved = config["model_type"] == "llama"
-        self.gemma = config["model_type"] == "gemma3_text"
 
     def name(self, name: str) -> str:
         return _name(name, self.gemma)
@@ -229,7 +212,7 @@ def _steps(gguf: GgufFile, config: Mapping[str, Any]) -> list[Step]:
         if kind == "llama" and name in heads:
             change = partial(_halves, heads[name])
         elif kind == "gemma3_text" and name.endswith("norm"):
-            change = _without_one
+            change = lambda array: (array - 1,)  # noqa: E731  llama.cpp has added one
         steps.append(Step(source, shape, {target: shape}, change))
     return steps
 
@@ -238,11 +221,6 @@ def _halves(heads: int, array: mx.array) -> Sequence[mx.array]:
     """Order rows of Q or K for mlx-lm, which rotates halves of a head; llama.cpp rotates pairs."""
     pairs = array.reshape(heads, -1, 2, *array.shape[1:])
     return (pairs.swapaxes(1, 2).reshape(array.shape),)
-
-
-def _without_one(array: mx.array) -> Sequence[mx.array]:
-    """Return the weight of a gemma's norm, to which llama.cpp has added one."""
-    return (array - 1,)
 
 
 @command.converter(command.storage_options("float16"), command.check_option)

@@ -19,10 +19,8 @@ from m3mlx.config import MEMORY_FILE, MemorySettings, Progress, no_progress
 from . import architectures, command, megatron
 from .adapter import convert_adapter, is_adapter
 from .check import Layout, MegatronLayout, Proof, compares_logits, prove
-from .checkpoint import TorchCheckpoint
-from .names import rename
+from .checkpoint import TorchCheckpoint, copy_tokenizer, rename
 from .safetensors_file import bits_of
-from .tokenizer_files import copy_tokenizer
 from .writer import Storage, new_folder, unchanged, write_json, write_weights
 
 MODEL_TYPE = "memory3"  # of a config.json whose decoder is a llama with memories
@@ -118,13 +116,9 @@ def _memory_settings(
     own = config.get("memory") or {}
     if not isinstance(own, Mapping):
         raise checkpoint.error('"memory" in config.json is no JSON object')
-    beside = {name: config.get(name) for name in MemorySettings.names()}
-    found = {
-        key: value
-        for place in (beside, own, given)
-        for key, value in place.items()
-        if value is not None
-    }
+    found = {name: config.get(name) for name in MemorySettings.names()} | dict(own)
+    found |= {name: value for name, value in given.items() if value is not None}
+    found = {name: value for name, value in found.items() if value is not None}
     if not found and config.get("model_type") != MODEL_TYPE:
         return None
     layers = int(config["num_hidden_layers"])
@@ -135,11 +129,7 @@ def _memory_settings(
 
 
 def _derived(checkpoint: TorchCheckpoint, tied: bool) -> set[str]:
-    """Return the tensors that repeat others or follow from config.json.
-
-    Raises:
-        ConvertError: a head that is tied to the embeddings is not the same bit for bit.
-    """
+    """Return the tensors that repeat others, bit for bit, or follow from config.json."""
     tensors = checkpoint.tensors
     found = {name for name in tensors if DERIVED.search(name)}
     for head, embedding in TIED.items():

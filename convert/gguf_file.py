@@ -17,20 +17,16 @@ from gguf.quants import dequantize
 
 from m3mlx.errors import ConvertError
 
+from .safetensors_file import Tensor
 from .settings import Settings
-from .writer import Tensor
 
 
 class GgufFile:
     """An opened GGUF file.
 
     Attributes:
-        path: the file.
         metadata: its keys and values.
         tensors: by name; shapes have rows first, and all are read as float32.
-
-    Raises:
-        ConvertError: from every method, with the path and the reason.
     """
 
     def __init__(self, path: Path):

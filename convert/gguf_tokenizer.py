@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, processors
 from tokenizers import Tokenizer as FastTokenizer
 from tokenizers import pre_tokenizers as pre
 
 from .gguf_file import GgufFile
+from .writer import write_json
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -34,22 +36,11 @@ END_TOKENS = {"<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<
 CONTROL, USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 
 
-class Tokenizer(NamedTuple):
-    """The contents of tokenizer.json, tokenizer_config.json and generation_config.json."""
-
-    fast: FastTokenizer
-    config: dict[str, Any]
-    generation: dict[str, Any]
-
-
-def read_tokenizer(gguf: GgufFile, rows: int) -> Tokenizer:
-    """Build the tokenizer of a GGUF file.
+def write_tokenizer(gguf: GgufFile, rows: int, folder: Path) -> dict[str, Any]:
+    """Write the tokenizer of a GGUF file, and return what generation_config.json holds.
 
     Args:
         rows: of the embedding matrix; there may be fewer tokens, but not more.
-
-    Raises:
-        ConvertError: it is broken, or of a kind that is not supported.
     """
     settings = gguf.metadata
     kind = settings.get("tokenizer.ggml.model", str)
@@ -68,10 +59,11 @@ def read_tokenizer(gguf: GgufFile, rows: int) -> Tokenizer:
         reason = f"its {len(tokens)} tokens repeat, or do not match {len(types)} types, {rows} rows"
         raise gguf.error(reason)
     typed = list(zip(tokens, types, strict=True))
+    vocabulary = {token: n for n, token in enumerate(tokens)}
     if kind == "gpt2":
-        fast = _byte_level_bpe(gguf, tokens, split)
+        fast = _byte_level_bpe(gguf, vocabulary, split)
     else:
-        fast = _sentencepiece_bpe(gguf, tokens)
+        fast = _sentencepiece_bpe(gguf, vocabulary)
     special = [AddedToken(t, special=True, normalized=False) for t, k in typed if k == CONTROL]
     fast.add_special_tokens(special)
     fast.add_tokens([AddedToken(t, normalized=False) for t, k in typed if k == USER_DEFINED])
@@ -99,7 +91,10 @@ def read_tokenizer(gguf: GgufFile, rows: int) -> Tokenizer:
     generation: dict[str, Any] = {"eos_token_id": list(dict.fromkeys(ends))}
     if "bos" in ids:
         generation["bos_token_id"] = ids["bos"]
-    return Tokenizer(fast, config, generation)
+    fast.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", config)
+    write_json(folder / "generation_config.json", generation)
+    return generation
 
 
 def _special_ids(gguf: GgufFile, tokens: int) -> dict[str, int]:
@@ -114,8 +109,7 @@ def _special_ids(gguf: GgufFile, tokens: int) -> dict[str, int]:
     return ids
 
 
-def _byte_level_bpe(gguf: GgufFile, tokens: list[str], split: str) -> FastTokenizer:
-    vocabulary = {token: n for n, token in enumerate(tokens)}
+def _byte_level_bpe(gguf: GgufFile, vocabulary: dict[str, int], split: str) -> FastTokenizer:
     merges: list[Any] = [tuple(merge.split(" ")) for merge in gguf.strings("tokenizer.ggml.merges")]
     try:
         # Llama 3 takes a word that is a token as it is, even where no merges lead to it.
@@ -129,24 +123,23 @@ def _byte_level_bpe(gguf: GgufFile, tokens: list[str], split: str) -> FastTokeni
     return fast
 
 
-def _sentencepiece_bpe(gguf: GgufFile, tokens: list[str]) -> FastTokenizer:
+def _sentencepiece_bpe(gguf: GgufFile, vocabulary: dict[str, int]) -> FastTokenizer:
     """SentencePiece's BPE: the pair of neighbours whose union scores highest is joined first."""
-    settings = gguf.metadata
+    settings, tokens = gguf.metadata, list(vocabulary)
     scores = settings.get("tokenizer.ggml.scores", list)
     if len(scores) != len(tokens):
         raise gguf.error(f"its tokenizer has {len(scores)} scores for {len(tokens)} tokens")
-    vocabulary = {token: n for n, token in enumerate(tokens)}
-    merges = []
-    for token, score in zip(tokens, scores, strict=True):
-        for cut in range(1, len(token)):
-            pair = token[:cut], token[cut:]
-            if pair[0] in vocabulary and pair[1] in vocabulary:
-                merges.append((-score, vocabulary[token], pair))
+    merges = sorted(
+        (-score, n, pair)
+        for (token, n), score in zip(vocabulary.items(), scores, strict=True)
+        for pair in ((token[:cut], token[cut:]) for cut in range(1, len(token)))
+        if pair[0] in vocabulary and pair[1] in vocabulary
+    )
     unknown = tokens[settings.get("tokenizer.ggml.unknown_token_id", int, 0) % len(tokens)]
     fast = FastTokenizer(
         models.BPE(
             vocabulary,
-            [pair for _, _, pair in sorted(merges)],
+            [pair for _, _, pair in merges],
             unk_token=unknown,
             fuse_unk=True,
             byte_fallback=True,

@@ -10,7 +10,8 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -33,20 +34,17 @@ DTYPES = {
 CODES = {name: code for code, name in DTYPES.items()}
 BITS = {"bfloat16": "uint16"}  # NumPy has no bfloat16, so its bits are kept as integers
 
-Stored = Mapping[str, tuple[str, tuple[int, ...]]]  # name to type and shape, in a file's order
+Shape = tuple[int, ...]
+Stored = Mapping[str, tuple[str, Shape]]  # name to type and shape, in a file's order
 
 
-class Entry(NamedTuple):
-    """One tensor in a file: its type, shape, and bytes [start, end)."""
+class Tensor(NamedTuple):
+    """A tensor in a file; ``read`` loads it into memory of its own."""
 
+    shape: Shape
     dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.start
+    nbytes: int
+    read: Callable[[], mx.array]
 
 
 def size_of(dtype: str, shape: Sequence[int]) -> int:
@@ -67,12 +65,8 @@ def array_of(bits: np.ndarray, dtype: str) -> mx.array:
     return array.view(mx.bfloat16) if dtype == "bfloat16" else array
 
 
-def read_header(path: Path) -> dict[str, Entry]:
-    """Return the tensors of a file by name.
-
-    Raises:
-        ConvertError: the file cannot be read, is cut off, damaged, or holds a name twice.
-    """
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name; ConvertError if the file is damaged."""
 
     def broken(reason: str) -> ConvertError:
         return ConvertError(f"{path}: {reason}; fetch it again.")
@@ -94,7 +88,8 @@ def read_header(path: Path) -> dict[str, Entry]:
             text = file.read(length)
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror or error}.") from error
-    entries = {}
+    tensors: dict[str, Tensor] = {}
+    places: list[tuple[int, int, str]] = []
     try:
         header = json.loads(text, object_pairs_hook=unique)
         header.pop("__metadata__", None)
@@ -104,27 +99,28 @@ def read_header(path: Path) -> dict[str, Entry]:
             if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
                 raise ValueError(name)
             dtype = DTYPES.get(value["dtype"], value["dtype"])
-            entries[name] = Entry(dtype, shape, 8 + length + start, 8 + length + end)
+            read = partial(_read, path, 8 + length + start, dtype, shape)
+            tensors[name] = Tensor(shape, dtype, end - start, read)
+            places.append((start, end, name))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise broken("has a damaged header") from error
-    end = 8 + length
-    for name, entry in sorted(entries.items(), key=lambda pair: pair[1].start):
-        known = entry.dtype in CODES
-        if entry.start != end or (known and entry.nbytes != size_of(entry.dtype, entry.shape)):
+    last = 0
+    for start, end, name in sorted(places):
+        shape, dtype, nbytes, _ = tensors[name]
+        if start != last or (dtype in CODES and nbytes != size_of(dtype, shape)):
             raise broken(f"its header gives {name} a wrong place or length")
-        end = entry.end
-    if end != size:
-        raise broken(f"has {size} bytes instead of {end}")
-    return entries
+        last = end
+    if size != 8 + length + last:
+        raise broken(f"has {size} bytes instead of {8 + length + last}")
+    return tensors
 
 
-def read_array(path: Path, entry: Entry) -> mx.array:
-    """Read one tensor into memory of its own."""
-    kind = np.dtype(BITS.get(entry.dtype, entry.dtype))
-    bits = np.fromfile(path, kind, entry.nbytes // kind.itemsize, offset=entry.start)
-    if bits.nbytes != entry.nbytes:
+def _read(path: Path, start: int, dtype: str, shape: Shape) -> mx.array:
+    count = math.prod(shape)
+    bits = np.fromfile(path, BITS.get(dtype, dtype), count, offset=start)
+    if len(bits) != count:
         raise ConvertError(f"{path}: became shorter while it was read.")
-    return array_of(bits.reshape(entry.shape), entry.dtype)
+    return array_of(bits.reshape(shape), dtype)
 
 
 class Writer:
@@ -156,9 +152,9 @@ class Writer:
 def checksums(paths: Iterable[Path]) -> dict[str, int]:
     """Return the CRC-32 of every tensor of some files, read from the disk."""
     return {
-        name: zlib.crc32(_bytes(read_array(path, entry)))
+        name: zlib.crc32(_bytes(tensor.read()))
         for path in paths
-        for name, entry in read_header(path).items()
+        for name, tensor in read_safetensors(path).items()
     }
 
 

@@ -14,10 +14,10 @@ from m3mlx.config import MEMORY_FILE, Progress, no_progress
 
 from . import architectures, command
 from .check import Proof, prove
-from .checkpoint import TorchCheckpoint
+from .checkpoint import TorchCheckpoint, copy_tokenizer
+from .safetensors_file import Tensor
 from .settings import Settings
-from .tokenizer_files import copy_tokenizer
-from .writer import Storage, Tensor, new_folder, some, unchanged, write_json, write_weights
+from .writer import Storage, new_folder, some, unchanged, write_json, write_weights
 
 
 def convert(
@@ -32,11 +32,9 @@ def convert(
 
     Args:
         source: model directory of mlx-lm.
-        out: folder to make. It appears only when everything in it is written.
-        dtype: of the weights: "float16", "bfloat16" or "float32"; None keeps each as it is.
+        out, dtype, progress: as for ``from_torch.convert``.
         dequantize: whether quantized weights are turned back into ordinary ones. They are not what
             they were before they were quantized.
-        progress: called with bytes of the source.
 
     Raises:
         ConvertError: the source is broken, not supported, or quantized without ``dequantize``.

@@ -18,23 +18,17 @@ import numpy as np
 
 from m3mlx.errors import ConvertError
 
-from .safetensors_file import array_of
-from .writer import Tensor
+from .safetensors_file import Tensor, array_of
+from .writer import first_line
 
 # Where training frameworks keep the weights beside optimizer states and counters.
 ROOTS = ("state_dict", "model", "module")
 
 
 def read_torch_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Open a file.
+    """Return the tensors by name, with dots for nested dictionaries, and Megatron's ``args``.
 
-    Returns:
-        Its tensors by name, where nested dictionaries are joined with dots; and what Megatron's
-        training keeps as ``args``, or nothing. The values stay on disk until they are read, where
-        the file's format allows it.
-
-    Raises:
-        ConvertError: torch is missing, or the file is damaged or holds more than plain data.
+    The values stay on disk until they are read, where the file's format allows it.
     """
     content = _load(path)
     args = content.get("args")
@@ -48,11 +42,6 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tuple(value.shape), dtype, value.nbytes, partial(_read, value, dtype)
         )
     return tensors, vars(args) if isinstance(args, argparse.Namespace) else {}
-
-
-def first_line(error: Exception) -> str:
-    """Shorten a foreign library's message to put it into our own."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def _load(path: Path) -> Mapping[Any, Any]:

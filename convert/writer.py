@@ -21,24 +21,14 @@ import numpy as np
 from m3mlx.config import Progress, no_progress
 from m3mlx.errors import ConvertError
 
-from .safetensors_file import Stored, Writer, bits_of, size_of
+from .safetensors_file import Shape, Stored, Tensor, Writer, bits_of, size_of
 
 SHARD_BYTES = 2 * 10**9
 DTYPES = ("float16", "bfloat16", "float32")
 QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
-EXPONENT = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}
-MANTISSA = {"float16": 0x3FF, "bfloat16": 0x7F, "float32": 0x7FFFFF}
+INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}  # as bits
 BLOCK = 1 << 22  # values examined together
-
-
-class Tensor(NamedTuple):
-    """A tensor of a checkpoint; ``read`` loads it into memory of its own."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    nbytes: int
-    read: Callable[[], mx.array]
 
 
 class Checkpoint(Protocol):
@@ -51,21 +41,15 @@ class Checkpoint(Protocol):
 
 
 class Step(NamedTuple):
-    """One tensor of the checkpoint and the tensors of the model that it becomes.
-
-    Attributes:
-        source, shape: its name, and the shape that it must have.
-        targets: name and shape of each tensor that ``split`` makes, in order.
-        split: None where the tensor stays as it is.
-    """
+    """One tensor of the checkpoint and the tensors of the model that it becomes."""
 
     source: str
-    shape: tuple[int, ...]
-    targets: Mapping[str, tuple[int, ...]]
-    split: Callable[[mx.array], Sequence[mx.array]] | None = None
+    shape: Shape  # that it must have
+    targets: Mapping[str, Shape]  # name and shape of what ``split`` makes, in order
+    split: Callable[[mx.array], Sequence[mx.array]] | None = None  # None leaves it as it is
 
 
-def unchanged(shapes: Mapping[str, tuple[int, ...]]) -> list[Step]:
+def unchanged(shapes: Mapping[str, Shape]) -> list[Step]:
     """Return the steps of tensors that keep their names."""
     return [Step(name, shape, {name: shape}) for name, shape in shapes.items()]
 
@@ -111,13 +95,14 @@ def some(names: Iterable[str]) -> str:
     return (", ".join(names[:6]) or "none") + more
 
 
+def first_line(error: Exception) -> str:
+    """Shorten a foreign library's message to put it into our own."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a folder to fill; it then becomes ``out`` at once, or not at all.
-
-    Raises:
-        ConvertError: ``out`` exists already, or cannot be written.
-    """
+    """Yield a folder to fill; it then becomes ``out`` at once, or not at all."""
     if out.exists():
         raise ConvertError(f"{out} exists already. Remove it, or name another folder.")
     unfinished = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
@@ -162,10 +147,6 @@ def write_weights(
 
     Returns:
         The CRC-32 of every tensor written.
-
-    Raises:
-        ConvertError: tensors are missing, left over, or of another shape or type than expected; or
-            one holds NaN, infinity, or values that the type cannot hold.
     """
     _check_names(checkpoint, steps, ignored)
     _check_shapes(checkpoint, steps, storage)
@@ -224,7 +205,7 @@ def _check_shapes(checkpoint: Checkpoint, steps: Sequence[Step], storage: Storag
 
 def _shards(checkpoint: Checkpoint, steps: Sequence[Step], storage: Storage) -> list[Stored]:
     """Return the contents of each file; the parts of a quantized matrix stay together."""
-    shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+    shards: list[dict[str, tuple[str, Shape]]] = [{}]
     size = 0
     for step in steps:
         for target, shape in step.targets.items():
@@ -301,9 +282,9 @@ def _not_finite(array: mx.array) -> str | None:
     dtype = str(array.dtype).removeprefix("mlx.core.")
     bits = bits_of(array).reshape(-1)
     bits = bits.view(f"uint{8 * bits.itemsize}")
+    magnitude = np.iinfo(bits.dtype).max >> 1  # all bits but the sign
     for start in range(0, len(bits), BLOCK):
-        block = bits[start : start + BLOCK]
-        special = block[(block & EXPONENT[dtype]) == EXPONENT[dtype]]
-        if special.size:
-            return "NaN" if (special & MANTISSA[dtype]).any() else "infinity"
+        largest = (bits[start : start + BLOCK] & magnitude).max()
+        if largest >= INFINITY[dtype]:
+            return "NaN" if largest > INFINITY[dtype] else "infinity"
     return None
