@@ -1,9 +1,9 @@
 """The check of a conversion: checksums, and MLX's logits compared with PyTorch's.
 
 The forward pass here is plain PyTorch on the source's own tensors: fused matrices are split after
-they are applied, as Megatron does, and interleaved heads are rotated as llama.cpp rotates them. So
-it shares neither a permutation nor a target's name with the conversion. Both sides hold a layer at
-a time, and compute in float32 from the weights as they are stored.
+they are applied, as in Megatron, and interleaved heads are rotated as in llama.cpp. So it shares
+no permutation with the conversion. Both sides hold a layer at a time, and compute in float32 from
+the weights as they are stored.
 """
 
 from __future__ import annotations

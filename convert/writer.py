@@ -81,11 +81,18 @@ class Storage(NamedTuple):
     @property
     def settings(self) -> dict[str, Any]:
         """The entry of config.json."""
-        if self.bits is None:
-            return {}
-        return {
-            "quantization": {"group_size": self.group_size, "bits": self.bits, "mode": "affine"}
-        }
+        how = {"group_size": self.group_size, "bits": self.bits, "mode": "affine"}
+        return {"quantization": how} if self.bits else {}
+
+    def parts(self, name: str, shape: Shape, dtype: str) -> dict[str, tuple[str, Shape]]:
+        """Return name, type and shape of what is stored for a tensor."""
+        dtype = self.dtype or dtype
+        if self.bits is None or not self.quantizes(shape):
+            return {name: (dtype, shape)}
+        stem, (*rows, columns) = name.removesuffix(".weight"), shape
+        groups = (dtype, (*rows, columns // self.group_size))
+        packed = ("uint32", (*rows, columns * self.bits // 32))
+        return {f"{stem}.weight": packed, f"{stem}.scales": groups, f"{stem}.biases": groups}
 
 
 def some(names: Iterable[str]) -> str:
@@ -209,26 +216,14 @@ def _shards(checkpoint: Checkpoint, steps: Sequence[Step], storage: Storage) -> 
     size = 0
     for step in steps:
         for target, shape in step.targets.items():
-            dtype = storage.dtype or checkpoint.tensors[step.source].dtype
-            stored = {target: (dtype, shape)}
-            if storage.bits is not None and storage.quantizes(shape):
-                *rows, columns = shape
-                weight, scales, biases = _quantized_names(target)
-                groups = (dtype, (*rows, columns // storage.group_size))
-                packed = ("uint32", (*rows, columns * storage.bits // 32))
-                stored = {weight: packed, scales: groups, biases: groups}
-            nbytes = sum(size_of(*entry) for entry in stored.values())
+            parts = storage.parts(target, shape, checkpoint.tensors[step.source].dtype)
+            nbytes = sum(size_of(*part) for part in parts.values())
             if shards[-1] and size + nbytes > SHARD_BYTES:
                 shards.append({})
                 size = 0
-            shards[-1] |= stored
+            shards[-1] |= parts
             size += nbytes
     return list(shards)
-
-
-def _quantized_names(name: str) -> tuple[str, str, str]:
-    stem = name.removesuffix(".weight")
-    return f"{stem}.weight", f"{stem}.scales", f"{stem}.biases"
 
 
 def _arrays(
@@ -251,9 +246,9 @@ def _converted(
     array = tensor.read()
     if kind := _not_finite(array):
         raise checkpoint.error(f"{step.source} holds {kind}. Fetch it again")
-    parts = step.split(array) if step.split else (array,)
+    arrays = step.split(array) if step.split else (array,)
     del array
-    for (name, shape), part in zip(step.targets.items(), parts, strict=True):
+    for (name, shape), part in zip(step.targets.items(), arrays, strict=True):
         if part.shape != shape:
             raise ValueError(f"{name} became {part.shape} instead of {shape}")
         dtype = storage.dtype or tensor.dtype
@@ -262,11 +257,10 @@ def _converted(
             raise checkpoint.error(
                 f"{step.source} holds values that {dtype} cannot hold. Try --dtype float32"
             )
+        stored = (part,)
         if storage.quantizes(shape):
-            made = mx.quantize(part, storage.group_size, storage.bits)
-            yield from zip(_quantized_names(name), made, strict=True)
-        else:
-            yield name, part
+            stored = mx.quantize(part, storage.group_size, storage.bits)
+        yield from zip(storage.parts(name, shape, dtype), stored, strict=True)
 
 
 def _cast(array: mx.array, dtype: str) -> mx.array:

@@ -123,6 +123,9 @@ def test_megatron_gives_the_bits_of_hugging_face(core, tmp_path):
     proof = convert(source, tmp_path / "out")
     assert raw(tmp_path / "out") == raw(original)
     assert (proof.difference is not None) == HAS_TORCH
+    edit_config(source, model_type="qwen3")  # whose head norms Megatron's names lack
+    with pytest.raises(ConvertError, match=r"missing encoder\.layers\.0\.self_attn\.k_norm"):
+        convert(source, tmp_path / "out2", check=False)
 
 
 @needs_torch
