@@ -12,7 +12,7 @@ from .check import Proof, prove
 from .checkpoint import TorchCheckpoint
 from .writer import Step, Storage, new_folder, some, write_json, write_weights
 
-CONFIG = "adapter_config.json"
+CONFIG = "adapter_config.json"  # beside an adapter, not beside a model
 NAME = re.compile(
     r"(?:base_model\.model\.)?(model\.layers\.\d+\.(.+))\.lora_([AB])(?:\.default)?\.weight"
 )
@@ -20,10 +20,6 @@ UNSUPPORTED = (  # settings of PEFT that change the arithmetic, unless they are 
     *("use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"),
     *("lora_bias", "layer_replication", "trainable_token_indices"),
 )
-
-
-def is_adapter(source: Path) -> bool:
-    return (source / CONFIG).is_file()
 
 
 def convert_adapter(source: Path, out: Path, storage: Storage, progress: Progress) -> Proof:

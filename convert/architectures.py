@@ -98,16 +98,14 @@ def explicit(config: Mapping[str, Any], error: Error) -> dict[str, Any]:
 
 def _refuse(config: Mapping[str, Any], family: Family, error: Error) -> None:
     """Raise an error for what fits no model, or is not computed by mlx-lm."""
-    kind, length = config["model_type"], config["head_dim"]
+    kind, length, hidden = config["model_type"], config["head_dim"], config["hidden_size"]
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     if length % 2:
         raise error(f"heads of {length} have no two halves to rotate")
     if heads % groups:
         raise error(f"{heads} query heads do not divide into {groups} groups")
-    if kind == "qwen2" and length * heads != config["hidden_size"]:
-        raise error(
-            f"{heads} heads of {length} do not make up {config['hidden_size']}, as qwen2 needs"
-        )
+    if kind == "qwen2" and length * heads != hidden:
+        raise error(f"{heads} heads of {length} do not make up {hidden}, as qwen2 needs")
     for key in ("hidden_act", "hidden_activation"):
         if config.get(key) not in (None, family.activation):
             raise error(f"{key} {config[key]} is not {family.activation}, which {kind} needs")

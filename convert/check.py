@@ -170,8 +170,7 @@ class MegatronLayout(Layout):
     def attention(self, layer: str, x: Any) -> tuple[Any, ...]:
         groups, length = self.config["num_key_value_heads"], self.config["head_dim"]
         queries = self.config["num_attention_heads"] // groups
-        mixed = self.linear(f"{layer}.self_attn.query_key_value", x)
-        mixed = mixed.view(len(x), groups, (queries + 2) * length)
+        mixed = self.linear(f"{layer}.self_attn.query_key_value", x).view(len(x), groups, -1)
         parts = mixed.split([queries * length, length, length], dim=-1)
         return tuple(part.reshape(len(x), -1, length) for part in parts)
 

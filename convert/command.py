@@ -20,11 +20,41 @@ from .check import Proof
 from .writer import DTYPES, GROUP_SIZES, QUANTIZED_BITS
 
 Decorator = Callable[[Callable], Callable]
+COUNT = click.IntRange(min=1)
+
+
+def _all_of(*options: Decorator) -> Decorator:
+    return lambda command: functools.reduce(lambda made, option: option(made), options, command)
+
+
+class _Layers(click.ParamType):
+    """Layer numbers as "0-21", "0,2,4" or a mixture."""
+
+    name = "LAYERS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
+        layers: list[int] = []
+        try:
+            for part in value.split(","):
+                first, _, last = part.partition("-")
+                layers += range(int(first), int(last or first) + 1)
+        except ValueError:
+            self.fail(f'{value!r} is not of the form "0-21" or "0,2,4".', param, ctx)
+        return layers
+
 
 check_option = click.option(
     "--check/--no-check",
     default=None,
     help="Compare logits with PyTorch's.  [default: where torch is installed]",
+)
+memory_options = _all_of(  # fields of ``MemorySettings``, each None where it is not given
+    click.option("--memories", type=COUNT, help="Memories read by a chunk."),
+    click.option("--chunk-tokens", type=COUNT, help="Tokens between two retrievals."),
+    click.option("--reference-tokens", type=COUNT, help="Longest reference."),
+    click.option("--prefix", help="Constant text before everything: <s>Reference:."),
+    click.option("--tokens-per-head", type=COUNT, help="Tokens that each KV head keeps."),
+    click.option("--memory-layers", type=_Layers(), help="Layers that hold memories: 0-21."),
 )
 
 
@@ -48,35 +78,6 @@ def storage_options(dtype: str | None) -> Decorator:
         click.option("-q", "--quantize", is_flag=True, help="Quantize matrices, for MLX."),
         dtype_option(dtype),
     )
-
-
-def memory_options(command: Callable) -> Callable:
-    """Add the fields of ``MemorySettings``, each None where it is not given."""
-    count = click.IntRange(min=1)
-    return _all_of(
-        click.option("--memories", type=count, help="Memories read by a chunk."),
-        click.option("--chunk-tokens", type=count, help="Tokens between two retrievals."),
-        click.option("--reference-tokens", type=count, help="Longest reference."),
-        click.option("--prefix", help="Constant text before everything: <s>Reference:."),
-        click.option("--tokens-per-head", type=count, help="Tokens that each KV head keeps."),
-        click.option("--memory-layers", type=_Layers(), help="Layers that hold memories: 0-21."),
-    )(command)
-
-
-class _Layers(click.ParamType):
-    """Layer numbers as "0-21", "0,2,4" or a mixture."""
-
-    name = "LAYERS"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> list[int]:
-        layers: list[int] = []
-        try:
-            for part in value.split(","):
-                first, _, last = part.partition("-")
-                layers += range(int(first), int(last or first) + 1)
-        except ValueError:
-            self.fail(f'{value!r} is not of the form "0-21" or "0,2,4".', param, ctx)
-        return layers
 
 
 def converter(*options: Decorator) -> Callable[[Callable[..., Proof]], click.Command]:
@@ -110,10 +111,6 @@ class _Converter(click.Command):
         except ConvertError as error:
             click.echo(f"Error: {scrub_line(str(error))}", err=True)
             sys.exit(1)
-
-
-def _all_of(*options: Decorator) -> Decorator:
-    return lambda command: functools.reduce(lambda made, option: option(made), options, command)
 
 
 @contextmanager

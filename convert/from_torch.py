@@ -16,8 +16,7 @@ import numpy as np
 
 from m3mlx.config import MEMORY_FILE, MemorySettings, Progress, no_progress
 
-from . import architectures, command, megatron
-from .adapter import convert_adapter, is_adapter
+from . import adapter, architectures, command, megatron
 from .check import Layout, MegatronLayout, Proof, compares_logits, prove
 from .checkpoint import TorchCheckpoint, copy_tokenizer, rename
 from .safetensors_file import bits_of
@@ -65,8 +64,8 @@ def convert(
     source, out = Path(source), Path(out)
     storage = Storage.of(dtype, quantize, q_bits, q_group_size)
     compare = compares_logits(check)
-    if is_adapter(source):
-        return convert_adapter(source, out, storage, progress)
+    if (source / adapter.CONFIG).is_file():
+        return adapter.convert_adapter(source, out, storage, progress)
     with new_folder(out) as folder:
         checkpoint = TorchCheckpoint(source)
         config = _config(checkpoint)

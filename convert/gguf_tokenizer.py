@@ -77,10 +77,8 @@ def write_tokenizer(gguf: GgufFile, rows: int, folder: Path) -> dict[str, Any]:
         fast.post_processor = processors.TemplateProcessing(
             single=[bos, "$A"], special_tokens=[(bos, ids["bos"])]
         )
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    config["clean_up_tokenization_spaces"] = False
     for role, name in {"bos": "bos", "eos": "eos", "padding": "pad", "unknown": "unk"}.items():
         if role in ids:
             config[f"{name}_token"] = tokens[ids[role]]

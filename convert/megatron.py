@@ -95,10 +95,7 @@ def steps(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> l
         parts = mx.split(by_group, [queries, queries + 1], axis=1)
         return [part.reshape(-1, *fused.shape[1:]) for part in parts]
 
-    def mlp(stacked: mx.array) -> Sequence[mx.array]:
-        return list(mx.split(stacked, 2))
-
-    splits = {"query_key_value": attention, "dense_h_to_4h": mlp}
+    splits = {"query_key_value": attention, "dense_h_to_4h": lambda fused: mx.split(fused, 2)}
     targets: dict[str, dict[str, tuple[int, ...]]] = {}  # what each source becomes
     for target, shape in shapes.items():
         source = architectures.renamed(target, OUTER, "encoder.layers", LAYER)

@@ -33,8 +33,7 @@ def convert(
     Args:
         source: model directory of mlx-lm.
         out, dtype, progress: as for ``from_torch.convert``.
-        dequantize: whether quantized weights are turned back into ordinary ones. They are not what
-            they were before they were quantized.
+        dequantize: whether quantized weights become ordinary ones, rounded as they are.
 
     Raises:
         ConvertError: the source is broken, not supported, or quantized without ``dequantize``.

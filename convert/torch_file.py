@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -38,9 +39,8 @@ def read_torch_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if name in tensors:
             raise ConvertError(f"{path}: holds {name} twice.")
         dtype = str(value.dtype).removeprefix("torch.")
-        tensors[name] = Tensor(
-            tuple(value.shape), dtype, value.nbytes, partial(_read, value, dtype)
-        )
+        read = partial(_read, value, dtype)
+        tensors[name] = Tensor(tuple(value.shape), dtype, value.nbytes, read)
     return tensors, vars(args) if isinstance(args, argparse.Namespace) else {}
 
 
@@ -52,15 +52,10 @@ def _load(path: Path) -> Mapping[Any, Any]:
             f"{path}: reading it needs PyTorch. Install it with: pip install 'm3mlx[parity]', "
             f"or save the model as safetensors."
         ) from error
-    load = partial(torch.load, path, map_location="cpu", weights_only=True)
+    mmap = zipfile.is_zipfile(path)  # or the format from before torch 1.6
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            try:
-                content = load(mmap=True)
-            except RuntimeError as error:  # a format from before torch 1.6
-                if "mmap" not in str(error):
-                    raise
-                content = load()
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ConvertError(
             f"{path}: holds more than tensors and plain data, and could run code; it was not "

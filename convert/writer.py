@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
@@ -29,6 +30,8 @@ QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}  # as bits
 BLOCK = 1 << 22  # values examined together
+
+Arrays = Iterator[tuple[str, mx.array]]  # with their names
 
 
 class Checkpoint(Protocol):
@@ -155,8 +158,7 @@ def write_weights(
     Returns:
         The CRC-32 of every tensor written.
     """
-    _check_names(checkpoint, steps, ignored)
-    _check_shapes(checkpoint, steps, storage)
+    _check(checkpoint, steps, ignored, storage)
     contents = _shards(checkpoint, steps, storage)
     count = len(contents)
     files = [f"{stem}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
@@ -173,12 +175,15 @@ def write_weights(
     if count > 1:
         places = {name: f for f, content in zip(files, contents, strict=True) for name in content}
         size = sum(size_of(*entry) for content in contents for entry in content.values())
-        index = {"metadata": {"total_size": size}, "weight_map": places}
-        write_json(folder / f"{stem}.safetensors.index.json", index)
+        index = folder / f"{stem}.safetensors.index.json"
+        write_json(index, {"metadata": {"total_size": size}, "weight_map": places})
     return sums
 
 
-def _check_names(checkpoint: Checkpoint, steps: Sequence[Step], ignored: Iterable[str]) -> None:
+def _check(
+    checkpoint: Checkpoint, steps: Sequence[Step], ignored: Iterable[str], storage: Storage
+) -> None:
+    """Check names, shapes and types before anything is read."""
     sources = [step.source for step in steps]
     missing = set(sources) - checkpoint.tensors.keys()
     unused = checkpoint.tensors.keys() - set(sources) - set(ignored)
@@ -188,13 +193,9 @@ def _check_names(checkpoint: Checkpoint, steps: Sequence[Step], ignored: Iterabl
             f"left over {some(unused)}"
         )
     targets = [name for step in steps for name in step.targets]
-    for names in (sources, targets):
-        if len(set(names)) != len(names):
-            twice = {name for name in names if names.count(name) > 1}
-            raise checkpoint.error(f"{some(twice)} would be used or filled twice")
-
-
-def _check_shapes(checkpoint: Checkpoint, steps: Sequence[Step], storage: Storage) -> None:
+    counted = [*Counter(sources).items(), *Counter(targets).items()]
+    if twice := {name for name, count in counted if count > 1}:
+        raise checkpoint.error(f"{some(twice)} would be used or filled twice")
     for step in steps:
         tensor = checkpoint.tensors[step.source]
         if tensor.shape != step.shape:
@@ -228,7 +229,7 @@ def _shards(checkpoint: Checkpoint, steps: Sequence[Step], storage: Storage) -> 
 
 def _arrays(
     checkpoint: Checkpoint, steps: Sequence[Step], storage: Storage, progress: Progress
-) -> Iterator[tuple[str, mx.array]]:
+) -> Arrays:
     """Yield the tensors of the model as they are stored."""
     done, total = 0, sum(checkpoint.tensors[step.source].nbytes for step in steps)
     for step in steps:
@@ -238,9 +239,7 @@ def _arrays(
     progress(f"Converting {checkpoint.path.name}", total, total)
 
 
-def _converted(
-    checkpoint: Checkpoint, step: Step, storage: Storage
-) -> Iterator[tuple[str, mx.array]]:
+def _converted(checkpoint: Checkpoint, step: Step, storage: Storage) -> Arrays:
     """Yield what one tensor of the checkpoint becomes."""
     tensor = checkpoint.tensors[step.source]
     array = tensor.read()
@@ -257,7 +256,7 @@ def _converted(
             raise checkpoint.error(
                 f"{step.source} holds values that {dtype} cannot hold. Try --dtype float32"
             )
-        stored = (part,)
+        stored: tuple[mx.array, ...] = (part,)
         if storage.quantizes(shape):
             stored = mx.quantize(part, storage.group_size, storage.bits)
         yield from zip(storage.parts(name, shape, dtype), stored, strict=True)
