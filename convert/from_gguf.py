@@ -6,7 +6,7 @@ the norms of a gemma; all of it is undone here, and proved by logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from . import architectures, command
 from .check import Layout, Proof, compares_logits, prove
 from .gguf_file import GgufFile
 from .gguf_tokenizer import write_tokenizer
-from .writer import Step, Storage, new_folder, some, write_json, write_weights
+from .writer import Split, Step, Storage, new_folder, some, write_json, write_weights
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
 # mlx-lm's names, and llama.cpp's; those of a layer follow "model.layers.N." and "blk.N.".
@@ -208,7 +208,7 @@ def _steps(gguf: GgufFile, config: Mapping[str, Any]) -> list[Step]:
     for target, shape in architectures.tensors({**config, "num_hidden_layers": count}).items():
         source = _name(target, kind == "gemma3_text")
         name = source.split(".")[-2]
-        change: Callable[[mx.array], Sequence[mx.array]] | None = None
+        change: Split | None = None
         if kind == "llama" and name in heads:
             change = partial(_halves, heads[name])
         elif kind == "gemma3_text" and name.endswith("norm"):

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import architectures
-from .writer import Step
+from .writer import Split, Step
 
 # Older and newer spellings, each to the one in the tables below.
 SPELLINGS = (
@@ -95,7 +95,10 @@ def steps(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> l
         parts = mx.split(by_group, [queries, queries + 1], axis=1)
         return [part.reshape(-1, *fused.shape[1:]) for part in parts]
 
-    splits = {"query_key_value": attention, "dense_h_to_4h": lambda fused: mx.split(fused, 2)}
+    splits: dict[str, Split] = {
+        "query_key_value": attention,
+        "dense_h_to_4h": lambda stacked: list(mx.split(stacked, 2)),
+    }
     targets: dict[str, dict[str, tuple[int, ...]]] = {}  # what each source becomes
     for target, shape in shapes.items():
         source = architectures.renamed(target, OUTER, "encoder.layers", LAYER)

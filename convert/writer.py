@@ -32,6 +32,7 @@ INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000}  # as 
 BLOCK = 1 << 22  # values examined together
 
 Arrays = Iterator[tuple[str, mx.array]]  # with their names
+Split = Callable[[mx.array], Sequence[mx.array]]
 
 
 class Checkpoint(Protocol):
@@ -49,7 +50,7 @@ class Step(NamedTuple):
     source: str
     shape: Shape  # that it must have
     targets: Mapping[str, Shape]  # name and shape of what ``split`` makes, in order
-    split: Callable[[mx.array], Sequence[mx.array]] | None = None  # None leaves it as it is
+    split: Split | None = None  # None leaves it as it is
 
 
 def unchanged(shapes: Mapping[str, Shape]) -> list[Step]:
