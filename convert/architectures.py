@@ -132,7 +132,8 @@ def tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes = {f"{name}.weight": letters for name, letters in (layer | _MATRICES).items()}
     biased = ["self_attn.q", "self_attn.k", "self_attn.v"] if family.qkv_bias else []
     if family.optional_bias:
-        biased += ["self_attn"] * config["attention_bias"] + ["mlp"] * config["mlp_bias"]
+        flags = {"attention_bias": "self_attn", "mlp_bias": "mlp"}
+        biased += [start for flag, start in flags.items() if config.get(flag)]
     for name, letters in _MATRICES.items():
         if name.startswith(tuple(biased)):
             shapes[f"{name}.bias"] = letters[0]
