@@ -88,7 +88,6 @@ def _kept(name: str) -> Any:
     return ctx.meta.get(_META + name) if ctx else None
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
 _MODEL = "Language model: directory, hub id or built-in name (or M3MLX_MODEL)."
 _STORE = "Folder of the store (or M3MLX_STORE)."
