@@ -43,7 +43,8 @@ Decorator = Callable[[Callable[..., Any]], Any]
 _META = "m3mlx."  # prefix of our keys in the context's ``meta``, which all commands share
 
 
-def _tokens(value: str | int) -> int:
+def tokens(value: str | int) -> int:
+    """A number of tokens; "auto" is 0."""
     if value == "auto":
         return 0
     if not str(value).isdecimal() or not 1 <= int(value) <= REFERENCE_TOKENS:
@@ -97,11 +98,7 @@ COMMON = [  # options of every command, accepted before its name too
     for names, help, given in (
         (["--model"], _MODEL, {"metavar": "NAME", "envvar": "M3MLX_MODEL"}),
         (["--passphrase-file"], _PASSPHRASE, {"metavar": "FILE"}),
-        (
-            ["--store"],
-            "Folder of the store (or M3MLX_STORE).",
-            {"metavar": "DIR", "envvar": "M3MLX_STORE"},
-        ),
+        (["--store"], _STORE, {"metavar": "DIR", "envvar": "M3MLX_STORE"}),
         (["-v", "--verbose"], "Print details, and tracebacks of errors.", {"is_flag": True}),
     )
 ]
@@ -192,7 +189,7 @@ _MEMORY: dict[str, tuple[Any, ...]] = {
     ),
     "selection": ("Score that selects the tokens a memory keeps.", SELECTIONS),
     "budget": ("Keep as many tokens as each head needs, or equally many in all.", BUDGETS),
-    "tokens_per_head": ("Average number of tokens a head keeps; auto calibrates it.", _tokens),
+    "tokens_per_head": ("Average number of tokens a head keeps; auto calibrates it.", tokens),
     "codec": ("Bits of keys and values on disk, such as k8v4.", tuple(CODECS)),
     "memories": (
         f"Memories that each 64 tokens read.  [default: the model's own, or {MEMORIES}]",
@@ -221,7 +218,7 @@ def _options(*, also: tuple[str, ...] = (), **chosen: Any) -> Options:
 
 
 def conversation_options(query: str) -> Decorator:
-    """Options of commands that answer: ``memory``, ``system``, ``generation`` and ``only``.
+    """Options of commands that answer: ``memory``, ``system_prompt``, ``generation`` and ``only``.
 
     Args:
         query: default of --query.
