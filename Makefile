@@ -20,7 +20,7 @@ endif
 PARITY ?= parity
 TESTED := $(VENV)/$(or $(PARITY),ready)
 
-.PHONY: demo test test-slow lint docs clean
+.PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/ready
 	$(BIN)/m3mlx demo
@@ -35,15 +35,16 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-docs: $(VENV)/ready
-	$(BIN)/python tools/make_docs.py
-
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "m3mlx needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS)]"
 	touch $@
+
+.PHONY: docs
+docs: $(VENV)/ready
+	$(BIN)/python tools/make_docs.py
 
 $(VENV)/parity: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),parity]"

@@ -1,12 +1,10 @@
 """The help of every command ends with an example, and every example runs."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -16,7 +14,6 @@ from home import tiny_home
 
 from m3mlx.cli import main
 
-ROOT = Path(__file__).parents[1]
 SERVERS = ("watch", "serve", "mcp")  # run in processes of their own, until SIGTERM
 INPUT = {"chat": "Who serviced the boiler?\n/quit\n"}
 FIRST = ("keygen",)  # makes what others need
@@ -78,7 +75,6 @@ def run_server(words):
     port = ["--port", "0"] if words[0] == "serve" else []
     process = subprocess.Popen(
         [sys.executable, "-m", "m3mlx", *words, *port],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

@@ -116,7 +116,7 @@ class Batches:
         self._orders: dict[tuple[str, int], list] = {}
         for name, share in settings.objectives.items():
             if share and not self._size(name):
-                raise M3Error(f"there is nothing to train {name} on; see the formats in docs/training.md")
+                raise M3Error(f"there is nothing to train {name} on; see the formats in the README")
 
     def small(self, config: MemoryConfig) -> Batch:
         """A reference of the data's mean length and its sequences, of no sense, to be timed."""
