@@ -1,4 +1,4 @@
-"""Files are found as git would find them, and read without a wrong character, or by a reason."""
+"""Files of every format are read without a wrong character, or refused with a reason."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from docx.oxml.ns import qn
 from lxml import etree
 from samples import (
     mail,
+    write,
     write_bad_files,
     write_encrypted_pdf,
     write_epub,
@@ -23,19 +24,6 @@ from samples import (
 
 from m3mlx.documents import Document, archive, file_hash, find, read
 from m3mlx.errors import DocumentError
-
-
-def write(path: Path, content: str | bytes = "text\n") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def names(folder: Path, *paths: Path, **patterns) -> list[str]:
-    """What is found, relative to a folder; there must be no errors."""
-    found = list(find(paths or [folder], **patterns))
-    assert not [error for error in found if isinstance(error, DocumentError)]
-    return [path.relative_to(folder.resolve()).as_posix() for path in found]
 
 
 def reason(path: Path) -> str:

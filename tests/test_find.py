@@ -7,15 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from samples import write
 
 from m3mlx.documents import find, read
 from m3mlx.errors import DocumentError
-
-
-def write(path: Path, content: str | bytes = "text\n") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 def names(root: Path, *paths: str | Path, **patterns) -> list[str]:
