@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -32,11 +32,10 @@ from .config import (
     no_progress,
 )
 from .errors import M3Error
-from .memory.cache import PrefixStates, read_prefix
+from .memory.cache import Layout, PrefixStates, read_prefix
 from .memory.codec import Memory
 from .memory.write import Writer, keep
 from .models.decoder import Decoder
-from .models.template import Template
 
 AVERAGES = (4, 8, 16, 32, 64)
 KEY_SCALES = (1.1, 1.2, 1.3, 1.4)
@@ -85,7 +84,7 @@ def calibrate(
             budget="uniform",
             counts=trained.counts(decoder.layers, decoder.kv_heads),
             head_dim=decoder.head_dim,
-            prefix=Template(decoder.tokenizer, trained.prefix).prefix,
+            prefix=decoder.template.prefix,
             key_bits=key_bits,
             value_bits=value_bits,
         )
@@ -118,7 +117,7 @@ def _find(
     progress: Progress | None,
 ) -> dict:
     """The budget and what it was found under, as it is kept."""
-    template = Template(decoder.tokenizer, decoder.trained and decoder.trained.prefix)
+    template = decoder.template
     texts = _samples()
     wanted = {
         "weights": decoder.weights,
@@ -134,7 +133,7 @@ def _find(
     brought = decoder.adapter_path and _load(decoder.adapter_path / CALIBRATION, wanted)
     if found := brought or _load(path, wanted):
         return found
-    measure = _Measure(decoder, template, texts, selection, progress)
+    measure = _Measure(decoder, texts, selection, progress)
     if tokens_per_head is None:
         counts, kept = measure.smallest(budget)
     else:
@@ -163,8 +162,9 @@ def budgets(
             continue
         counts = [[int(average)] * heads] * layers
         if budget == "calibrated":
-            template = Template(decoder.tokenizer)
-            measure = measure or _Measure(decoder, template, _samples(), config.selection, None)
+            measure = measure or _Measure(
+                decoder, decoder.template, _samples(), config.selection, None
+            )
             counts = measure.counts(budget, int(average))
         elif budget == "half":
             counts[layers // 2 :] = [[0] * heads] * (layers - layers // 2)
@@ -205,12 +205,11 @@ class _Measure:
     def __init__(
         self,
         decoder: Decoder,
-        template: Template,
         texts: list[dict],
         selection: str,
         progress: Progress | None,
     ):
-        self.decoder = decoder
+        self.decoder, template = decoder, decoder.template
         self.config = MemoryConfig(
             selection=selection,
             budget="calibrated",
@@ -289,23 +288,16 @@ class _Measure:
     def _answer(self, config: MemoryConfig | None, memory: Memory | None, among: int = 1) -> float:
         losses = []
         for i, (turn, answer) in enumerate(zip(self.turns, self.answers, strict=True)):
-            slots = [_Slot((i + n) % len(self.turns)) for n in range(among)]
+            hits = [(i + n) % len(self.turns) for n in range(among)]
             conversation = Conversation(
                 self.decoder,
                 self.prefix,
-                config,
-                search=memory and (lambda texts, k, slots=slots: [slots] * len(texts)),
+                config and Layout(config),
+                search=memory and (lambda texts, k, hits=hits: [hits] * len(texts)),
                 read=memory and memory.take,
             )
             losses.append(conversation.loss(turn, answer))
         return float(np.mean(losses))
-
-
-@dataclass
-class _Slot:
-    """A hit of a search whose result is known beforehand."""
-
-    slot: int
 
 
 def _samples() -> list[dict]:

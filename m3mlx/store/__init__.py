@@ -10,8 +10,9 @@
       watching          what a process that watches folders tells
 
 An edition is all memories made under one fingerprint: by one model, in one way. A store has one
-or more (memories-2.kv, …), which share documents, text and vectors. One is in use at a time; a
-reference without a memory in it is cold, until somebody writes it.
+or more (memories-2.kv, …), which share documents, text and vectors. Methods take the id of the
+edition that is meant, and mean the first where none is given. A reference without a memory in it
+is cold, until somebody writes it.
 
 What a commit does, in this order: the records of new memories are written and are on the disk;
 then one transaction adds the rows. A crash before the end of the transaction leaves bytes that
@@ -78,7 +79,7 @@ class MemoryStore(Reading):
         id: of the store, 16 bytes.
         encoder: what made its vectors.
         dimensions: of its vectors.
-        edition: the memories in use.
+        edition: the first edition.
     """
 
     @classmethod
@@ -147,7 +148,6 @@ class MemoryStore(Reading):
         *,
         write: bool = False,
         wait: float = 10.0,
-        edition: int | None = None,
         exact: int = EXACT_REFERENCES,
         passphrase: Passphrase | None = None,
     ) -> MemoryStore:
@@ -158,7 +158,6 @@ class MemoryStore(Reading):
         Args:
             write: whether to change it, which one process at a time may do.
             wait: seconds to wait until another process has finished writing.
-            edition: id of the memories to use; None for the first.
             exact: up to so many references, searches compare with all of them.
             passphrase: asked for the passphrase if the store is encrypted.
 
@@ -172,10 +171,10 @@ class MemoryStore(Reading):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with os_errors_as_store_errors(path):
             try:
-                return cls._opened(path, write, wait, edition, exact, passphrase)
+                return cls._opened(path, write, wait, exact, passphrase)
             except OlderSchema:
-                cls._opened(path, True, wait, edition, exact, passphrase)._close()
-                return cls._opened(path, write, wait, edition, exact, passphrase)
+                cls._opened(path, True, wait, exact, passphrase)._close()
+                return cls._opened(path, write, wait, exact, passphrase)
 
     @classmethod
     def _opened(
@@ -183,13 +182,12 @@ class MemoryStore(Reading):
         path: Path,
         write: bool,
         wait: float,
-        edition: int | None,
         exact: int,
         passphrase: Passphrase | None,
     ) -> MemoryStore:
         lock = WriterLock(path / LOCK, wait) if write else None
         try:
-            return cls(path, lock, edition, exact, passphrase)
+            return cls(path, lock, exact, passphrase)
         except BaseException:
             if lock:
                 lock.release()
@@ -204,13 +202,10 @@ class MemoryStore(Reading):
         self,
         path: Path,
         lock: WriterLock | None,
-        edition: int | None,
         exact: int,
         passphrase: Passphrase | None,
     ):
-        super().__init__(
-            path, write=bool(lock), edition=edition, exact=exact, passphrase=passphrase
-        )
+        super().__init__(path, write=bool(lock), exact=exact, passphrase=passphrase)
         self._lock = lock
         if lock:
             try:
@@ -226,7 +221,7 @@ class MemoryStore(Reading):
     def add_edition(
         self, *, fingerprint: Mapping[str, str], memory: Mapping, record_bytes: int
     ) -> Edition:
-        """Add an edition without memories, and take it into use.
+        """Add an edition without memories, and return it.
 
         Raises:
             StoreError: there is one with this fingerprint.
@@ -245,18 +240,19 @@ class MemoryStore(Reading):
             )
             self._records.add(edition)  # in place before the catalog says so
             self._catalog.add_edition(edition)
-        self._records.use(id)
-        return self.edition
+        return edition
 
     def remove_edition(self, edition: int) -> None:
         """Erase all memories of an edition; documents, text and vectors stay.
 
         Raises:
-            StoreError: it is in use, or there is none.
+            StoreError: it is the only one, or there is none.
         """
         self._writing()
-        if edition == self.edition.id:
-            raise StoreError(f"{self.path}: edition {edition} is in use. Use another one first.")
+        if [edition] == [known.id for known in self.editions()]:
+            raise StoreError(
+                f"{self.path}: edition {edition} is the only one. Add another before removing it."
+            )
         with os_errors_as_store_errors(self.path):
             self._records.remove(edition)
 
@@ -282,7 +278,7 @@ class MemoryStore(Reading):
             hash: of its content; another hash starts anew.
             references: how many there will be.
             size: of the file, in bytes.
-            tokenizer: what makes the token ids, None for that of the edition in use.
+            tokenizer: what makes the token ids, None for that of the first edition.
             added: when it was memorized, ISO 8601 in UTC; None for now.
 
         Returns:
@@ -295,8 +291,12 @@ class MemoryStore(Reading):
         with self._catalog.transaction():
             return self._catalog.begin(path, hash, size, references, cut, added)
 
-    def add(self, references: Sequence[NewReference]) -> None:
-        """Store references in one commit. They follow those that their documents have."""
+    def add(self, references: Sequence[NewReference], edition: int | None = None) -> None:
+        """Store references in one commit. They follow those that their documents have.
+
+        Args:
+            edition: id of the edition of their records; None for the first.
+        """
         self._writing()
         self._check([reference.vector for reference in references])
         with os_errors_as_store_errors(self.path), self._catalog.transaction():
@@ -306,37 +306,43 @@ class MemoryStore(Reading):
                 for slot, reference in enumerate(references, first)
                 if reference.record is not None
             }
-            bank = self._records.bank()
+            id = self._catalog.edition(edition).id
+            bank = self._records.bank(id)
             bank.check(records.values())
             bank.write(records)  # on the disk before any row says so
             self._catalog.insert(first, references)
-            self._catalog.mark(self.edition.id, records, warm=True)
+            self._catalog.mark(id, records, warm=True)
             self._catalog.set(next_slot=first + len(references))
-        self._written(records)
+        self._written(records, id)
 
-    def write(self, records: Mapping[int, bytes]) -> None:
-        """Give references their memories, by slot. A memory that is there is replaced."""
+    def write(self, records: Mapping[int, bytes], edition: int | None = None) -> None:
+        """Give references their memories, by slot. A memory that is there is replaced.
+
+        Args:
+            edition: id of the edition that they are of; None for the first.
+        """
         self._writing()
         records = {int(slot): memory for slot, memory in records.items()}
-        bank, edition = self._records.bank(), self.edition.id
+        id = self._records.edition(edition).id
+        bank = self._records.bank(id)
         bank.check(records.values())
         with self._catalog.thread:  # nobody forgets between the two commits
             with self._catalog.transaction():
-                if gone := records.keys() - self._catalog.warmth(edition, records).keys():
+                if gone := records.keys() - self._catalog.warmth(id, records).keys():
                     raise self._gone(min(gone))
                 # while its bytes change, there is none
-                self._catalog.mark(edition, records, warm=False)
+                self._catalog.mark(id, records, warm=False)
             with os_errors_as_store_errors(self.path), self._catalog.transaction():
                 bank.write(records)
-                self._catalog.mark(edition, records, warm=True)
-        self._written(records)
+                self._catalog.mark(id, records, warm=True)
+        self._written(records, id)
 
-    def _written(self, slots: Collection[int]) -> None:
+    def _written(self, slots: Collection[int], edition: int) -> None:
         """What follows the commit of new memories."""
         with os_errors_as_store_errors(self.path):
             self._records.erase()
-            self._records.usage(self.edition).note(slots)
-            self._records.keep_bound(slots)
+            self._records.usage(self._records.edition(edition)).note(slots)
+            self._records.keep_bound(edition, slots)
 
     def quarantine(self, slots: Iterable[int], quarantined: bool = True) -> None:
         """Hide references from searches, which are damaged and cannot be mended; or show them."""
@@ -384,8 +390,11 @@ class MemoryStore(Reading):
 
     # forgetting
 
-    def forget(self, documents: Iterable[int]) -> list[StoredDocument]:
+    def forget(self, documents: Iterable[int], edition: int | None = None) -> list[StoredDocument]:
         """Erase documents by id: text, full text, vectors, index and memories. Returns them.
+
+        Args:
+            edition: whose memories the returned documents count; those of all are erased.
 
         With the document of a conversation goes its session, which says the same.
 
@@ -393,7 +402,7 @@ class MemoryStore(Reading):
         backup or the disk itself keeps are out of reach.
         """
         self._writing()
-        known = {document.id: document for document in self.documents()}
+        known = {document.id: document for document in self.documents(edition)}
         wanted = list(dict.fromkeys(documents))
         for id in wanted:
             if id not in known:
@@ -408,11 +417,11 @@ class MemoryStore(Reading):
         self.settle()
         return [known[id] for id in wanted]
 
-    def forget_proved(self, documents: Iterable[int]) -> ForgetReport:
+    def forget_proved(self, documents: Iterable[int], edition: int | None = None) -> ForgetReport:
         """Forget documents, and search every byte of the store's files for samples of them."""
         wanted = list(documents)
         samples = self.traces(wanted)
-        gone = self.forget(wanted)
+        gone = self.forget(wanted, edition)
         verification = self.verify(samples)
         certificate = self.certificate(gone, samples, verification)
         return ForgetReport(gone, verification.residue, certificate)

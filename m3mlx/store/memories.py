@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ..errors import StoreError
 from .database import edition_row
 from .rows import Edition
 from .sealed import Sealed
@@ -32,11 +33,18 @@ class Memories(Sealed):
         except (TypeError, ValueError) as error:
             raise self.damaged(f"an edition cannot be read ({error})") from error
 
-    def place(self, edition: int) -> tuple[str, int] | None:
-        """File and origin of an edition, None where there is no such one."""
-        return self.db.execute(
-            "SELECT file, origin FROM edition WHERE id = ?", [edition]
-        ).fetchone()
+    def edition(self, id: int | None) -> Edition:
+        """An edition by id; the first for None."""
+        editions = self.editions()
+        if not editions:
+            raise self.damaged("it knows no edition of memories")
+        for edition in editions:
+            if id is None or edition.id == id:
+                return edition
+        raise StoreError(
+            f"{self.path.parent}: there is no edition {id} of its memories (any more). "
+            f"`m3mlx status` shows what there is."
+        )
 
     def next_edition(self) -> int:
         """The id that the next edition gets."""

@@ -28,7 +28,7 @@ CATALOG, INDEX, LOCK = "catalog.sqlite", "vectors.usearch", "lock"
 
 
 class ColdReference(StoreError):
-    """A reference has no memory in the edition in use: not yet, or not any more.
+    """A reference has no memory in an edition: not yet, or not any more.
 
     Attributes:
         slot: of the reference.
@@ -57,7 +57,6 @@ class Reading:
         path: Path,
         *,
         write: bool,
-        edition: int | None,
         exact: int,
         passphrase: Passphrase | None,
     ):
@@ -78,9 +77,7 @@ class Reading:
             self._search = Search(self._catalog, path / INDEX, self.dimensions, exact)
             self._records = Records(path, self._catalog, self.id, write=write)
             try:
-                if edition is not None:
-                    self._records.use(edition)
-                self._records.check_length()
+                self._records.bank(self.edition.id)
             except BaseException:
                 self._records.close()
                 raise
@@ -97,27 +94,13 @@ class Reading:
 
     @property
     def edition(self) -> Edition:
-        """The edition in use, whose memories are read and written."""
-        return self._records.edition
+        """The first edition, which is meant where no other is named."""
+        return self._records.edition()
 
     def editions(self) -> list[Edition]:
         """All editions, by id."""
         with self._catalog.snapshot():
             return self._catalog.editions()
-
-    def use(self, edition: int) -> None:
-        """Take another edition into use.
-
-        Raises:
-            StoreError: there is none with this id, or its record file is missing or damaged.
-        """
-        before = self.edition.id
-        self._records.use(edition)
-        try:
-            self._records.check_length()
-        except BaseException:
-            self._records.use(before)
-            raise
 
     # finding and reading
 
@@ -128,6 +111,7 @@ class Reading:
         k: int,
         mode: str = "hybrid",
         only: Filter | None = None,
+        edition: int | None = None,
     ) -> list[list[Hit]]:
         """Find the references that fit best.
 
@@ -138,38 +122,45 @@ class Reading:
             mode: "dense" compares vectors, "text" ranks shared words by BM25, "hybrid" adds
                 both up.
             only: which documents are searched; None for all.
+            edition: id of the edition of which hits say whether their memory is there, and by
+                whose tokenizer they have tokens; None for the first.
 
         Returns:
             For each query its hits, the best first.
         """
-        return self._search.hits(self._check(vectors), texts, k, mode, self.edition, only)
+        known = self._records.edition(edition)
+        return self._search.hits(self._check(vectors), texts, k, mode, known, only)
 
-    def read(self, slots: Sequence[int]) -> np.ndarray:
+    def read(self, slots: Sequence[int], edition: int | None = None) -> np.ndarray:
         """Read memories as uint8 ``(len(slots), record_bytes)``, their checksums verified.
+
+        Args:
+            edition: id of the edition; None for the first.
 
         Raises:
             ColdReference: a memory has not been written yet, or was dropped.
             StoreError: a memory is damaged, or its document has been forgotten.
         """
         slots = [int(slot) for slot in slots]  # also of NumPy
-        bank = self._records.bank()
-        self._require_warm(slots)
+        known = self._records.edition(edition)
+        bank = self._records.bank(known.id)
+        self._require_warm(slots, known.id)
         try:
             with os_errors_as_store_errors(bank.path):
                 memories = bank.read(slots)
         except DamagedRecord as error:
-            self._require_warm(slots)  # it may have been forgotten or dropped just now
+            self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
             (reference,) = self.references([error.slot])
             raise StoreError(
                 f"{bank.path}: a memory of {reference.path} (document {reference.document}) "
                 f"is damaged. Forget that document and memorize it again."
             ) from error
-        self._records.usage(self.edition).note(slots)
+        self._records.usage(known).note(slots)
         return memories
 
-    def _require_warm(self, slots: Sequence[int]) -> None:
+    def _require_warm(self, slots: Sequence[int], edition: int) -> None:
         with self._catalog.snapshot():
-            warmth = self._catalog.warmth(self.edition.id, slots)
+            warmth = self._catalog.warmth(edition, slots)
         for slot in slots:
             if slot not in warmth:
                 raise self._gone(slot)
@@ -190,21 +181,24 @@ class Reading:
             stored = self._catalog.hashes()
         return {path for path, hash in files if stored.get(path) != hash}
 
-    def documents(self) -> list[StoredDocument]:
-        """All documents, also those that are not complete, by id."""
+    def documents(self, edition: int | None = None) -> list[StoredDocument]:
+        """All documents, also those that are not complete, by id, with an edition's memories."""
         with self._catalog.snapshot():
-            documents = self._catalog.documents(self.edition.id)
-        record = stride(self.edition.stored_bytes)
+            known = self._catalog.edition(edition)
+            documents = self._catalog.documents(known.id)
+        record = stride(known.stored_bytes)
         return [replace(document, bytes=document.warm * record) for document in documents]
 
-    def find_documents(self, names: Iterable[str]) -> list[StoredDocument]:
+    def find_documents(
+        self, names: Iterable[str], edition: int | None = None
+    ) -> list[StoredDocument]:
         """Documents by id, by path, or all below a folder.
 
         Raises:
             StoreError: nothing has one of these names.
         """
-        documents = self.documents()
-        found = {}
+        documents = self.documents(edition)
+        found: dict[int, StoredDocument] = {}
         for name in map(str, names):
             given = os.path.expanduser(name)
             paths = {name, os.path.abspath(given), os.path.realpath(given)} if name else set()
@@ -236,35 +230,37 @@ class Reading:
         with self._catalog.snapshot():
             return self._catalog.slots([document])
 
-    def references(self, slots: Iterable[int]) -> list[StoredReference]:
+    def references(self, slots: Iterable[int], edition: int | None = None) -> list[StoredReference]:
         """References by slot, in order, their checksums verified; those that are gone are left.
 
         Raises:
             StoreError: one is damaged; it names the document.
         """
         with self._catalog.snapshot():
-            there = self._catalog.warmth(self.edition.id, slots)
-            found = self._catalog.references(there, self.edition.id)
+            known = self._catalog.edition(edition)
+            there = self._catalog.warmth(known.id, slots)
+            found = self._catalog.references(there, known.id)
         return [found[slot] for slot in sorted(found)]
 
-    def cold(self, after: int = -1, count: int = 256) -> list[int]:
-        """The next slots behind one that have no memory in the edition in use, in order."""
+    def cold(self, after: int = -1, count: int = 256, edition: int | None = None) -> list[int]:
+        """The next slots behind one that have no memory in an edition, in order."""
         with self._catalog.snapshot():
-            return self._catalog.cold(self.edition.id, after, count)
+            return self._catalog.cold(self._catalog.edition(edition).id, after, count)
 
-    def status(self) -> dict:
+    def status(self, edition: int | None = None) -> dict:
         """What the store holds: counts, bytes by part and bound, editions."""
         with self._catalog.snapshot():
+            chosen = self._catalog.edition(edition)
             documents, references = self._catalog.counts()
             quarantined = len(self._catalog.quarantined())
             editions = [
-                {**asdict(edition), "warm": self._catalog.warm(edition.id)}
-                for edition in self._catalog.editions()
+                {**asdict(known), "warm": self._catalog.warm(known.id)}
+                for known in self._catalog.editions()
             ]
             bound = self._catalog.settings()["max_bytes"]
-        for edition in editions:
-            edition["bytes"] = self._bytes(edition["file"])
-        warm = {known["id"]: known["warm"] for known in editions}.get(self.edition.id, 0)
+        for known in editions:
+            known["bytes"] = self._bytes(known["file"])
+        warm = {known["id"]: known["warm"] for known in editions}[chosen.id]
         return {
             "documents": documents,
             "references": references,
@@ -272,15 +268,15 @@ class Reading:
             "quarantined": quarantined,
             "bytes": {
                 "catalog": self._bytes(CATALOG, f"{CATALOG}-wal"),
-                "memories": sum(edition["bytes"] for edition in editions),
+                "memories": sum(known["bytes"] for known in editions),
                 "index": self._bytes(INDEX),
             },
             "session_bytes": self._bytes(SESSIONS),
             "max_bytes": bound,
             "encrypted": self.encrypted,
             "editions": editions,
-            "edition": self.edition.id,
-            "fingerprint": self.edition.fingerprint,
+            "edition": chosen.id,
+            "fingerprint": chosen.fingerprint,
             "watching": watched.seen(self.path),
         }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -21,86 +22,57 @@ _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
 
 
 class Records:
-    """What is done to the records of a store, under the catalog's word.
-
-    Attributes:
-        edition: the one in use.
-    """
+    """The record files of a store, as the catalog describes them."""
 
     def __init__(self, folder: Path, catalog: Catalog, store: bytes, *, write: bool):
-        """``store`` is its id, 16 bytes. The first edition is in use."""
+        """``store`` is its id, 16 bytes."""
         self._folder, self._catalog, self._store, self._write = folder, catalog, store, write
         self._banks: dict[int, Bank] = {}
-        with catalog.snapshot():
-            editions = catalog.editions()
-        if not editions:
-            raise catalog.damaged("it knows no edition of memories")
-        self.edition = editions[0]
 
-    def use(self, edition: int) -> None:
-        """Take another edition into use."""
-        self.edition = self._find(edition)
-
-    def _find(self, edition: int) -> Edition:
+    def edition(self, id: int | None = None) -> Edition:
+        """An edition by id; the first for None. Raises StoreError if there is none."""
         with self._catalog.snapshot():
-            found = [known for known in self._catalog.editions() if known.id == edition]
-        if not found:
-            raise StoreError(
-                f"{self._folder}: there is no edition {edition} of its memories (any more). "
-                f"`m3mlx status` shows what there is."
-            )
-        return found[0]
+            return self._catalog.edition(id)
 
-    def bank(self, edition: int | None = None) -> Bank:
-        """The record file of an edition, by default of the one in use, wherever it is now.
+    def bank(self, edition: int) -> Bank:
+        """The record file of an edition, wherever it is now.
 
         Raises:
-            StoreError: it is missing, damaged or another, or there is no such edition.
+            StoreError: it is missing, damaged, cut short or another, or there is no such edition.
         """
-        id = self.edition.id if edition is None else edition
         for last in (False, True):
             with self._catalog.snapshot():
-                place = self._catalog.place(id)
-            bank = self._banks.get(id)
-            if bank and place == (bank.path.name, bank.identity.origin):
+                known, end = self._catalog.edition(edition), self._catalog.end(edition)
+            bank = self._banks.get(edition)
+            if bank and (known.file, known.origin) == (bank.path.name, bank.identity.origin):
                 return bank
-            known = self._find(id)
             try:
-                identity = Identity.of(self._store, known)
-                opened = Bank(
-                    self._folder / known.file,
-                    identity,
-                    write=self._write,
-                    cipher=self._catalog.cipher,
-                )
+                opened = self._open(known)
+                if opened.records < end - known.origin:
+                    opened.close()
+                    raise StoreError(
+                        f"{opened.path}: it is cut short, {opened.records} memories of "
+                        f"{end - known.origin} are left. Restore the file from a backup, or "
+                        f"remove the store's folder and memorize the documents again."
+                    )
             except StoreError:
                 if last:
                     raise
-                continue  # it may have been moved just now
-            self._banks[id] = opened  # who still reads from the one before may finish
-            if id == self.edition.id:
-                self.edition = known
+                continue  # a writer may have moved or shortened it between the two looks
+            self._banks[edition] = opened  # who still reads from the one before may finish
             return opened
         raise AssertionError  # the second turn returned or raised
 
+    def _open(self, edition: Edition) -> Bank:
+        return Bank(
+            self._folder / edition.file,
+            Identity.of(self._store, edition),
+            write=self._write,
+            cipher=self._catalog.cipher,
+        )
+
     def usage(self, edition: Edition) -> Usage:
         return Usage(self._folder / edition.file, edition.origin)
-
-    def check_length(self) -> None:
-        """Raise StoreError if the record file in use is shorter than the catalog says."""
-        bank = self.bank()
-        for last in (False, True):  # twice, because a writer may shorten it between two looks
-            with self._catalog.snapshot():
-                place = self._catalog.place(self.edition.id)
-                wanted = self._catalog.end(self.edition.id) - self.edition.origin
-            if bank.records >= wanted or place != (bank.path.name, bank.identity.origin):
-                return
-            if last:
-                raise StoreError(
-                    f"{bank.path}: it is cut short, {bank.records} memories of {wanted} are left. "
-                    f"Restore the file from a backup, or remove the store's folder and memorize "
-                    f"the documents again."
-                )
 
     def add(self, edition: Edition) -> None:
         """Make the empty record file of a new edition; the catalog does not know it yet."""
@@ -117,15 +89,15 @@ class Records:
                 end = max(self._catalog.end(edition.id), edition.origin)
                 length = PAGE + (end - edition.origin) * stride(edition.stored_bytes)
                 if leftovers or file.stat().st_size > length:
-                    bank = self.bank(edition.id)
-                    bank.erase(leftovers)
-                    bank.trim(end)
+                    with closing(self._open(edition)) as bank:
+                        bank.erase(leftovers)
+                        bank.trim(end)
                     self.usage(edition).forget(leftovers)
                     self._catalog.clear_leftovers(edition.id)
 
     def remove(self, edition: int) -> None:
         """Erase all memories of an edition and its file."""
-        file = self._find(edition).file
+        file = self.edition(edition).file
         with self._catalog.transaction():
             self._catalog.drop(edition, self._catalog.warm_slots(edition).tolist())
         self.erase()
@@ -143,14 +115,15 @@ class Records:
             if _OURS.fullmatch(file.name) and file.with_suffix(".kv").name not in known:
                 file.unlink(missing_ok=True)
 
-    def keep_bound(self, fresh: Collection[int] = ()) -> int:
+    def keep_bound(self, edition: int | None = None, fresh: Collection[int] = ()) -> int:
         """Drop memories, if the store has grown beyond its bound; return how many.
 
         A memory counts with all its pages, whether or not the file system makes holes. The least
         used go first, of any edition; what else there is stays, however large it is.
 
         Args:
-            fresh: slots whose memories of the edition in use stay.
+            edition: whose memories go last among those used alike; the first for None.
+            fresh: slots whose memories of this edition stay.
         """
         with self._catalog.snapshot():
             limit = self._catalog.settings()["max_bytes"]
@@ -159,7 +132,7 @@ class Records:
         self._catalog.empty_log()
         if (excess := self._size() - limit) <= 0:
             return 0
-        dropped = self._drop(excess + int(_SLACK * limit), fresh)
+        dropped = self._drop(excess + int(_SLACK * limit), edition, fresh)
         self.erase()
         self._catalog.empty_log()
         return dropped
@@ -177,14 +150,15 @@ class Records:
             file.stat().st_size for file in self._folder.iterdir() if file.name not in others
         )
 
-    def _drop(self, excess: int, fresh: Collection[int]) -> int:
+    def _drop(self, excess: int, favoured: int | None, fresh: Collection[int]) -> int:
         """Take the least used memories away that have so many bytes together."""
         with self._catalog.transaction():
             columns: list[np.ndarray] = []
+            favoured = self._catalog.edition(favoured).id
             for edition in self._catalog.editions():
                 slots = self._catalog.warm_slots(edition.id)
                 used = self.usage(edition).minutes(slots)
-                present = edition.id == self.edition.id
+                present = edition.id == favoured
                 if present:
                     kept = ~np.isin(slots, np.array(sorted(fresh), dtype=np.int64))
                     slots, used = slots[kept], used[kept]
@@ -210,15 +184,7 @@ class Records:
             Old slots of memories that are damaged and were left out.
         """
         self.add(to)
-        old, new = (
-            self.bank(edition.id),
-            Bank(
-                self._folder / to.file,
-                Identity.of(self._store, to),
-                write=True,
-                cipher=self._catalog.cipher,
-            ),
-        )
+        old, new = self.bank(edition.id), self._open(to)
         damaged = []
         try:
             with self._catalog.snapshot():

@@ -30,9 +30,9 @@ _CANDIDATES = 64  # taken from the index at least, and ranked by exact vectors
 _TIMES = 2  # as many candidates as are wanted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hit:
-    """A reference that a search found.
+    """A reference that a search found. Two are equal if store and slot are.
 
     Attributes:
         slot: names its memory in ``read`` and ``write``.
@@ -42,7 +42,7 @@ class Hit:
         path: of its document, whose id is ``document``.
         start, end: characters of the document.
         page, line: for citing, counted from 1, or None.
-        tokens: ids by the tokenizer of the edition in use; None if another cut the document,
+        tokens: ids by the tokenizer of the edition searched for; None if another cut the document,
             then its tokens are those of ``text``.
         warm: whether its memory has been written.
         store: folder of the attached store that it is of; None for the user's own.
@@ -61,6 +61,12 @@ class Hit:
     document: int
     warm: bool
     store: str | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hit) and (self.store, self.slot) == (other.store, other.slot)
+
+    def __hash__(self) -> int:
+        return hash((self.store, self.slot))
 
 
 class Search:

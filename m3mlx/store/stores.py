@@ -9,29 +9,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import FingerprintError
 from .filter import Filter
-from .reading import ColdReference, Reading
+from .reading import ColdReference
 from .search import Hit
 
-_STRIDE = 2**48  # from the slots of one store to those of the next; none has as many
+if TYPE_CHECKING:
+    from . import MemoryStore
 
-Make = Callable[[Sequence[Hit]], Mapping[int, np.ndarray]]  # cold references to records, by slot
+Make = Callable[[Sequence[Hit]], Mapping[Hit, np.ndarray]]  # records of cold references
 
 
 class Stores:
-    """Open stores of one encoder, and for ``read`` of one way of making memories."""
+    """Open stores of one encoder, each with the edition whose memories are read.
 
-    def __init__(self, own: Reading, attached: Sequence[Reading] = ()):
-        self._stores = [own, *attached]
-        self._hits: dict[int, Hit] = {}  # of the last search
+    Args:
+        stores: pairs of store and id of its edition (None for the first). The first store is the
+            user's own.
+    """
+
+    def __init__(self, stores: Sequence[tuple[MemoryStore, int | None]]):
+        self._stores = {
+            str(store.path) if number else None: (store, edition)
+            for number, (store, edition) in enumerate(stores)
+        }
 
     def check_encoder(self, wanted: str) -> None:
         """Raise FingerprintError where another encoder has made the vectors of one of them."""
-        for store in self._stores:
+        for store, _ in self._stores.values():
             if store.encoder != wanted:
                 raise FingerprintError(
                     f"{store.path}: its vectors were made with another encoder "
@@ -47,36 +56,27 @@ class Stores:
         mode: str = "hybrid",
         only: Filter | None = None,
     ) -> list[list[Hit]]:
-        """As ``Reading.search``, over all of them. Hits of attached stores name theirs."""
+        """As ``MemoryStore.search``, over all of them. Hits of attached stores name theirs."""
         found: list[list[Hit]] = [[] for _ in texts]
-        for number, store in enumerate(self._stores):
-            searched = store.search(vectors, texts, k, mode, only)
+        for name, (store, edition) in self._stores.items():
+            searched = store.search(vectors, texts, k, mode, only, edition)
             for hits, more in zip(found, searched, strict=True):
-                hits += [_of(store, number, hit) for hit in more]
-        found = [sorted(hits, key=lambda hit: (-hit.score, hit.slot))[:k] for hits in found]
-        self._hits = {hit.slot: hit for hits in found for hit in hits}
-        return found
+                hits += [replace(hit, store=name) for hit in more]
+        # the order of the stores decides between equal scores, then the slot: sorting is stable
+        return [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in found]
 
-    def read(self, slots: Sequence[int], make: Make) -> np.ndarray:
-        """Memories of references that the last search found: uint8 (len(slots), record_bytes).
+    def read(self, hits: Sequence[Hit], make: Make) -> np.ndarray:
+        """Memories of hits, in their order: uint8 (len(hits), record_bytes).
 
         Args:
-            make: makes the memories of references that have none.
+            make: makes the records of references that have none.
         """
-        rows = dict(make([self._hits[slot] for slot in slots if not self._hits[slot].warm]))
-        while missing := [slot for slot in slots if slot not in rows]:
-            try:
-                for number, store in enumerate(self._stores):
-                    part = [slot for slot in missing if slot // _STRIDE == number]
-                    if part:
-                        stored = store.read([slot % _STRIDE for slot in part])
-                        rows.update(zip(part, stored, strict=True))
-            except ColdReference as error:  # dropped since the search
-                rows.update(make([self._hits[number * _STRIDE + error.slot]]))
-        return np.stack([rows[slot] for slot in slots])
-
-
-def _of(store: Reading, number: int, hit: Hit) -> Hit:
-    if not number:
-        return hit
-    return replace(hit, slot=number * _STRIDE + hit.slot, store=str(store.path))
+        rows = dict(make([hit for hit in hits if not hit.warm]))
+        for name, (store, edition) in self._stores.items():
+            while missing := [hit for hit in hits if hit.store == name and hit not in rows]:
+                try:
+                    stored = store.read([hit.slot for hit in missing], edition)
+                    rows.update(zip(missing, stored, strict=True))
+                except ColdReference as error:  # dropped since the search
+                    rows.update(make([hit for hit in missing if hit.slot == error.slot]))
+        return np.stack([rows[hit] for hit in hits])

@@ -100,7 +100,7 @@ def take(documents: Sequence[StoredDocument], catalog: Catalog, records: Records
         longest: dict[str, str] = {}
         for start in range(0, len(slots), 256):
             part = slots[start : start + 256]
-            references = list(catalog.references(part, records.edition.id).values())
+            references = list(catalog.references(part, 0).values())
             for reference in references:
                 traces += _of(reference)
                 for id, bank in banks.items():
