@@ -2,6 +2,7 @@
 
 import json
 import random
+from inspect import signature
 
 import pytest
 from tiny import save_encoder, save_model
@@ -9,8 +10,8 @@ from tiny import save_encoder, save_model
 from m3mlx import evaluate
 from m3mlx.config import REFERENCE_TOKENS
 from m3mlx.errors import M3Error
-from m3mlx.evaluate.recite import edits
-from m3mlx.evaluate.trial import TemporaryStore, make_assistant
+from m3mlx.evaluate.recite import CUE, edits
+from m3mlx.evaluate.temporary import Result, TemporaryStore, make_assistant
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,6 @@ def test_every_combination_is_measured_and_text_once(options, tmp_path):
     off, oracle = report.rows[:2]
     assert off.recovered == 0 and oracle.recovered == pytest.approx(1)
     for row in report.rows:
-        assert row.recovered == pytest.approx((off.nll - row.nll) / (off.nll - oracle.nll))
         assert 0 <= row.right <= 1 and row.first_token_seconds > 0
     assert json.loads(json.dumps(report.to_json()))["rows"][0]["mode"] == "off"
 
@@ -72,6 +72,34 @@ def test_every_combination_is_measured_and_text_once(options, tmp_path):
     drawn = (tmp_path / "plot.svg").read_text()
     for name in ("explicit, uniform, k4v4, 2", "explicit, half, k8v8, 1", "text, 2", "oracle, 1"):
         assert f">{name}<" in drawn
+
+
+@pytest.mark.parametrize(
+    ("oracle", "recovered"),
+    [
+        ((0.5, 1.5), {"off": 0, "oracle": 1, "text": 0.75, "explicit": 0.5}),  # gains 4 - 1 = 3
+        ((5.0, 7.0), {"off": 0, "oracle": 1, "text": -1.125, "explicit": -0.75}),  # harms: 4 - 6
+        ((4.0, 4.0), {"off": 0, "oracle": None, "text": None, "explicit": None}),  # no difference
+    ],
+)
+def test_recovered_is_the_share_of_what_the_right_text_gains(
+    options, monkeypatch, oracle, recovered
+):
+    losses = {"off": (3.0, 5.0), "oracle": oracle, "text": (1.0, 2.5), "explicit": (2.0, 3.0)}
+
+    def measure(store, questions, condition, memories, answer_tokens):
+        said = zip(losses[condition], (True, False), (0.25, 0.75), strict=True)
+        return [Result(*values) for values in said]
+
+    monkeypatch.setattr(TemporaryStore, "measure", measure)
+    report = evaluate.evaluate(QUESTIONS[:2], budgets=("uniform:4",), **options)
+    assert {row.mode: row.recovered for row in report.rows} == recovered
+    assert [row.nll for row in report.rows] == [4, sum(oracle) / 2, 1.75, 2.5]
+    assert {(row.right, row.first_token_seconds) for row in report.rows} == {(0.5, 0.5)}
+    some = evaluate.evaluate(
+        QUESTIONS[:2], modes=("off", "explicit"), budgets=("uniform:4",), **options
+    )
+    assert [row.recovered for row in some.rows] == [0, None]
 
 
 def test_only_what_is_asked_for_is_measured(options):
@@ -88,8 +116,8 @@ def test_only_what_is_asked_for_is_measured(options):
 
 def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options, tmp_path):
     with make_assistant(tmp_path / "store", "half:4", **options) as assistant:
-        assert assistant.config.counts == ((4, 4), (4, 4), (0, 0), (0, 0))
-        assert assistant.config.budget == "uniform"
+        config = assistant.format.config
+        assert config.counts == ((4, 4), (4, 4), (0, 0), (0, 0)) and config.budget == "uniform"
         (tmp_path / "a.txt").write_text("The boat is green.")
         assistant.memorize([tmp_path / "a.txt"])
         assert assistant.status()["references"] == 1
@@ -161,16 +189,17 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
 @pytest.mark.parametrize("budget", ["uniform:8", "half:8"])
 def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
     with TemporaryStore(budget=budget, **options) as store:
-        counts = store.assistant.config.counts
-        (path,) = store.memorize(["The boat is green."])
+        counts = store.assistant.format.config.counts
+        store.memorize(["The boat is green."])
+        (path,) = (hit.path for hit in store.search("boat"))
         store.rewrite("The boat is green.", "The boat is red.")
         store.memorize([])
-        (hit,) = store.assistant.search(["boat"], 5)[0]
+        (hit,) = store.search("boat")
         assert "red" in hit.text and store.text_of(hit.path) == "The boat is red."
         assert hit.path == path
         store.restart()
-        assert [hit.text for hit in store.assistant.search(["boat"], 5)[0]] == [hit.text]
-        assert store.assistant.config.counts == counts
+        assert [hit.text for hit in store.search("boat")] == [hit.text]
+        assert store.assistant.format.config.counts == counts
 
 
 def test_choices_are_compared_by_their_likelihood(options, tmp_path):
@@ -226,7 +255,11 @@ def test_a_limit_spreads_over_the_file():
     assert evaluate.spread_documents([*pair, *QUESTIONS], 2) == [*pair, QUESTIONS[1]]
 
 
+def test_a_cue_and_what_is_recited_of_it_fit_into_one_reference():
+    recited = signature(evaluate.recite).parameters["answer_tokens"].default
+    assert CUE + recited <= REFERENCE_TOKENS
+
+
 def test_edits_are_counted():
     pairs = [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("abc", "abd", 1)]
     assert [edits(a, b) for a, b, _ in pairs] == [n for *_, n in pairs]
-    assert REFERENCE_TOKENS >= 12 + 32  # a cue and what is recited lie in one reference

@@ -144,7 +144,7 @@ def _questions(
     questions = evaluate.spread(evaluate.read_questions(file), limit)
     report = evaluate.evaluate(
         questions,
-        modes=chosen["modes"] or evaluate.MODES,
+        modes=chosen["modes"] or evaluate.CONDITIONS,
         memories=chosen["memories"],
         budgets=chosen["budget"],
         selections=chosen["selection"] or (None,),

@@ -11,8 +11,8 @@ class Table:
     """Rows of one measurement.
 
     Attributes:
-        formats: of each column, how its numbers are written; "" for text.
-        explanation: of the columns, in a sentence or two.
+        formats: format of the numbers in each column; "" for text.
+        explanation: of the columns.
         rows: values by column; None where one was not measured.
     """
 

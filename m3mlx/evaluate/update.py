@@ -1,8 +1,8 @@
-"""Does an answer change with the document that it stands in, and nothing else?
+"""Change one fact in each document, and look whether its answer changes and nothing else.
 
-A fact is changed in every document, the files are memorized again, and the same questions are
-asked: about the fact, and about other facts of the same documents, which must stay. Then unrelated
-documents are added, ten times as many each time, to see how long it lasts.
+The files are memorized again, and the same questions asked: about the fact, and about other facts
+of the same documents, which must stay. Then unrelated documents are added, ten times as many each
+time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from ..errors import M3Error
 from .questions import Question
 from .table import Table
-from .trial import TemporaryStore
+from .temporary import TemporaryStore
 
 
 def update(
@@ -49,35 +49,30 @@ def update(
             "neighbours": ".3f",
             "neighbours right": ".0%",
         },
-        "found are questions whose document the search gives; old and new are the losses of the "
-        "two answers in nats per token, prefer new the share in which the new one is likelier, "
-        "say old and say new the greedy answers that contain them; neighbours are the other "
-        "questions about the same documents, whose answers stay.",
+        "found: questions whose document the search gives; old, new: loss of the two answers in "
+        "nats per token; prefer new: share where the new one is likelier; say old, say new: greedy "
+        "answers that contain them; neighbours: other questions about the same documents.",
     )
     with TemporaryStore(**options) as store:
         texts = {document: document for document in facts}  # as it stands now
         store.memorize(facts)
 
         def measure(when: str, memory: bool = True) -> None:
-            asked = [q for q in questions if q.document in facts]
             changed, neighbours = [], []
-            for number, question in enumerate(asked):
-                store.progress(f"asking, {when}", number, len(asked))
+            asked = [q for q in questions if q.document in facts]
+            for question in store.each(asked, f"asking, {when}"):
                 fact = facts[question.document]
-                hits = store.assistant.search([question.question], store.assistant.memories)[0]
+                if question is not fact and fact.answer in question.answer:
+                    continue  # its answer changes too
+                hits = store.search(question.question)
+                answers = [question.answer, *([fact.changed] if question is fact else [])]
                 read = hits if memory else []
-                answers = [question.answer]
-                if question is fact:
-                    answers.append(fact.changed)
-                elif fact.answer in question.answer:
-                    continue  # it changes too
                 results = store.ask(question.question, answers, read, answer_tokens)
                 if question is fact:
                     text = texts[question.document]
                     changed.append((any(store.text_of(h.path) == text for h in hits), *results))
                 else:
                     neighbours += results
-            store.progress(f"asking, {when}", len(asked), len(asked))
             table.rows.append({"when": when, **_summary(changed, neighbours, memory)})
 
         measure("before, without memory", memory=False)

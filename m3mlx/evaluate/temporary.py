@@ -1,13 +1,13 @@
-"""Questions put to a model that has memorized their documents, in every mode."""
+"""A temporary store of documents, and questions put to a model that has memorized them."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..assistant import Assistant
 from ..calibrate import budgets
@@ -18,17 +18,19 @@ from ..store import Hit, MemoryStore
 from ..train.settings import parse_budget
 from .questions import Question
 
-MODES = ("off", "oracle", "text", "explicit")
+CONDITIONS = ("off", "oracle", "text", "explicit")
 ANSWER_TOKENS = 32  # length of a greedy answer that is searched for the right one
+
+T = TypeVar("T")
 
 
 @dataclass
 class Result:
-    """One question in one mode.
+    """One question in one condition.
 
     Attributes:
         nll: mean negative log-likelihood per token of the right answer, in nats.
-        right: whether the greedy answer contains it, whatever the case; None if none was asked.
+        right: the greedy answer contains it, in any case; None if there is no greedy answer.
     """
 
     nll: float
@@ -37,29 +39,27 @@ class Result:
 
 
 def make_assistant(store: Path, budget: str = "auto", **options: Any) -> Assistant:
-    """An assistant whose memories have a budget such as "uniform:8", "half:8", or "auto".
+    """Return an assistant whose memories have a budget such as "uniform:8", "half:8" or "auto".
 
-    "half" keeps memories in the first half of the layers, as the paper does (section 3.3); keys
-    are then read as sharply as with the calibrated budget of as many tokens. A store that is
-    there keeps its own budget.
+    "half" keeps memories in the first half of the layers, as the paper does (section 3.3), with
+    the key scale of a calibrated budget of as many tokens. An existing store keeps its budget.
     """
     if budget == "auto" or MemoryStore.exists(store):
         return Assistant(store=store, **options)
     kind, tokens = parse_budget(budget)
     written = "calibrated" if kind == "half" else kind
     assistant = Assistant(store=store, budget=written, tokens_per_head=tokens, **options)
-    if kind != "half":
+    if kind != "half" or tokens is None:
         return assistant
-    half = Assistant(store=store, **options)
-    half.decoder = assistant.decoder
-    (half.config,) = budgets(half.decoder, assistant.config, [(kind, tokens)])
-    return half
+    (config,) = budgets(assistant.decoder, assistant.format.config, [(kind, tokens)])
+    return Assistant(store=store, decoder=assistant.decoder, config=config, **options)
 
 
 class TemporaryStore:
     """An assistant and documents that vanish with it; for a ``with`` statement.
 
     Args:
+        progress: called with each step.
         options: of ``make_assistant``, without ``store``.
     """
 
@@ -78,10 +78,19 @@ class TemporaryStore:
         self.assistant.close()
         self._folder.cleanup()
 
+    def each(self, items: Sequence[T], what: str) -> Iterator[T]:
+        """Yield the items, and report progress."""
+        for number, item in enumerate(items):
+            self.progress(what, number, len(items))
+            yield item
+        self.progress(what, len(items), len(items))
+
+    # --- documents
+
     def memorize(
         self, documents: Iterable[str], names: Iterable[str] = (), *, cold: bool = False
-    ) -> list[str]:
-        """Memorize each different text as a file of its own; the path of each document.
+    ) -> None:
+        """Memorize each different text as a file of its own.
 
         Args:
             names: of the files, where they have some.
@@ -90,27 +99,24 @@ class TemporaryStore:
         Raises:
             M3Error: one could not be memorized.
         """
-        paths = []
         for text, name in zip_longest(documents, names, fillvalue=""):
             if text not in self._paths:
                 path = self.folder / str(len(self._paths)) / (Path(name).name or "document.txt")
                 path.parent.mkdir(parents=True)
                 path.write_text(text, "utf-8")
                 self._paths[text] = str(path)
-            paths.append(self._paths[text])
         memorized = self.assistant.memorize([self.folder], cold=cold)
         if memorized.failed:
             raise M3Error(f"a document was not memorized: {memorized.failed[0]}")
-        return paths
 
     def rewrite(self, document: str, text: str) -> None:
-        """Give a document that was memorized another text, in its file alone."""
+        """Change the file of a memorized document; ``memorize`` then reads it again."""
         path = self._paths.pop(document)
         Path(path).write_text(text, "utf-8")
         self._paths[text] = path
 
     def text_of(self, path: str) -> str | None:
-        """The text of a file as it was memorized last, or rewritten."""
+        """Return the text of a document's file."""
         return next((text for text, known in self._paths.items() if known == path), None)
 
     def restart(self) -> None:
@@ -118,23 +124,29 @@ class TemporaryStore:
         self.assistant.close()
         self.assistant = make_assistant(self.assistant.store_path, **self._options)
 
+    # --- questions
+
+    def search(self, text: str) -> list[Hit]:
+        """Return as many references as a chunk reads."""
+        return self.assistant.recall(text, self.assistant.memories)
+
     def conversation(self, hits: Sequence[Hit]) -> Conversation:
-        """One that reads just these memories, or none."""
-        assistant = self.assistant
+        """Begin a conversation that reads just these memories, or none."""
+        memory, decoder = self.assistant.format, self.assistant.decoder
         return Conversation(
-            assistant.decoder,
-            assistant.prefix,
-            assistant.config,
+            decoder,
+            memory.prefix,
+            memory.layout,
             search=(lambda texts, k: [list(hits)] * len(texts)) if hits else None,
-            read=assistant.read if hits else None,
-            memory_temperature=assistant.decoder.memory_temperature,
+            read=self.assistant.read if hits else None,
+            memory_temperature=decoder.memory_temperature,
         )
 
     def ask(
         self, message: str, answers: Sequence[str], hits: Sequence[Hit], answer_tokens: int
     ) -> list[Result]:
-        """What each of several answers costs beside these memories; the prompt is read once."""
-        template = self.assistant.template
+        """Score several answers to a message beside these memories; the prompt is read once."""
+        template = self.assistant.decoder.template
         conversation = self.conversation(hits)
         logits = conversation.prefill(template.turn(message), query="message")
         losses = [conversation.fork().loss_after(logits, template.encode(a)) for a in answers]
@@ -144,56 +156,39 @@ class TemporaryStore:
             if not answer_tokens:  # the first token is timed all the same
                 break
             right = [answer.lower() in said.lower() for answer in answers]
-            if any(right):  # what comes after it counts no more
+            if any(right):  # what follows does not count
                 break
         seconds = conversation.timings.first_token_seconds
         return [Result(loss, held, seconds) for loss, held in zip(losses, right, strict=True)]
 
-
-class Trial(TemporaryStore):
-    """Questions and a store of their documents, ready for measuring."""
-
-    def __init__(self, questions: Sequence[Question], **options: Any):
-        super().__init__(**options)
-        self.questions = questions
-
-    def __enter__(self) -> Trial:
-        try:
-            self._of = self.memorize(
-                [question.document for question in self.questions],
-                [question.path for question in self.questions],
-            )
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
     def measure(
-        self, modes: Sequence[str], memories: int, answer_tokens: int = ANSWER_TOKENS
-    ) -> dict[str, list[Result]]:
-        """Ask every question in every mode.
+        self,
+        questions: Sequence[Question],
+        condition: str,
+        memories: int = 1,
+        answer_tokens: int = ANSWER_TOKENS,
+    ) -> list[Result]:
+        """Ask every question, whose document is memorized, in one condition.
 
         Args:
+            memories: references given to a question in the conditions text and explicit.
             answer_tokens: length of the greedy answers; 0 for none.
         """
-        results: dict[str, list[Result]] = {mode: [] for mode in modes}
-        for number, (question, path) in enumerate(zip(self.questions, self._of, strict=True)):
-            self.progress("answering", number, len(self.questions))
-            right, hits = self._references(question, path, memories)
-            for mode in modes:
-                pasted = {"oracle": [right], "text": hits}.get(mode, [])
-                read = hits if mode == "explicit" else []
-                text = "\n\n".join([*(hit.text for hit in pasted), question.question])
-                results[mode] += self.ask(text, [question.answer], read, answer_tokens)
-        self.progress("answering", len(self.questions), len(self.questions))
+        results = []
+        for question in self.each(questions, "answering"):
+            right, hits = self._references(question, memories)
+            pasted = {"oracle": [right], "text": hits}.get(condition, [])
+            text = "\n\n".join([*(hit.text for hit in pasted), question.question])
+            read = hits if condition == "explicit" else []
+            results += self.ask(text, [question.answer], read, answer_tokens)
         return results
 
-    def _references(self, question: Question, path: str, count: int) -> tuple[Hit, list[Hit]]:
-        """The reference that holds the answer; it and the best others, as the search has them."""
+    def _references(self, question: Question, count: int) -> tuple[Hit, list[Hit]]:
+        """Return the reference that holds the answer; it and the best others, as ranked."""
         everything = sum(document.references for document in self.assistant.documents())
-        found = self.assistant.search([question.question], everything)[0]
-        same = [hit for hit in found if hit.path == path]
+        found = self.assistant.recall(question.question, everything)
+        same = [hit for hit in found if hit.path == self._paths[question.document]]
         held = (hit for hit in same if question.answer.lower() in hit.text.lower())
         right = next(held, same[0])
-        others = [hit for hit in found if hit.slot != right.slot][: max(count - 1, 0)]
-        return right, [hit for hit in found if hit is right or hit in others]
+        others = [hit for hit in found if hit != right][: max(count - 1, 0)]
+        return right, [hit for hit in found if hit == right or hit in others]
