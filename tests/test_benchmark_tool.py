@@ -1,4 +1,4 @@
-"""The benchmark of tools/: its parts on a tiny model, the results it keeps, the time it foretells."""
+"""The benchmark of tools/: its parts on a tiny model, kept results, and time estimates."""
 
 import json
 import sys
