@@ -188,7 +188,7 @@ class Day:
 
     @contextmanager
     def serving(self) -> Iterator[str]:
-        log = self.folder / "serve.log"
+        log = self.folder / f"serve-{len([*self.folder.glob('serve-*')])}.log"
 
         def address() -> str | None:
             found = re.search(r"Serving on (http://\S+);", log.read_text())
@@ -237,9 +237,8 @@ class Day:
 
     def by_llm(self, fact: Fact) -> list[str]:
         words = [sys.executable, "-m", "llm"]
-        self.run(
-            [*words, "-m", "m3mlx", fact.question, "-o", "max_tokens", "24"]
-        ).check_returncode()
+        asked = self.run([*words, "-m", "m3mlx", fact.question, "-o", "max_tokens", "24"])
+        asked.check_returncode()
         logged = self.run([*words, "logs", "--json", "-n", "1"])
         logged.check_returncode()
         response = json.loads(logged.stdout)[0]["response_json"]

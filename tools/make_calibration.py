@@ -2,9 +2,9 @@
 
     python tools/make_calibration.py m3mlx/data/adapters/smollm2-135m-instruct [--model NAME]
 
-Users of the adapter then need not measure for minutes. Run it again when the adapter, the model or
-the samples (m3mlx/data/calibration.jsonl) have changed: the calibration holds for exactly these, and
-until then users measure for themselves.
+Users of the adapter then need not measure for minutes. Run it again when the adapter, the model
+or the samples (m3mlx/data/calibration.jsonl) have changed: the calibration holds for exactly these,
+and until then users measure for themselves.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python tools/make_demo.py [FOLDER]
 
-The default folder is m3mlx/data/demo. Run it again after changing a text below. The same versions of
-Python and python-docx write the same bytes every time.
+The default folder is m3mlx/data/demo. Run it again after changing a text below. The same versions
+of Python and python-docx write the same bytes every time.
 """
 
 import argparse
