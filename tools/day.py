@@ -352,9 +352,7 @@ def main() -> int:
     if not browser and not given.no_browser:
         print("The page is left out: it needs Debian's packages chromium and chromium-driver.")
     given.folder.mkdir(parents=True)
-    signal.signal(
-        signal.SIGTERM, lambda number, frame: sys.exit(1)
-    )  # also ends the programs it runs
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))  # ends its programs too
     return Day(given.folder.resolve(), given.files, browser).go()
 
 
