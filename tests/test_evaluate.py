@@ -10,6 +10,7 @@ from tiny import save_encoder, save_model
 from m3mlx import evaluate
 from m3mlx.config import REFERENCE_TOKENS
 from m3mlx.errors import M3Error
+from m3mlx.evaluate.questions import Choice
 from m3mlx.evaluate.recite import CUE, edits
 from m3mlx.evaluate.temporary import Result, TemporaryStore, make_assistant
 
@@ -195,7 +196,7 @@ def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
         store.rewrite("The boat is green.", "The boat is red.")
         store.memorize([])
         (hit,) = store.search("boat")
-        assert "red" in hit.text and store.text_of(hit.path) == "The boat is red."
+        assert "red" in hit.text and store.path_of("The boat is red.") == hit.path
         assert hit.path == path
         store.restart()
         assert [hit.text for hit in store.search("boat")] == [hit.text]
@@ -214,7 +215,6 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
     rows = {row["mode"]: row for row in table.rows}
     assert list(rows) == ["chance", "off", "explicit", "text", "oracle"]
     assert rows["chance"]["right"] == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert rows["explicit"]["change"] == rows["explicit"]["right"] - rows["off"]["right"]
     # the same losses as of each answer by itself
     with TemporaryStore(budget="uniform:4", **options) as store:
         both = [result.nll for result in store.ask("What is 0?", ["a", "b cd"], [], 0)]
@@ -222,6 +222,25 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
     file.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(M3Error, match="no line has a document"):
         evaluate.choose(evaluate.read_choices(file), budget="uniform:4", **options)
+
+
+def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatch):
+    """By hand: off is right once in four, explicit memory three times, text and oracle always."""
+
+    def ask(store, text, choices, hits, answer_tokens):
+        number, pasted = int(text[-2]), "right" in text  # a question ends with its number
+        right = pasted or number < (3 if hits else 1)
+        return [Result(1.0 if (choice == "b") == right else 2.0, None, 0.0) for choice in choices]
+
+    monkeypatch.setattr(TemporaryStore, "ask", ask)
+    questions = [Choice(f"What is {i}?", ("a", "b"), 1, f"b is right {i}") for i in range(4)]
+    table = evaluate.choose(questions, budget="uniform:4", **options)
+    assert [(row["mode"], row["right"], row["change"]) for row in table.rows] == [
+        *(("chance", 0.5, None), ("off", 0.25, None), ("explicit", 0.75, 0.5)),
+        *(("text", 1, 0.75), ("oracle", 1, 0.75)),
+    ]
+    errors = [row["error"] for row in table.rows]
+    assert errors == pytest.approx([0.25, 0.2165, 0.2165, 0, 0], abs=1e-4)
 
 
 GOOD = {"document": "d e", "question": "q", "answer": "e", "choices": ["e", "f"]}

@@ -13,11 +13,8 @@ from typing import Any
 
 from ..train.plot import draw
 from .questions import Question
+from .table import mean_of_known
 from .temporary import ANSWER_TOKENS, CONDITIONS, Result, TemporaryStore
-
-# how memories are written: budget, selection, codec, tokens per head, bytes of a record
-Way = tuple[str | None, str | None, str | None, float | None, int | None]
-NO_WAY = (None, None, None, None, None)
 
 
 @dataclass
@@ -27,28 +24,27 @@ class Row:
     Attributes:
         mode: "off", "oracle" (the right reference as text), "text" or "explicit".
         memories: references pasted or read: the right one and the best others of the search.
-        budget: as it was asked for; it and the next four are None without explicit memory.
-        tokens_per_head: average over all layers and heads.
-        record_bytes: of the memory of one reference.
         nll: mean negative log-likelihood per token of the answers, in nats.
         recovered: (off - nll) / (off - oracle), the share of what the right reference as text
             gains; None where off or oracle was not measured.
-        right: share of greedy answers that contain the answer, in any case; None if there are
-            no greedy answers.
+        right: share of greedy answers that contain the answer, in any case; None without them.
         first_token_seconds: median.
+        budget: as it was asked for; it and the next four are None without explicit memory.
+        tokens_per_head: average over all layers and heads.
+        record_bytes: of the memory of one reference.
     """
 
     mode: str
     memories: int
-    budget: str | None
-    selection: str | None
-    codec: str | None
-    tokens_per_head: float | None
-    record_bytes: int | None
     nll: float
     recovered: float | None
     right: float | None
     first_token_seconds: float
+    budget: str | None = None
+    selection: str | None = None
+    codec: str | None = None
+    tokens_per_head: float | None = None
+    record_bytes: int | None = None
 
 
 @dataclass
@@ -98,21 +94,18 @@ def evaluate(
     rows: list[Row] = []
     losses: dict[str, float] = {}  # of off and oracle, which the others are measured by
     ways = list(product(budgets, selections, codecs))[: None if "explicit" in modes else 1]
-    plain = [mode for mode in CONDITIONS if mode in modes and mode != "explicit"]
     for number, (budget, selection, codec) in enumerate(ways):
         with TemporaryStore(budget=budget, selection=selection, codec=codec, **options) as store:
             store.memorize([q.document for q in questions], [q.path for q in questions])
-            asked: list[tuple[str, int, Way]] = []
-            for mode in plain if number == 0 else []:
-                counts = memories if mode == "text" else [int(mode == "oracle")]
-                asked += [(mode, count, NO_WAY) for count in counts]
-            if "explicit" in modes:
-                asked += [("explicit", count, _way(store, budget)) for count in memories]
-            for mode, count, way in asked:
-                results = store.measure(questions, mode, count, answer_tokens)
-                rows.append(_row(mode, count, way, results, losses))
-                if report:
-                    report(rows[-1])
+            for mode in CONDITIONS if number == 0 else ("explicit",):
+                if mode not in modes:
+                    continue
+                way = _way(store, budget) if mode == "explicit" else {}
+                for count in {"off": (0,), "oracle": (1,)}.get(mode, memories):
+                    results = store.measure(questions, mode, count, answer_tokens)
+                    rows.append(_row(mode, count, results, losses, way))
+                    if report:
+                        report(rows[-1])
             decoder = store.assistant.decoder
     machine = f"{platform.system()} {platform.machine()} {platform.processor()}".strip()
     versions = {name: version(name) for name in ("m3mlx", "mlx", "mlx-lm")}
@@ -120,14 +113,20 @@ def evaluate(
     return Report(rows, len(questions), decoder.name, adapter, machine, versions)
 
 
-def _way(store: TemporaryStore, budget: str) -> Way:
-    size, config = store.assistant.format.record_bytes, store.assistant.format.config
-    codec = f"k{config.key_bits}v{config.value_bits}"
-    return budget, config.selection, codec, config.tokens_per_head, size
+def _way(store: TemporaryStore, budget: str) -> dict[str, Any]:
+    """Return the columns of a row that say how memories are written."""
+    config = store.assistant.format.config
+    return {
+        "budget": budget,
+        "selection": config.selection,
+        "codec": f"k{config.key_bits}v{config.value_bits}",
+        "tokens_per_head": config.tokens_per_head,
+        "record_bytes": store.assistant.format.record_bytes,
+    }
 
 
 def _row(
-    mode: str, memories: int, way: Way, results: Sequence[Result], losses: dict[str, float]
+    mode: str, count: int, results: Sequence[Result], losses: dict[str, float], way: dict[str, Any]
 ) -> Row:
     nll = mean(result.nll for result in results)
     losses.setdefault(mode, nll)
@@ -135,9 +134,9 @@ def _row(
     recovered = 0.0 if mode == "off" else None
     if off is not None and oracle is not None and off != oracle:
         recovered = (off - nll) / (off - oracle)
-    said = [result.right for result in results if result.right is not None]
+    right = mean_of_known(result.right for result in results)
     seconds = median(result.first_token_seconds for result in results)
-    return Row(mode, memories, *way, nll, recovered, mean(said) if said else None, seconds)
+    return Row(mode, count, nll, recovered, right, seconds, **way)
 
 
 def plot(report: Report, path: str | Path) -> None:

@@ -8,17 +8,29 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from statistics import mean
 from typing import Any
 
 from ..errors import M3Error
 from ..models.template import Turn
-from .table import Table
+from .table import Table, mean_of_known
 from .temporary import TemporaryStore
 
 CUE = 12  # tokens at the head of a text that are given
 REQUEST = "Recite the text that begins like this, word for word."
 LENGTHS = (4, 8, 16)  # tokens of a right beginning, counted in a column each
+COLUMNS = {
+    "found": ".0%",
+    "exact": ".0%",
+    "characters": ".1%",
+    "beginning": ".1f",
+    **{f"{length} tokens": ".0%" for length in LENGTHS},
+}
+EXPLANATION = (
+    f"Of the {{tokens}} tokens behind a cue of {CUE}: found: the search for the cue gives the "
+    f"text; exact: all are right; characters: share that is right after the fewest corrections; "
+    f"beginning: tokens up to the first error; the last columns: share of texts whose beginning is "
+    f"at least so long."
+)
 
 
 def recite(
@@ -34,21 +46,8 @@ def recite(
     Raises:
         M3Error: fewer than two documents are long enough.
     """
-    table = Table(
-        {
-            "texts": "",
-            "tried": "d",
-            "found": ".0%",
-            "exact": ".0%",
-            "characters": ".1%",
-            "beginning": ".1f",
-            **{f"{length} tokens": ".0%" for length in LENGTHS},
-        },
-        f"Of the {answer_tokens} tokens behind a cue of {CUE}: found: the search for the cue gives "
-        f"the text; exact: all are right; characters: share that is right after the fewest "
-        f"corrections; beginning: tokens up to the first error; the last columns: share of texts "
-        f"whose beginning is at least so long.",
-    )
+    columns = {"texts": "", "tried": "d", **COLUMNS}
+    table = Table(columns, EXPLANATION.format(tokens=answer_tokens))
     with TemporaryStore(**options) as store:
         encode = store.assistant.decoder.template.encode
         tokens = [encode(text)[: CUE + answer_tokens] for text in documents]
@@ -71,7 +70,7 @@ def recite(
                 _recite(store, text, row, mode, shuffled)
                 for text, row in store.each(texts, f"reciting, {name}")
             ]
-            means = {column: _mean([result[column] for result in results]) for column in results[0]}
+            means = {name: mean_of_known(result[name] for result in results) for name in COLUMNS}
             table.rows.append({"texts": name, "tried": len(texts), **means})
 
         measure("memorized", known)
@@ -105,7 +104,7 @@ def _recite(
     said = [step.token for step in steps if step.token is not None]
     right = next((i for i, token in enumerate(rest) if said[i : i + 1] != [token]), len(rest))
     wanted, got = template.decode(rest), template.decode(said)
-    found = any(store.text_of(hit.path) == text for hit in hits)
+    found = any(hit.path == store.path_of(text) for hit in hits)
     return {
         "found": found if mode == "explicit" else None,
         "exact": right == len(rest),
@@ -113,11 +112,6 @@ def _recite(
         "beginning": right,
         **{f"{length} tokens": right >= length for length in LENGTHS},
     }
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(mean(known)) if len(known) == len(values) else None
 
 
 def edits(one: str, other: str) -> int:

@@ -115,9 +115,9 @@ class TemporaryStore:
         Path(path).write_text(text, "utf-8")
         self._paths[text] = path
 
-    def text_of(self, path: str) -> str | None:
-        """Return the text of a document's file."""
-        return next((text for text, known in self._paths.items() if known == path), None)
+    def path_of(self, text: str) -> str | None:
+        """Return the path of a document, None if it is not in the store."""
+        return self._paths.get(text)
 
     def restart(self) -> None:
         """Close the store and open it again, with models loaded anew."""

@@ -8,13 +8,29 @@ time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
 from typing import Any
 
 from ..errors import M3Error
 from .questions import Question
-from .table import Table
-from .temporary import TemporaryStore
+from .table import Table, mean_of_known
+from .temporary import Result, TemporaryStore
+
+COLUMNS = {
+    "when": "",
+    "found": ".0%",
+    "prefer new": ".0%",
+    "old": ".3f",
+    "new": ".3f",
+    "say old": ".0%",
+    "say new": ".0%",
+    "neighbours": ".3f",
+    "neighbours right": ".0%",
+}
+EXPLANATION = (
+    "found: questions whose document the search gives; old, new: loss of the two answers in nats "
+    "per token; prefer new: share where the new one is likelier; say old, say new: greedy answers "
+    "that contain them; neighbours: other questions about the same documents."
+)
 
 
 def update(
@@ -37,29 +53,14 @@ def update(
     facts = {q.document: q for q in reversed(questions) if q.changed}  # the first of each
     if not facts:
         raise M3Error("no line has changed, another answer that takes the place of the first")
-    table = Table(
-        {
-            "when": "",
-            "found": ".0%",
-            "prefer new": ".0%",
-            "old": ".3f",
-            "new": ".3f",
-            "say old": ".0%",
-            "say new": ".0%",
-            "neighbours": ".3f",
-            "neighbours right": ".0%",
-        },
-        "found: questions whose document the search gives; old, new: loss of the two answers in "
-        "nats per token; prefer new: share where the new one is likelier; say old, say new: greedy "
-        "answers that contain them; neighbours: other questions about the same documents.",
-    )
+    asked = [q for q in questions if q.document in facts]
+    table = Table(COLUMNS, EXPLANATION)
     with TemporaryStore(**options) as store:
-        texts = {document: document for document in facts}  # as it stands now
         store.memorize(facts)
+        paths = {document: store.path_of(document) for document in facts}
 
         def measure(when: str, memory: bool = True) -> None:
             changed, neighbours = [], []
-            asked = [q for q in questions if q.document in facts]
             for question in store.each(asked, f"asking, {when}"):
                 fact = facts[question.document]
                 if question is not fact and fact.answer in question.answer:
@@ -69,17 +70,17 @@ def update(
                 read = hits if memory else []
                 results = store.ask(question.question, answers, read, answer_tokens)
                 if question is fact:
-                    text = texts[question.document]
-                    changed.append((any(store.text_of(h.path) == text for h in hits), *results))
+                    found = any(hit.path == paths[question.document] for hit in hits)
+                    old, new = results
+                    changed.append((found if memory else None, old, new))
                 else:
                     neighbours += results
-            table.rows.append({"when": when, **_summary(changed, neighbours, memory)})
+            table.rows.append({"when": when, **_summary(changed, neighbours)})
 
         measure("before, without memory", memory=False)
         measure("before")
         for document, fact in facts.items():
-            texts[document] = document.replace(fact.answer, fact.changed)
-            store.rewrite(document, texts[document])
+            store.rewrite(document, document.replace(fact.answer, fact.changed))
         store.memorize([])
         measure("changed")
         count = 10
@@ -92,19 +93,17 @@ def update(
     return table
 
 
-def _summary(changed: Sequence[tuple], neighbours: Sequence, memory: bool) -> dict[str, Any]:
-    def share(values: Sequence[bool | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return mean(known) if known else None
-
+def _summary(
+    changed: Sequence[tuple[bool | None, Result, Result]], neighbours: Sequence[Result]
+) -> dict[str, float | None]:
     found, old, new = zip(*changed, strict=True)
     return {
-        "found": share(found) if memory else None,
-        "prefer new": share([n.nll < o.nll for o, n in zip(old, new, strict=True)]),
-        "old": mean(result.nll for result in old),
-        "new": mean(result.nll for result in new),
-        "say old": share([result.right for result in old]),
-        "say new": share([result.right for result in new]),
-        "neighbours": mean(r.nll for r in neighbours) if neighbours else None,
-        "neighbours right": share([result.right for result in neighbours]),
+        "found": mean_of_known(found),
+        "prefer new": mean_of_known(n.nll < o.nll for o, n in zip(old, new, strict=True)),
+        "old": mean_of_known(result.nll for result in old),
+        "new": mean_of_known(result.nll for result in new),
+        "say old": mean_of_known(result.right for result in old),
+        "say new": mean_of_known(result.right for result in new),
+        "neighbours": mean_of_known(result.nll for result in neighbours),
+        "neighbours right": mean_of_known(result.right for result in neighbours),
     }

@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -115,25 +116,9 @@ def _llama(
     Raises:
         M3Error: it is not installed, or there is no model for it.
     """
-    if find_spec(LLAMA) is None:
-        raise M3Error(LLAMA_MISSING)
+    llama = _load_llama(workload, len(document) + len(question) + 8, folder, gguf, progress)
     import llama_cpp
 
-    name = workload.assistant.decoder.name.lower()
-    if gguf is None and name not in BUILT_IN:
-        raise M3Error(f"llama.cpp is left out: name the GGUF file of {name} with --gguf.")
-    path = gguf or fetch_gguf(name, folder / "gguf", progress)
-    threads = _threads()
-    try:
-        llama = llama_cpp.Llama(
-            str(path),
-            n_ctx=len(document) + len(question) + 8,
-            n_threads=threads,
-            n_threads_batch=threads,
-            verbose=False,
-        )
-    except (OSError, ValueError) as error:
-        raise M3Error(f"llama.cpp is left out: it cannot load {path} ({error}).") from error
     known = np.array(document, np.int32).ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
     slot = str(folder / "slot.bin").encode()
 
@@ -168,6 +153,30 @@ def _llama(
         return watch
 
     return {"llama.cpp, references in the prompt": pasted, "llama.cpp, saved slot": saved}
+
+
+def _load_llama(
+    workload: Workload, context: int, folder: Path, gguf: Path | None, progress: Progress
+) -> Any:
+    if find_spec(LLAMA) is None:
+        raise M3Error(LLAMA_MISSING)
+    import llama_cpp
+
+    name = workload.assistant.decoder.name.lower()
+    if gguf is None and name not in BUILT_IN:
+        raise M3Error(f"llama.cpp is left out: name the GGUF file of {name} with --gguf.")
+    path = gguf or fetch_gguf(name, folder / "gguf", progress)
+    threads = _threads()
+    try:
+        return llama_cpp.Llama(
+            str(path),
+            n_ctx=context,
+            n_threads=threads,
+            n_threads_batch=threads,
+            verbose=False,
+        )
+    except (OSError, ValueError) as error:
+        raise M3Error(f"llama.cpp is left out: it cannot load {path} ({error}).") from error
 
 
 def _threads() -> int:
