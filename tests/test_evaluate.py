@@ -17,7 +17,7 @@ from m3mlx.evaluate.temporary import Result, TemporaryStore, make_assistant
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """A world of tiny models; calibrations are made once."""
+    """Tiny models, and one cache folder, so that calibrations are made once."""
     folder = tmp_path_factory.mktemp("evaluate")
     save_model(folder / "decoder")
     save_encoder(folder / "encoder")
