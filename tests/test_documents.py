@@ -22,7 +22,7 @@ from samples import (
     write_pdf,
 )
 
-from m3mlx.documents import Document, archive, file_hash, find, read
+from m3mlx.documents import Document, archive, file_hash, find, parse, read
 from m3mlx.errors import DocumentError
 
 
@@ -238,6 +238,14 @@ def test_a_mailbox_gives_every_mail_also_those_in_html(tmp_path):
     text = read(tmp_path / "archive.mbox").text
     assert text.index("# Boat") < text.index("green.") < text.index("# Oars")
     assert "The oars are ash." in text
+
+
+def test_no_reader_needs_the_file_itself(tmp_path):
+    for name in write_good_folder(tmp_path):
+        path = tmp_path / name
+        expected, content = read(path), path.read_bytes()
+        path.unlink()
+        assert parse(path, content) == expected
 
 
 def test_html_keeps_its_structure_and_drops_what_is_not_read(tmp_path):
