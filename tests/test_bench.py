@@ -9,23 +9,23 @@ from m3mlx.bench.cost import Shape, cost
 from m3mlx.bench.report import Plan, ratio_table, run, table
 from m3mlx.bench.rounds import Stopwatch, ratios_to, take_turns
 from m3mlx.bench.workload import WAYS, Workload
-from m3mlx.config import no_progress
+from m3mlx.config import Options, no_progress
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    return {
-        "model": str(save_model(folder / "decoder")),
-        "encoder": str(save_encoder(folder / "encoder")),
-        "budget": "uniform",
-        "tokens_per_head": 2,
-    }
+    return Options(
+        model=str(save_model(folder / "decoder")),
+        encoder=str(save_encoder(folder / "encoder")),
+        budget="uniform",
+        tokens_per_head=2,
+    )
 
 
 @pytest.fixture(scope="module")
 def workload(options):
-    with Workload(progress=no_progress, **options) as workload:
+    with Workload(options, no_progress) as workload:
         yield workload
 
 
@@ -106,7 +106,7 @@ def test_the_ways_read_what_their_names_say(workload, monkeypatch):
 def test_a_run_is_json_with_a_ratio_for_each_claim(options):
     plan = Plan(prompts=(8,), contexts=(20,), batch=2, rounds=1)
     kept = []
-    report = run(plan, progress=no_progress, keep=lambda r: kept.append(json.dumps(r)), **options)
+    report = run(plan, options, progress=no_progress, keep=lambda r: kept.append(json.dumps(r)))
     assert [list(json.loads(text)["part_seconds"]) for text in kept] == [
         list(plan.parts[: n + 1]) for n in range(4)
     ]

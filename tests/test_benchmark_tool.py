@@ -10,7 +10,7 @@ from tiny import save_encoder, save_model
 
 from m3mlx.bench.report import ratio_table, table
 from m3mlx.bench.workload import WAYS, Workload
-from m3mlx.config import MemoryConfig, no_progress
+from m3mlx.config import MemoryConfig, Options, no_progress
 from m3mlx.store import MemoryStore
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -23,11 +23,13 @@ from benchmark_parts.flash import Flash, fitted, io_table, predicted
 @pytest.fixture(scope="module")
 def workload(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    models = {
-        "model": str(save_model(folder / "decoder")),
-        "encoder": str(save_encoder(folder / "encoder")),
-    }
-    with Workload(progress=no_progress, budget="uniform", tokens_per_head=2, **models) as workload:
+    options = Options(
+        model=str(save_model(folder / "decoder")),
+        encoder=str(save_encoder(folder / "encoder")),
+        budget="uniform",
+        tokens_per_head=2,
+    )
+    with Workload(options, no_progress) as workload:
         yield workload
 
 
@@ -47,9 +49,9 @@ def test_a_whole_run_is_json_with_a_ratio_for_each_claim(workload, monkeypatch):
     kept = []
     report = benchmark.measure(
         plan,
+        workload.assistant.options,
         progress=no_progress,
         keep=lambda report: kept.append(json.dumps(report)),
-        **workload.options,
     )
     assert [list(json.loads(text)["part_seconds"]) for text in kept] == [
         list(PARTS[: n + 1]) for n in range(len(PARTS))

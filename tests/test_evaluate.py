@@ -2,13 +2,14 @@
 
 import json
 import random
+from dataclasses import replace
 from inspect import signature
 
 import pytest
 from tiny import save_encoder, save_model
 
 from m3mlx import evaluate
-from m3mlx.config import REFERENCE_TOKENS
+from m3mlx.config import REFERENCE_TOKENS, Options
 from m3mlx.errors import M3Error
 from m3mlx.evaluate.questions import Choice
 from m3mlx.evaluate.recite import CUE, edits
@@ -23,7 +24,7 @@ def options(tmp_path_factory):
     save_encoder(folder / "encoder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M3MLX_HOME", str(folder / "home"))
-        yield {"model": str(folder / "decoder"), "encoder": str(folder / "encoder")}
+        yield Options(model=str(folder / "decoder"), encoder=str(folder / "encoder"))
 
 
 QUESTIONS = [
@@ -36,12 +37,12 @@ def test_every_combination_is_measured_and_text_once(options, tmp_path):
     told = []
     report = evaluate.evaluate(
         QUESTIONS,
+        options,
         memories=(1, 2),
         budgets=("uniform:4", "half:4"),
         codecs=("k8v8", "k4v4"),
         answer_tokens=2,
         report=told.append,
-        **options,
     )
     assert report.rows == told and report.questions == 3 and report.adapter == "none"
     kinds = [(row.mode, row.memories, row.budget, row.codec) for row in report.rows]
@@ -93,30 +94,30 @@ def test_recovered_is_the_share_of_what_the_right_text_gains(
         return [Result(*values) for values in said]
 
     monkeypatch.setattr(TemporaryStore, "measure", measure)
-    report = evaluate.evaluate(QUESTIONS[:2], budgets=("uniform:4",), **options)
+    report = evaluate.evaluate(QUESTIONS[:2], options, budgets=("uniform:4",))
     assert {row.mode: row.recovered for row in report.rows} == recovered
     assert [row.nll for row in report.rows] == [4, sum(oracle) / 2, 1.75, 2.5]
     assert {(row.right, row.first_token_seconds) for row in report.rows} == {(0.5, 0.5)}
     some = evaluate.evaluate(
-        QUESTIONS[:2], modes=("off", "explicit"), budgets=("uniform:4",), **options
+        QUESTIONS[:2], options, modes=("off", "explicit"), budgets=("uniform:4",)
     )
     assert [row.recovered for row in some.rows] == [0, None]
 
 
 def test_only_what_is_asked_for_is_measured(options):
     report = evaluate.evaluate(
-        QUESTIONS, modes=("explicit",), budgets=("uniform:4",), answer_tokens=0, **options
+        QUESTIONS, options, modes=("explicit",), budgets=("uniform:4",), answer_tokens=0
     )
     (row,) = report.rows
     assert row.mode == "explicit" and row.right is None and row.recovered is None
     report = evaluate.evaluate(
-        QUESTIONS, modes=("off",), budgets=("uniform:4", "uniform:8"), answer_tokens=0, **options
+        QUESTIONS, options, modes=("off",), budgets=("uniform:4", "uniform:8"), answer_tokens=0
     )
     assert [row.mode for row in report.rows] == ["off"]
 
 
 def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options, tmp_path):
-    with make_assistant(tmp_path / "store", "half:4", **options) as assistant:
+    with make_assistant(replace(options, store=tmp_path / "store"), "half:4") as assistant:
         config = assistant.format.config
         assert config.counts == ((4, 4), (4, 4), (0, 0), (0, 0)) and config.budget == "uniform"
         (tmp_path / "a.txt").write_text("The boat is green.")
@@ -128,7 +129,7 @@ def test_reciting_has_its_controls(options, monkeypatch):
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcdef ", k=60)) for _ in range(4)] + ["short"]
     table = evaluate.recite(
-        texts, others=["the others"], answer_tokens=8, budget="uniform:60", **options
+        texts, options, others=["the others"], answer_tokens=8, budget="uniform:60"
     )
     rows = {row["texts"]: row for row in table.rows}
     assert list(rows) == [
@@ -153,7 +154,7 @@ def test_reciting_has_its_controls(options, monkeypatch):
         return iter([*map(Told, ids), Told(None)])
 
     monkeypatch.setattr("m3mlx.chat.conversation.Conversation.decode", decode)
-    table = evaluate.recite(texts[:4], answer_tokens=8, budget="uniform:60", **options)
+    table = evaluate.recite(texts[:4], options, answer_tokens=8, budget="uniform:60")
     first = table.rows[0]
     assert first["exact"] == first["characters"] == first["4 tokens"] == first["8 tokens"] == 1
     assert first["beginning"] == 8 and first["16 tokens"] == 0
@@ -163,7 +164,7 @@ def test_reciting_has_its_controls(options, monkeypatch):
 
 def test_texts_too_short_to_recite_are_refused(options):
     with pytest.raises(M3Error, match="fewer than two of the documents have 44 tokens"):
-        evaluate.recite(["a" * 50, "b"], budget="uniform:4", **options)
+        evaluate.recite(["a" * 50, "b"], options, budget="uniform:4")
 
 
 def test_a_changed_fact_is_read_and_the_search_follows(options):
@@ -173,7 +174,7 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
         QUESTIONS[2],  # has no other answer, so its document is left out
     ]
     others = [f"Note {i} of the tide tables." for i in range(12)]
-    table = evaluate.update(questions, others=others, budget="uniform:8", **options)
+    table = evaluate.update(questions, options, others=others, budget="uniform:8")
     assert [row["when"] for row in table.rows] == [
         *("before, without memory", "before", "changed", "beside 10 others", "beside 12 others"),
     ]
@@ -184,12 +185,12 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
     assert all(0 <= row["prefer new"] <= 1 for row in table.rows)
     assert len(table.cells()) == 5 and "" in table.cells()[0]
     with pytest.raises(M3Error, match="no line has changed"):
-        evaluate.update(QUESTIONS[2:], budget="uniform:8", **options)
+        evaluate.update(QUESTIONS[2:], options, budget="uniform:8")
 
 
 @pytest.mark.parametrize("budget", ["uniform:8", "half:8"])
 def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
-    with TemporaryStore(budget=budget, **options) as store:
+    with TemporaryStore(options, budget) as store:
         counts = store.assistant.format.config.counts
         store.memorize(["The boat is green."])
         (path,) = (hit.path for hit in store.search("boat"))
@@ -211,17 +212,17 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
     ]
     file.write_text("\n".join(json.dumps({**line, "document": "b is right"}) for line in lines))
     questions = evaluate.read_choices(file)
-    table = evaluate.choose(questions, budget="uniform:4", **options)
+    table = evaluate.choose(questions, options, budget="uniform:4")
     rows = {row["mode"]: row for row in table.rows}
     assert list(rows) == ["chance", "off", "explicit", "text", "oracle"]
     assert rows["chance"]["right"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     # the same losses as of each answer by itself
-    with TemporaryStore(budget="uniform:4", **options) as store:
+    with TemporaryStore(options, "uniform:4") as store:
         both = [result.nll for result in store.ask("What is 0?", ["a", "b cd"], [], 0)]
         assert both == [store.ask("What is 0?", [c], [], 3)[0].nll for c in ("a", "b cd")]
     file.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(M3Error, match="no line has a document"):
-        evaluate.choose(evaluate.read_choices(file), budget="uniform:4", **options)
+        evaluate.choose(evaluate.read_choices(file), options, budget="uniform:4")
 
 
 def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatch):
@@ -234,7 +235,7 @@ def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatc
 
     monkeypatch.setattr(TemporaryStore, "ask", ask)
     questions = [Choice(f"What is {i}?", ("a", "b"), 1, f"b is right {i}") for i in range(4)]
-    table = evaluate.choose(questions, budget="uniform:4", **options)
+    table = evaluate.choose(questions, options, budget="uniform:4")
     assert [(row["mode"], row["right"], row["change"]) for row in table.rows] == [
         *(("chance", 0.5, None), ("off", 0.25, None), ("explicit", 0.75, 0.5)),
         *(("text", 1, 0.75), ("oracle", 1, 0.75)),

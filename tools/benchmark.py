@@ -32,7 +32,7 @@ from m3mlx.bench import report as bench
 from m3mlx.bench.report import Part, Report
 from m3mlx.bench.rounds import Figure, take_turns
 from m3mlx.bench.workload import WAYS, Workload
-from m3mlx.config import CHUNK_TOKENS, Progress
+from m3mlx.config import CHUNK_TOKENS, Options, Progress
 from m3mlx.files import write_text
 from m3mlx.models.decoder import DEFAULT_DECODER
 from m3mlx.train.plot import draw
@@ -60,18 +60,17 @@ class Plan(bench.Plan):
 
 def measure(
     plan: Plan,
+    options: Options,
     *,
     progress: Progress,
     keep: Callable[[Report], None],
     gguf: Path | None = None,
-    **options: Any,
 ) -> Report:
     """Run all parts of the plan.
 
     Args:
         keep: called after each part with the report so far.
         gguf: the model for llama.cpp; None to fetch it.
-        options: of ``Assistant``, without ``store``.
     """
     measures = bench.parts_of(plan, progress)
 
@@ -94,11 +93,11 @@ def measure(
     more: dict[str, Part] = {"ask": ask, "peers": against_peers, "io": io, "growth": growth}
     return bench.run(
         plan,
+        options,
         progress=progress,
         measures={part: {**measures, **more}[part] for part in PARTS},
         compare=lambda f: {**growth_ratios(f), **bench.ratios(f), **peer_ratios(f)},
         keep=keep,
-        **options,
     )
 
 
@@ -156,9 +155,8 @@ def main() -> None:
     )
     shown = Shown(plan, arguments.model)
     try:
-        report = measure(
-            plan, progress=shown.tell, keep=shown.keep, gguf=arguments.gguf, model=arguments.model
-        )
+        options = Options(model=arguments.model)
+        report = measure(plan, options, progress=shown.tell, keep=shown.keep, gguf=arguments.gguf)
     except KeyboardInterrupt:
         sys.exit(f"\nInterrupted. {shown.file or 'Nothing'} has been kept.")
     report = {"commit": shown.commit, **report}

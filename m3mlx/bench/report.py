@@ -13,7 +13,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from ..config import CHUNK_TOKENS, Progress
+from ..config import CHUNK_TOKENS, Options, Progress
 from . import parts
 from .cost import Shape, cost
 from .rounds import CLOCKS, Figure, ratios_to
@@ -97,26 +97,26 @@ def ratios(figures: Sequence[Figure]) -> dict[str, dict[str, float]]:
 
 def run(
     plan: Plan,
+    options: Options,
     *,
     progress: Progress,
     measures: Mapping[str, Part] | None = None,
     compare: Callable[[Sequence[Figure]], dict[str, dict[str, float]]] = ratios,
     keep: Callable[[Report], None] = lambda report: None,
-    **options: Any,
 ) -> Report:
     """Measure, and return all of it as JSON-able values.
 
     Args:
+        options: of the assistant; ``store`` is ignored.
         measures: what can be measured, by the name of the part; None for ``parts_of(plan)``.
         compare: makes the ratios.
         keep: called after each part with the report so far.
-        options: of ``Assistant``, without ``store``.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     report: Report = {"machine": machine(), "load_before": load, "plan": asdict(plan)}
     report["part_seconds"] = {}
     figures: list[Figure] = []
-    with Workload(progress=progress, **options) as workload:
+    with Workload(options, progress) as workload:
         report["model"] = workload.assistant.decoder.name
         seconds, cpu_seconds = workload.memorizing.parts["end to end"]
         report["end_to_end"] = {

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..assistant import Assistant
 from ..chat.conversation import Conversation
-from ..config import CHUNK_TOKENS, MEMORIES, Progress
+from ..config import CHUNK_TOKENS, MEMORIES, Options, Progress
 from ..memory.codec import Memory
 from ..models.template import Turn
 from ..store import Hit
@@ -29,17 +29,16 @@ class Workload:
     """The sample documents of the calibration, memorized in a temporary store.
 
     Args:
-        options: of ``Assistant``, without ``store``.
+        options: of the assistant; ``store`` is replaced.
 
     Attributes:
         memorizing: time of memorizing the documents, as ``end to end``.
     """
 
-    def __init__(self, *, progress: Progress, **options: Any):
+    def __init__(self, options: Options, progress: Progress):
         self._folder = tempfile.TemporaryDirectory(prefix="m3mlx-bench-")
-        self.options = options
         folder = Path(self._folder.name)
-        self.assistant = Assistant(store=folder / "store", progress=progress, **options)
+        self.assistant = Assistant.of(replace(options, store=folder / "store"), progress=progress)
         text = resources.files("m3mlx").joinpath("data/calibration.jsonl").read_text("utf-8")
         lines = text.splitlines()[:DOCUMENTS]
         self._texts = [json.loads(line)["document"] for line in lines]

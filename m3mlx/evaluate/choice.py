@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean
-from typing import Any
 
+from ..config import Options, Progress
 from ..errors import M3Error
 from .questions import Choice
 from .table import Table
@@ -14,17 +14,19 @@ from .temporary import TemporaryStore
 
 def choose(
     questions: Sequence[Choice],
+    options: Options,
     *,
+    budget: str = "auto",
     others: Sequence[str] = (),
     answer_tokens: int = 0,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> Table:
     """Choose the likeliest answer without memory, with what the search finds, and by chance.
 
     Args:
+        options, budget: of ``TemporaryStore``.
         others: documents to memorize beside those of the questions.
         answer_tokens: ignored, no answer is generated.
-        options: of ``TemporaryStore``.
 
     Raises:
         M3Error: there is no document.
@@ -41,7 +43,7 @@ def choose(
     if all(question.document for question in questions):
         modes.append("oracle")
     right: dict[str, list[bool]] = {mode: [] for mode in modes}
-    with TemporaryStore(**options) as store:
+    with TemporaryStore(options, budget, progress) as store:
         store.memorize(documents)
         for question in store.each(questions, "choosing"):
             hits = store.search(question.question)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from ..config import Options, Progress
 from ..train.plot import draw
 from .questions import Question
 from .table import mean_of_known
@@ -64,6 +65,7 @@ class Report:
 
 def evaluate(
     questions: Sequence[Question],
+    options: Options,
     *,
     modes: Sequence[str] = CONDITIONS,
     memories: Sequence[int] = (1,),
@@ -72,7 +74,7 @@ def evaluate(
     codecs: Sequence[str | None] = (None,),
     answer_tokens: int = ANSWER_TOKENS,
     report: Callable[[Row], None] | None = None,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> Report:
     """Memorize the documents in temporary stores and answer the questions in every condition.
 
@@ -80,13 +82,13 @@ def evaluate(
     of budget, selection, codec and number of memories.
 
     Args:
+        options: of the assistant; ``store`` and the fields named below are ignored.
         modes: the conditions.
         memories: numbers of references given to a question in the modes text and explicit.
         budgets: "auto", "calibrated:8", "uniform:8", "half:8" or the like.
-        selections, codecs: as of ``Assistant``; None for the default.
+        selections, codecs: as of ``Options``; None for the default.
         answer_tokens: length of the greedy answers; 0 for likelihood alone, which is quicker.
         report: called with each row.
-        options: of ``TemporaryStore``, without those above.
 
     Raises:
         M3Error: a document could not be memorized.
@@ -95,7 +97,8 @@ def evaluate(
     losses: dict[str, float] = {}  # of off and oracle, which the others are measured by
     ways = list(product(budgets, selections, codecs))[: None if "explicit" in modes else 1]
     for number, (budget, selection, codec) in enumerate(ways):
-        with TemporaryStore(budget=budget, selection=selection, codec=codec, **options) as store:
+        chosen = replace(options, selection=selection, codec=codec)
+        with TemporaryStore(chosen, budget, progress) as store:
             store.memorize([q.document for q in questions], [q.path for q in questions])
             for mode in CONDITIONS if number == 0 else ("explicit",):
                 if mode not in modes:

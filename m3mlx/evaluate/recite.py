@@ -10,6 +10,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from ..config import Options, Progress
 from ..errors import M3Error
 from ..models.template import Turn
 from .table import Table, mean_of_known
@@ -34,21 +35,27 @@ EXPLANATION = (
 
 
 def recite(
-    documents: Sequence[str], *, others: Sequence[str] = (), answer_tokens: int = 32, **options: Any
+    documents: Sequence[str],
+    options: Options,
+    *,
+    budget: str = "auto",
+    others: Sequence[str] = (),
+    answer_tokens: int = 32,
+    progress: Progress | None = None,
 ) -> Table:
     """Memorize every second document, and recite all of them.
 
     Args:
+        options, budget: of ``TemporaryStore``.
         others: unrelated documents, memorized for one of the rows.
         answer_tokens: tokens behind the cue to recite.
-        options: of ``TemporaryStore``.
 
     Raises:
         M3Error: fewer than two documents are long enough.
     """
     columns = {"texts": "", "tried": "d", **COLUMNS}
     table = Table(columns, EXPLANATION.format(tokens=answer_tokens))
-    with TemporaryStore(**options) as store:
+    with TemporaryStore(options, budget, progress) as store:
         encode = store.assistant.decoder.template.encode
         tokens = [encode(text)[: CUE + answer_tokens] for text in documents]
         long = [i for i, row in enumerate(tokens) if len(row) == CUE + answer_tokens]

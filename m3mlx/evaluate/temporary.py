@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from ..assistant import Assistant
 from ..calibrate import budgets
 from ..chat.conversation import Conversation
-from ..config import Progress, no_progress
+from ..config import Options, Progress, no_progress
 from ..errors import M3Error
 from ..store import Hit, MemoryStore
 from ..train.settings import parse_budget
@@ -38,37 +39,39 @@ class Result:
     first_token_seconds: float
 
 
-def make_assistant(store: Path, budget: str = "auto", **options: Any) -> Assistant:
+def make_assistant(options: Options, budget: str, progress: Progress | None = None) -> Assistant:
     """Return an assistant whose memories have a budget such as "uniform:8", "half:8" or "auto".
 
     "half" keeps memories in the first half of the layers, as the paper does (section 3.3), with
     the key scale of a calibrated budget of as many tokens. An existing store keeps its budget.
     """
-    if budget == "auto" or MemoryStore.exists(store):
-        return Assistant(store=store, **options)
+    if budget == "auto" or (options.store and MemoryStore.exists(options.store)):
+        return Assistant.of(options, progress=progress)
     kind, tokens = parse_budget(budget)
     written = "calibrated" if kind == "half" else kind
-    assistant = Assistant(store=store, budget=written, tokens_per_head=tokens, **options)
+    found = replace(options, budget=written, tokens_per_head=tokens)
+    assistant = Assistant.of(found, progress=progress)
     if kind != "half" or tokens is None:
         return assistant
     (config,) = budgets(assistant.decoder, assistant.format.config, [(kind, tokens)])
-    return Assistant(store=store, decoder=assistant.decoder, config=config, **options)
+    return Assistant.of(options, progress=progress, decoder=assistant.decoder, config=config)
 
 
 class TemporaryStore:
     """An assistant and documents that vanish with it; for a ``with`` statement.
 
     Args:
-        progress: called with each step.
-        options: of ``make_assistant``, without ``store``.
+        options: of the assistant; ``store`` is ignored.
+        budget: as of ``make_assistant``; "auto" leaves that of the options.
     """
 
-    def __init__(self, *, progress: Progress | None = None, **options: Any):
+    def __init__(self, options: Options, budget: str = "auto", progress: Progress | None = None):
         self.progress = progress or no_progress
         self._folder = tempfile.TemporaryDirectory(prefix="m3mlx-eval-")
         self.folder = Path(self._folder.name) / "documents"
-        self._options = {"progress": progress, **options}
-        self.assistant = make_assistant(Path(self._folder.name) / "store", **self._options)
+        options = replace(options, store=Path(self._folder.name) / "store")
+        self._open = partial(make_assistant, options, budget, progress)
+        self.assistant = self._open()
         self._paths: dict[str, str] = {}  # of each text that was memorized
 
     def __enter__(self) -> TemporaryStore:
@@ -122,7 +125,7 @@ class TemporaryStore:
     def restart(self) -> None:
         """Close the store and open it again, with models loaded anew."""
         self.assistant.close()
-        self.assistant = make_assistant(self.assistant.store_path, **self._options)
+        self.assistant = self._open()
 
     # --- questions
 

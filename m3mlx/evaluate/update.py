@@ -8,8 +8,8 @@ time.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
+from ..config import Options, Progress
 from ..errors import M3Error
 from .questions import Question
 from .table import Table, mean_of_known
@@ -35,17 +35,19 @@ EXPLANATION = (
 
 def update(
     questions: Sequence[Question],
+    options: Options,
     *,
+    budget: str = "auto",
     others: Sequence[str] = (),
     answer_tokens: int = 32,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> Table:
     """Change one fact of each document that has a question with ``changed``.
 
     Args:
+        options, budget: of ``TemporaryStore``.
         others: unrelated documents, added at the end: 10, 100, 1,000 of them and so on.
         answer_tokens: length of the greedy answers; 0 for likelihood alone.
-        options: of ``TemporaryStore``.
 
     Raises:
         M3Error: no question has ``changed``.
@@ -55,7 +57,7 @@ def update(
         raise M3Error("no line has changed, another answer that takes the place of the first")
     asked = [q for q in questions if q.document in facts]
     table = Table(COLUMNS, EXPLANATION)
-    with TemporaryStore(**options) as store:
+    with TemporaryStore(options, budget, progress) as store:
         store.memorize(facts)
         paths = {document: store.path_of(document) for document in facts}
 

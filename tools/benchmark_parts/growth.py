@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
-from typing import Any
 from uuid import uuid4
 
 import mlx.core as mx
@@ -22,7 +20,7 @@ import mlx.core as mx
 from m3mlx.assistant import Assistant
 from m3mlx.bench.rounds import CLOCKS, Figure, Stopwatch, take_turns
 from m3mlx.bench.workload import Workload
-from m3mlx.config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, Progress
+from m3mlx.config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, Options, Progress
 from m3mlx.store import NewReference
 
 from .made_up import drop_cached, fill
@@ -107,24 +105,24 @@ def _open(workload: Workload, size: int, progress: Progress) -> list[Figure]:
     assistant = workload.assistant
     assistant.close()
     figures: dict[str, Figure] = {}
-    options = {**workload.options, "store": assistant.store_path}
     for number in range(OPENED):
         progress(f"open {size:,}", number, OPENED)
         # a new process, since this one has verified the index file already
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            taken = process.submit(open_and_retrieve, options, workload.text[:300]).result()
+            taken = process.submit(
+                open_and_retrieve, assistant.options, workload.text[:300]
+            ).result()
         for of, seconds in taken.items():
             figures.setdefault(of, Figure("open", "explicit cold files", of, size)).add(seconds)
     return list(figures.values())
 
 
-def open_and_retrieve(options: dict[str, Any], question: str) -> dict[str, tuple[float, float]]:
+def open_and_retrieve(options: Options, question: str) -> dict[str, tuple[float, float]]:
     """Load the models, open a store and read memories for a question; return seconds by part."""
-    path = Path(options["store"])
-    with Assistant(**options) as assistant:
+    with Assistant.of(options) as assistant:
         assistant.decoder.template.encode("warm")
         assistant.encoder.encode(["warm"])
-        for file in path.iterdir():
+        for file in assistant.store_path.iterdir():
             drop_cached(file)
         watch = Stopwatch()
         with watch.part("open"):
