@@ -128,9 +128,8 @@ def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options
 def test_reciting_has_its_controls(options, monkeypatch):
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcdef ", k=60)) for _ in range(4)] + ["short"]
-    table = evaluate.recite(
-        texts, options, others=["the others"], answer_tokens=8, budget="uniform:60"
-    )
+    with TemporaryStore(options, "uniform:60") as store:
+        table = evaluate.recite(store, texts, others=["the others"], answer_tokens=8)
     rows = {row["texts"]: row for row in table.rows}
     assert list(rows) == [
         *("memorized", "as text in the prompt", "without memory", "cue shuffled"),
@@ -154,7 +153,8 @@ def test_reciting_has_its_controls(options, monkeypatch):
         return iter([*map(Told, ids), Told(None)])
 
     monkeypatch.setattr("m3mlx.chat.conversation.Conversation.decode", decode)
-    table = evaluate.recite(texts[:4], options, answer_tokens=8, budget="uniform:60")
+    with TemporaryStore(options, "uniform:60") as store:
+        table = evaluate.recite(store, texts[:4], answer_tokens=8)
     first = table.rows[0]
     assert first["exact"] == first["characters"] == first["4 tokens"] == first["8 tokens"] == 1
     assert first["beginning"] == 8 and first["16 tokens"] == 0
@@ -163,8 +163,9 @@ def test_reciting_has_its_controls(options, monkeypatch):
 
 
 def test_texts_too_short_to_recite_are_refused(options):
-    with pytest.raises(M3Error, match="fewer than two of the documents have 44 tokens"):
-        evaluate.recite(["a" * 50, "b"], options, budget="uniform:4")
+    refused = pytest.raises(M3Error, match="fewer than two of the documents have 44 tokens")
+    with TemporaryStore(options, "uniform:4") as store, refused:
+        evaluate.recite(store, ["a" * 50, "b"])
 
 
 def test_a_changed_fact_is_read_and_the_search_follows(options):
@@ -174,7 +175,8 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
         QUESTIONS[2],  # has no other answer, so its document is left out
     ]
     others = [f"Note {i} of the tide tables." for i in range(12)]
-    table = evaluate.update(questions, options, others=others, budget="uniform:8")
+    with TemporaryStore(options, "uniform:8") as store:
+        table = evaluate.update(store, questions, others=others)
     assert [row["when"] for row in table.rows] == [
         *("before, without memory", "before", "changed", "beside 10 others", "beside 12 others"),
     ]
@@ -184,8 +186,9 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
     assert before["neighbours"] != changed["neighbours"]  # the same text, but for the fact
     assert all(0 <= row["prefer new"] <= 1 for row in table.rows)
     assert len(table.cells()) == 5 and "" in table.cells()[0]
-    with pytest.raises(M3Error, match="no line has changed"):
-        evaluate.update(QUESTIONS[2:], options, budget="uniform:8")
+    refused = pytest.raises(M3Error, match="no line has changed")
+    with TemporaryStore(options, "uniform:8") as store, refused:
+        evaluate.update(store, QUESTIONS[2:])
 
 
 @pytest.mark.parametrize("budget", ["uniform:8", "half:8"])
@@ -212,7 +215,8 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
     ]
     file.write_text("\n".join(json.dumps({**line, "document": "b is right"}) for line in lines))
     questions = evaluate.read_choices(file)
-    table = evaluate.choose(questions, options, budget="uniform:4")
+    with TemporaryStore(options, "uniform:4") as store:
+        table = evaluate.choose(store, questions)
     rows = {row["mode"]: row for row in table.rows}
     assert list(rows) == ["chance", "off", "explicit", "text", "oracle"]
     assert rows["chance"]["right"] == pytest.approx((1 / 2 + 1 / 3) / 2)
@@ -221,8 +225,9 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
         both = [result.nll for result in store.ask("What is 0?", ["a", "b cd"], [], 0)]
         assert both == [store.ask("What is 0?", [c], [], 3)[0].nll for c in ("a", "b cd")]
     file.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(M3Error, match="no line has a document"):
-        evaluate.choose(evaluate.read_choices(file), options, budget="uniform:4")
+    refused = pytest.raises(M3Error, match="no line has a document")
+    with TemporaryStore(options, "uniform:4") as store, refused:
+        evaluate.choose(store, evaluate.read_choices(file))
 
 
 def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatch):
@@ -235,7 +240,8 @@ def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatc
 
     monkeypatch.setattr(TemporaryStore, "ask", ask)
     questions = [Choice(f"What is {i}?", ("a", "b"), 1, f"b is right {i}") for i in range(4)]
-    table = evaluate.choose(questions, options, budget="uniform:4")
+    with TemporaryStore(options, "uniform:4") as store:
+        table = evaluate.choose(store, questions)
     assert [(row["mode"], row["right"], row["change"]) for row in table.rows] == [
         *(("chance", 0.5, None), ("off", 0.25, None), ("explicit", 0.75, 0.5)),
         *(("text", 1, 0.75), ("oracle", 1, 0.75)),

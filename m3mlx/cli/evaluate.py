@@ -206,14 +206,8 @@ def _task(
     unrelated = evaluate.read_documents(others) if others else []
     limited = evaluate.spread_documents if task == "update" else evaluate.spread
     lines = limited(read(file), limit)
-    table = measure(
-        lines,
-        options,
-        budget=budget,
-        others=unrelated,
-        answer_tokens=answer_tokens,
-        progress=Progress.of_context(),
-    )
+    with evaluate.TemporaryStore(options, budget, Progress.of_context()) as store:
+        table = measure(store, lines, others=unrelated, answer_tokens=answer_tokens)
     if as_json:
         echo_json(table.to_json())
         return

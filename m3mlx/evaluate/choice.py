@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean
 
-from ..config import Options, Progress
 from ..errors import M3Error
 from .questions import Choice
 from .table import Table
@@ -13,18 +12,15 @@ from .temporary import TemporaryStore
 
 
 def choose(
+    store: TemporaryStore,
     questions: Sequence[Choice],
-    options: Options,
     *,
-    budget: str = "auto",
     others: Sequence[str] = (),
     answer_tokens: int = 0,
-    progress: Progress | None = None,
 ) -> Table:
     """Choose the likeliest answer without memory, with what the search finds, and by chance.
 
     Args:
-        options, budget: of ``TemporaryStore``.
         others: documents to memorize beside those of the questions.
         answer_tokens: ignored, no answer is generated.
 
@@ -43,16 +39,15 @@ def choose(
     if all(question.document for question in questions):
         modes.append("oracle")
     right: dict[str, list[bool]] = {mode: [] for mode in modes}
-    with TemporaryStore(options, budget, progress) as store:
-        store.memorize(documents)
-        for question in store.each(questions, "choosing"):
-            hits = store.search(question.question)
-            pasted = {"text": [hit.text for hit in hits], "oracle": [question.document]}
-            for mode in modes:
-                text = "\n\n".join([*pasted.get(mode, []), question.question])
-                results = store.ask(text, question.choices, hits if mode == "explicit" else [], 0)
-                losses = [result.nll for result in results]
-                right[mode].append(losses.index(min(losses)) == question.answer)
+    store.memorize(documents)
+    for question in store.each(questions, "choosing"):
+        hits = store.search(question.question)
+        pasted = {"text": [hit.text for hit in hits], "oracle": [question.document]}
+        for mode in modes:
+            text = "\n\n".join([*pasted.get(mode, []), question.question])
+            results = store.ask(text, question.choices, hits if mode == "explicit" else [], 0)
+            losses = [result.nll for result in results]
+            right[mode].append(losses.index(min(losses)) == question.answer)
     chance = mean(1 / len(question.choices) for question in questions)
     shares = {"chance": chance} | {mode: float(mean(values)) for mode, values in right.items()}
     for mode, share in shares.items():

@@ -10,7 +10,6 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from ..config import Options, Progress
 from ..errors import M3Error
 from ..models.template import Turn
 from .table import Table, mean_of_known
@@ -35,18 +34,15 @@ EXPLANATION = (
 
 
 def recite(
+    store: TemporaryStore,
     documents: Sequence[str],
-    options: Options,
     *,
-    budget: str = "auto",
     others: Sequence[str] = (),
     answer_tokens: int = 32,
-    progress: Progress | None = None,
 ) -> Table:
     """Memorize every second document, and recite all of them.
 
     Args:
-        options, budget: of ``TemporaryStore``.
         others: unrelated documents, memorized for one of the rows.
         answer_tokens: tokens behind the cue to recite.
 
@@ -55,41 +51,40 @@ def recite(
     """
     columns = {"texts": "", "tried": "d", **COLUMNS}
     table = Table(columns, EXPLANATION.format(tokens=answer_tokens))
-    with TemporaryStore(options, budget, progress) as store:
-        encode = store.assistant.decoder.template.encode
-        tokens = [encode(text)[: CUE + answer_tokens] for text in documents]
-        long = [i for i, row in enumerate(tokens) if len(row) == CUE + answer_tokens]
-        if len(long) < 2:
-            raise M3Error(
-                f"fewer than two of the documents have {CUE + answer_tokens} tokens; give longer "
-                f"ones, or fewer --answer-tokens"
-            )
-        known, unseen = ([(documents[i], tokens[i]) for i in long[start::2]] for start in (0, 1))
-        store.memorize([text for text, _ in known])
+    encode = store.assistant.decoder.template.encode
+    tokens = [encode(text)[: CUE + answer_tokens] for text in documents]
+    long = [i for i, row in enumerate(tokens) if len(row) == CUE + answer_tokens]
+    if len(long) < 2:
+        raise M3Error(
+            f"fewer than two of the documents have {CUE + answer_tokens} tokens; give longer "
+            f"ones, or fewer --answer-tokens"
+        )
+    known, unseen = ([(documents[i], tokens[i]) for i in long[start::2]] for start in (0, 1))
+    store.memorize([text for text, _ in known])
 
-        def measure(
-            name: str,
-            texts: Sequence[tuple[str, list[int]]],
-            mode: str = "explicit",
-            shuffled: bool = False,
-        ) -> None:
-            results = [
-                _recite(store, text, row, mode, shuffled)
-                for text, row in store.each(texts, f"reciting, {name}")
-            ]
-            means = {name: mean_of_known(result[name] for result in results) for name in COLUMNS}
-            table.rows.append({"texts": name, "tried": len(texts), **means})
+    def measure(
+        name: str,
+        texts: Sequence[tuple[str, list[int]]],
+        mode: str = "explicit",
+        shuffled: bool = False,
+    ) -> None:
+        results = [
+            _recite(store, text, row, mode, shuffled)
+            for text, row in store.each(texts, f"reciting, {name}")
+        ]
+        means = {name: mean_of_known(result[name] for result in results) for name in COLUMNS}
+        table.rows.append({"texts": name, "tried": len(texts), **means})
 
-        measure("memorized", known)
-        measure("as text in the prompt", known, "text")
-        measure("without memory", known, "off")
-        measure("cue shuffled", known, shuffled=True)
-        measure("never memorized", unseen)
-        if others:
-            store.memorize(others, cold=True)
-            measure(f"beside {len(others)} others", known)
-        store.restart()
-        measure("after a restart", known)
+    measure("memorized", known)
+    measure("as text in the prompt", known, "text")
+    measure("without memory", known, "off")
+    measure("cue shuffled", known, shuffled=True)
+    measure("never memorized", unseen)
+    if others:
+        store.memorize(others, cold=True)
+        measure(f"beside {len(others)} others", known)
+    store.restart()
+    measure("after a restart", known)
     return table
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..config import Options, Progress
 from ..errors import M3Error
 from .questions import Question
 from .table import Table, mean_of_known
@@ -34,18 +33,15 @@ EXPLANATION = (
 
 
 def update(
+    store: TemporaryStore,
     questions: Sequence[Question],
-    options: Options,
     *,
-    budget: str = "auto",
     others: Sequence[str] = (),
     answer_tokens: int = 32,
-    progress: Progress | None = None,
 ) -> Table:
     """Change one fact of each document that has a question with ``changed``.
 
     Args:
-        options, budget: of ``TemporaryStore``.
         others: unrelated documents, added at the end: 10, 100, 1,000 of them and so on.
         answer_tokens: length of the greedy answers; 0 for likelihood alone.
 
@@ -57,41 +53,40 @@ def update(
         raise M3Error("no line has changed, another answer that takes the place of the first")
     asked = [q for q in questions if q.document in facts]
     table = Table(COLUMNS, EXPLANATION)
-    with TemporaryStore(options, budget, progress) as store:
-        store.memorize(facts)
-        paths = {document: store.path_of(document) for document in facts}
+    store.memorize(facts)
+    paths = {document: store.path_of(document) for document in facts}
 
-        def measure(when: str, memory: bool = True) -> None:
-            changed, neighbours = [], []
-            for question in store.each(asked, f"asking, {when}"):
-                fact = facts[question.document]
-                if question is not fact and fact.answer in question.answer:
-                    continue  # its answer changes too
-                hits = store.search(question.question)
-                answers = [question.answer, *([fact.changed] if question is fact else [])]
-                read = hits if memory else []
-                results = store.ask(question.question, answers, read, answer_tokens)
-                if question is fact:
-                    found = any(hit.path == paths[question.document] for hit in hits)
-                    old, new = results
-                    changed.append((found if memory else None, old, new))
-                else:
-                    neighbours += results
-            table.rows.append({"when": when, **_summary(changed, neighbours)})
+    def measure(when: str, memory: bool = True) -> None:
+        changed, neighbours = [], []
+        for question in store.each(asked, f"asking, {when}"):
+            fact = facts[question.document]
+            if question is not fact and fact.answer in question.answer:
+                continue  # its answer changes too
+            hits = store.search(question.question)
+            answers = [question.answer, *([fact.changed] if question is fact else [])]
+            read = hits if memory else []
+            results = store.ask(question.question, answers, read, answer_tokens)
+            if question is fact:
+                found = any(hit.path == paths[question.document] for hit in hits)
+                old, new = results
+                changed.append((found if memory else None, old, new))
+            else:
+                neighbours += results
+        table.rows.append({"when": when, **_summary(changed, neighbours)})
 
-        measure("before, without memory", memory=False)
-        measure("before")
-        for document, fact in facts.items():
-            store.rewrite(document, document.replace(fact.answer, fact.changed))
-        store.memorize([])
-        measure("changed")
-        count = 10
-        while others:
-            store.memorize(others[:count], cold=True)
-            measure(f"beside {min(count, len(others))} others")
-            if count >= len(others):
-                break
-            count *= 10
+    measure("before, without memory", memory=False)
+    measure("before")
+    for document, fact in facts.items():
+        store.rewrite(document, document.replace(fact.answer, fact.changed))
+    store.memorize([])
+    measure("changed")
+    count = 10
+    while others:
+        store.memorize(others[:count], cold=True)
+        measure(f"beside {min(count, len(others))} others")
+        if count >= len(others):
+            break
+        count *= 10
     return table
 
 
