@@ -55,7 +55,10 @@ def ask(
     as_json: bool,
 ) -> None:
     """Answer one question from memory. QUESTION - reads it from standard input."""
-    question = _read_stdin() if question == "-" else question
+    if question == "-":
+        if sys.stdin is None:
+            raise M3Error("there is no standard input to read the question from")
+        question = sys.stdin.read()
     if inspect and (memory != "explicit" or options.kv_bits):
         raise click.UsageError("--inspect needs --memory explicit, and no --kv-bits.")
     with open_assistant(options) as assistant:
@@ -94,12 +97,6 @@ def _timings_text(timings: Timings) -> str:
         f"prompt of {timings.prompt_tokens} tokens {human_seconds(timings.prefill_seconds)}), "
         f"then {timings.decode_tokens_per_second:.1f} tokens/s"
     )
-
-
-def _read_stdin() -> str:
-    if sys.stdin is None:
-        raise M3Error("there is no standard input to read the question from")
-    return sys.stdin.read()
 
 
 @command("m3mlx demo")

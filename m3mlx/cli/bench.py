@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ..config import Options
-from .options import WRITING, add_options, command, memory_options, without_store
+from .options import WRITING, add_options, command, memory_options
 from .render import Progress, echo_json, echo_table, note
 
 
@@ -19,7 +19,7 @@ def bench(rounds: int, options: Options, as_json: bool) -> None:
     turns, over sample documents in a store of its own. Takes a minute or two."""
     from ..bench.report import Plan, ratio_table, run, table
 
-    report = run(Plan(rounds=rounds), progress=Progress.of_context(), **without_store(options))
+    report = run(Plan(rounds=rounds), options, progress=Progress.of_context())
     if as_json:
         echo_json(report)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -10,16 +11,13 @@ import click
 from ..config import CODECS, SELECTIONS, Options
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import add_options, command, memory_options, without_store
+from .options import add_options, command, memory_options
 from .render import Progress, dim, echo_json, echo_table, human_bytes, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
 
 
-@command(
-    "m3mlx eval questions.jsonl --memories 1 --memories 5 --answer-tokens 0",
-    name="eval",
-)
+@command("m3mlx eval questions.jsonl --memories 1 --memories 5 --answer-tokens 0", name="eval")
 @click.argument("file", metavar="FILE.jsonl")
 @add_options(
     task=(
@@ -86,15 +84,17 @@ def eval_file(
             parse_budget(text)
         except M3Error as error:
             raise click.BadParameter(str(error), param_hint="--budget") from error
-    arguments = {"answer_tokens": answer_tokens, **without_store(options)}
-    arguments["progress"] = Progress.of_context()
     if task == "questions":
-        json, *table, explanation = _questions(file, limit, plot, mode, combined, arguments)
+        json, *table, explanation = _questions(
+            file, limit, plot, options, modes=mode, answer_tokens=answer_tokens, **combined
+        )
     else:
         if mode or any(len(values) > 1 for values in combined.values()):
             raise click.UsageError(f"--task {task} takes no --mode, and one value of each option.")
-        arguments |= {name: values[0] for name, values in combined.items() if values}
-        json, *table, explanation = _task(task, file, limit, others, arguments)
+        given = {name: values[0] for name, values in combined.items() if values}
+        budget = given.pop("budget")
+        options = replace(options, **given)
+        json, *table, explanation = _task(task, file, limit, others, options, budget, answer_tokens)
     if as_json:
         echo_json(json)
         return
@@ -106,22 +106,26 @@ def _questions(
     file: str,
     limit: int | None,
     plot: str | None,
+    options: Options,
+    *,
     modes: tuple[str, ...],
-    combined: dict[str, tuple[Any, ...]],
-    arguments: dict[str, Any],
+    answer_tokens: int,
+    **combined: tuple[Any, ...],
 ) -> tuple[Any, ...]:
     """Answer questions in every mode; return JSON, columns, rows and their explanation."""
     from .. import evaluate
 
     report = evaluate.evaluate(
         evaluate.spread(evaluate.read_questions(file), limit),
-        modes=modes or evaluate.MODES,
+        options,
+        modes=modes or evaluate.CONDITIONS,
         memories=combined["memories"],
         budgets=combined["budget"],
         selections=combined["selection"] or (None,),
         codecs=combined["codec"] or (None,),
+        answer_tokens=answer_tokens,
         report=lambda row: note(" ".join(filter(None, _cells(row)))),
-        **arguments,
+        progress=Progress.of_context(),
     )
     if plot:
         evaluate.plot(report, plot)
@@ -152,7 +156,13 @@ def _cells(row: Any) -> tuple[str, ...]:
 
 
 def _task(
-    task: str, file: str, limit: int | None, others: str | None, arguments: dict[str, Any]
+    task: str,
+    file: str,
+    limit: int | None,
+    others: str | None,
+    options: Options,
+    budget: str,
+    answer_tokens: int,
 ) -> tuple[Any, ...]:
     """Measure one of the other tasks; return what ``_questions`` returns."""
     from .. import evaluate
@@ -164,5 +174,7 @@ def _task(
     }
     read, spread, measure = tasks[task]
     unrelated = evaluate.read_documents(others) if others else []
-    table = measure(spread(read(file), limit), others=unrelated, **arguments)
+    lines = spread(read(file), limit)
+    with evaluate.TemporaryStore(options, budget, Progress.of_context()) as store:
+        table = measure(store, lines, others=unrelated, answer_tokens=answer_tokens)
     return table.to_json(), table.columns, table.cells(), table.explanation

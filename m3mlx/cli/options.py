@@ -288,12 +288,6 @@ def encrypt_options(command: Callable[..., Any]) -> Any:
     return command
 
 
-def without_store(options: Options) -> dict[str, Any]:
-    """The options given, as arguments for programs that make a store of their own."""
-    default = vars(Options(store=options.store))
-    return {name: value for name, value in vars(options).items() if value != default[name]}
-
-
 @contextmanager
 def open_assistant(
     options: Options | None = None, *, encrypt: str | None = None
