@@ -13,7 +13,7 @@ from tiny import FAMILIES, tiny_model
 from m3mlx.config import SELECTIONS, MemoryConfig
 from m3mlx.errors import ModelError
 from m3mlx.memory.cache import read_prefix
-from m3mlx.memory.write import Writer, _choose, _Reciter, _Recorder, _run, keep
+from m3mlx.memory.write import Writer, _Reciter, _Recorder, _run, _select, keep
 
 PREFIX, RECITE = [256, 7, 30], [9, 8]
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -115,7 +115,7 @@ def test_each_head_keeps_its_best_tokens_in_order(data):
     scores = rng.random((len(lengths), len(counts), 2, longest)).astype(np.float32)
     for row, length in enumerate(lengths):
         scores[row, ..., length:] = -1
-    positions, flat = _choose(scores, counts)
+    positions, flat = _select(scores, counts)
     assert positions.shape == flat.shape == (len(lengths), sum(map(sum, counts)))
     for row, length in enumerate(lengths):
         start = 0
@@ -169,7 +169,7 @@ def test_a_recitation_follows_its_reference_as_if_both_were_one_text(family):
         _run(model, [[*row, *RECITE, *row]], whole)
         for reciter, one in zip(reciters, whole, strict=True):
             length = len(RECITE) + len(row)
-            got, expected = reciter.keys[n, :, :length], one.keys[0, :, len(row) :]
+            got, expected = reciter.outputs[0][n, :, :length], one.outputs[0][0, :, len(row) :]
             np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5)
 
 

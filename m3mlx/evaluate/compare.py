@@ -6,7 +6,6 @@ the share *recovered* of what the right reference pasted into the prompt gains o
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from statistics import mean, median
 from typing import Any
 
 from ..config import Progress
+from ..models.inventory import machine
 from ..train.plot import draw
 from .questions import Question
 from .trial import ANSWER_TOKENS, MODES, Result, Trial
@@ -130,9 +130,8 @@ def evaluate(
                     measure(trial, "explicit", count, written)
         if "explicit" not in modes:
             break
-    machine = f"{platform.system()} {platform.machine()} {platform.processor()}".strip()
     versions = {name: version(name) for name in ("m3mlx", "mlx", "mlx-lm")}
-    return Report(rows, len(questions), *about, machine, versions)
+    return Report(rows, len(questions), *about, str(machine()), versions)
 
 
 def _row(

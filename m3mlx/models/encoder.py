@@ -1,8 +1,8 @@
-"""Text to unit vectors: BERT-family sentence encoders, in MLX.
+"""Text to unit vectors: BERT-family sentence encoders in MLX.
 
-A directory in the layout of sentence-transformers says everything: ``config.json`` and
-safetensors for BERT, ``1_Pooling/config.json`` for the pooling, ``sentence_bert_config.json``
-for the length, ``config_sentence_transformers.json`` for prompts, ``tokenizer.json``.
+A directory has the layout of sentence-transformers: ``config.json`` and safetensors for BERT,
+``1_Pooling/config.json`` for the pooling, ``sentence_bert_config.json`` for the length,
+``config_sentence_transformers.json`` for prompts, ``tokenizer.json``.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..errors import ModelError
-from .linux_cpu import ops as cpu
+from .arrays import load_arrays
+from .linux_cpu import ops
 
-# The model cards ask for this before a query; the models' own files do not say it.
+# From the model cards; the models' own files do not have it.
 BGE_QUERY = "Represent this sentence for searching relevant passages: "
 BGE = re.compile(r"bge-(small|base|large)-en", re.IGNORECASE)
 
-ACTIVATIONS = {"gelu": cpu.gelu, "gelu_new": nn.gelu_approx, "relu": nn.relu}
+ACTIVATIONS = {"gelu": ops.gelu, "gelu_new": nn.gelu_approx, "relu": nn.relu}
 POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
 }
-# Names in the file, and in this module.
+# From names in the file to names in this module.
 EMBEDDINGS = {
     "embeddings.word_embeddings": "words",
     "embeddings.position_embeddings": "positions",
@@ -100,11 +101,11 @@ class _Bert(nn.Module):
 
 
 class Encoder:
-    """A loaded sentence encoder; make one with `load`.
+    """A loaded sentence encoder; made by ``load``.
 
     Attributes:
         dimensions: length of a vector.
-        max_tokens: what is longer is cut, special tokens counted.
+        max_tokens: longest input, with special tokens; longer ones are cut.
         identity: SHA-256 over all files that decide a vector.
         name: of its folder, or its hub id.
     """
@@ -121,9 +122,7 @@ class Encoder:
         identity: str,
         name: str = "",
     ):
-        self._bert = bert
-        self._tokenizer = tokenizer
-        self._pooling = pooling
+        self._bert, self._tokenizer, self._pooling = bert, tokenizer, pooling
         self._prefixes = {True: query_prefix, False: document_prefix}
         self.dimensions: int = bert.words.weight.shape[1]
         self.max_tokens = max_tokens
@@ -136,29 +135,29 @@ class Encoder:
         """Embed texts.
 
         Args:
-            texts: any text, the empty one too; what is longer than `max_tokens` is cut.
-            query: whether the texts ask, so that the model's query prefix stands before them.
-            batch_size: texts in one forward pass. The result does not depend on it.
+            texts: cut to ``max_tokens``; may be empty.
+            query: put the model's query prefix before each text.
+            batch_size: texts in one forward pass; the result does not depend on it.
 
         Returns:
-            (len(texts), dimensions) float32, rows of length 1, in the order of the texts.
+            float32 (texts, dimensions), rows of length 1, in the order of the texts.
         """
         prefix = self._prefixes[query]
         tokens = [e.ids for e in self._tokenizer.encode_batch([prefix + t for t in texts])]
         vectors = np.empty((len(tokens), self.dimensions), np.float32)
-        # Texts of like length go together, so that little padding is computed.
+        # Texts of similar length go together, so that little padding is computed.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            parts = cpu.on_all_cores(self._forward, [tokens[i] for i in rows])
+            parts = ops.split_over_cores(self._forward, [tokens[i] for i in rows])
             vectors[rows] = np.concatenate(parts)
         return vectors
 
     def count(self, texts: Sequence[str]) -> int:
-        """How many tokens of texts are read, special tokens counted."""
+        """Return the number of tokens read from texts, with special tokens."""
         return sum(len(encoded.ids) for encoded in self._tokenizer.encode_batch(list(texts)))
 
-    def _forward(self, batch: list[list[int]]) -> np.ndarray:
+    def _forward(self, batch: Sequence[list[int]]) -> np.ndarray:
         width = max(map(len, batch))
         ids = mx.array([row + [0] * (width - len(row)) for row in batch])
         real = mx.arange(width) < mx.array([[len(row)] for row in batch])
@@ -167,7 +166,7 @@ class Encoder:
             pooled = x[:, 0]
         elif self._pooling == "max":
             pooled = mx.where(real[..., None], x, -mx.inf).max(1)
-        else:  # the mean; what it is divided by does not matter to a unit vector
+        else:  # the sum has the direction of the mean
             pooled = mx.where(real[..., None], x, 0).sum(1)
         return np.array(pooled / mx.linalg.norm(pooled, axis=-1, keepdims=True))
 
@@ -176,7 +175,7 @@ def load(directory: str | Path) -> Encoder:
     """Load a BERT-family sentence encoder from a directory.
 
     Raises:
-        ModelError: a file is missing or broken, or the model needs what is not done here.
+        ModelError: a file is missing or broken, or the model has an unsupported part.
     """
     directory = Path(directory)
     config = _json(directory, "config.json")
@@ -210,7 +209,7 @@ def load(directory: str | Path) -> Encoder:
 
 
 def _json(directory: Path, name: str) -> Any:
-    """The contents of a JSON file, or None where there is no such file."""
+    """Return the contents of a JSON file; None if there is no such file."""
     try:
         return json.loads((directory / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -258,16 +257,14 @@ def _bert(directory: Path, config: dict) -> _Bert:
     files = sorted(directory.glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{directory}: no model.safetensors there.")
-    weights: dict[str, mx.array] = {}
     try:
         bert = _Bert(config)
-        for file in files:
-            weights |= mx.load(str(file))
-        found = {}
-        for name, array in weights.items():
-            name = name.removeprefix("bert.")
-            if not IGNORED.fullmatch(name):
-                found[name] = array.astype(mx.float32)
+        weights = {
+            name.removeprefix("bert."): array.astype(mx.float32)
+            for file in files
+            for name, array in load_arrays(file).items()
+        }
+        found = {name: array for name, array in weights.items() if not IGNORED.fullmatch(name)}
         mx.eval(found)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{directory}: its model cannot be read ({error}).") from error
@@ -275,7 +272,7 @@ def _bert(directory: Path, config: dict) -> _Bert:
     table = dict(EMBEDDINGS)
     for n in range(len(bert.layers)):
         table |= {f"encoder.layer.{n}.{k}": f"layers.{n}.{v}" for k, v in LAYER.items()}
-    wanted = {}
+    wanted: dict[str, str] = {}
     for theirs, ours in table.items():
         parts = ("weight",) if "_embeddings" in theirs else ("weight", "bias")
         wanted |= {f"{theirs}.{part}": f"{ours}.{part}" for part in parts}
