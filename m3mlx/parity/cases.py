@@ -222,8 +222,10 @@ def lora(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def case_digest(case: Case) -> str:
-    """Names a case with its weights, so that a golden file of another one is noticed."""
-    whole = hashlib.sha256(json.dumps(vars(case), sort_keys=True).encode())
+    """Hash a case and its weights, so that a golden file of another one is noticed."""
+    fields = {**vars(case), "sharpness": case.key_scale}  # its name in the golden files
+    del fields["key_scale"]
+    whole = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name, weight in weights(case).items():
         whole.update(name.encode() + weight.tobytes())
     return whole.hexdigest()[:16]
