@@ -1,8 +1,8 @@
-"""What is compared: tiny random models whose weights follow from a seed, and what they read.
+"""The cases that are compared: tiny random models, and what they read.
 
-Both sides take their inputs from here, and nothing else is shared. Everything is NumPy's frozen
-``RandomState``, so that a case is the same on every machine and in every version. The weights are
-bfloat16 values, so that they are the same in every precision too.
+Both sides take their inputs from here and share nothing else. NumPy's frozen ``RandomState`` makes
+a case the same on every machine and in every version; weights of bfloat16 values make it the same
+in every precision.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from ..config import CHUNK_TOKENS, REFERENCE_TOKENS
 
 LORA_RANK, LORA_SCALE, LORA_RATE = 4, 2.0, 1e-3
-# AdamW's first step is hardly more than the sign of a gradient, which is chance where the gradient
-# is nearly zero; so large an eps makes the step differentiable there.
+# AdamW's first step is little more than the sign of a gradient, which is chance near zero; this eps
+# makes the step smooth there.
 LORA_EPS = 1e-5
 LORA_MODULES = ("q_proj", "v_proj")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"  # one for each token
@@ -33,15 +33,13 @@ class Case:
     """A model and a conversation with it.
 
     Attributes:
-        config: what stands in ``config.json``, in Hugging Face's names.
+        config: the contents of ``config.json``.
         counts: tokens that a memory keeps, by layer and KV head.
-        selection: the score by which they are kept.
-        key_scale: factor on the keys when they are read.
-        prefix, recite: token ids, as ``MemoryConfig`` and ``Writer`` have them.
+        selection, key_scale, prefix, recite: as in ``MemoryConfig`` and ``Writer``.
         references: token ids of each.
         context: token ids of the prompt.
-        reads: which references each chunk of the prompt reads.
-        refreshes: which ones each further 64 tokens of the answer read.
+        reads: references that each chunk of the prompt reads.
+        refreshes: references that each further 64 tokens of the answer read.
         generate: length of the answer.
     """
 
@@ -73,7 +71,7 @@ class Case:
 
     @property
     def chunks(self) -> list[tuple[int, ...]]:
-        """The prompt, cut where memories change; the tail is a chunk."""
+        """The prompt, cut where memories change."""
         starts = range(0, len(self.context), CHUNK_TOKENS)
         return [self.context[i : i + CHUNK_TOKENS] for i in starts]
 
@@ -86,7 +84,7 @@ def tiny_case(
     key_scale: float = 1.0,
     **config: object,
 ) -> Case:
-    """A case whose texts follow from its name."""
+    """Make a case whose texts are random, seeded by its name."""
     config = {
         "hidden_size": 32,
         "num_hidden_layers": len(counts),
@@ -173,9 +171,9 @@ TINY = {
 
 
 def weights(case: Case) -> dict[str, np.ndarray]:
-    """The model's tensors in Hugging Face's names and order, float32 holding bfloat16 values.
+    """Return the tensors in Hugging Face's names and order, float32 holding bfloat16 values.
 
-    They are so large that attention is far from uniform, and logits from one another.
+    They are large enough for attention that is far from uniform, and for distinct logits.
     """
     c = case.config
     width, inner, length = c["hidden_size"], c["intermediate_size"], case.head_dim
@@ -209,7 +207,7 @@ def weights(case: Case) -> dict[str, np.ndarray]:
 
 
 def lora(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A of (inputs, rank) and B of (rank, outputs) for each module that is adapted."""
+    """Return A (inputs, rank) and B (rank, outputs) of each adapted module."""
     found = {}
     for name, weight in weights(case).items():
         module = name.removesuffix(".weight")
@@ -253,7 +251,7 @@ def _random(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _bfloat16(array: np.ndarray) -> np.ndarray:
-    """Rounded to the nearest bfloat16, as float32."""
+    """Round to the nearest bfloat16; the result is float32."""
     bits = array.astype(np.float32).view(np.uint32)
-    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    return bits.astype(np.uint32).view(np.float32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)

@@ -184,7 +184,13 @@ MUTATIONS = {
     ),
     "padding of references seen when scoring": (
         "llama",
-        partial(rewrite, write, "_attention_score", "real[:, None, None, None], l", "mx.array(True), l"),
+        partial(
+            rewrite,
+            write,
+            "_attention_score",
+            "real[:, None, None, None], l",
+            "mx.array(True), l",
+        ),
         ("scores attention", 0),
     ),
     "keys before RoPE": ("llama", keys_before_rope, ("keys", 0)),

@@ -1,7 +1,7 @@
-"""What the model was before training: it ranks the tokens of references, and teaches.
+"""The model before training: it ranks the tokens of references, and teaches.
 
-There is no second copy of the model: its trainable weights are put back to what they were, it is
-asked, and they are put in again. What it said is kept on disk, because it never changes.
+There is no second copy of the model: its trainable weights are put back to what they were while it
+is asked. Its answers never change, and are kept on disk.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -22,100 +23,93 @@ from ..memory.parallel import logits_with_memories
 from ..memory.write import Writer, write_traced
 from .corpus import Reference, save_array
 
-LIKELIEST = 64  # tokens of a distribution that are kept; the rest is one number
+TOP_TOKENS = 64  # tokens of a distribution that are kept
 BATCH = 8
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A sequence whose continuation the teacher is asked about, with one text before it or none.
+class Prompt:
+    """A sequence, the reference before it, () for none, and places after which to predict."""
 
-    ``wanted`` are the places of the tokens behind which it is asked.
-    """
-
-    text: Reference  # () for none
+    text: Reference
     sequence: tuple[int, ...]
     wanted: tuple[int, ...]
 
 
-class Frozen:
+class Teacher:
     """The model before training.
 
     Args:
         model: the model in training, before its first step.
-        start: its trainable weights as they were when it knew nothing of memories.
+        weights: its trainable weights before it was trained with memories.
         config: of memories; only prefix, selection and geometry are used.
         recite: token ids between a reference and its recitation.
-        folder: where answers are kept; it belongs to one model.
+        folder: where answers are kept, of this model only.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        start: dict,
+        weights: dict[str, Any],
         config: MemoryConfig,
         recite: Sequence[int],
         folder: Path,
     ):
-        self.model, self.start, self.config, self.folder = model, start, config, folder
-        with self.asked():
+        self.model, self.weights, self.config, self.folder = model, weights, config, folder
+        with self.restored():
             self.prefix: PrefixStates = read_prefix(model, config.prefix)
         self.writer = Writer(model, self.prefix, recite)
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """The model is what it was, until the block ends."""
+    def restored(self) -> Iterator[None]:
+        """Give the model its weights before training, until the block ends."""
         now = self.model.trainable_parameters()
-        self.model.update(self.start)
+        self.model.update(self.weights)
         try:
             yield
         finally:
             self.model.update(now)
 
     def scores(self, references: Sequence[Reference]) -> np.ndarray:
-        """Scores of tokens, float32 (references, layers, KV heads, longest), as of ``Writer``."""
+        """Score tokens as ``Writer`` does: float32 (references, layers, KV heads, longest)."""
         paths = [self._path("scores", reference) for reference in references]
-        missing = [i for i, path in enumerate(paths) if not path.exists()]
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
-            with self.asked():
+        for part in _missing(paths):
+            with self.restored():
                 scores = self.writer.score([references[i] for i in part], self.config.selection)[0]
             for i, score in zip(part, scores, strict=True):
                 save_array(paths[i], score[..., : len(references[i])].astype(np.float16))
         loaded = [np.load(path, allow_pickle=False).astype(np.float32) for path in paths]
         longest = max(map(len, references))
-        ends = [((0, 0), (0, 0), (0, longest - score.shape[-1])) for score in loaded]
-        return np.stack(
-            [np.pad(s, e, constant_values=-1) for s, e in zip(loaded, ends, strict=True)]
-        )
+        whole = np.full((len(loaded), *loaded[0].shape[:2], longest), -1, np.float32)
+        for row, score in zip(whole, loaded, strict=True):
+            row[..., : score.shape[-1]] = score
+        return whole
 
-    def teach(self, lessons: Sequence[Lesson]) -> tuple[np.ndarray, np.ndarray]:
-        """The likeliest tokens behind each place wanted, with the text in the prompt.
+    def top_logprobs(self, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the likeliest tokens after each wanted place, with the text in the context.
 
         Returns:
-            Token ids, int64, and log probabilities, float32, (places in all, LIKELIEST).
+            Token ids, int64, and log probabilities, float32, (all wanted places, TOP_TOKENS).
         """
-        paths = [self._path("lesson", lesson) for lesson in lessons]
-        missing = [i for i, path in enumerate(paths) if not path.exists()]
-        for start in range(0, len(missing), BATCH):
-            part = missing[start : start + BATCH]
-            with self.asked():
-                logits = self._read([lessons[i] for i in part])
+        paths = [self._path("lesson", prompt) for prompt in prompts]
+        for part in _missing(paths):
+            with self.restored():
+                logits = self._logits([prompts[i] for i in part])
                 logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-                count = min(LIKELIEST, logits.shape[-1])
+                count = min(TOP_TOKENS, logits.shape[-1])
                 ids = mx.argpartition(-logits, count - 1, axis=-1)[:, :count]
                 logits = mx.take_along_axis(logits, ids, axis=-1)
                 mx.eval(ids, logits)
             both = np.stack([np.array(ids).astype(np.float32), np.array(logits)])
-            cuts = np.cumsum([len(lessons[i].wanted) for i in part])[:-1]
+            cuts = np.cumsum([len(prompts[i].wanted) for i in part])[:-1]
             for i, piece in zip(part, np.split(both, cuts, axis=1), strict=True):
                 save_array(paths[i], piece)
         both = np.concatenate([np.load(path, allow_pickle=False) for path in paths], axis=1)
         return both[0].astype(np.int64), both[1]
 
-    def _read(self, lessons: Sequence[Lesson]) -> mx.array:
-        """Logits with whole memories right before each sequence, which is the text itself."""
-        texts = list(dict.fromkeys(lesson.text for lesson in lessons if lesson.text))
+    def _logits(self, prompts: Sequence[Prompt]) -> mx.array:
+        """Logits with whole memories directly before each sequence, which equal the text itself."""
+        texts = list(dict.fromkeys(prompt.text for prompt in prompts if prompt.text))
         longest = max(map(len, texts), default=0)
         layers, heads = len(self.config.counts), len(self.config.counts[0])
         whole = replace(self.config, counts=((longest,) * heads,) * layers, key_scale=1.0)
@@ -129,13 +123,20 @@ class Frozen:
             self.model,
             self.prefix,
             whole,
-            [lesson.sequence for lesson in lessons],
+            [prompt.sequence for prompt in prompts],
             memory,
-            [[[texts.index(lesson.text)]] if lesson.text else [] for lesson in lessons],
-            [lesson.wanted for lesson in lessons],
-            offsets=[len(self.config.prefix) + len(lesson.text) for lesson in lessons],
+            [[[texts.index(prompt.text)]] if prompt.text else [] for prompt in prompts],
+            [prompt.wanted for prompt in prompts],
+            offsets=[len(self.config.prefix) + len(prompt.text) for prompt in prompts],
         )
 
     def _path(self, kind: str, key: object) -> Path:
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
         return self.folder / kind / name[:2] / f"{name}.npy"
+
+
+def _missing(paths: Sequence[Path]) -> Iterator[list[int]]:
+    """Yield the indices of files that do not exist, a batch at a time."""
+    missing = [i for i, path in enumerate(paths) if not path.exists()]
+    for start in range(0, len(missing), BATCH):
+        yield missing[start : start + BATCH]
