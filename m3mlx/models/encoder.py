@@ -33,23 +33,6 @@ POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
 }
-# From names in the file to names in this module.
-EMBEDDINGS = {
-    "embeddings.word_embeddings": "words",
-    "embeddings.position_embeddings": "positions",
-    "embeddings.token_type_embeddings": "types",
-    "embeddings.LayerNorm": "norm",
-}
-LAYER = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "output",
-    "attention.output.LayerNorm": "attention_norm",
-    "intermediate.dense": "up",
-    "output.dense": "down",
-    "output.LayerNorm": "norm",
-}
 IGNORED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*")
 HASHED = (
     *("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
@@ -57,47 +40,65 @@ HASHED = (
 )
 
 
-class _Layer(nn.Module):
-    def __init__(self, config: dict):
-        super().__init__()
-        width, inner = config["hidden_size"], config["intermediate_size"]
-        self.heads = config["num_attention_heads"]
-        if width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide {width}")
-        self.activation = ACTIVATIONS[config["hidden_act"]]
-        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.attention_norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+class _Bert:
+    """BERT's forward pass over weights by their names in the file."""
 
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:  # (batch, tokens, width)
-        def split(y: mx.array) -> mx.array:
-            return mx.unflatten(y, -1, (self.heads, -1)).swapaxes(1, 2)
-
-        queries, keys, values = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        seen = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=queries.shape[-1] ** -0.5, mask=mask
-        )
-        x = self.attention_norm(x + self.output(seen.swapaxes(1, 2).flatten(-2)))
-        return self.norm(x + self.down(self.activation(self.up(x))))
-
-
-class _Bert(nn.Module):
-    def __init__(self, config: dict):
-        super().__init__()
-        width = config["hidden_size"]
-        self.words = nn.Embedding(config["vocab_size"], width)
-        self.positions = nn.Embedding(config["max_position_embeddings"], width)
-        self.types = nn.Embedding(config["type_vocab_size"], width)
-        self.norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.layers = [_Layer(config) for _ in range(config["num_hidden_layers"])]
+    def __init__(self, config: dict[str, Any], weights: dict[str, mx.array]):
+        self.weights = weights
+        self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
+        self.activation, self.eps = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"]
 
     def __call__(self, ids: mx.array, real: mx.array) -> mx.array:  # both (batch, tokens)
-        places = self.positions(mx.arange(ids.shape[1]))
-        x = self.norm(self.words(ids) + places + self.types(mx.zeros_like(ids)))
-        for layer in self.layers:
-            x = layer(x, real[:, None, None, :])
-        return x
+        words, places, types = (
+            self.weights[f"embeddings.{kind}_embeddings.weight"]
+            for kind in ("word", "position", "token_type")
+        )
+        x = self._norm("embeddings", words[ids] + places[: ids.shape[1]] + types[0])
+        for n in range(self.layers):
+            at = f"encoder.layer.{n}"
+            x = self._norm(f"{at}.attention.output", x + self._attend(f"{at}.attention", x, real))
+            inner = self.activation(self._dense(f"{at}.intermediate.dense", x))
+            x = self._norm(f"{at}.output", x + self._dense(f"{at}.output.dense", inner))
+        return x  # (batch, tokens, width)
+
+    def _attend(self, name: str, x: mx.array, real: mx.array) -> mx.array:
+        queries, keys, values = (
+            mx.unflatten(self._dense(f"{name}.self.{part}", x), -1, (self.heads, -1)).swapaxes(1, 2)
+            for part in ("query", "key", "value")
+        )
+        mixed = mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=queries.shape[-1] ** -0.5, mask=real[:, None, None, :]
+        )
+        return self._dense(f"{name}.output.dense", mixed.swapaxes(1, 2).flatten(-2))
+
+    def _dense(self, name: str, x: mx.array) -> mx.array:
+        return mx.addmm(self.weights[f"{name}.bias"], x, self.weights[f"{name}.weight"].T)
+
+    def _norm(self, name: str, x: mx.array) -> mx.array:
+        weight, bias = (self.weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
+        return mx.fast.layer_norm(x, weight, bias, self.eps)
+
+
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the weights of a BERT and their shapes."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    if width % config["num_attention_heads"]:
+        raise ValueError(f"{config['num_attention_heads']} heads do not divide {width}")
+    parts: dict[str, tuple[int, ...]] = {"embeddings.LayerNorm": (width,)}
+    for n in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{n}"
+        square = ("self.query", "self.key", "self.value", "output.dense")
+        parts |= {f"{at}.attention.{part}": (width, width) for part in square}
+        parts |= {f"{at}.{part}output.LayerNorm": (width,) for part in ("attention.", "")}
+        parts[f"{at}.intermediate.dense"] = (inner, width)
+        parts[f"{at}.output.dense"] = (width, inner)
+    return {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], width),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+        "embeddings.token_type_embeddings.weight": (config["type_vocab_size"], width),
+        **{f"{name}.weight": shape for name, shape in parts.items()},
+        **{f"{name}.bias": shape[:1] for name, shape in parts.items()},
+    }
 
 
 class Encoder:
@@ -124,7 +125,7 @@ class Encoder:
     ):
         self._bert, self._tokenizer, self._pooling = bert, tokenizer, pooling
         self._prefixes = {True: query_prefix, False: document_prefix}
-        self.dimensions: int = bert.words.weight.shape[1]
+        self.dimensions: int = bert.weights["embeddings.word_embeddings.weight"].shape[1]
         self.max_tokens = max_tokens
         self.identity = identity
         self.name = name
@@ -187,7 +188,7 @@ def load(directory: str | Path) -> Encoder:
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(f"{directory}/tokenizer.json is broken ({error}).") from error
     bert = _bert(directory, config)
-    max_tokens = bert.positions.weight.shape[0]
+    max_tokens = config["max_position_embeddings"]
     limit = (_json(directory, "sentence_bert_config.json") or {}).get("max_seq_length")
     max_tokens = min(limit or max_tokens, max_tokens)
     tokenizer.enable_truncation(max_tokens)
@@ -258,7 +259,7 @@ def _bert(directory: Path, config: dict) -> _Bert:
     if not files:
         raise ModelError(f"{directory}: no model.safetensors there.")
     try:
-        bert = _Bert(config)
+        shapes = _shapes(config)
         weights = {
             name.removeprefix("bert."): array.astype(mx.float32)
             for file in files
@@ -268,23 +269,15 @@ def _bert(directory: Path, config: dict) -> _Bert:
         mx.eval(found)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{directory}: its model cannot be read ({error}).") from error
-
-    table = dict(EMBEDDINGS)
-    for n in range(len(bert.layers)):
-        table |= {f"encoder.layer.{n}.{k}": f"layers.{n}.{v}" for k, v in LAYER.items()}
-    wanted: dict[str, str] = {}
-    for theirs, ours in table.items():
-        parts = ("weight",) if "_embeddings" in theirs else ("weight", "bias")
-        wanted |= {f"{theirs}.{part}": f"{ours}.{part}" for part in parts}
-    if missing := sorted(wanted.keys() - found.keys()):
+    if missing := sorted(shapes.keys() - found.keys()):
         raise ModelError(f"{directory}: its weights lack {', '.join(missing)}.")
-    if unused := sorted(found.keys() - wanted.keys()):
+    if unused := sorted(found.keys() - shapes.keys()):
         raise ModelError(f"{directory}: its weights hold unknown {', '.join(unused)}.")
-    try:
-        bert.load_weights([(wanted[name], array) for name, array in found.items()])
-    except ValueError as error:
-        raise ModelError(f"{directory}: its weights do not fit config.json ({error}).") from error
-    return bert
+    for name, shape in shapes.items():
+        if found[name].shape != shape:
+            wrong = f"{name} is {found[name].shape} and not {shape}"
+            raise ModelError(f"{directory}: its weights do not fit config.json ({wrong}).")
+    return _Bert(config, found)
 
 
 def _identity(directory: Path) -> str:
