@@ -47,15 +47,11 @@ class MemoryCache:
         self.gap = 0
         self.length = 0  # of the memories
         self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None if all are 0
+        self.positions: Any = None  # int32 (KV heads, M)
         self._row: mx.array | None = None  # mask of one query, with spare keys
 
     def attach(
-        self,
-        keys: mx.array,
-        values: mx.array,
-        weights: np.ndarray,
-        positions: np.ndarray,
-        gap: int,
+        self, keys: mx.array, values: mx.array, weights: np.ndarray, positions: np.ndarray, gap: int
     ) -> None:
         """Show these memories to the context that follows, in place of earlier ones.
 
@@ -75,6 +71,7 @@ class MemoryCache:
         else:
             self._set(keys, values, weights.shape[1])
         self.weights = mx.array(weights) if weights.any() else None
+        self.positions = mx.array(positions)
 
     def detach(self) -> None:
         """Remove the memories; what follows sees prefix and context only."""
@@ -169,18 +166,6 @@ class WindowedCache(MemoryCache):
         super().__init__(base)
         self.keys: Any = None  # (1, KV heads, M, head_dim)
         self.values: Any = None
-        self.positions: Any = None  # int32 (KV heads, M)
-
-    def attach(
-        self,
-        keys: mx.array,
-        values: mx.array,
-        weights: np.ndarray,
-        positions: np.ndarray,
-        gap: int,
-    ) -> None:
-        super().attach(keys, values, weights, positions, gap)
-        self.positions = mx.array(positions)
 
     def _set(self, keys: Any, values: Any, length: int) -> None:
         self.keys, self.values, self.length = keys, values, length

@@ -146,6 +146,11 @@ class RopeTap:
     before: list[mx.array] = field(default_factory=list)
     after: list[mx.array] = field(default_factory=list)
 
+    def record(self, call: Hook, rope: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        self.before.append(x)
+        self.after.append(call(x, *args, **kwargs))
+        return self.after[-1]
+
 
 @contextmanager
 def tap_rope(model: nn.Module) -> Iterator[list[RopeTap]]:
@@ -153,22 +158,11 @@ def tap_rope(model: nn.Module) -> Iterator[list[RopeTap]]:
 
     mlx-lm rotates the queries first, then the keys.
     """
-    taps = []
+    taps = [RopeTap(getattr(layer.self_attn, "scale", None)) for layer in model.layers]
     with ExitStack() as stack:
-        for layer in model.layers:
-            tap = RopeTap(getattr(layer.self_attn, "scale", None))
-            stack.enter_context(hooked([layer.self_attn.rope], partial(_record_rope, tap)))
-            taps.append(tap)
+        for layer, tap in zip(model.layers, taps, strict=True):
+            stack.enter_context(hooked([layer.self_attn.rope], tap.record))
         yield taps
-
-
-def _record_rope(
-    tap: RopeTap, call: Hook, rope: nn.Module, x: mx.array, *args: Any, **kwargs: Any
-) -> mx.array:
-    rotated = call(x, *args, **kwargs)
-    tap.before.append(x)
-    tap.after.append(rotated)
-    return rotated
 
 
 @contextmanager

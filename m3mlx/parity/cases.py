@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -78,14 +79,16 @@ class Case:
 
 def tiny_case(
     name: str,
+    family: str,
     counts: Sequence[Sequence[int]],
-    *,
     selection: str,
     key_scale: float = 1.0,
-    **config: object,
+    **config: Any,
 ) -> Case:
     """Make a case whose texts are random, seeded by its name."""
     config = {
+        "model_type": family,
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
         "hidden_size": 32,
         "num_hidden_layers": len(counts),
         "intermediate_size": 48,
@@ -98,6 +101,9 @@ def tiny_case(
         "max_position_embeddings": 1024,
         "vocab_size": VOCABULARY,
         "eos_token_id": VOCABULARY - 1,
+        "tie_word_embeddings": True,
+        **({} if family == "qwen2" else {"attention_bias": False}),
+        **({"mlp_bias": False} if family == "llama" else {}),
         **config,
     }
     random = np.random.RandomState(crc32(f"{name} texts".encode()))
@@ -121,53 +127,17 @@ def tiny_case(
     )
 
 
-TINY = {
-    case.name: case
-    for case in (
-        tiny_case(
-            "llama",
-            [[5, 2], [0, 7], [9, 1]],
-            selection="reconstruction",
-            key_scale=1.2,
-            model_type="llama",
-            architectures=["LlamaForCausalLM"],
-            attention_bias=False,
-            mlp_bias=False,
-            tie_word_embeddings=True,
-        ),
-        tiny_case(
-            "qwen2-untied",
-            [[6, 6], [6, 6], [6, 6]],
-            selection="attention",
-            head_dim=8,
-            model_type="qwen2",
-            architectures=["Qwen2ForCausalLM"],
-            tie_word_embeddings=False,
-        ),
-        tiny_case(
-            "qwen3-qk-norm",
-            [[8, 0], [0, 0], [3, 10]],
-            selection="reconstruction",
-            model_type="qwen3",
-            architectures=["Qwen3ForCausalLM"],
-            attention_bias=False,
-            tie_word_embeddings=True,
-            rope_theta=1e6,
-        ),
-        # As the paper has it: memory layers first, head dimension 80, its own selection.
-        tiny_case(
-            "paper",
-            [[8], [8], [0]],
-            selection="attention",
-            model_type="llama",
-            architectures=["LlamaForCausalLM"],
-            attention_bias=False,
-            mlp_bias=False,
-            head_dim=80,
-            tie_word_embeddings=False,
-        ),
-    )
-}
+_UNTIED = {"tie_word_embeddings": False}
+_CASES = (
+    tiny_case("llama", "llama", [[5, 2], [0, 7], [9, 1]], "reconstruction", key_scale=1.2),
+    tiny_case("qwen2-untied", "qwen2", [[6, 6]] * 3, "attention", head_dim=8, **_UNTIED),
+    tiny_case(
+        "qwen3-qk-norm", "qwen3", [[8, 0], [0, 0], [3, 10]], "reconstruction", rope_theta=1e6
+    ),
+    # As in the paper: memory layers first, head dimension 80, its own selection.
+    tiny_case("paper", "llama", [[8], [8], [0]], "attention", head_dim=80, **_UNTIED),
+)
+TINY = {case.name: case for case in _CASES}
 
 
 def weights(case: Case) -> dict[str, np.ndarray]:

@@ -48,11 +48,7 @@ LoRA = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def measure(
-    decoder: Decoder,
-    case: Case,
-    lora: LoRA,
-    selected: np.ndarray,
-    stages: Collection[str] = STAGES,
+    decoder: Decoder, case: Case, lora: LoRA, selected: np.ndarray, stages: Collection[str] = STAGES
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Compute the stages of a case, each when it is asked for.
 
