@@ -80,7 +80,7 @@ MASKS = {
 @pytest.mark.parametrize(
     "heads, kv_heads, queries, keys", [(4, 4, 5, 5), (6, 2, 3, 11), (9, 3, 1, 7)]
 )
-def test_attention_is_mlx_s(mask, heads, kv_heads, queries, keys):
+def test_attention_equals_that_of_mlx(mask, heads, kv_heads, queries, keys):
     q = mx.array(random(2, heads, queries, 8, spread=3))
     k, v = (mx.array(random(2, kv_heads, keys, n, seed=n)) for n in (8, 4))
     mask = MASKS[mask](2, heads, queries, keys)

@@ -145,7 +145,7 @@ def close(a, b, relative=1e-3):
         assert error < relative * scale + 1e-6, (name, error, scale)
 
 
-def test_traced_writing_is_the_writers():
+def test_traced_writing_equals_the_writer():
     step = Step(tiny_model())
     traced = step.write()
     written = Writer(step.model, step.prefix, RECITE).write(REFERENCES, step.settings)

@@ -105,7 +105,7 @@ def test_overlap_is_the_longest_common_subsequence_in_twice_the_length(text, ref
     assert overlap(text, reference) == pytest.approx(expected / len(reference))
 
 
-def test_copies_overlap_wholly_and_strangers_not():
+def test_overlap_is_1_for_copies_and_small_for_other_texts():
     reference = list(range(100, 140))
     assert overlap([1, 2, *reference, 3], reference) == 1
     assert overlap([1, 2, 3], reference) == 0

@@ -174,7 +174,7 @@ def test_a_recitation_follows_its_reference_as_if_both_were_one_text(family):
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_threads_that_write_with_one_model_do_not_meet(writer, selection):
+def test_threads_that_write_with_one_model_do_not_interfere(writer, selection):
     rows = [tokens(n, 20) for n in range(4)]
     expected = [writer.score([row], selection)[0] for row in rows]
     before = sys.getswitchinterval()

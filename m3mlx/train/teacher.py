@@ -7,7 +7,7 @@ is asked. Its answers never change, and are kept on disk.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,17 +72,16 @@ class Teacher:
 
     def scores(self, references: Sequence[Reference]) -> np.ndarray:
         """Score tokens as ``Writer`` does: float32 (references, layers, KV heads, longest)."""
-        paths = [self._path("scores", reference) for reference in references]
-        for part in _missing(paths):
-            with self.restored():
-                scores = self.writer.score([references[i] for i in part], self.config.selection)[0]
-            for i, score in zip(part, scores, strict=True):
-                save_array(paths[i], score[..., : len(references[i])].astype(np.float16))
-        loaded = [np.load(path, allow_pickle=False).astype(np.float32) for path in paths]
+
+        def compute(part: Sequence[Reference]) -> list[np.ndarray]:
+            found = self.writer.score(part, self.config.selection)[0].astype(np.float16)
+            return [score[..., : len(row)] for score, row in zip(found, part, strict=True)]
+
+        parts = self._cached("scores", references, compute)
         longest = max(map(len, references))
-        whole = np.full((len(loaded), *loaded[0].shape[:2], longest), -1, np.float32)
-        for row, score in zip(whole, loaded, strict=True):
-            row[..., : score.shape[-1]] = score
+        whole = np.full((len(parts), *parts[0].shape[:2], longest), -1, np.float32)
+        for row, part in zip(whole, parts, strict=True):
+            row[..., : part.shape[-1]] = part
         return whole
 
     def top_logprobs(self, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
@@ -91,21 +90,34 @@ class Teacher:
         Returns:
             Token ids, int64, and log probabilities, float32, (all wanted places, TOP_TOKENS).
         """
-        paths = [self._path("lesson", prompt) for prompt in prompts]
-        for part in _missing(paths):
-            with self.restored():
-                logits = self._logits([prompts[i] for i in part])
-                logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-                count = min(TOP_TOKENS, logits.shape[-1])
-                ids = mx.argpartition(-logits, count - 1, axis=-1)[:, :count]
-                logits = mx.take_along_axis(logits, ids, axis=-1)
-                mx.eval(ids, logits)
+
+        def compute(part: Sequence[Prompt]) -> list[np.ndarray]:
+            logits = self._logits(part)
+            logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+            count = min(TOP_TOKENS, logits.shape[-1])
+            ids = mx.argpartition(-logits, count - 1, axis=-1)[:, :count]
+            logits = mx.take_along_axis(logits, ids, axis=-1)
+            mx.eval(ids, logits)
             both = np.stack([np.array(ids).astype(np.float32), np.array(logits)])
-            cuts = np.cumsum([len(prompts[i].wanted) for i in part])[:-1]
-            for i, piece in zip(part, np.split(both, cuts, axis=1), strict=True):
-                save_array(paths[i], piece)
-        both = np.concatenate([np.load(path, allow_pickle=False) for path in paths], axis=1)
+            return np.split(both, np.cumsum([len(p.wanted) for p in part])[:-1], axis=1)
+
+        both = np.concatenate(self._cached("prompts", prompts, compute), axis=1)
         return both[0].astype(np.int64), both[1]
+
+    def _cached(
+        self, kind: str, keys: Sequence[Any], compute: Callable[[Any], list[np.ndarray]]
+    ) -> list[np.ndarray]:
+        """Load the answer of each key from disk; compute those that are missing."""
+        names = [hashlib.sha256(repr(key).encode()).hexdigest()[:32] for key in keys]
+        paths = [self.folder / kind / name[:2] / f"{name}.npy" for name in names]
+        missing = [i for i, path in enumerate(paths) if not path.exists()]
+        for start in range(0, len(missing), BATCH):
+            part = missing[start : start + BATCH]
+            with self.restored():
+                arrays = compute([keys[i] for i in part])
+            for i, array in zip(part, arrays, strict=True):
+                save_array(paths[i], array)
+        return [np.load(path, allow_pickle=False) for path in paths]
 
     def _logits(self, prompts: Sequence[Prompt]) -> mx.array:
         """Logits with whole memories directly before each sequence, which equal the text itself."""
@@ -129,14 +141,3 @@ class Teacher:
             [prompt.wanted for prompt in prompts],
             offsets=[len(self.config.prefix) + len(prompt.text) for prompt in prompts],
         )
-
-    def _path(self, kind: str, key: object) -> Path:
-        name = hashlib.sha256(repr(key).encode()).hexdigest()[:32]
-        return self.folder / kind / name[:2] / f"{name}.npy"
-
-
-def _missing(paths: Sequence[Path]) -> Iterator[list[int]]:
-    """Yield the indices of files that do not exist, a batch at a time."""
-    missing = [i for i, path in enumerate(paths) if not path.exists()]
-    for start in range(0, len(missing), BATCH):
-        yield missing[start : start + BATCH]
