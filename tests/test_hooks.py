@@ -1,4 +1,4 @@
-"""What the hooks rely on in the installed mlx-lm, for every verified family; and that they end."""
+"""The hooks, and what they rely on in the installed mlx-lm, for every verified family."""
 
 import inspect
 import sys
@@ -68,7 +68,7 @@ def state(model):
     return kinds, {name: id(module) for name, module in modules.items()}, functions
 
 
-# --- what mlx-lm promises nowhere
+# --- what mlx-lm does not promise
 
 
 def test_a_model_is_a_head_on_a_body_of_layers_with_self_attn_and_rope(model):

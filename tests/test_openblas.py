@@ -1,4 +1,4 @@
-"""How a library is found without importlib.metadata, which takes a tenth of a second."""
+"""Libraries are found without importlib.metadata, which takes a tenth of a second."""
 
 import os
 import sys

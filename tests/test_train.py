@@ -114,7 +114,7 @@ def test_a_run_is_deterministic_and_resumes(place, tmp_path):
         train(given, report=stop)
     seen = []
     parts = train(given, report=lambda row: seen.append(row["step"]))
-    assert seen == [5, 6]  # behind the checkpoint of step 4
+    assert seen == [5, 6]  # after the checkpoint of step 4
     assert losses(parts.metrics) == losses(whole.metrics)
     for one, two in zip(*(adapter(tmp_path / name) for name in ("whole", "parts")), strict=True):
         assert one[0] == two[0] and mx.array_equal(one[1], two[1])

@@ -84,7 +84,7 @@ def test_the_reconstruction_score_is_what_reciting_takes_from_a_token(writer, le
     assert (got[:, length:] == -1).all()
 
 
-def test_keys_are_kept_after_rope_with_the_positions_behind_the_prefix(writer):
+def test_keys_are_kept_after_rope_with_the_positions_after_the_prefix(writer):
     row = tokens(0, 12)
     _, keys, values = writer.score([row], "attention")
     expected = rotate(project(writer.model, [*PREFIX, *row], "k_proj"))[:, len(PREFIX) :]
@@ -135,7 +135,7 @@ def test_each_head_keeps_its_best_tokens_in_order(data):
 
 @pytest.mark.parametrize("foreign", [260, 2**31, 2**32 - 1, -1])
 def test_tokens_that_the_model_does_not_know_are_refused(writer, foreign):
-    """MLX would read behind its embeddings, or kill the process."""
+    """MLX would read beyond its embeddings, or kill the process."""
     for score in ("reconstruction", "attention"):
         with pytest.raises(ModelError, match=rf"token {foreign} .* 260"):
             writer.score([[1, 2], [3, foreign]], score)

@@ -119,7 +119,7 @@ class MemoryCache:
     def widen(self, mask: mx.array | str | None, queries: int, query_heads: int) -> Any:
         """Turn a mask over prefix and context into one over memories, prefix and context.
 
-        An array that is returned is to be added to the logits.
+        A returned array is added to the logits.
 
         Args:
             mask: None, "causal", or a bool array (…, queries, keys).
@@ -156,7 +156,7 @@ class MemoryCache:
 
 
 class WindowedCache(MemoryCache):
-    """The same for a layer with a sliding window, which memories leave as their text would.
+    """A cache for a layer with a sliding window, which memories leave as their text would.
 
     mlx-lm's rotating buffer overwrites its oldest entries, so memories are kept beside it and
     concatenated at every step.

@@ -70,8 +70,8 @@ class Template:
     def end(self) -> int:
         """Return the token that ends an answer."""
         ends = self._tokenizer.eos_token_ids
-        behind = self.encode(self._between)
-        return behind[0] if behind[0] in ends else self._tokenizer.eos_token_id
+        first = self.encode(self._between)[0]
+        return first if first in ends else self._tokenizer.eos_token_id
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of text, without special tokens around it."""

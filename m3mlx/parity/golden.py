@@ -25,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "parity"
 
 @dataclass(frozen=True)
 class Origin:
-    """How the numbers of a golden file were made.
+    """The origin of a golden file's numbers.
 
     Attributes:
         kind: "cuda" or "cpu".

@@ -27,7 +27,7 @@ def prepare(model: nn.Module, settings: Settings) -> dict[str, Any]:
         What adapter_config.json says, by which mlx-lm loads the result.
 
     Raises:
-        M3Error: all weights are to be trained, and they are quantized.
+        M3Error: full training was asked for, and the weights are quantized.
     """
     model.freeze()
     mx.random.seed(settings.seed)  # LoRA layers begin at random

@@ -1,4 +1,4 @@
-"""Samples become batches: sequences, the references that they read, and what is to be learned.
+"""Batches from samples: sequences, the references that they read, and the tokens to learn.
 
 A batch depends on the settings, the data and its number only. So nothing random has to be saved
 with a checkpoint, and a resumed run is the same run.

@@ -1,7 +1,7 @@
 """The training loop.
 
-``train`` is the one entry. It resumes by itself where its output folder holds a run of the same
-settings; the loss curve is then that of an uninterrupted run.
+``train`` resumes where its output folder holds a run of the same settings; the loss curve is then
+that of an uninterrupted run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The loss of a batch: write its references, read them, compare with what is to be learned."""
+"""The loss of a batch: write its references, read them, compare with the targets."""
 
 from __future__ import annotations
 

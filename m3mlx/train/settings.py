@@ -11,10 +11,9 @@ from ..config import CODECS, MEMORIES, SELECTIONS
 from ..errors import M3Error
 
 OBJECTIVES = ("distill", "sft", "lm", "dpo", "keep")
-WITH_MEMORY = ("distill", "sft", "lm", "dpo")  # objectives that may read memories
 STAGES = ("warmup", "continual")
 QUERIES = ("own", "previous")
-BUDGETS = ("calibrated", "uniform", "half")
+BUDGET_KINDS = ("calibrated", "uniform", "half")
 
 
 @dataclass(frozen=True)
@@ -167,9 +166,9 @@ def parse_budget(text: str) -> tuple[str, int | None]:
     if text == "auto":
         return "calibrated", None
     kind, _, count = text.partition(":")
-    if kind not in BUDGETS or not count.isdecimal() or not 1 <= int(count) <= 128:
+    if kind not in BUDGET_KINDS or not count.isdecimal() or not 1 <= int(count) <= 128:
         raise M3Error(
             f"{text} is no budget; write auto, "
-            f"{', '.join(f'{kind}:8' for kind in BUDGETS)} or the like"
+            f"{', '.join(f'{kind}:8' for kind in BUDGET_KINDS)} or the like"
         )
     return kind, int(count)

@@ -1,4 +1,4 @@
-"""What counts as a difference."""
+"""Differences, ties and tolerances."""
 
 import math
 
