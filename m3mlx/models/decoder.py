@@ -128,21 +128,8 @@ def load_decoder(
     """
     name = str(name or DEFAULT_DECODER)
     path = _find(name, "decoder", progress or no_progress)
-    settings = _read_json(path / "config.json")
-    if settings.get("is_encoder_decoder"):
-        raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
+    model, settings, geometry = _load_model(name, path)
     with _mlx_lm_errors(path):
-        model, settings = load_model(path, lazy=True)
-    try:
-        geometry = _geometry(model)
-    except ValueError as error:
-        kind = settings.get("model_type")
-        raise ModelError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
-    with _mlx_lm_errors(path):
-        if mx.default_device() == mx.cpu:
-            model.set_dtype(mx.float32)
-            model = dequantize_model(model)
-        mx.eval(model.parameters())
         tokenizer = load_tokenizer(path, eos_token_ids=settings.get("eos_token_id"))
     adapter_path = None if adapter_path is None else Path(adapter_path)
     adapter = ""
@@ -227,6 +214,26 @@ def load_encoder(
     """
     hooks.install_fast_ops()
     return encoder.load(_find(str(name or DEFAULT_ENCODER), "encoder", progress or no_progress))
+
+
+def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+    """Load a model in the type that this machine computes fast; also its config and geometry."""
+    settings = _read_json(path / "config.json")
+    if settings.get("is_encoder_decoder"):
+        raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
+    with _mlx_lm_errors(path):
+        model, settings = load_model(path, lazy=True)
+    try:
+        geometry = _geometry(model)
+    except ValueError as error:
+        kind = settings.get("model_type")
+        raise ModelError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
+    with _mlx_lm_errors(path):
+        if mx.default_device() == mx.cpu:
+            model.set_dtype(mx.float32)
+            model = dequantize_model(model)
+        mx.eval(model.parameters())
+    return model, settings, geometry
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from ..chat.conversation import Conversation
 from ..config import CHUNK_TOKENS, SELECTIONS, MemoryConfig
-from ..memory.cache import Layout, make_cache, read_prefix
+from ..memory.cache import Layout, PrefixStates, make_cache, read_prefix
 from ..memory.codec import PADDING, Memory
 from ..memory.parallel import logits_with_memories
 from ..memory.write import Writer, keep, write_traced
@@ -86,6 +86,21 @@ def measure(
             yield f"scores {selection}/{layer}", scores[:, layer]
     yield "selected", writer.write(case.references, config).positions
     memory = keep(_scores_of(selected, case), keys, values, case.counts)
+    yield from _keys_and_values(case, memory)
+
+    caches = make_cache(model, prefix)
+    layout.attach(caches, memory.take(case.reads[0]))
+    with layer_outputs(model) as outputs:
+        logits = model(first, cache=caches)[0]
+    yield from _layers("read", outputs)
+    yield "logits", _array(logits)
+
+    yield from _answer(decoder, case, prefix, layout, memory, stages)
+    if "loss" in stages:
+        yield from _training(model, case, config, lora, selected, stages)
+
+
+def _keys_and_values(case: Case, memory: Memory) -> Iterator[tuple[str, np.ndarray]]:
     real = mx.array(memory.positions != PADDING)[..., None]
     for stage, array in (("keys", memory.keys), ("values", memory.values)):
         start = 0
@@ -95,13 +110,15 @@ def measure(
                 yield f"{stage}/{layer}", _array(array[:, start:stop] * real[:, start:stop])
             start = stop
 
-    caches = make_cache(model, prefix)
-    layout.attach(caches, memory.take(case.reads[0]))
-    with layer_outputs(model) as outputs:
-        logits = model(first, cache=caches)[0]
-    yield from _layers("read", outputs)
-    yield "logits", _array(logits)
 
+def _answer(
+    decoder: Decoder,
+    case: Case,
+    prefix: PrefixStates,
+    layout: Layout,
+    memory: Memory,
+    stages: Collection[str],
+) -> Iterator[tuple[str, np.ndarray]]:
     queries: list[list[int]] = []
     found = iter([*case.reads, *case.refreshes])
 
@@ -110,9 +127,8 @@ def measure(
         return [list(next(found)) for _ in texts]
 
     conversation = Conversation(decoder, prefix, layout, search=search, read=memory.take)
-    logits = conversation.prefill(
-        Turn(case.context, (0, len(case.context))), rows=len(case.context)
-    )
+    length = len(case.context)
+    logits = conversation.prefill(Turn(case.context, (0, length)), rows=length)
     yield "prefill", _array(logits)
     if "tokens" in stages:
         decoder.tokenizer.eos_token_ids = set()  # an answer of one length, whatever it says
@@ -122,8 +138,6 @@ def measure(
             rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in queries]
             yield "queries", np.array(rows)
         yield "decoded", np.stack([_two_best(step.logprobs) for step in steps])
-    if "loss" in stages:
-        yield from _training(model, case, config, lora, selected, stages)
 
 
 def _training(
