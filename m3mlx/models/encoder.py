@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,34 +102,29 @@ def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     }
 
 
+@dataclass(eq=False)
 class Encoder:
     """A loaded sentence encoder; made by ``load``.
 
     Attributes:
-        dimensions: length of a vector.
         max_tokens: longest input, with special tokens; longer ones are cut.
         identity: SHA-256 over all files that decide a vector.
         name: of its folder, or its hub id.
     """
 
-    def __init__(
-        self,
-        bert: _Bert,
-        tokenizer: Tokenizer,
-        *,
-        pooling: str,
-        max_tokens: int,
-        query_prefix: str,
-        document_prefix: str,
-        identity: str,
-        name: str = "",
-    ):
-        self._bert, self._tokenizer, self._pooling = bert, tokenizer, pooling
-        self._prefixes = {True: query_prefix, False: document_prefix}
-        self.dimensions: int = bert.weights["embeddings.word_embeddings.weight"].shape[1]
-        self.max_tokens = max_tokens
-        self.identity = identity
-        self.name = name
+    bert: _Bert
+    tokenizer: Tokenizer
+    pooling: str
+    max_tokens: int
+    query_prefix: str
+    document_prefix: str
+    identity: str
+    name: str
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+        return self.bert.weights["embeddings.word_embeddings.weight"].shape[1]
 
     def encode(
         self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
@@ -143,8 +139,8 @@ class Encoder:
         Returns:
             float32 (texts, dimensions), rows of length 1, in the order of the texts.
         """
-        prefix = self._prefixes[query]
-        tokens = [e.ids for e in self._tokenizer.encode_batch([prefix + t for t in texts])]
+        prefix = self.query_prefix if query else self.document_prefix
+        tokens = [e.ids for e in self.tokenizer.encode_batch([prefix + t for t in texts])]
         vectors = np.empty((len(tokens), self.dimensions), np.float32)
         # Texts of similar length go together, so that little padding is computed.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -156,16 +152,16 @@ class Encoder:
 
     def count(self, texts: Sequence[str]) -> int:
         """Return the number of tokens read from texts, with special tokens."""
-        return sum(len(encoded.ids) for encoded in self._tokenizer.encode_batch(list(texts)))
+        return sum(len(encoded.ids) for encoded in self.tokenizer.encode_batch(list(texts)))
 
     def _forward(self, batch: Sequence[list[int]]) -> np.ndarray:
         width = max(map(len, batch))
         ids = mx.array([row + [0] * (width - len(row)) for row in batch])
         real = mx.arange(width) < mx.array([[len(row)] for row in batch])
-        x = self._bert(ids, real)  # (batch, tokens, width)
-        if self._pooling == "cls":
+        x = self.bert(ids, real)  # (batch, tokens, width)
+        if self.pooling == "cls":
             pooled = x[:, 0]
-        elif self._pooling == "max":
+        elif self.pooling == "max":
             pooled = mx.where(real[..., None], x, -mx.inf).max(1)
         else:  # the sum has the direction of the mean
             pooled = mx.where(real[..., None], x, 0).sum(1)
