@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..config import CHUNK_TOKENS, Options, Progress
+from ..models import inventory
 from . import parts
 from .cost import Shape, cost
 from .rounds import CLOCKS, Figure, ratios_to
@@ -137,15 +138,8 @@ def run(
 
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the program."""
-    name = platform.processor()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as opened:
-            name = next(line.split(":")[1].strip() for line in opened if "model name" in line)
-    except (OSError, StopIteration):
-        pass
     return {
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": mx.device_info().get("device_name") or name,
+        **asdict(inventory.machine()),
         "cores": os.cpu_count(),
         "device": str(mx.default_device()),
         "python": platform.python_version(),

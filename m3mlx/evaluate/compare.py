@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -110,10 +109,9 @@ def evaluate(
                     if report:
                         report(rows[-1])
             decoder = store.assistant.decoder
-    machine = f"{platform.system()} {platform.machine()} {platform.processor()}".strip()
     versions = {name: version(name) for name in ("m3mlx", "mlx", "mlx-lm")}
     adapter = str(decoder.adapter_path or "none")
-    return Report(rows, len(questions), decoder.name, adapter, machine, versions)
+    return Report(rows, len(questions), decoder.name, adapter, str(machine()), versions)
 
 
 def _way(store: TemporaryStore, budget: str) -> dict[str, Any]:
