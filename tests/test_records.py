@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -53,9 +54,9 @@ def other_memory(text):
 
 
 def fill_other(store):
-    """Write the memories of the edition in use, which is the other one."""
-    written = store.references(store.cold(count=1000))
-    store.write({reference.slot: other_memory(reference.text) for reference in written})
+    """Write all memories of the edition 2, which is the other one."""
+    written = store.references(store.cold(count=1000, edition=2))
+    store.write({reference.slot: other_memory(reference.text) for reference in written}, edition=2)
 
 
 # editions
@@ -65,48 +66,44 @@ def test_editions_share_documents_and_keep_their_own_memories(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
         added = store.add_edition(**OTHER)
-        assert (added.id, added.fingerprint, store.edition) == (2, OTHER["fingerprint"], added)
-        (hits,) = store.search(unit(0, 1), [""], 9, "dense")
+        assert (added.id, added.fingerprint, store.edition.id) == (2, OTHER["fingerprint"], 1)
+        assert store.editions() == [store.edition, added]
+        (hits,) = store.search(unit(0, 1), [""], 9, "dense", edition=2)
         assert {hit.warm for hit in hits} == {False}
         assert {hit.tokens for hit in hits} == {None}  # of another tokenizer
         with pytest.raises(ColdReference):
-            store.read([hits[0].slot])
+            store.read([hits[0].slot], edition=2)
         fill_other(store)
-        memorize(store, "/b", B, cold=True)
-        store.use(1)
+        memorize(store, "/b", B, cold=True, tokenizer=added.tokenizer)
         assert everything(store)["/a"] == expected({"/a": A})["/a"]
         assert [(d.path, d.warm) for d in store.documents()] == [("/a", 3), ("/b", 0)]
         (hits,) = store.search(unit(0, 1), [""], 9, "dense")
         assert {hit.path: hit.tokens is None for hit in hits} == {"/a": False, "/b": True}
-    with MemoryStore.open(path, edition=2) as store:
+    with MemoryStore.open(path) as store:
         for hit in store.search(unit(0, 1), [""], 9, "dense")[0]:
             if hit.path == "/a":
-                assert bytes(store.read([hit.slot])[0]) == other_memory(hit.text)
+                assert bytes(store.read([hit.slot], edition=2)[0]) == other_memory(hit.text)
         warm = {edition["id"]: edition["warm"] for edition in store.status()["editions"]}
         assert warm == {1: 3, 2: 3}
 
 
-def test_a_reader_uses_an_edition_that_was_added_after_it_opened(path, store):
+def test_a_reader_reads_an_edition_that_was_added_after_it_opened(path, store):
     memorize(store, "/a", A)
     with MemoryStore.open(path) as reader:
         store.add_edition(**OTHER)
         fill_other(store)
-        reader.use(2)
-        assert bytes(reader.read([0])[0]) == other_memory(A[0])
-        reader.use(1)
+        assert bytes(reader.read([0], edition=2)[0]) == other_memory(A[0])
         assert bytes(reader.read([0])[0]) == memory(A[0])
 
 
 def test_wrong_editions_are_named(path, store):
     with pytest.raises(StoreError, match="already"):
         store.add_edition(**{**OTHER, "fingerprint": ABOUT["fingerprint"]})
-    for use in (store.use, store.remove_edition):
+    for use in (store.remove_edition, store.documents, store.status, partial(store.read, [])):
         with pytest.raises(StoreError, match="no edition 7"):
             use(7)
-    with pytest.raises(StoreError, match="in use"):
+    with pytest.raises(StoreError, match="is the only one"):
         store.remove_edition(1)
-    with pytest.raises(StoreError, match="no edition 7"):
-        MemoryStore.open(path, edition=7)
 
 
 def test_what_is_forgotten_is_erased_in_all_editions(path):
@@ -122,7 +119,7 @@ def test_what_is_forgotten_is_erased_in_all_editions(path):
         assert store.verify(samples).residue == []
         assert in_bytes(path, *memories) == []
         (hit,) = store.search(vector(B[0])[None], [B[0]], 1)[0]
-        assert bytes(store.read([hit.slot])[0]) == other_memory(B[0])
+        assert bytes(store.read([hit.slot], edition=2)[0]) == other_memory(B[0])
 
 
 def test_an_edition_can_be_removed_and_its_number_does_not_come_back(path):
@@ -130,13 +127,13 @@ def test_an_edition_can_be_removed_and_its_number_does_not_come_back(path):
         memorize(store, "/a", A)
         store.add_edition(**OTHER)
         fill_other(store)
-        store.use(1)
         store.remove_edition(2)
         assert not (path / "memories-2.kv").exists()
         assert store.add_edition(**OTHER).id == 3
-        assert store.status()["cold"] == 3
-        store.use(1)
+        assert store.status(edition=3)["cold"] == 3
         assert everything(store) == expected({"/a": A})
+        store.remove_edition(1)
+        assert store.edition.id == 3
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
@@ -154,7 +151,7 @@ def test_a_crash_while_an_edition_is_added_leaves_none(path, owner, function, mo
         assert everything(store) == expected({"/a": A})
         store.add_edition(**OTHER)
         fill_other(store)
-        assert store.status()["cold"] == 0
+        assert store.status(edition=2)["cold"] == 0
 
 
 def add_other(path):
@@ -166,26 +163,36 @@ def test_files_of_two_editions_cannot_stand_for_each_other(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
         store.add_edition(**{**OTHER, "record_bytes": ABOUT["record_bytes"]})
-        store.write({slot: memory(f"other {slot}") for slot in range(3)})
+        store.write({slot: memory(f"other {slot}") for slot in range(3)}, edition=2)
     first, second = path / "memories.kv", path / "memories-2.kv"
     good = second.read_bytes()
     shutil.copy(first, second)
     with pytest.raises(StoreError, match=r"another edition of memories \(1 instead of 2\)"):
-        MemoryStore.open(path, edition=2)
+        read_other(path)
     second.write_bytes(good[:PAGE] + first.read_bytes()[PAGE:])  # its records only
-    with MemoryStore.open(path, edition=2) as store, pytest.raises(StoreError, match="damaged"):
-        store.read([0])
+    with pytest.raises(StoreError, match="damaged"):
+        read_other(path)
+    second.write_bytes(good[:PAGE])
+    with pytest.raises(StoreError, match=r"memories-2\.kv: it is cut short"):
+        read_other(path)
     second.unlink()
     with pytest.raises(StoreError, match=r"memories-2\.kv is missing"):
-        MemoryStore.open(path, edition=2)
+        read_other(path)
     with MemoryStore.open(path, write=True) as store:  # the other one is untouched by all that
         assert everything(store) == expected({"/a": A})
         memorize(store, "/b", B)
     second.write_bytes(good)
     first.unlink()
-    with MemoryStore.open(path, write=True, edition=2) as store:
-        assert bytes(store.read([0])[0]) == memory("other 0")
-        memorize(store, "/c", ["something else"])
+    with MemoryStore.open(path, write=True) as store:
+        assert bytes(store.read([0], edition=2)[0]) == memory("other 0")
+        memorize(store, "/c", ["something else"], cold=True)
+    with pytest.raises(StoreError, match=r"memories\.kv is missing"):
+        MemoryStore.open(path).read([0])
+
+
+def read_other(path):
+    with MemoryStore.open(path) as store:
+        return store.read([0], edition=2)
 
 
 def test_a_writer_in_the_way_has_an_error_of_its_own(path, store):
@@ -196,11 +203,10 @@ def test_a_writer_in_the_way_has_an_error_of_its_own(path, store):
 def test_a_document_that_another_tokenizer_began_to_cut_starts_anew(store):
     begun, _ = store.begin("/a", "h", 3, size=1)
     store.add(references(begun, A[:2]))
-    store.add_edition(**OTHER)
-    again, done = store.begin("/a", "h", 3, size=1)
+    other = store.add_edition(**OTHER)
+    again, done = store.begin("/a", "h", 3, size=1, tokenizer=other.tokenizer)
     assert (again != begun, done) == (True, 0)
     store.add(references(again, A, cold=True))
-    store.use(1)
     assert store.begin("/a", "h", 3, size=1) == (again, 3)  # whole documents are shared
 
 
@@ -289,7 +295,7 @@ def test_memories_of_other_editions_go_first_among_those_used_alike(path, monkey
         fill_other(store)
         assert store._catalog.empty_log()
         total = sum(file.stat().st_size for file in path.iterdir() if not file.match("*-shm"))
-        assert store.set_bound(total - 1) > 0
+        assert store.set_bound(total - 1, edition=2) > 0
         warm = {edition["id"]: edition["warm"] for edition in store.status()["editions"]}
         assert warm[1] < 3
         assert warm[2] == 3 or warm[1] == 0
@@ -356,10 +362,9 @@ def test_compacting_changes_nothing_but_slots_and_gives_room_back(path):
         assert seen(store) == expected(kept)
         assert min(store.slots()) > max(old)
         assert store.slots() == list(range(min(store.slots()), max(store.slots()) + 1))
-        store.use(2)
         for slot in store.slots():
             (reference,) = store.references([slot])
-            assert bytes(store.read([slot])[0]) == other_memory(reference.text)
+            assert bytes(store.read([slot], edition=2)[0]) == other_memory(reference.text)
         assert search(store, "text 9 1", 1) == ["text 9 1"]
         assert store.compact() == 0  # there is nothing more to do
         after = {file.name: file.stat().st_size for file in path.glob("*.kv")}
@@ -455,10 +460,9 @@ def test_a_crash_while_compacting_leaves_the_old_or_the_new(path, module, owner,
         assert {file.name for file in path.glob("*.kv")} == banks
         store.compact()
         assert seen(store) == expected(kept)
-        store.use(2)
         for slot in store.slots():
             (reference,) = store.references([slot])
-            assert bytes(store.read([slot])[0]) == other_memory(reference.text)
+            assert bytes(store.read([slot], edition=2)[0]) == other_memory(reference.text)
 
 
 def test_files_of_the_user_in_the_folder_are_left_alone(path):

@@ -307,9 +307,10 @@ class MemoryStore(Reading):
                 if reference.record is not None
             }
             id = self._catalog.edition(edition).id
-            bank = self._records.bank(id)
-            bank.check(records.values())
-            bank.write(records)  # on the disk before any row says so
+            if records:
+                bank = self._records.bank(id)
+                bank.check(records.values())
+                bank.write(records)  # on the disk before any row says so
             self._catalog.insert(first, references)
             self._catalog.mark(id, records, warm=True)
             self._catalog.set(next_slot=first + len(references))
@@ -371,11 +372,14 @@ class MemoryStore(Reading):
 
     # the bound
 
-    def set_bound(self, max_bytes: int | None) -> int:
+    def set_bound(self, max_bytes: int | None, edition: int | None = None) -> int:
         """Keep the store within so many bytes from now on, or within none.
 
         When it has grown beyond, the memories that were not used for longest are dropped, of any
         edition; their references stay, cold. Text, vectors and index are never dropped.
+
+        Args:
+            edition: whose memories go last among those used alike; None for the first.
 
         Returns:
             How many memories were dropped now.
@@ -386,7 +390,7 @@ class MemoryStore(Reading):
         with self._catalog.transaction():
             self._catalog.set(max_bytes=max_bytes)
         with os_errors_as_store_errors(self.path):
-            return self._records.keep_bound()
+            return self._records.keep_bound(edition)
 
     # forgetting
 

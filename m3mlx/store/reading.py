@@ -77,7 +77,9 @@ class Reading:
             self._search = Search(self._catalog, path / INDEX, self.dimensions, exact)
             self._records = Records(path, self._catalog, self.id, write=write)
             try:
-                self._records.bank(self.edition.id)
+                first, *others = self.editions() or [self.edition]
+                if not others:  # else nobody may need the first, which can be lost
+                    self._records.bank(first.id)
             except BaseException:
                 self._records.close()
                 raise

@@ -48,12 +48,13 @@ class Records:
                 return bank
             try:
                 opened = self._open(known)
-                if opened.records < end - known.origin:
+                have, wanted = opened.records, end - known.origin
+                if have < wanted:
                     opened.close()
                     raise StoreError(
-                        f"{opened.path}: it is cut short, {opened.records} memories of "
-                        f"{end - known.origin} are left. Restore the file from a backup, or "
-                        f"remove the store's folder and memorize the documents again."
+                        f"{opened.path}: it is cut short, {have} memories of {wanted} are left. "
+                        f"Restore the file from a backup, or remove the store's folder and "
+                        f"memorize the documents again."
                     )
             except StoreError:
                 if last:
