@@ -28,7 +28,7 @@ from small_store import (
 from m3mlx import files
 from m3mlx.errors import StoreError
 from m3mlx.store import BusyStore, ColdReference, MemoryStore
-from m3mlx.store.bank import PAGE
+from m3mlx.store.record_file import PAGE
 from m3mlx.store.usage import Usage
 
 OTHER = {
@@ -116,7 +116,7 @@ def test_what_is_forgotten_is_erased_in_all_editions(path):
         memories = [sample.needle for sample in samples if sample.kind == "memory"]
         assert {name for name, _ in in_bytes(path, *memories)} == {"memories.kv", "memories-2.kv"}
         store.forget([document])
-        assert store.verify(samples).residue == []
+        assert store.verify(samples).findings == []
         assert in_bytes(path, *memories) == []
         (hit,) = store.search(vector(B[0])[None], [B[0]], 1)[0]
         assert bytes(store.read([hit.slot], edition=2)[0]) == other_memory(B[0])
@@ -138,12 +138,12 @@ def test_an_edition_can_be_removed_and_its_number_does_not_come_back(path):
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
-    ("owner", "function"), [("Bank", "create"), ("Memories", "add_edition")], ids=str
+    ("owner", "function"), [("RecordFile", "create"), ("Memories", "add_edition")], ids=str
 )
 def test_a_crash_while_an_edition_is_added_leaves_none(path, owner, function, moment):
     with new_store(path) as store:
         memorize(store, "/a", A)
-    module = "m3mlx.store.bank" if owner == "Bank" else "m3mlx.store.memories"
+    module = "m3mlx.store.record_file" if owner == "RecordFile" else "m3mlx.store.catalog_memories"
     die_in(module, owner, function, moment, add_other, path)
     with MemoryStore.open(path, write=True) as store:
         assert [edition.id for edition in store.editions()] == [1]
@@ -226,7 +226,7 @@ def test_the_least_used_memories_are_dropped_first(path, monkeypatch):
         minute[0] = 2000
         store.read([3, 7])
         minute[0] = 3000
-        assert store._catalog.empty_log()
+        assert store._catalog.db.empty_log()
         text = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".kv")
         text -= (path / "catalog.sqlite-shm").stat().st_size
         dropped = store.set_bound(int((text + PAGE + 10 * PAGE) / 0.9))
@@ -250,7 +250,7 @@ def test_the_least_used_memories_are_dropped_first(path, monkeypatch):
 def test_a_store_stays_within_its_bound_whatever_is_added(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
-        store.settle()
+        store.maintain()
         bound = size_on_disk(store) + 40 * PAGE
         store.set_bound(bound)
         for number in range(30):
@@ -267,10 +267,10 @@ def test_a_store_stays_within_its_bound_whatever_is_added(path):
 def test_a_bound_counts_the_index_too(path):
     with new_store(path, **LARGE) as store:
         memorize(store, "/a", [f"text {number}" for number in range(200)])
-        assert store._catalog.empty_log()
+        assert store._catalog.db.empty_log()
         total = sum(file.stat().st_size for file in path.iterdir() if not file.match("*-shm"))
         assert store.set_bound(total + 2000) == 0  # which leaves no room for an index
-        store.settle()
+        store.maintain()
         assert (path / "vectors.usearch").stat().st_size > 2000
         assert store.status()["cold"] > 0
 
@@ -293,7 +293,7 @@ def test_memories_of_other_editions_go_first_among_those_used_alike(path, monkey
         memorize(store, "/a", A)
         store.add_edition(**OTHER)
         fill_other(store)
-        assert store._catalog.empty_log()
+        assert store._catalog.db.empty_log()
         total = sum(file.stat().st_size for file in path.iterdir() if not file.match("*-shm"))
         assert store.set_bound(total - 1, edition=2) > 0
         warm = {edition["id"]: edition["warm"] for edition in store.status()["editions"]}
@@ -309,7 +309,7 @@ def test_a_memory_that_is_dropped_and_written_again_is_not_erased_later(path, mo
             assert store.set_bound(1) == 3
             store.set_bound(None)
             store.write({0: memory(A[0])})
-        store.settle()
+        store.maintain()
         assert bytes(store.read([0])[0]) == memory(A[0])
         assert in_bytes(path, memory(A[1])[:40]) == []
 
@@ -393,7 +393,7 @@ def test_a_compacting_that_fails_leaves_the_old_and_no_copies(path, monkeypatch)
     before = {file.name for file in path.glob("memories*")}
     with MemoryStore.open(path, write=True, **LARGE) as store:
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="Make room"):
-            patch.setattr(files, "step", fail_at("records copied"))
+            patch.setattr(files, "at_step", fail_at("records copied"))
             store.compact()
         assert {file.name for file in path.glob("memories*")} == before
         assert seen(store) == expected(kept)
@@ -438,8 +438,8 @@ STEPS = [
     ("m3mlx.store.records", "Records", "copy", "before"),
     ("m3mlx.store.records", "Records", "copy", "after"),
     ("m3mlx.store.catalog", "Catalog", "renumber", "after"),
-    ("m3mlx.store.catalog", "Catalog", "scrub", "before"),
-    ("m3mlx.store.catalog", "Catalog", "scrub", "after"),
+    ("m3mlx.store.catalog", "Catalog", "purge", "before"),
+    ("m3mlx.store.catalog", "Catalog", "purge", "after"),
 ]
 
 
@@ -478,7 +478,7 @@ def test_files_of_the_user_in_the_folder_are_left_alone(path):
 
 def test_every_step_of_writing_has_a_name(path, monkeypatch):
     steps = []
-    monkeypatch.setattr(files, "step", steps.append)
+    monkeypatch.setattr(files, "at_step", steps.append)
     with new_store(path, **LARGE) as store:
         memorize(store, "/a", A)
     order = ["record written", "records on disk", "committing", "committed"]

@@ -24,7 +24,7 @@ from small_store import (
 from m3mlx.errors import StoreError
 from m3mlx.store import MemoryStore, database
 from m3mlx.store import traces as traces_module
-from m3mlx.store.index import rounded
+from m3mlx.store.index import quantize
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_forgetting_leaves_no_byte(path, options):
         document = memorize(store, "/private/plan.txt", secret)
         for number in range(5):
             memorize(store, f"/more/{number}", [f"{word} {number}" for word in A])
-        store.settle()
+        store.maintain()
         needles = [b"private/plan", b"confidenti", b"zanzibar", b"embargo"]
         for new in references(document, secret):
             tokens = np.array(new.tokens, dtype="<u4").tobytes()
             needles += [new.text.encode(), new.text.encode("utf-16-le"), tokens, new.record[:30]]
-            needles += [new.vector.tobytes(), rounded(new.vector).tobytes()]
+            needles += [new.vector.tobytes(), quantize(new.vector).tobytes()]
         there = {needle for _, needle in in_bytes(path, *needles)}
         assert len(there) == len(needles) - 2 - 2 * (not options)  # no UTF-16; no index, no halves
         (forgotten,) = store.forget([document])
@@ -79,18 +79,18 @@ def test_traces_are_found_before_and_not_after(path):
         document = memorize(
             store, "/secret", ["incomprehensible remark about Zanzibar", "and more"]
         )
-        store.settle()
+        store.maintain()
         traces = store.traces([document])
         kinds = {"name", "text", "word", "tokens", "vector", "memory"}
         assert {trace.kind for trace in traces} == kinds
         kept = {file: file.read_bytes() for file in path.iterdir()}
-        assert store.verify(traces).residue == []  # all of it is in a document that remains
+        assert store.verify(traces).findings == []  # all of it is in a document that remains
         store.forget([document])
-        assert store.verify(traces).residue == []
+        assert store.verify(traces).findings == []
         for file, data in kept.items():  # an old file that comes back is noticed
             if file.suffix in (".usearch", ".sqlite-wal", ".kv"):
                 (path / "backup").write_bytes(bytes(99) + data)
-                found = store.verify(traces).residue
+                found = store.verify(traces).findings
                 assert {residue.file for residue in found} == {"backup"}
                 assert {residue.path for residue in found} == {"/secret"}
                 for residue in found:
@@ -104,12 +104,12 @@ def test_what_was_not_erased_is_noticed(path, monkeypatch):
         document = memorize(store, "/secret", ["incomprehensible remark about Zanzibar"])
         traces = store.traces([document])
         with monkeypatch.context() as patch:
-            patch.setattr(store, "settle", lambda: None)
+            patch.setattr(store, "maintain", lambda: None)
             store.forget([document])
-        left = store.verify(traces).residue
+        left = store.verify(traces).findings
         assert {residue.kind for residue in left} >= {"memory", "text"}
-        store.settle()
-        assert store.verify(traces).residue == []
+        store.maintain()
+        assert store.verify(traces).findings == []
 
 
 def test_what_another_document_also_has_is_no_residue(store):
@@ -118,7 +118,7 @@ def test_what_another_document_also_has_is_no_residue(store):
     memorize(store, "/one.txt.bak", [text])
     traces = store.traces([one])
     store.forget([one])
-    assert store.verify(traces).residue == []
+    assert store.verify(traces).findings == []
     assert everything(store) == expected({"/one.txt.bak": [text]})
 
 
@@ -127,7 +127,7 @@ def test_words_of_the_store_itself_are_no_residue(store):
     traces = store.traces([document])
     assert {trace.original for trace in traces} >= {"document", "checksum", "reconstruct"}
     store.forget([document])
-    assert store.verify(traces).residue == []
+    assert store.verify(traces).findings == []
 
 
 def test_forgetting_a_half_added_document_works(path, store):
@@ -154,7 +154,7 @@ def test_a_reader_in_the_way_of_erasing_is_named_and_it_is_done_later(path, monk
             with pytest.raises(StoreError, match="being read"):
                 store.forget([document])
             assert everything(store) == {}
-        store.settle()
+        store.maintain()
         assert in_bytes(path, A[0].encode(), b"plum") == []
 
 
@@ -166,10 +166,10 @@ def test_text_is_found_in_every_encoding_wherever_it_lies(path, store, encoding)
     document = memorize(store, "/secret", [ENCODED])
     samples = store.traces([document])
     store.forget([document])
-    assert store.verify(samples).residue == []
+    assert store.verify(samples).findings == []
     for before in (0, 1, 2**22 - 7, 2**22):  # also over the seam of two parts
         (path / "copy").write_bytes(bytes(before) + ENCODED.encode(encoding) + bytes(9))
-        kinds = {residue.kind: residue for residue in store.verify(samples).residue}
+        kinds = {residue.kind: residue for residue in store.verify(samples).findings}
         assert kinds["text"].file == "copy"
         assert before <= kinds["text"].offset < before + 4 * len(ENCODED)
         (path / "copy").unlink()
@@ -182,9 +182,9 @@ def test_every_reference_is_looked_for(path, store):
     samples = store.traces([document])
     store.forget([document])
     for text in texts:
-        for kept in (text.encode(), memory(text), rounded(vector(text)).tobytes()):
+        for kept in (text.encode(), memory(text), quantize(vector(text)).tobytes()):
             (path / "copy").write_bytes(b"x" * 1001 + kept)
-            assert {residue.file for residue in store.verify(samples).residue} == {"copy"}
+            assert {residue.file for residue in store.verify(samples).findings} == {"copy"}
 
 
 @settings(max_examples=100, deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,15 @@ class Edition:
     def stored_bytes(self) -> int:
         """Length of one memory in the file."""
         return self.record_bytes + self.overhead
+
+    @property
+    def row(self) -> tuple:
+        """Its columns in the catalog."""
+        fingerprint, memory = (
+            json.dumps(value, sort_keys=True) for value in (self.fingerprint, self.memory)
+        )
+        about = (self.record_bytes, self.file, self.origin, self.added, self.overhead)
+        return (self.id, fingerprint, memory, *about)
 
     @property
     def tokenizer(self) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3mlx.errors import StoreError
-from m3mlx.store.bank import PAGE, Bank, DamagedRecord, Identity, stride
+from m3mlx.store.record_file import PAGE, RecordFile, DamagedRecord, Identity, stride
 
 ID = bytes(range(16))
 MADE = bytes(range(100, 132))
@@ -23,8 +23,8 @@ def identity(record_bytes=10, **changes):
 
 
 def new_bank(path, record_bytes=10, **changes):
-    Bank.create(path, identity(record_bytes, **changes))
-    return Bank(path, identity(record_bytes, **changes), write=True)
+    RecordFile.create(path, identity(record_bytes, **changes))
+    return RecordFile(path, identity(record_bytes, **changes), write=True)
 
 
 def test_the_bytes_of_the_file_are_those_of_the_format(tmp_path):
@@ -48,7 +48,7 @@ def test_files_of_the_first_release_are_read_and_written_in_their_own_format(tmp
     record = bytes.fromhex("68656c6c6ff59cbee9")  # of slot 1
     whole = head + struct.pack("<I", zlib.crc32(head)) + bytes(16384) + record.ljust(16384, b"\0")
     (tmp_path / "b").write_bytes(whole)
-    bank = Bank(tmp_path / "b", identity(5), write=True)
+    bank = RecordFile(tmp_path / "b", identity(5), write=True)
     assert bytes(bank.read([1])[0]) == b"hello"
     bank.write({1: b"other"})
     bank.write({1: b"hello"})
@@ -56,7 +56,7 @@ def test_files_of_the_first_release_are_read_and_written_in_their_own_format(tmp
     assert (tmp_path / "b").read_bytes() == whole
     for changes in ({"edition": 2}, {"origin": 5}):  # which that release did not have
         with pytest.raises(StoreError, match="another edition"):
-            Bank(tmp_path / "b", identity(5, **changes))
+            RecordFile(tmp_path / "b", identity(5, **changes))
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_wrong_header_is_named(tmp_path, change, words):
     bank.close()
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(StoreError, match=words) as caught:
-        Bank(path, identity())
+        RecordFile(path, identity())
     assert str(path) in str(caught.value)
 
 
@@ -218,7 +218,7 @@ def test_a_wrong_header_is_named(tmp_path, change, words):
 def test_a_file_of_other_memories_is_refused_by_name(tmp_path, changes, words):
     new_bank(tmp_path / "b").close()
     with pytest.raises(StoreError, match=words):
-        Bank(tmp_path / "b", identity(**changes))
+        RecordFile(tmp_path / "b", identity(**changes))
 
 
 def test_records_start_at_the_origin(tmp_path):
@@ -260,7 +260,7 @@ def test_a_file_that_is_cut_short_while_it_is_open_is_no_crash(tmp_path):
 
 def test_a_missing_file_is_named_and_not_made(tmp_path):
     with pytest.raises(StoreError, match="missing"):
-        Bank(tmp_path / "b", identity(), write=True)
+        RecordFile(tmp_path / "b", identity(), write=True)
     assert not (tmp_path / "b").exists()
 
 
@@ -276,7 +276,7 @@ def test_an_open_file_that_is_cut_short_and_grows_again_is_never_read_behind_its
     writer = new_bank(tmp_path / "b", record_bytes=40_000)
     memories = {slot: bytes([slot]) * 40_000 for slot in range(5)}
     writer.write(memories)
-    reader = Bank(tmp_path / "b", identity(40_000))
+    reader = RecordFile(tmp_path / "b", identity(40_000))
     assert reader.read([4])[0].tobytes() == memories[4]
     for length in (PAGE + 4 * stride(40_000) + 40_003, PAGE + stride(40_000), PAGE, 100, 0):
         os.truncate(tmp_path / "b", length)  # a map of what is gone would kill the process

@@ -61,7 +61,7 @@ import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from .cipher import OVERHEAD, Cipher, Tampered
+from .cipher import Cipher, Plain, Tampered
 from .rows import Edition
 
 MAGIC = b"m3mlx.kv"
@@ -70,6 +70,7 @@ BYTE_ORDER = 0x01020304
 PAGE = 16384  # of Apple silicon; Metal adopts host memory that is aligned to it
 CHECKSUM = 4
 _HEADER = struct.Struct("<8s4I2Q16sQ32s")
+_PLAIN = Plain()
 
 
 class DamagedRecord(StoreError):
@@ -126,24 +127,23 @@ class Identity:
 
     def seed(self, version: int) -> int:
         """What the checksums of records start from."""
-        if version == 1:
-            return zlib.crc32(self.store)
-        return zlib.crc32(self._place())
+        return zlib.crc32(self.store if version == 1 else self._owner)
 
-    def _place(self) -> bytes:
+    @property
+    def _owner(self) -> bytes:
         return self.store + self.edition.to_bytes(4, "little") + self.fingerprint
 
-    def owner(self, slot: int) -> bytes:
+    def record_owner(self, slot: int) -> bytes:
         """What a record is encrypted for."""
-        return self._place() + slot.to_bytes(8, "little")
+        return self._owner + slot.to_bytes(8, "little")
 
 
-class Bank:
+class RecordFile:
     """An open record file."""
 
     @staticmethod
     def create(path: Path, identity: Identity) -> None:
-        """Make a bank without records, in place of any that is there."""
+        """Make a file without records, in place of any that is there."""
         with files.replacing(path) as new:
             new.write_bytes(identity.header())
 
@@ -153,14 +153,14 @@ class Bank:
         identity: Identity,
         *,
         write: bool = False,
-        cipher: Cipher | None = None,
+        cipher: Cipher | Plain = _PLAIN,
     ):
-        """Open a bank and check its header. Raises StoreError that names what is wrong."""
+        """Open a file and check its header. Raises StoreError that names what is wrong."""
         self.path = path
         self._cipher = cipher
         self.identity = identity
         self.record_bytes = identity.record_bytes
-        self.memory_bytes = identity.record_bytes - (OVERHEAD if cipher else 0)
+        self.memory_bytes = identity.record_bytes - cipher.overhead
         self._map: mmap.mmap | None = None
         self._origin = identity.origin
         self._stride = stride(identity.record_bytes)
@@ -221,6 +221,7 @@ class Bank:
         """Let the disk read all of these at once: page by page would take many times as long."""
         for slot in slots:
             if (record := self._record(slot)) and hasattr(mmap, "MADV_WILLNEED"):
+                assert isinstance(record.obj, mmap.mmap)
                 record.obj.madvise(mmap.MADV_WILLNEED, self._offset(slot), len(record))
 
     def raw(self, slot: int) -> bytes:
@@ -242,12 +243,13 @@ class Bank:
             row[:] = record[: self.record_bytes]
             if record[self.record_bytes :] != self._checksum(slot, row.data):
                 raise DamagedRecord(self.path, slot)
-        if not self._cipher:
+        if not self._cipher.encrypts:
             return stored
         memories = np.empty((len(slots), self.memory_bytes), dtype=np.uint8)
-        for row, sealed, slot in zip(memories, stored, slots, strict=True):
+        for row, encrypted, slot in zip(memories, stored, slots, strict=True):
             try:
-                memory = self._cipher.open_record(sealed.data, self.identity.owner(slot))
+                owner = self.identity.record_owner(slot)
+                memory = self._cipher.decrypt_record(encrypted.tobytes(), owner)
             except Tampered as error:
                 raise DamagedRecord(self.path, slot) from error
             row[:] = np.frombuffer(memory, dtype=np.uint8)
@@ -265,24 +267,23 @@ class Bank:
     def write(self, memories: Mapping[int, bytes]) -> None:
         """Put memories into their slots, over whatever is there, and wait for the disk."""
         for slot, memory in sorted(memories.items()):
-            if self._cipher:
-                memory = self._cipher.seal_record(memory, self.identity.owner(slot))
+            memory = self._cipher.encrypt_record(memory, self.identity.record_owner(slot))
             record = bytes(memory) + self._checksum(slot, memory)
             self._put(slot, record.ljust(self._stride, b"\0"))
-            files.step("record written")
+            files.at_step("record written")
         if memories:
             files.sync(self._file.fileno())
-            files.step("records on disk")
+            files.at_step("records on disk")
 
     def erase(self, slots: Iterable[int]) -> None:
         """Overwrite slots with zeros, wait for the disk, and give their blocks back."""
         used = [slot for slot in slots if slot >= self._origin and self._used(slot)]
         for slot in used:
             self._put(slot, bytes(self._stride))
-            files.step("record erased")
+            files.at_step("record erased")
         if used:
             files.sync(self._file.fileno())
-            files.step("erased on disk")
+            files.at_step("erased on disk")
         for slot in used:  # only now: of a hole nobody could say that its old bytes are gone
             files.punch(self._file.fileno(), self._offset(slot), self._stride)
 
@@ -296,7 +297,7 @@ class Bank:
         if os.fstat(self._file.fileno()).st_size > length:
             os.ftruncate(self._file.fileno(), length)
             files.sync(self._file.fileno())
-            files.step("records cut off")
+            files.at_step("records cut off")
 
     def _put(self, slot: int, record: bytes) -> None:
         done = 0
@@ -308,7 +309,7 @@ class Bank:
         self._map = None  # not closed: another thread may be copying from it
 
 
-def mend(path: Path, identity: Identity, slots: Sequence[int]) -> None:
+def restore(path: Path, identity: Identity, slots: Sequence[int]) -> None:
     """Give a record file its header and its length again, if they are missing or damaged.
 
     Args:
@@ -318,27 +319,27 @@ def mend(path: Path, identity: Identity, slots: Sequence[int]) -> None:
         StoreError: the header is whole, but of another file.
     """
     if not path.exists():
-        Bank.create(path, identity)
+        RecordFile.create(path, identity)
     with path.open("r+b", buffering=0) as file:
-        _mend_header(file.fileno(), path, identity, slots)
+        _restore_header(file.fileno(), path, identity, slots)
         end = PAGE + (max(slots, default=-1) + 1 - identity.origin) * stride(identity.record_bytes)
         if os.fstat(file.fileno()).st_size < end:
             os.ftruncate(file.fileno(), end)
         files.sync(file.fileno())
 
 
-def _mend_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
+def _restore_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
     found = os.pread(descriptor, PAGE, 0)
     whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
     if len(found) == PAGE and whole:
-        Bank(path, identity).close()
+        RecordFile(path, identity).close()
         return
     for version in (1, VERSION):  # the newest stays if no memory tells
         os.pwrite(descriptor, identity.header(version), 0)
-        with suppress(StoreError), closing(Bank(path, identity)) as bank:
+        with suppress(StoreError), closing(RecordFile(path, identity)) as file:
             for slot in slots:
                 with suppress(DamagedRecord):
-                    bank.read([slot])
+                    file.read([slot])
                     return
 
 
