@@ -22,7 +22,8 @@ from small_store import (
 from m3mlx.errors import StoreError
 from m3mlx.export.merge import receive, send
 from m3mlx.export.portable import Export
-from m3mlx.store import LockedError, MemoryStore, cipher, index, words
+from m3mlx.store import LockedError, MemoryStore, cipher, index
+from m3mlx.store import words as words_module
 from m3mlx.store.catalog import _checksum
 
 PATH = "/home/quix/zeppelin.md"
@@ -131,7 +132,7 @@ def test_every_search_finds_what_it_finds_in_a_plain_store(path, tmp_path, mode)
 
 
 def test_a_large_store_is_searched_by_meaning_alone(path, monkeypatch):
-    monkeypatch.setattr(words, "MOST_IN_MEMORY", 2)
+    monkeypatch.setattr(words_module, "MOST_IN_MEMORY", 2)
     with new(path) as store:
         memorize(store, "/a", A)
         assert search(store, A[1], mode="hybrid")[0] == A[1]

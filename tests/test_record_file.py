@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3mlx.errors import StoreError
-from m3mlx.store.record_file import PAGE, RecordFile, DamagedRecord, Identity, stride
+from m3mlx.store.record_file import PAGE, DamagedRecord, Identity, RecordFile, stride
 
 ID = bytes(range(16))
 MADE = bytes(range(100, 132))

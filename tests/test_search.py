@@ -21,9 +21,8 @@ from small_store import (
     vector,
 )
 
-from m3mlx.store import MemoryStore, NewReference
+from m3mlx.store import MemoryStore, NewReference, catalog
 from m3mlx.store import index as index_module
-from m3mlx.store import catalog
 
 TEXTS = [f"text {number}" for number in range(120)]
 

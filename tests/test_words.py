@@ -71,7 +71,7 @@ def test_no_query_raises_and_stored_texts_find_themselves(catalog):
 
     check()
     fill(catalog, "/b", ["last"], 1)
-    catalog.scrub()
+    catalog.purge()
     catalog.db.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
     assert matching(catalog, "last") == [1]
 

@@ -22,7 +22,7 @@ import numpy as np
 from .. import files
 from ..errors import StoreError
 from .catalog_memories import IN, Memories, as_json
-from .cipher import Cipher, Passphrase, Plain, Tampered, unlock
+from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
 from .database import Connection, new_database
 from .filter import Filter
 from .rows import Edition, NewReference, StoredDocument, StoredReference
@@ -78,7 +78,7 @@ class Catalog:
         self.path = path
         self.db = Connection(path, write=write)
         self.memories = Memories(self.db)
-        self.cipher: Cipher | Plain = Plain()
+        self.cipher: Cipher | Plain = PLAIN
         self.snapshot: Callable[[], AbstractContextManager] = self.db.snapshot
         self.transaction: Callable[[], AbstractContextManager] = self.db.transaction
         self.damaged, self.close = self.db.damaged, self.db.close

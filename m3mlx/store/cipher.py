@@ -74,6 +74,9 @@ class Plain:
         return stored
 
 
+PLAIN = Plain()
+
+
 class Cipher:
     """The keys of one store. What decrypts raises Tampered.
 

@@ -61,7 +61,7 @@ import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from .cipher import Cipher, Plain, Tampered
+from .cipher import PLAIN, Cipher, Plain, Tampered
 from .rows import Edition
 
 MAGIC = b"m3mlx.kv"
@@ -70,7 +70,6 @@ BYTE_ORDER = 0x01020304
 PAGE = 16384  # of Apple silicon; Metal adopts host memory that is aligned to it
 CHECKSUM = 4
 _HEADER = struct.Struct("<8s4I2Q16sQ32s")
-_PLAIN = Plain()
 
 
 class DamagedRecord(StoreError):
@@ -153,7 +152,7 @@ class RecordFile:
         identity: Identity,
         *,
         write: bool = False,
-        cipher: Cipher | Plain = _PLAIN,
+        cipher: Cipher | Plain = PLAIN,
     ):
         """Open a file and check its header. Raises StoreError that names what is wrong."""
         self.path = path

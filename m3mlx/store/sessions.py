@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..files import os_errors_as_store_errors
-from .cipher import Cipher, Plain, Tampered
+from .cipher import PLAIN, Cipher, Plain, Tampered
 from .database import committed, integrity_errors
 
 FILE = "sessions.sqlite"
@@ -60,13 +60,13 @@ class Sessions:
 
     Args:
         store: its folder.
-        cipher: that of the store.
+        cipher: that of an encrypted store.
 
     Raises:
         StoreError: the file is damaged, foreign or of another version.
     """
 
-    def __init__(self, store: Path, cipher: Cipher | Plain):
+    def __init__(self, store: Path, cipher: Cipher | Plain = PLAIN):
         self.path, self._cipher = store / FILE, cipher
         with os_errors_as_store_errors(store):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
