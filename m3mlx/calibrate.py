@@ -12,14 +12,14 @@ best enlarged when they are read. An adapter may bring its calibration along.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from . import files
 from .chat.conversation import Conversation
 from .config import (
     FORMAT_VERSION,
@@ -32,11 +32,10 @@ from .config import (
     no_progress,
 )
 from .errors import M3Error
-from .memory.cache import PrefixStates, read_prefix
+from .memory.cache import Layout, PrefixStates, read_prefix
 from .memory.codec import Memory
 from .memory.write import Writer, keep
 from .models.decoder import Decoder
-from .models.template import Template
 
 AVERAGES = (4, 8, 16, 32, 64)
 KEY_SCALES = (1.1, 1.2, 1.3, 1.4)
@@ -85,7 +84,7 @@ def calibrate(
             budget="uniform",
             counts=trained.counts(decoder.layers, decoder.kv_heads),
             head_dim=decoder.head_dim,
-            prefix=Template(decoder.tokenizer, trained.prefix).prefix,
+            prefix=decoder.template.prefix,
             key_bits=key_bits,
             value_bits=value_bits,
         )
@@ -105,8 +104,11 @@ def calibrate(
 
 def save_with_adapter(decoder: Decoder, progress: Progress | None = None) -> Path:
     """Write the default calibration beside the decoder's adapter, for all who get the adapter."""
+    if decoder.adapter_path is None:
+        raise M3Error("a calibration is saved beside an adapter; name one with --adapter-path")
     path = decoder.adapter_path / CALIBRATION
-    _save(path, _find(decoder, "reconstruction", "calibrated", None, progress))
+    found = _find(decoder, "reconstruction", "calibrated", None, progress)
+    files.write_text(path, json.dumps(found))
     return path
 
 
@@ -118,7 +120,7 @@ def _find(
     progress: Progress | None,
 ) -> dict:
     """The budget and what it was found under, as it is kept."""
-    template = Template(decoder.tokenizer, decoder.trained and decoder.trained.prefix)
+    template = decoder.template
     texts = _samples()
     wanted = {
         "weights": decoder.weights,
@@ -134,14 +136,14 @@ def _find(
     brought = decoder.adapter_path and _load(decoder.adapter_path / CALIBRATION, wanted)
     if found := brought or _load(path, wanted):
         return found
-    measure = _Measure(decoder, template, texts, selection, progress)
+    measure = _Measure(decoder, texts, selection, progress)
     if tokens_per_head is None:
         counts, kept = measure.smallest(budget)
     else:
         counts, kept = measure.counts(budget, tokens_per_head), {}
     found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
     found["key_scale"] = measure.best_key_scale(counts)
-    _save(path, found)
+    files.write_text(path, json.dumps(found))
     return found
 
 
@@ -163,8 +165,7 @@ def budgets(
             continue
         counts = [[int(average)] * heads] * layers
         if budget == "calibrated":
-            template = Template(decoder.tokenizer)
-            measure = measure or _Measure(decoder, template, _samples(), config.selection, None)
+            measure = measure or _Measure(decoder, _samples(), config.selection, None)
             counts = measure.counts(budget, int(average))
         elif budget == "half":
             counts[layers // 2 :] = [[0] * heads] * (layers - layers // 2)
@@ -205,12 +206,11 @@ class _Measure:
     def __init__(
         self,
         decoder: Decoder,
-        template: Template,
         texts: list[dict],
         selection: str,
         progress: Progress | None,
     ):
-        self.decoder = decoder
+        self.decoder, template = decoder, decoder.template
         self.config = MemoryConfig(
             selection=selection,
             budget="calibrated",
@@ -281,31 +281,34 @@ class _Measure:
         self.progress("measuring memories", self.done, 0)
         self.done += 1
         if counts is None:
-            return self._answer(None, None)
+            return self._without_memory()
         config = replace(self.config, counts=tuple(map(tuple, counts)), key_scale=key_scale)
         memory = Memory.join([keep(*part, counts) for part in self.parts])
-        return np.mean([self._answer(config, memory, n) for n in (1, MEMORIES)])
+        losses = [self._among(Layout(config), memory, count) for count in (1, MEMORIES)]
+        return sum(losses) / len(losses)
 
-    def _answer(self, config: MemoryConfig | None, memory: Memory | None, among: int = 1) -> float:
-        losses = []
-        for i, (turn, answer) in enumerate(zip(self.turns, self.answers, strict=True)):
-            slots = [_Slot((i + n) % len(self.turns)) for n in range(among)]
-            conversation = Conversation(
+    def _without_memory(self) -> float:
+        return self._mean(lambda number: Conversation(self.decoder, self.prefix))
+
+    def _among(self, layout: Layout, memory: Memory, count: int) -> float:
+        """Loss with each text's memory read among ``count`` memories in all."""
+
+        def conversation(number: int) -> Conversation:
+            rows = [(number + n) % len(self.turns) for n in range(count)]
+            return Conversation(
                 self.decoder,
                 self.prefix,
-                config,
-                search=memory and (lambda texts, k, slots=slots: [slots] * len(texts)),
-                read=memory and memory.take,
+                layout,
+                search=lambda texts, k: [rows] * len(texts),
+                read=memory.take,
             )
-            losses.append(conversation.loss(turn, answer))
-        return float(np.mean(losses))
 
+        return self._mean(conversation)
 
-@dataclass
-class _Slot:
-    """A hit of a search whose result is known beforehand."""
-
-    slot: int
+    def _mean(self, conversation: Callable[[int], Conversation]) -> float:
+        asked = enumerate(zip(self.turns, self.answers, strict=True))
+        losses = [conversation(number).loss(*both) for number, both in asked]
+        return sum(losses) / len(losses)
 
 
 def _samples() -> list[dict]:
@@ -323,10 +326,3 @@ def _load(path: Path, wanted: dict) -> dict | None:
         return None
     found.setdefault("key_scale", found.get("sharpness"))  # its name up to version 0.1
     return found
-
-
-def _save(path: Path, data: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data), "utf-8")
-    temporary.replace(path)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
@@ -49,6 +50,75 @@ def default_store() -> Path:
         return Path(store)
     home = os.environ.get("M3MLX_HOME")
     return (Path(home) if home else Path(platformdirs.user_data_dir("m3mlx"))) / "store"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of an assistant.
+
+    Attributes:
+        model: folder, hub id or built-in name of the decoder; None for the default.
+        store: folder of the memories; None for the default one.
+        encoder: folder or built-in name of the sentence encoder.
+        adapter_path: LoRA adapter of mlx-lm; None for the one that comes with the model, if any,
+            "none" for the plain model.
+        selection, budget, tokens_per_head, codec: how memories are written; None takes what the
+            store was made with, or the default. ``tokens_per_head`` 0 means auto.
+        memories: memories read by each chunk of 64 tokens; None for as many as the model was
+            trained with, or five.
+        kv_bits: 8 or 4 to keep the context quantized.
+        retrieval: "hybrid", "dense" or "text".
+        also: folders of other stores, which are searched and read too, and never changed.
+        encrypt: encrypt a new store.
+    """
+
+    model: str | None = None
+    store: Path | None = None
+    encoder: str | None = None
+    adapter_path: str | Path | None = None
+    selection: str | None = None
+    budget: str | None = None
+    tokens_per_head: int | None = None
+    codec: str | None = None
+    memories: int | None = None
+    kv_bits: int | None = None
+    retrieval: str = "hybrid"
+    also: tuple[Path, ...] = ()
+    encrypt: bool = False
+
+    @property
+    def writing(self) -> dict[str, Any]:
+        """The fields of ``MemoryConfig`` that were asked for."""
+        key_bits, value_bits = CODECS[self.codec] if self.codec else (None, None)
+        asked = {
+            "selection": self.selection,
+            "budget": self.budget,
+            "tokens_per_head": self.tokens_per_head,
+            "key_bits": key_bits,
+            "value_bits": value_bits,
+        }
+        return {name: value for name, value in asked.items() if value}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How an answer is generated.
+
+    Attributes:
+        max_tokens: maximum length of the answer.
+        temp, top_p: of mlx-lm's sampler; temp 0 takes the likeliest token.
+        seed: makes a sampled answer repeatable.
+        query: what the chunks of a prompt retrieve with: "chunk" for their own words (the paper's
+            way), "message" for the whole message.
+        raw: continue the message as it stands, without the chat template around it.
+    """
+
+    max_tokens: int = 256
+    temp: float = 0.0
+    top_p: float = 0.0
+    seed: int | None = None
+    query: str = "message"
+    raw: bool = False
 
 
 @dataclass(frozen=True)

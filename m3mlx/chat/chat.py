@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.sample_utils import make_sampler
 
-from ..config import MEMORY_MODES, MemoryConfig
+from ..config import MEMORY_MODES, Generation, Options
 from ..errors import M3Error
-from ..memory.cache import Layout, PrefixStates
+from ..memory.cache import PrefixStates
 from ..memory.codec import Memory
+from ..memory.format import MemoryFormat
 from ..models.decoder import Decoder
-from ..models.template import Template, Turn
-from ..store import Hit, MemoryStore
+from ..models.template import Turn
+from ..store import Filter, Hit
 from .conversation import Conversation, Step, Timings
+
+
+class Assistant(Protocol):
+    """What a chat asks of an assistant."""
+
+    @property
+    def options(self) -> Options: ...
+    @property
+    def decoder(self) -> Decoder: ...
+    @property
+    def format(self) -> MemoryFormat: ...
+    @property
+    def plain_prefix(self) -> PrefixStates: ...
+    @property
+    def memories(self) -> int: ...
+
+    def check(self) -> None:
+        """Refuse a store without memories of the model."""
+
+    def search(
+        self, texts: Sequence[str], k: int, *, only: Filter | None = None
+    ) -> list[list[Hit]]:
+        """Return the references that fit each text best."""
+
+    def read(self, hits: Sequence[Hit]) -> Memory:
+        """Return the memories of hits."""
 
 
 @dataclass
@@ -59,64 +85,44 @@ class Answer:
     finish_reason: str
 
 
-class Assisting(Protocol):
-    """What a conversation asks of an assistant."""
-
-    decoder: Decoder
-    template: Template
-    config: MemoryConfig
-    prefix: PrefixStates
-    plain_prefix: PrefixStates
-    store_path: Path
-    memories: int
-    kv_bits: int | None
-
-    def check(self) -> None:
-        """Refuse a store without memories of the model."""
-
-    def search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
-        """The references that fit each text best."""
-
-    def read(self, slots: Sequence[int]) -> Memory:
-        """The memories of references that the last search found."""
-
-
 class Chat:
     """A conversation that keeps its caches between turns.
 
     Attributes:
-        memory: "explicit", "text" or "off"; may be changed between turns.
+        memory: "explicit", "text" or "off". Another value, set between two turns, begins anew
+            with what was said.
+        only: documents that are searched; None for all.
         messages: what was said, as role and content; an answer is added as it grows. What is
             put here before the first turn is read with it.
     """
 
-    def __init__(self, assistant: Assisting, memory: str, system: str | None):
+    def __init__(
+        self,
+        assistant: Assistant,
+        memory: str = "explicit",
+        system: str | None = None,
+        only: Filter | None = None,
+    ):
         if memory not in MEMORY_MODES:
             raise M3Error(f"memory is one of {', '.join(MEMORY_MODES)}, not {memory}")
-        self.assistant, self.memory, self.system = assistant, memory, system
+        self.assistant, self.memory, self.system, self.only = assistant, memory, system, only
         self.messages: list[dict[str, str]] = []
         self._conversation: Conversation | None = None
+        self._mode = memory  # of the conversation
+
+    @property
+    def attached(self) -> Sequence[Hit]:
+        """The hits whose memories the next token sees."""
+        return self._conversation.attached if self._conversation else ()
 
     def send(
-        self,
-        message: str,
-        *,
-        query: str = "message",
-        raw: bool = False,
-        max_tokens: int = 256,
-        temp: float = 0.0,
-        top_p: float = 0.0,
-        seed: int | None = None,
+        self, message: str, generation: Generation | None = None, **changes: Any
     ) -> Iterator[Step]:
         """Say something and stream the answer. Stop iterating to interrupt it.
 
         Args:
-            query: what prompt chunks retrieve with: their own words ("chunk", the paper's way),
-                or the whole message.
-            raw: continue the message as it stands, without the chat template around it.
-            max_tokens: length of the answer, at most.
-            temp, top_p: of mlx-lm's sampler; greedy with temp 0.
-            seed: makes a sampled answer repeatable.
+            generation: how to answer; None for the defaults.
+            changes: fields of ``Generation`` that differ from it.
 
         Raises:
             M3Error: the message is empty.
@@ -126,65 +132,69 @@ class Chat:
         """
         if not message.strip():
             raise M3Error("the question is empty")
-        assistant = self.assistant
-        sources: list[Hit] = []
+        how = replace(generation or Generation(), **changes)
+        pasted: list[Hit] = []
         start = perf_counter()
-        if self.memory != "off":
-            assistant.check()
-        text = message
-        if self.memory == "text":
-            sources = assistant.search([message], assistant.memories)[0]
-            text = "\n\n".join([*(hit.text for hit in sources), message])
-        searched = perf_counter() - start
+        if self.memory == "explicit":
+            self.assistant.check()
+        elif self.memory == "text":
+            (pasted,) = self._search([message], self.assistant.memories)
+        searched = perf_counter() - start if pasted else 0.0
+        if self._mode != self.memory:
+            self._conversation, self._mode = None, self.memory
         fresh = self._conversation is None
-        conversation = self._continue()
-        if raw:
-            words = assistant.template.encode(text)
-            turn = Turn(tuple(words), (0, len(words)))
-        elif fresh:
-            turn = assistant.template.resume(self.messages, text, system=self.system)
-        else:
-            turn = assistant.template.turn(text, first=False)
+        conversation = self._conversation = self._conversation or self._begin()
+        turn = self._turn("\n\n".join([*(hit.text for hit in pasted), message]), fresh, how.raw)
         self.messages.append({"role": "user", "content": message})
         answer = {"role": "assistant", "content": ""}
         self.messages.append(answer)
-        if seed is not None:
-            mx.random.seed(seed)  # behind all loading, which draws random numbers too
+        if how.seed is not None:
+            mx.random.seed(how.seed)  # after all loading, which draws random numbers too
         steps = conversation.stream(
-            turn, max_tokens=max_tokens, sampler=make_sampler(temp, top_p), query=query
+            turn,
+            max_tokens=how.max_tokens,
+            sampler=make_sampler(how.temp, how.top_p),
+            query=how.query,
+            pasted=pasted,
+            retrieve_seconds=searched,
         )
         try:
             for step in steps:
-                if self.memory == "text":
-                    step.sources = sources
-                    if step.timings.retrieve_seconds == 0:
-                        step.timings.retrieve_seconds = searched
-                        step.timings.first_token_seconds += searched
                 answer["content"] += step.text
                 yield step
         except Exception:
-            self.reset()  # nobody knows how much of the turn the caches hold
+            self.reset()  # the caches may hold half of the turn
             raise
 
-    def _continue(self) -> Conversation:
-        """The conversation's caches, switched to the present kind of memory."""
-        assistant, explicit = self.assistant, self.memory == "explicit"
-        if self._conversation is None:
-            known = MemoryStore.exists(assistant.store_path)
-            prefix = assistant.prefix if known else assistant.plain_prefix
-            self._conversation = Conversation(
-                assistant.decoder,
-                prefix,
-                assistant.config if known else None,
-                memories=assistant.memories,
-                memory_temperature=assistant.decoder.memory_temperature,
-                kv_bits=assistant.kv_bits,
+    def _search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
+        return self.assistant.search(texts, k, only=self.only)
+
+    def _begin(self) -> Conversation:
+        """A conversation that reads with what the memory mode needs."""
+        assistant = self.assistant
+        if self.memory != "explicit":
+            return Conversation(
+                assistant.decoder, assistant.plain_prefix, kv_bits=assistant.options.kv_bits
             )
-        if explicit and self._conversation.layout is None:  # the store was made meanwhile
-            self._conversation.layout = Layout(assistant.config)
-        self._conversation.search = assistant.search if explicit else None
-        self._conversation.read = assistant.read if explicit else None
-        return self._conversation
+        return Conversation(
+            assistant.decoder,
+            assistant.format.prefix,
+            assistant.format.layout,
+            search=self._search,
+            read=assistant.read,
+            memories=assistant.memories,
+            memory_temperature=assistant.decoder.memory_temperature,
+            kv_bits=assistant.options.kv_bits,
+        )
+
+    def _turn(self, text: str, fresh: bool, raw: bool) -> Turn:
+        template = self.assistant.decoder.template
+        if raw:
+            words = template.encode(text)
+            return Turn(tuple(words), (0, len(words)))
+        if fresh:
+            return template.resume(self.messages, text, system=self.system)
+        return template.turn(text, first=False)
 
     def reset(self) -> None:
         """Forget what was said; the documents stay."""
@@ -200,4 +210,4 @@ def collect(steps: Iterable[Step], memory: str) -> Answer:
         if step.span != span:
             span = step.span
             sources += [Source.of(hit, span) for hit in step.sources]
-    return Answer(text, memory, sources, step.timings, step.finish_reason)
+    return Answer(text, memory, sources, step.timings, step.finish_reason or "length")

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import numpy as np
 
-from ..config import CHUNK_TOKENS, MEMORIES, MemoryConfig
+from ..config import CHUNK_TOKENS, MEMORIES
 from ..memory.cache import Layout, PrefixStates, make_cache
 from ..memory.codec import Memory
 from ..models.decoder import Decoder, last_rows
@@ -30,7 +30,7 @@ from ..models.template import Turn
 PREFILL_STEP = 512  # most tokens of a prompt in one pass, which bounds memory
 
 Search = Callable[[Sequence[str], int], list[list[Any]]]  # texts, k -> hits of each
-Read = Callable[[Sequence[int]], Memory]  # slots -> their memories, in that order
+Read = Callable[[Sequence[Any]], Memory]  # hits -> their memories, in that order
 Sampler = Callable[[mx.array], mx.array]
 
 
@@ -105,23 +105,29 @@ class _Group:
 class Conversation:
     """The caches of one conversation; each token is fed to the model once.
 
+    What it reads with is given here, once and for good.
+
     Args:
         decoder: the language model.
         prefix: keys and values of the constant prefix.
-        config: how memories were written; None for a conversation that never reads any.
-        search, read: where memories come from; None to read none. Hits have a ``slot`` and, for
-            ``memory_temperature``, a ``score``.
-        memories: how many each chunk reads.
+        layout: where the tokens of a memory stand; None for a conversation that reads none.
+        search, read: where memories come from, None to read none. Hits are hashable; with
+            ``memory_temperature`` they have a ``score``.
+        memories: memories read by each chunk.
         memory_temperature: a memory whose score is lower than the best of its chunk by this
             counts e times less; None where all count the same.
         kv_bits: 8 or 4 to keep the context quantized.
+
+    Attributes:
+        sources: hits whose memories the last turn has read so far.
+        attached: those of them that the next token sees.
     """
 
     def __init__(
         self,
         decoder: Decoder,
         prefix: PrefixStates,
-        config: MemoryConfig | None = None,
+        layout: Layout | None = None,
         *,
         search: Search | None = None,
         read: Read | None = None,
@@ -129,15 +135,15 @@ class Conversation:
         memory_temperature: float | None = None,
         kv_bits: int | None = None,
     ):
-        self.decoder = decoder
+        self.decoder, self.layout = decoder, layout
         self.caches = make_cache(decoder.model, prefix, kv_bits=kv_bits)
-        self.layout = Layout(config) if config else None
-        self.search, self.read = search, read
         self.memories, self.memory_temperature = memories, memory_temperature
         self.timings = Timings()
         self.sources: list[Any] = []
+        self.attached: list[Any] = []
+        self._search, self._read = search, read
         self._pending: list[int] = []  # generated, not yet in the caches
-        self._held: tuple[list[int], Memory | None] = [], None  # what was read last, by slot
+        self._held: tuple[list[Any], Memory | None] = [], None  # hits read last, their memories
 
     def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
         """Feed a turn, each chunk beside its own memories.
@@ -153,9 +159,6 @@ class Conversation:
         self._held = [], None  # between turns a store may be compacted, which renumbers
         start = perf_counter()
         before = self.timings.retrieve_seconds + self.timings.read_seconds
-        if self.search is None:
-            self._attach(None, [])
-            self.sources = []
         tokens = [*self._pending, *turn.tokens]
         shift = len(self._pending)
         words = range(turn.words[0] + shift, turn.words[1] + shift)
@@ -183,16 +186,22 @@ class Conversation:
         max_tokens: int = 256,
         sampler: Sampler | None = None,
         query: str = "chunk",
+        pasted: Sequence[Any] = (),
+        retrieve_seconds: float = 0.0,
     ) -> Iterator[Step]:
         """Feed a turn and generate the answer, a step for each token and one at the end.
 
         A caller may stop iterating at any step and go on with another turn later.
 
         Args:
-            max_tokens: at most so many are generated.
+            max_tokens: maximum length of the answer.
             sampler: log probabilities (1, vocabulary) to a token (1,); greedy when None.
+            query: see ``prefill``.
+            pasted: hits whose text the turn holds; they are its sources.
+            retrieve_seconds: time that finding them took.
         """
-        self.timings = Timings()
+        self.timings = Timings(retrieve_seconds=retrieve_seconds)
+        self.sources = list(pasted)
         yield from self.decode(self.prefill(turn, query=query), max_tokens, sampler)
 
     def decode(
@@ -212,14 +221,14 @@ class Conversation:
             start = perf_counter()
             if generated:
                 fed = len(generated) - 1
-                if self.search and fed and fed % CHUNK_TOKENS == 0:
+                if self._search and fed and fed % CHUNK_TOKENS == 0:
                     self._refresh(generated[fed - CHUNK_TOKENS : fed])
                     span += 1
                 logits = self._feed(generated[-1:])
                 self._pending = []
             logprobs = _logprobs(logits)[-1]
             drawn = sampler(logprobs[None]) if sampler else mx.argmax(logprobs)
-            token = int(drawn.item())
+            token = cast(int, drawn.item())
             if generated:
                 decoding += perf_counter() - start
             else:
@@ -266,7 +275,7 @@ class Conversation:
         self, tokens: list[int], words: range, query: str
     ) -> tuple[list[_Group], Callable[[list[Any]], Memory | None]]:
         """Cut a prompt into groups of chunks, and read all their memories at once."""
-        if self.search is None or not len(words):
+        if self._search is None or not len(words):
             return [_Group(tokens)], lambda hits: None
         chunks = [tokens[i : i + CHUNK_TOKENS] for i in range(0, len(tokens), CHUNK_TOKENS)]
         parts = [
@@ -276,10 +285,11 @@ class Conversation:
         if query == "message":
             parts = [words]
         texts = [self._text([tokens[i] for i in part]) for part in parts if part]
-        found = self._search(texts)
+        found = self._find(texts)
         # A chunk without words of the user's, such as the template's end, reads its neighbour's.
         hits = iter(found)
-        current, groups = found[0], []
+        current = found[0]
+        groups: list[_Group] = []
         for i, chunk in enumerate(chunks):
             if query != "message" and parts[i]:
                 current = next(hits)
@@ -287,21 +297,22 @@ class Conversation:
                 groups[-1].tokens += chunk
             else:
                 groups.append(_Group(list(chunk), current))
-        self.sources = list({hit.slot: hit for some in found for hit in some}.values())
-        rows = {slot: row for row, slot in enumerate(hit.slot for hit in self.sources)}
-        memory = self._read(list(rows))
+        self.sources = list(dict.fromkeys(hit for some in found for hit in some))
+        rows = {hit: row for row, hit in enumerate(self.sources)}
+        memory = self._memories_of(self.sources)
 
         def memory_of(hits: list[Any]) -> Memory | None:
-            return memory.take([rows[hit.slot] for hit in hits]) if hits else None
+            return memory.take([rows[hit] for hit in hits]) if memory and hits else None
 
         return groups, memory_of
 
     def _refresh(self, tokens: list[int]) -> None:
-        self.sources = self._search([self._text(tokens)])[0]
-        self._attach(self._read([hit.slot for hit in self.sources]), self.sources)
+        (self.sources,) = self._find([self._text(tokens)])
+        self._attach(self._memories_of(self.sources), self.sources)
 
-    def _attach(self, memory: Memory | None, hits: Sequence[Any]) -> None:
+    def _attach(self, memory: Memory | None, hits: list[Any]) -> None:
         if self.layout:
+            self.attached = hits
             weights = None
             if self.memory_temperature and hits:
                 scores = np.array([hit.score for hit in hits], np.float32)
@@ -311,23 +322,27 @@ class Conversation:
     def _text(self, tokens: list[int]) -> str:
         return self.decoder.tokenizer.decode(tokens, skip_special_tokens=True)
 
-    def _search(self, texts: list[str]) -> list[list[Any]]:
+    def _find(self, texts: list[str]) -> list[list[Any]]:
+        """Hits for each text."""
+        assert self._search
         start = perf_counter()
-        found = self.search(texts, self.memories)
+        found = self._search(texts, self.memories)
         self.timings.retrieve_seconds += perf_counter() - start
         self.timings.retrievals += len(texts)
         return found
 
-    def _read(self, slots: list[int]) -> Memory | None:
-        """Memories of slots, in that order; those that were read last are not read again."""
+    def _memories_of(self, hits: list[Any]) -> Memory | None:
+        """Memories of hits, in that order; those that were read last are not read again."""
+        assert self._read
         start = perf_counter()
         known, memory = self._held
-        if missing := [slot for slot in slots if slot not in known]:
-            read = self.read(missing)
+        if missing := [hit for hit in hits if hit not in known]:
+            read = self._read(missing)
             known = [*known, *missing]
             memory = read if memory is None else Memory.join([memory, read])
-        memory = memory.take([known.index(slot) for slot in slots]) if slots else None
-        self._held = list(slots), memory
+        if memory is not None:
+            memory = memory.take([known.index(hit) for hit in hits]) if hits else None
+        self._held = list(hits), memory
         self.timings.read_seconds += perf_counter() - start
         return memory
 
@@ -338,4 +353,4 @@ def _logprobs(logits: mx.array) -> mx.array:
 
 def _loss(logits: mx.array, answer: Sequence[int]) -> float:
     target = mx.array(list(answer))[:, None]
-    return -float(mx.take_along_axis(_logprobs(logits), target, axis=-1).mean().item())
+    return -cast(float, mx.take_along_axis(_logprobs(logits), target, axis=-1).mean().item())

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from ..config import MemoryConfig, Progress
+from ..config import MemoryConfig, Progress, no_progress
 from ..errors import FingerprintError
 from ..store import Edition, MemoryStore, StoredReference
 from .run import BATCH
+
+if TYPE_CHECKING:
+    from ..memory.format import MemoryFormat
+    from ..models.decoder import Decoder
 
 LONGEST = 255  # tokens of a reference that positions of a byte can tell apart
 
@@ -41,12 +45,12 @@ class RebuildReport:
     seconds: float = 0.0
 
 
-def use(
+def find(
     store: MemoryStore,
     options: Mapping[str, object],
     conditions: Callable[[MemoryConfig], Mapping[str, str]],
 ) -> Edition:
-    """Take the first edition into use whose memories are made as asked, by the present model.
+    """Find the first edition whose memories are made as asked, by the present model.
 
     Args:
         options: fields of the memory configuration that the user asked for.
@@ -69,8 +73,6 @@ def use(
             if edition.fingerprint.get(name) != value
         ]
         if not differing:
-            if edition.id != store.edition.id:
-                store.use(edition.id)
             return edition
         if not nearest or len(differing) < len(nearest):
             nearest = differing
@@ -85,84 +87,72 @@ def use(
     )
 
 
-def token_ids(
-    reference: StoredReference, tokenizer: str, tokenize: Callable[[str], Sequence[int]]
-) -> Sequence[int]:
-    """A stored reference in the tokens of a tokenizer, which may be more than 128."""
-    return reference.tokens if reference.tokenizer == tokenizer else tokenize(reference.text)
+def description(format: MemoryFormat) -> dict[str, Any]:
+    """What a store must know of memories that it keeps, as arguments of ``add_edition``."""
+    return {
+        "fingerprint": format.fingerprint(),
+        "memory": format.config.to_json(),
+        "record_bytes": format.record_bytes,
+    }
 
 
 def fitted(
-    config: MemoryConfig,
-    store: MemoryStore,
-    tokenizer: str,
-    tokenize: Callable[[str], Sequence[int]],
-    progress: Progress,
+    config: MemoryConfig, store: MemoryStore, decoder: Decoder, progress: Progress | None
 ) -> MemoryConfig:
     """A configuration whose interval of positions has room for what other models have cut."""
     longest, done, total = config.reference_tokens, 0, store.status()["references"]
-    for references in _pages(store.slots, store):
-        longest = max([longest, *(len(token_ids(r, tokenizer, tokenize)) for r in references)])
+    for references in _batches(store.slots, store):
+        longest = max([longest, *(len(_tokens(reference, decoder)) for reference in references)])
         done += len(references)
-        progress("counting tokens", done, total)
+        (progress or no_progress)("counting tokens", done, total)
     return replace(config, reference_tokens=min(longest, LONGEST))
 
 
 def rebuild(
-    store: MemoryStore,
-    config: MemoryConfig,
-    tokenize: Callable[[str], Sequence[int]],
-    write: Callable[[Sequence[Sequence[int]]], np.ndarray],
-    progress: Progress,
+    store: MemoryStore, edition: int, format: MemoryFormat, progress: Progress | None
 ) -> RebuildReport:
-    """Write all memories that the edition in use lacks. Each batch is one commit.
-
-    Args:
-        write: token ids of a batch of references to their records, uint8 (batch, record_bytes).
-    """
+    """Write all memories that an edition lacks. Each batch is one commit."""
     start, done = perf_counter(), RebuildReport()
-    total = store.status()["cold"]
-    for references in _pages(store.cold, store):
-        _rewrite(store, references, config, tokenize, write, done)
-        progress("making memories", done.references, total)
+    total = store.status(edition=edition)["cold"]
+    for references in _batches(partial(store.cold, edition=edition), store):
+        _rewrite(store, edition, format, references, done)
+        (progress or no_progress)("making memories", done.references, total)
     done.seconds = perf_counter() - start
     return done
 
 
-def rewrite(
-    store: MemoryStore,
-    slots: Sequence[int],
-    config: MemoryConfig,
-    tokenize: Callable[[str], Sequence[int]],
-    write: Callable[[Sequence[Sequence[int]]], np.ndarray],
-) -> RebuildReport:
-    """As ``rebuild``, for some references; those that are gone are left out."""
-    done = RebuildReport()
+def rewrite(store: MemoryStore, edition: int, format: MemoryFormat, slots: Sequence[int]) -> None:
+    """Write memories of some references anew; references that are gone are left out."""
     for start in range(0, len(slots), BATCH):
-        references = store.references(slots[start : start + BATCH])
-        if references:
-            _rewrite(store, references, config, tokenize, write, done)
-    return done
+        if references := store.references(slots[start : start + BATCH]):
+            _rewrite(store, edition, format, references, RebuildReport())
+
+
+def _tokens(reference: StoredReference, decoder: Decoder) -> Sequence[int]:
+    """A stored reference in the tokens of a decoder, which may be more than 128."""
+    if reference.tokenizer == decoder.tokenizer_hash:
+        return reference.tokens
+    return decoder.tokenize(reference.text)[0]
 
 
 def _rewrite(
     store: MemoryStore,
+    edition: int,
+    format: MemoryFormat,
     references: Sequence[StoredReference],
-    config: MemoryConfig,
-    tokenize: Callable[[str], Sequence[int]],
-    write: Callable[[Sequence[Sequence[int]]], np.ndarray],
     done: RebuildReport,
 ) -> None:
-    ids = [token_ids(reference, store.edition.tokenizer, tokenize) for reference in references]
-    done.shortened += sum(len(tokens) > config.reference_tokens for tokens in ids)
-    packed = write([tokens[: config.reference_tokens] for tokens in ids])
+    ids = [_tokens(reference, format.decoder) for reference in references]
+    done.shortened += sum(len(tokens) > format.config.reference_tokens for tokens in ids)
+    records = format.write(ids)
     slots = [reference.slot for reference in references]
-    store.write({s: record.tobytes() for s, record in zip(slots, packed, strict=True)})
+    memories = {s: record.tobytes() for s, record in zip(slots, records, strict=True)}
+    store.write(memories, edition=edition)
     done.references += len(slots)
-    done.bytes += packed.nbytes
+    done.bytes += records.nbytes
 
 
-def _pages(
+def _batches(
     slots: Callable[[int, int], list[int]], store: MemoryStore
 ) -> Iterator[list[StoredReference]]:
     """References, a batch at a time, in the order of their slots."""

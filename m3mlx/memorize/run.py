@@ -7,14 +7,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from .. import documents
-from ..config import Progress
+from ..config import Progress, no_progress
 from ..errors import DocumentError
 from ..store import MemoryStore, NewReference
+
+if TYPE_CHECKING:
+    from ..memory.format import MemoryFormat
+    from ..models.decoder import Decoder
 
 BATCH = 16  # references written and committed together
 
@@ -57,24 +61,26 @@ class MemorizeRun:
 
     Args:
         encode: texts to unit vectors, float32 (n, dimensions).
-        tokenize: text to token ids of the decoder and their character offsets.
-        write: token ids of a batch of references to their records, uint8 (batch, record_bytes);
-            None for a cold start, in which memories are written at their first use.
-        record_bytes: size of one record, 0 for a cold start.
+        decoder: cuts text into tokens.
+        format: writes the memories; None for a cold start, in which each is written at its
+            first use.
+        between_batches: called after each commit.
     """
 
     def __init__(
         self,
         *,
         encode: Callable[[Sequence[str]], np.ndarray],
-        tokenize: documents.Tokenize,
-        write: Callable[[Sequence[Sequence[int]]], np.ndarray] | None,
-        record_bytes: int,
-        progress: Progress,
+        decoder: Decoder,
+        format: MemoryFormat | None,
+        progress: Progress | None = None,
+        between_batches: Callable[[], None] | None = None,
     ):
-        self.encode, self.tokenize, self.write = encode, tokenize, write
-        self.record_bytes, self.progress = record_bytes, progress
-        self.done = MemorizeReport()
+        self.encode, self.decoder, self.format = encode, decoder, format
+        self.record_bytes = format.record_bytes if format else 0
+        self.progress = progress or no_progress
+        self.between_batches = between_batches or (lambda: None)
+        self.report = MemorizeReport()
         self.files: list[File] = []
         self.missing: list[File] = []
         self._contents: Mapping[str, bytes] = {}
@@ -89,15 +95,15 @@ class MemorizeRun:
         for found in documents.find(self._tops, include=include, exclude=exclude):
             self.progress("looking at files", len(self.files), 0)
             if isinstance(found, DocumentError):
-                self.done.failed.append(found)
+                self.report.failed.append(found)
                 continue
             try:
                 size = found.stat().st_size
                 self.files.append(File(str(found), documents.file_hash(found), size))
             except DocumentError as error:
-                self.done.failed.append(error)
+                self.report.failed.append(error)
             except OSError as error:
-                self.done.failed.append(DocumentError(found, error.strerror or str(error)))
+                self.report.failed.append(DocumentError(found, error.strerror or str(error)))
 
     def take(self, contents: Mapping[str, bytes]) -> None:
         """Take documents that are no files, by name."""
@@ -114,33 +120,42 @@ class MemorizeRun:
         self.missing = [file for file in self.files if file.path in missing]
         for file in self.files:
             if file.path not in missing:
-                self.done.unchanged.append(file.path)
+                self.report.unchanged.append(file.path)
             else:
-                (self.done.changed if file.path in stored else self.done.added).append(file.path)
-        self.done.vanished = [
+                report = self.report.changed if file.path in stored else self.report.added
+                report.append(file.path)
+        self.report.vanished = [
             path
             for path in sorted(stored)
             if any(Path(path).is_relative_to(top) for top in self._tops) and not Path(path).exists()
         ]
 
-    def add(self, store: MemoryStore) -> None:
-        """Write what is missing. Each batch is one commit; progress counts bytes of files."""
+    def add(self, store: MemoryStore, edition: int | None = None) -> None:
+        """Write what is missing. Each batch is one commit; progress counts bytes of files.
+
+        Args:
+            edition: that the memories are added to; None for the first.
+        """
         total, finished = sum(file.size for file in self.missing), 0
+        tokenizer = self.decoder.tokenizer_hash
         batch: list[tuple[int, int, documents.Reference]] = []
         self.progress("memorizing", 0, total)
         for file, references in self._references():
-            document, have = store.begin(file.path, file.hash, len(references), size=file.size)
+            document, have = store.begin(
+                file.path, file.hash, len(references), size=file.size, tokenizer=tokenizer
+            )
             for ordinal, reference in enumerate(references[have:], have):
                 batch.append((document, ordinal, reference))
                 if len(batch) == BATCH:
-                    self._commit(store, batch)
+                    self._commit(store, edition, batch)
                     share = file.size * (ordinal + 1) // len(references)
                     self.progress("memorizing", finished + share, total)
+                    self.between_batches()
             finished += file.size
         if batch:
-            self._commit(store, batch)
+            self._commit(store, edition, batch)
         self.progress("memorizing", total, total)
-        self.done.seconds = perf_counter() - self._start
+        self.report.seconds = perf_counter() - self._start
 
     def collect(self, store: MemoryStore, collection: str) -> None:
         """Put all that was found into a collection, also what was known."""
@@ -149,23 +164,23 @@ class MemorizeRun:
 
     def prune(self, store: MemoryStore) -> None:
         """Forget the documents whose files have vanished."""
-        self.done.pruned = True
+        self.report.pruned = True
         gone = {document.path: document.id for document in store.documents()}
-        if self.done.vanished:
-            store.forget(gone[path] for path in self.done.vanished)
+        if self.report.vanished:
+            store.forget(gone[path] for path in self.report.vanished)
 
     def estimate(self) -> None:
         """Count references and bytes, and take the time of one batch; writes nothing."""
         sample: list[documents.Reference] = []
         for _, references in self._references():
-            self.done.references += len(references)
+            self.report.references += len(references)
             sample += references[: BATCH - len(sample)]
-        self.done.bytes = self.done.references * self.record_bytes
+        self.report.bytes = self.report.references * self.record_bytes
         if sample:
             self._records(sample[:1])  # what is loaded at first use does not count
             start = perf_counter()
             self._records(sample)
-            self.done.seconds = (perf_counter() - start) / len(sample) * self.done.references
+            self.report.seconds = (perf_counter() - start) / len(sample) * self.report.references
 
     def _references(self) -> Iterator[tuple[File, list[documents.Reference]]]:
         """Read and cut each missing file; a bad one is moved to the failed ones."""
@@ -175,10 +190,10 @@ class MemorizeRun:
                     document = documents.parse(file.path, content)
                 else:
                     document = documents.read(file.path)
-                yield file, documents.split(document, self.tokenize)
+                yield file, documents.split(document, self.decoder.tokenize)
             except DocumentError as error:
-                self.done.failed.append(error)
-                for paths in (self.done.added, self.done.changed):
+                self.report.failed.append(error)
+                for paths in (self.report.added, self.report.changed):
                     if file.path in paths:
                         paths.remove(file.path)
 
@@ -187,23 +202,25 @@ class MemorizeRun:
     ) -> tuple[np.ndarray, list[bytes | None]]:
         """Vectors and records of a batch."""
         vectors = self.encode([reference.text for reference in references])
-        if self.write is None:
+        if self.format is None:
             return vectors, [None] * len(references)
-        packed = self.write([reference.tokens for reference in references])
+        packed = self.format.write([reference.tokens for reference in references])
         return vectors, [record.tobytes() for record in packed]
 
     def _commit(
-        self, store: MemoryStore, batch: list[tuple[int, int, documents.Reference]]
+        self,
+        store: MemoryStore,
+        edition: int | None,
+        batch: list[tuple[int, int, documents.Reference]],
     ) -> None:
         vectors, records = self._records([reference for _, _, reference in batch])
-        store.add(
-            [
-                NewReference.of(reference, document, ordinal, vector, record)
-                for (document, ordinal, reference), vector, record in zip(
-                    batch, vectors, records, strict=True
-                )
-            ]
-        )
-        self.done.references += len(batch)
-        self.done.bytes += len(batch) * self.record_bytes
+        new = [
+            NewReference.of(reference, document, ordinal, vector, record)
+            for (document, ordinal, reference), vector, record in zip(
+                batch, vectors, records, strict=True
+            )
+        ]
+        store.add(new, edition=edition)
+        self.report.references += len(batch)
+        self.report.bytes += len(batch) * self.record_bytes
         batch.clear()

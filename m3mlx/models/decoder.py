@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from ..errors import ModelError
 from . import encoder as embed
 from .builtin import BUILT_IN, fetch
 from .linux_cpu import ops as cpu
+from .template import Template
 
 DEFAULT_DECODER = "smollm2-135m-instruct"
 DEFAULT_ENCODER = "all-minilm-l6-v2"
@@ -76,6 +78,16 @@ class Decoder:
     head_dim: int
     trained: config.MemorySettings | None = None
     adapter_path: Path | None = None
+
+    @cached_property
+    def template(self) -> Template:
+        """The chat template, cut where a reference would stand."""
+        return Template(self.tokenizer, self.trained and self.trained.prefix)
+
+    def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of text without special tokens around it, and their character offsets."""
+        encoded = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
 
     @property
     def memory_temperature(self) -> float | None:
