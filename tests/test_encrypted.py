@@ -20,8 +20,8 @@ from small_store import (
 )
 
 from m3mlx.errors import StoreError
-from m3mlx.export.merge import receive, send
 from m3mlx.export.portable import Export
+from m3mlx.export.transfer import read_export, write_export
 from m3mlx.store import LockedError, MemoryStore, cipher, index
 from m3mlx.store import words as words_module
 from m3mlx.store.catalog import _checksum
@@ -234,12 +234,12 @@ def test_the_key_in_the_settings_is_wrapped(store, path):
 
 def test_an_encrypted_store_travels_into_any_other(store, tmp_path):
     whole = [document for document in store.documents() if document.complete]
-    send(store, tmp_path / "file", whole, program="test")
+    write_export(store, tmp_path / "file", whole, program="test")
     with new_store(tmp_path / "plain") as plain, Export(tmp_path / "file") as export:
-        receive(plain, export)
+        read_export(plain, export)
         assert everything(plain) == expected({PATH: A})
     with new(tmp_path / "other") as other, Export(tmp_path / "file") as export:
-        receive(other, export)
+        read_export(other, export)
         assert everything(other) == expected({PATH: A})
     assert in_files(tmp_path / "other", traces_of(A)) == []
 
@@ -328,12 +328,12 @@ def test_a_damaged_encrypted_reference_is_named_hidden_and_not_exported(whole, t
             "/b": expected({"/b": B})["/b"],
         }
         with pytest.raises(StoreError, match=r"zeppelin.*in quarantine.*Memorize it again"):
-            send(store, tmp_path / "file", store.documents(), program="test")
+            write_export(store, tmp_path / "file", store.documents(), program="test")
         assert not (tmp_path / "file").exists()
-        send(store, tmp_path / "file", store.find_documents(["/b"]), program="test")
+        write_export(store, tmp_path / "file", store.find_documents(["/b"]), program="test")
         assert store.missing([(PATH, HASH)]) == {PATH}
         memorize(store, PATH, A, hash=HASH)
-        send(store, tmp_path / "all", store.documents(), program="test")
+        write_export(store, tmp_path / "all", store.documents(), program="test")
     assert MemoryStore.check(whole, passphrase=words).quarantined == {}
 
 

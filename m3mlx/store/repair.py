@@ -259,16 +259,16 @@ def _fill(
         for id, *columns in _rows(old, "document"):
             names = [str(_text(columns[at])) for at in (0, 1, 5, 6)]
             numbers = [n if isinstance(n, int) else 0 for n in (*columns[2:5], columns[7])]
-            values = (id, *names[:2], *numbers[:3], *names[2:], numbers[3])
-            if _insert(catalog, "document", values):
+            document = (id, *names[:2], *numbers[:3], *names[2:], numbers[3])
+            if _insert(catalog, "document", document):
                 paths[id] = _name(catalog, id, names[0])
                 lost[paths[id]] += numbers[1] if numbers[2] else 0
-        for slot, document, *row in _rows(old, "reference"):
+        for slot, document, *values in _rows(old, "reference"):
             if document not in paths or not isinstance(slot, int):
                 lost[_substitute_name(document)] += 1
                 continue
-            columns = [*map(_text, row[:6]), *row[6:]]
-            if _insert(catalog, "reference", (slot, document, *columns)):
+            values[:6] = map(_text, values[:6])
+            if _insert(catalog, "reference", (slot, document, *values)):
                 lost[paths[document]] -= 1
                 end = max(end, slot + 1)
         for row in _rows(old, "leftover"):
