@@ -250,7 +250,7 @@ def test_nobody_checks_what_is_being_written(path):
             with pytest.raises(StoreError, match="is writing to this store"):
                 look(path, wait=0)
     finally:
-        lock.release()
+        lock.close()
 
 
 def test_where_there_is_no_store_there_is_nothing_to_check(tmp_path):

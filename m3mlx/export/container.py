@@ -1,17 +1,8 @@
 """The file that carries documents from one store to another: sections, manifest, signature.
 
-All numbers are unsigned and little-endian. The file starts with a header of 64 bytes:
-
-    ======  ======  =====================================================
-    offset  length  content
-    ======  ======  =====================================================
-    0       8       the ASCII bytes ``m3mlx.ex``
-    8       4       version of this format, 1
-    12      4       length of the manifest
-    16      8       where the manifest starts, which is where the sections end
-    24      8       length of the whole file
-    32      32      SHA-256 of the manifest
-    ======  ======  =====================================================
+The header has 64 bytes: the ASCII bytes ``m3mlx.ex``, version of this format (4 bytes), length of
+the manifest (4), where it starts, which is where the sections end (8), length of the whole file
+(8), SHA-256 of the manifest. All numbers are unsigned and little-endian.
 
 Then come the sections, one behind the other. Then the manifest: JSON in UTF-8 with sorted keys
 and no spaces, whose ``sections`` list name, length and SHA-256 of each. Then, if the file is

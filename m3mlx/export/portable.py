@@ -1,4 +1,4 @@
-"""What an exported file says: documents, references, vectors and memories as sections.
+"""The content of an exported file: documents, references, vectors and memories.
 
     documents     a line of JSON each: path, hash, size, added, tokenizer, number of references
     references    a line of JSON each, document by document: start, end, page, line, text, tokens
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..config import REFERENCE_TOKENS, Progress, no_progress
 from ..store.index import are_unit
+from ..store.rows import CONTENT
 from ..text import scrub
 from .container import LONGEST_LINE, Container, ExportError, canonical, write
 
@@ -107,8 +108,7 @@ def export(
     def references() -> Iterator[bytes]:
         for document, stored in documents(None):
             for reference in stored:
-                names = ("start", "end", "page", "line", "text", "tokens")
-                fields = {name: getattr(reference, name) for name in names}
+                fields = {name: getattr(reference, name) for name in CONTENT}
                 yield _line(document.path, fields, _is_reference(reference, dimensions))
 
     def vectors() -> Iterator[bytes]:
@@ -289,7 +289,7 @@ class Export:
 
 
 def _is_document(document: Document) -> bool:
-    """Say whether all values are of their kind and range."""
+    """Return whether all values are of their kind and range."""
     path = document.path
     try:
         datetime.fromisoformat(document.added)
@@ -307,7 +307,7 @@ def _is_document(document: Document) -> bool:
 
 
 def _is_reference(reference: Reference, dimensions: int) -> bool:
-    """Say whether all values are of their kind and range."""
+    """Return whether all values are of their kind and range."""
     return (
         isinstance(reference.text, str)
         and isinstance(reference.tokens, list | tuple)

@@ -25,6 +25,7 @@ from ..config import MemoryConfig, Progress, fingerprint, no_progress
 from ..errors import StoreError
 from ..memory.codec import Codec
 from ..store import Edition, MemoryStore, NewReference, StoredDocument
+from ..store.rows import CONTENT
 from . import portable, signature
 
 T = TypeVar("T")
@@ -35,7 +36,7 @@ _BATCH = 16  # references that are read or committed together
 
 @dataclass
 class ExportReport:
-    """What was written to a file: counts, its bytes, and the public key of who signed it."""
+    """Counts of what was written to a file, its bytes, and the public key that signed it."""
 
     file: str
     documents: int
@@ -47,7 +48,7 @@ class ExportReport:
 
 @dataclass
 class ImportReport:
-    """What became of the documents of a file.
+    """Result of an import.
 
     Attributes:
         added, replaced, unchanged: paths.
@@ -176,7 +177,7 @@ def _new_store(assistant: Assistant, export: portable.Export) -> MemoryStore:
 
 
 def _interchangeable(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Say whether memories made under two fingerprints can stand for each other."""
+    """Return whether memories made under two fingerprints can stand for each other."""
     return all(one.get(name) == other.get(name) for name in (one.keys() | other.keys()) - {_NAME})
 
 
@@ -246,12 +247,7 @@ def _stored(
         for reference in stored:
             record = records.get(reference.slot)
             yield portable.Reference(
-                start=reference.start,
-                end=reference.end,
-                page=reference.page,
-                line=reference.line,
-                text=reference.text,
-                tokens=reference.tokens,
+                **{name: getattr(reference, name) for name in CONTENT},
                 vector=reference.vector,
                 records={} if which is None or record is None else {which: record.tobytes()},
             )

@@ -1,4 +1,4 @@
-"""What is stored: documents, references, their text, vectors and state. The one truth.
+"""The catalog: documents, references, their text, vectors and state. The one truth.
 
 Whatever the catalog has committed exists; the other files of a store are addressed by it or
 derived from it. All methods are called inside ``transaction`` or ``snapshot``, save ``purge``.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import AnyStr
+from typing import Any, AnyStr
 
 import numpy as np
 
@@ -350,16 +350,8 @@ class Catalog:
         )
         return [
             StoredDocument(
-                id=id,
-                path=self.name(path),
-                hash=self.name(hash),
-                size=size,
-                references=references,
-                warm=warm,
-                complete=bool(complete),
-                added=added,
-                bytes=warm,
-                collection=self.name(collection) if collection else "",
+                *(id, self.name(path), self.name(hash), size, references, warm, bool(complete)),
+                *(added, warm, self.name(collection) if collection else ""),
             )
             for id, path, hash, size, references, warm, complete, added, collection in rows
         ]
@@ -482,24 +474,14 @@ class Catalog:
                     f"{self.path}: a reference of {path} (document {document}) is damaged. "
                     f"Forget that document and memorize it again."
                 )
-            ordinal, start, end, page, line, text, tokens, vector = row
-            owner = document, ordinal
-            tokens = self._decrypt(tokens, "tokens", *owner)
-            found[slot] = StoredReference(
-                slot=slot,
-                document=document,
-                path=path,
-                tokenizer=tokenizer,
-                ordinal=ordinal,
-                start=start,
-                end=end,
-                page=page,
-                line=line,
-                text=self._decrypt(text, "text", *owner),
-                tokens=tuple(np.frombuffer(tokens, dtype="<u4").tolist()),
-                vector=np.frombuffer(self._decrypt(vector, "vector", *owner), dtype="<f4"),
-                warm=bool(warm),
-            )
+            *place, text, tokens, vector = row
+            owner = document, place[0]
+            tokens = np.frombuffer(self._decrypt(tokens, "tokens", *owner), dtype="<u4")
+            vector = np.frombuffer(self._decrypt(vector, "vector", *owner), dtype="<f4")
+            values: list[Any] = [slot, document, path, tokenizer, *place]
+            values += [self._decrypt(text, "text", *owner), tuple(tokens.tolist()), vector]
+            values.append(bool(warm))
+            found[slot] = StoredReference(*values)
         return found
 
     def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
@@ -537,7 +519,7 @@ class Catalog:
             self.db.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
 
     def holds(self, sample: str | bytes) -> bool:
-        """Say whether the catalog holds a name, text or word, or token or vector bytes."""
+        """Return whether the catalog holds a name, text or word, or token or vector bytes."""
         if self.cipher.encrypts:
             return False  # nothing as it is
         if isinstance(sample, bytes):
@@ -557,7 +539,7 @@ class Catalog:
         return self.db.value(statement + " LIMIT 1", [sample]) is not None
 
     def purge(self) -> None:
-        """Leave nothing of what was removed, if anything was, in free pages, full text or log.
+        """Erase what was removed from free pages, full text and log, if anything was removed.
 
         Call it outside of transactions. Raises StoreError if a reader kept it from finishing.
         """

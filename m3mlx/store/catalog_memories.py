@@ -69,7 +69,7 @@ class Memories:
             self._db.execute(f"DELETE FROM {table} WHERE {column} = ?", [edition])
 
     def mark(self, edition: int, slots: Iterable[int], *, warm: bool) -> None:
-        """Say whether slots have a memory. One that has it is no leftover any more."""
+        """Return whether slots have a memory. One that has it is no leftover any more."""
         parameters = [edition, as_json(slots)]
         stale = "leftover" if warm else "memory"
         self._db.execute(f"DELETE FROM {stale} WHERE edition = ? AND slot {IN}", parameters)

@@ -1,4 +1,4 @@
-"""What is damaged in a store, and which documents that concerns.
+"""Find what is damaged in a store, and which documents that concerns.
 
 Everything that carries a checksum is read: pages and indexes of the databases, full text against
 the texts, every reference, every record of every edition, the index file against its stamp and the
@@ -7,7 +7,7 @@ catalog, and every message of the sessions. ``repair`` mends what this finds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,7 +51,7 @@ class Damage:
 
 @dataclass
 class CheckReport:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         damages: what is damaged.
@@ -67,7 +67,7 @@ class CheckReport:
 
     @property
     def sound(self) -> bool:
-        """Say whether nothing is damaged but at most the index, which is derived.
+        """Return whether nothing is damaged but at most the index, which is derived.
 
         A crash too can leave an index that is not the one the catalog means; searches do without
         it, and the next writer makes it again.
@@ -106,15 +106,7 @@ def quick(path: Path, passphrase: Passphrase | None = None) -> CheckReport:
     Raises:
         LockedError: the store is encrypted, and the passphrase is missing or wrong.
     """
-    path = Path(path)
-    try:
-        with closing(Catalog(path / CATALOG)) as catalog:
-            catalog.unlock(passphrase)
-            return _Examination(path, catalog, no_progress).quick_findings()
-    except LockedError:
-        raise
-    except StoreError as error:
-        return CheckReport([Damage("catalog", str(error))])
+    return examine(Path(path), no_progress, passphrase, quick=True)
 
 
 @contextmanager
@@ -122,21 +114,19 @@ def exclusive(path: Path, wait: float) -> Iterator[None]:
     """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with os_errors_as_store_errors(path):
-        lock = WriterLock(path / LOCK, wait)
-        try:
-            yield
-        finally:
-            lock.release()
+    with os_errors_as_store_errors(path), closing(WriterLock(path / LOCK, wait)):
+        yield
 
 
-def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> CheckReport:
-    """As ``check``; the caller holds the lock."""
+def examine(
+    path: Path, progress: Progress, passphrase: Passphrase | None, *, quick: bool = False
+) -> CheckReport:
+    """As ``check``; the caller holds the lock, unless it is ``quick``."""
     try:
         # to write, so that full text can be checked
-        with closing(Catalog(path / CATALOG, write=True)) as catalog:
+        with closing(Catalog(path / CATALOG, write=not quick)) as catalog:
             catalog.unlock(passphrase)
-            return _Examination(path, catalog, progress).findings()
+            return _Examination(path, catalog, progress, quick).findings()
     except LockedError:
         raise
     except StoreError as error:
@@ -144,36 +134,28 @@ def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> Ch
 
 
 class _Examination:
-    def __init__(self, path: Path, catalog: Catalog, progress: Progress):
+    def __init__(self, path: Path, catalog: Catalog, progress: Progress, quick: bool):
         self._path, self._catalog, self._progress = path, catalog, progress
+        self._quick = quick
         self._found = CheckReport()
         self._dimensions, self._store = 0, b""
 
     def findings(self) -> CheckReport:
-        self._run(
-            ("catalog", self._pages),
-            ("words", self._full_text),
-            ("catalog", self._settings),
-            ("catalog", self._documents),
-            ("catalog", self._references),
-            ("catalog", self._memories),
-            ("catalog", self._index),
-            ("sessions", self._sessions),
-        )
-        self._found.damages = list(dict.fromkeys(self._found.damages))
-        return self._found
-
-    def quick_findings(self) -> CheckReport:
-        parts = (self._quick_pages, self._settings, self._documents, self._files, self._index)
-        self._run(*(("catalog", part) for part in parts))
-        return self._found
-
-    def _run(self, *parts: tuple[str, Callable[[], None]]) -> None:
-        for part, examine in parts:
+        parts = [
+            *(self._pages, self._full_text, self._settings, self._documents),
+            *(self._references, self._memories, self._index, self._sessions),
+        ]
+        slow = (self._full_text, self._references, self._sessions)
+        names = {self._full_text: "words", self._sessions: "sessions"}
+        for examine in parts:
+            if self._quick and examine in slow:
+                continue
             try:
                 examine()
             except StoreError as error:  # what cannot even be asked for is damaged, too
-                self._note(part, str(error))
+                self._note(names.get(examine, "catalog"), str(error))
+        self._found.damages = list(dict.fromkeys(self._found.damages))
+        return self._found
 
     def _note(
         self,
@@ -187,13 +169,10 @@ class _Examination:
     ) -> None:
         self._found.damages.append(Damage(part, detail, path, slot, edition, document))
 
-    def _pages(self, *, quick: bool = False) -> None:
+    def _pages(self) -> None:
         with self._catalog.snapshot():
-            for error in integrity_errors(self._catalog.db.conn, quick=quick):
+            for error in integrity_errors(self._catalog.db.conn, quick=self._quick):
                 self._note("catalog", error)
-
-    def _quick_pages(self) -> None:
-        self._pages(quick=True)
 
     def _full_text(self) -> None:
         with suppress(_Undo), self._catalog.transaction():
@@ -229,14 +208,6 @@ class _Examination:
                 self._note("document", what, path=str(path), document=id)
         with self._catalog.snapshot():
             self._found.quarantined = self._catalog.quarantined()
-
-    def _files(self) -> None:
-        """Check the record files, but not what is in them."""
-        with self._catalog.snapshot():
-            editions = self._catalog.memories.editions()
-        for edition in editions:
-            if file := self._record_file(edition):
-                file.close()
 
     def _references(self) -> None:
         after, done = -1, 0
@@ -288,39 +259,27 @@ class _Examination:
     def _edition(self, edition: Edition) -> None:
         with self._catalog.snapshot():
             warm = self._catalog.memories.warm_slots(edition.id).tolist()
-            known = self._catalog.memories.warmth(edition.id, warm)
-        if lost := [slot for slot in warm if slot not in known]:
+            known = warm if self._quick else self._catalog.memories.warmth(edition.id, warm)
+        if lost := set(warm).difference(known):
             self._note("catalog", f"{len(lost)} memories are of no reference")
-        file = self._record_file(edition)
-        if file is None:
+        path, identity = self._path / edition.file, Identity.of(self._store, edition)
+        try:
+            file = RecordFile(path, identity, cipher=self._catalog.cipher)
+        except (StoreError, OSError) as error:
+            self._note("records", str(error), edition=edition.id)
             return
         with closing(file):
-            for done, slot in enumerate(warm, 1):
+            if warm and file.records <= warm[-1] - edition.origin:
+                self._note("records", f"{path} is cut short", edition=edition.id)
+            for done, slot in enumerate([] if self._quick else warm, 1):
                 try:
                     file.read([slot])
                     self._found.memories += 1
                 except (DamagedRecord, OSError) as error:
-                    path = self._document_of(slot)
-                    self._note("memory", str(error), slot=slot, edition=edition.id, path=path)
+                    document = self._document_of(slot)
+                    self._note("memory", str(error), slot=slot, edition=edition.id, path=document)
                 if not done % _PART:
                     self._progress("checking memories", done, len(warm))
-
-    def _record_file(self, edition: Edition) -> RecordFile | None:
-        """Open an edition's record file, if its header is right."""
-        with self._catalog.snapshot():
-            end = self._catalog.memories.end(edition.id)
-        try:
-            file = RecordFile(
-                self._path / edition.file,
-                Identity.of(self._store, edition),
-                cipher=self._catalog.cipher,
-            )
-        except (StoreError, OSError) as error:
-            self._note("records", str(error), edition=edition.id)
-            return None
-        if file.records < end - edition.origin:
-            self._note("records", f"{file.path} is cut short", edition=edition.id)
-        return file
 
     def _sessions(self) -> None:
         if not (self._path / sessions.FILE).exists():

@@ -1,4 +1,4 @@
-"""Encryption at rest: what a store keeps of documents, nobody reads without its passphrase.
+"""Encryption at rest: documents in a store cannot be read without its passphrase.
 
 A random key encrypts the store. It lies in the catalog's settings, itself encrypted with a key
 that scrypt makes from the passphrase, or from random bytes that the system's key store keeps.
@@ -10,7 +10,7 @@ From it come three keys by HKDF-SHA256:
     names     AES-256-SIV for paths and content hashes: the same name is always the same
               ciphertext, so that it can be looked up
 
-Whoever reads the files without the key sees how many documents and references there are, how
+Without the key, the files still show how many documents and references there are, how
 long they are, where they start and when they came, and which model made the memories.
 """
 

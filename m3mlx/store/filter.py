@@ -10,7 +10,7 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Filter:
-    """What a document must be to be searched; None or () for what does not matter.
+    """Conditions for documents to be searched; None or () for those that do not matter.
 
     Attributes:
         collection: that it is in.
@@ -26,7 +26,7 @@ class Filter:
     since: str | None = None
 
     def matches(self, path: str, collection: str, added: str) -> bool:
-        """Say whether a document is searched."""
+        """Return whether a document is searched."""
         return (
             self.collection in (None, collection)
             and (self.since is None or added >= self.since)

@@ -43,7 +43,7 @@ _proven: dict[str, tuple[int, ...]] = {}  # hash -> the file in which this proce
 
 @dataclass(frozen=True)
 class IndexStamp:
-    """What an index file must be: the catalog's word against the file's.
+    """Identity of an index file, kept in the catalog.
 
     Attributes:
         commit: the state of the store that the file indexes.
@@ -62,7 +62,7 @@ class StaleIndex(Exception):
 
 
 def are_unit(vectors: np.ndarray) -> bool:
-    """Say whether every row is finite and of length one."""
+    """Return whether every row is finite and of length one."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1)
     return bool(np.all(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # false for NaN
 
@@ -229,15 +229,8 @@ def _hash(data: mmap.mmap) -> str:
     """Hash of a file, as a stamp has it."""
     with memoryview(data) as view:
         pieces = [view[at : at + _PIECE] for at in range(0, len(view), _PIECE)]
-        if len(pieces) > 1:
-            with ThreadPoolExecutor(os.cpu_count()) as threads:
-                hashes = list(threads.map(_sha256, pieces))
-        else:
-            hashes = list(map(_sha256, pieces))
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            hashes = list(threads.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
         for piece in pieces:
             piece.release()
     return hashlib.sha256(b"".join(hashes)).hexdigest()
-
-
-def _sha256(piece: memoryview) -> bytes:
-    return hashlib.sha256(piece).digest()

@@ -39,7 +39,7 @@ class WriterLock:
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         if not try_lock(self._descriptor, wait=wait):
             owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
-            self.release()
+            self.close()
             raise BusyStore(
                 f"{path.parent}: another process ({owner or 'unknown'}) is writing to this "
                 f"store. Wait until it has finished, then try again."
@@ -47,5 +47,5 @@ class WriterLock:
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
-    def release(self) -> None:
+    def close(self) -> None:
         os.close(self._descriptor)

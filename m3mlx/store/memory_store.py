@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from . import check, index, repair, traces, watched
 from . import sessions as sessions_file
 from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
-from .cipher import OVERHEAD, Passphrase, new_key
+from .cipher import PLAIN, Passphrase, new_key
 from .database import OlderSchema
 from .filter import Filter
 from .lock import FILE as LOCK
@@ -97,14 +97,11 @@ class MemoryStore:
                     f"Name a new folder."
                 )
             path.chmod(0o700)
-            lock = WriterLock(path / LOCK, wait=0)
-            try:
+            with closing(WriterLock(path / LOCK, wait=0)):
                 store_id = secrets.token_bytes(16)
-                key, cipher = new_key(store_id.hex(), passphrase) if encrypt else (None, None)
-                edition = Edition(
-                    *(1, dict(fingerprint), dict(memory), record_bytes, FIRST, 0, _now()),
-                    overhead=OVERHEAD if cipher else 0,
-                )
+                key, cipher = new_key(store_id.hex(), passphrase) if encrypt else (None, PLAIN)
+                about = (dict(fingerprint), dict(memory), record_bytes, FIRST)
+                edition = Edition(1, *about, origin=0, added=_now(), overhead=cipher.overhead)
                 RecordFile.create(path / FIRST, Identity.of(store_id, edition))
                 settings = {
                     "id": store_id.hex(),
@@ -115,8 +112,6 @@ class MemoryStore:
                 }
                 # last: now the store exists
                 Catalog.create(path / CATALOG, settings, [edition])
-            finally:
-                lock.release()
         return cls.open(path, write=True, exact=exact, passphrase=passphrase)
 
     @classmethod
@@ -156,7 +151,7 @@ class MemoryStore:
 
     @staticmethod
     def exists(path: str | os.PathLike) -> bool:
-        """Say whether there is a store in a folder."""
+        """Return whether there is a store in a folder."""
         return (Path(path) / CATALOG).is_file()
 
     def __init__(
@@ -167,7 +162,7 @@ class MemoryStore:
         self._writes = write
         with ExitStack() as opened:
             if write:
-                opened.callback(WriterLock(path / LOCK, wait).release)
+                opened.enter_context(closing(WriterLock(path / LOCK, wait)))
             self._catalog = Catalog(path / CATALOG, write=write)
             opened.callback(self._catalog.close)
             with self._catalog.snapshot():
@@ -193,7 +188,7 @@ class MemoryStore:
 
     @property
     def encrypted(self) -> bool:
-        """Whether what it keeps of documents is encrypted."""
+        """True if the texts, vectors and memories of documents are encrypted."""
         return self._catalog.cipher.encrypts
 
     # editions
@@ -391,7 +386,7 @@ class MemoryStore:
             return self._catalog.memories.cold(known.id, after, count)
 
     def status(self, edition: int | None = None) -> dict:
-        """What the store holds: counts, bytes by part and bound, editions."""
+        """Return counts, bytes by part, the bound and the editions."""
         with self._catalog.snapshot():
             chosen = self._catalog.memories.edition(edition)
             documents, references = self._catalog.counts()
@@ -518,8 +513,7 @@ class MemoryStore:
 
     def quarantine(self, slots: Iterable[int], quarantined: bool = True) -> None:
         """Hide references from searches, which are damaged and cannot be mended; or show them."""
-        self._require_writer()
-        with self._catalog.transaction():
+        with self._transaction():
             self._catalog.quarantine(slots, quarantined)
 
     def rename(self, paths: Mapping[int, str]) -> None:
@@ -530,15 +524,13 @@ class MemoryStore:
         Raises:
             StoreError: there is no such document, or another one has this path.
         """
-        self._require_writer()
-        with self._catalog.transaction():
+        with self._transaction():
             for document, path in paths.items():
                 self._catalog.rename(document, path)
 
     def collect(self, documents: Iterable[int], collection: str) -> None:
         """Put documents, by id, into a collection, out of any other; "" for none."""
-        self._require_writer()
-        with self._catalog.transaction():
+        with self._transaction():
             self._catalog.collect(documents, collection)
 
     def set_bound(self, max_bytes: int | None, edition: int | None = None) -> int:
@@ -595,9 +587,9 @@ class MemoryStore:
         wanted = list(documents)
         samples = self.traces(wanted)
         gone = self.forget(wanted, edition)
-        verification = self.verify(samples)
-        certificate = self.certificate(gone, samples, verification)
-        return ForgetReport(gone, verification.findings, certificate)
+        found = self.verify(samples)
+        certificate = traces.certificate(gone, samples, found, self.id.hex())
+        return ForgetReport(gone, found.findings, certificate)
 
     def traces(self, documents: Iterable[int]) -> list[Trace]:
         """Take samples of documents, by id, to be looked for after they are forgotten."""
@@ -611,15 +603,6 @@ class MemoryStore:
         A sample that remaining documents hold too is left out.
         """
         return traces.find(samples, self.path, self._catalog, self._records)
-
-    def certificate(
-        self,
-        documents: Sequence[StoredDocument],
-        samples: Sequence[Trace],
-        verification: Verification,
-    ) -> dict:
-        """What was erased and how that was verified, without naming it, as JSON-able values."""
-        return traces.certificate(documents, samples, verification, self.id.hex())
 
     # order
 
@@ -640,10 +623,10 @@ class MemoryStore:
     repair = staticmethod(repair.repair)
 
     def compact(self) -> int:
-        """Give room back: number references anew without gaps, and copy their records.
+        """Free disk space: number references anew without gaps, and copy their records.
 
-        This needs room for a second copy of all records. Readers go on: what they
-        found before, they are told to search again. A crash leaves the old or the new store.
+        This needs room for a second copy of all records. Readers go on, but must search again for
+        slots that they found before. A crash leaves the old or the new store.
 
         Returns:
             How many memories were damaged; they are left out, and their references are cold.
@@ -665,6 +648,12 @@ class MemoryStore:
             f"{self.path}: a vector is not {self.dimensions} finite numbers of length one. "
             f"Use the encoder that made the store ({self.encoder})."
         )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._require_writer()
+        with self._catalog.transaction():
+            yield
 
     def _require_writer(self) -> None:
         if not self._writes:

@@ -91,7 +91,7 @@ def stride(record_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a record file must say of itself.
+    """Contents of the header of a record file.
 
     Attributes:
         store: id of the store, 16 bytes.
@@ -125,7 +125,7 @@ class Identity:
         return head + zlib.crc32(head).to_bytes(CHECKSUM, "little")
 
     def seed(self, version: int) -> int:
-        """What the checksums of records start from."""
+        """Start value of the checksums of records."""
         return zlib.crc32(self.store if version == 1 else self._owner)
 
     @property
@@ -133,7 +133,7 @@ class Identity:
         return self.store + self.edition.to_bytes(4, "little") + self.fingerprint
 
     def record_owner(self, slot: int) -> bytes:
-        """What a record is encrypted for."""
+        """Associated data of an encrypted record."""
         return self._owner + slot.to_bytes(8, "little")
 
 
@@ -216,8 +216,8 @@ class RecordFile:
             mapped = self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(mapped)[start:end]
 
-    def _ask_for(self, slots: Sequence[int]) -> None:
-        """Let the disk read all of these at once: page by page would take many times as long."""
+    def _prefetch(self, slots: Sequence[int]) -> None:
+        """Ask the system to read all of these at once, which is many times faster."""
         for slot in slots:
             if (record := self._record(slot)) and hasattr(mmap, "MADV_WILLNEED"):
                 assert isinstance(record.obj, mmap.mmap)
@@ -234,7 +234,7 @@ class RecordFile:
             DamagedRecord: the bytes of a slot are not those that were written there.
         """
         stored = np.empty((len(slots), self.record_bytes), dtype=np.uint8)
-        self._ask_for(slots)
+        self._prefetch(slots)
         for row, slot in zip(stored, slots, strict=True):
             record = self._record(slot)
             if not record:
@@ -287,7 +287,7 @@ class RecordFile:
             files.punch(self._file.fileno(), self._offset(slot), self._stride)
 
     def _used(self, slot: int) -> bool:
-        """Whether any byte of a slot is not zero; a hole is none."""
+        """Return whether any byte of a slot is not zero; a hole is all zeros."""
         return bool(os.pread(self._file.fileno(), self._stride, self._offset(slot)).strip(b"\0"))
 
     def trim(self, end: int) -> None:
@@ -343,29 +343,25 @@ def _restore_header(descriptor: int, path: Path, identity: Identity, slots: Sequ
 
 
 def _difference(found: bytes, wanted: Identity) -> str:
-    """Say in one clause why a header is not the wanted one."""
+    """Explain in one clause why a header is not the expected one."""
     if len(found) < PAGE:
         return f"it is cut short, {len(found)} bytes where its header alone has {PAGE}"
     fields = _HEADER.unpack_from(found)
     magic, version, order, page, edition, record_bytes, _, store, origin, fingerprint = fields
-    if magic != MAGIC:
-        return "it is not a file of memories (wrong magic)"
-    if order != BYTE_ORDER:
-        return "it was written in the other byte order"
-    if version not in (1, VERSION):
-        return f"its format version is {version}, this program reads 1 and {VERSION}"
-    if page != PAGE:
-        return f"its pages have {page} bytes instead of {PAGE}"
-    if record_bytes != wanted.record_bytes:
-        return (
-            f"its memories have {record_bytes} bytes where the catalog says {wanted.record_bytes}"
-        )
-    if store != wanted.store:
-        return "it belongs to another store"
-    if zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") != found[-CHECKSUM:]:
-        return "its header is damaged (wrong checksum)"
-    if version == 1 or edition != wanted.edition:
-        return f"it holds another edition of memories ({edition} instead of {wanted.edition})"
-    if fingerprint != wanted.fingerprint:
-        return "its memories were made under another fingerprint"
-    return f"its first slot is {origin} where the catalog says {wanted.origin}"
+    whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
+    expected = f"this program reads 1 and {VERSION}"
+    lengths = f"{record_bytes} bytes where the catalog says {wanted.record_bytes}"
+    editions = f"{edition} instead of {wanted.edition}"
+    differences = (
+        (magic != MAGIC, "it is not a file of memories (wrong magic)"),
+        (order != BYTE_ORDER, "it was written in the other byte order"),
+        (version not in (1, VERSION), f"its format version is {version}, {expected}"),
+        (page != PAGE, f"its pages have {page} bytes instead of {PAGE}"),
+        (record_bytes != wanted.record_bytes, f"its memories have {lengths}"),
+        (store != wanted.store, "it belongs to another store"),
+        (not whole, "its header is damaged (wrong checksum)"),
+        (edition != wanted.edition, f"it holds another edition of memories ({editions})"),
+        (fingerprint != wanted.fingerprint, "its memories were made under another fingerprint"),
+        (True, f"its first slot is {origin} where the catalog says {wanted.origin}"),
+    )
+    return next(text for differs, text in differences if differs)

@@ -185,8 +185,7 @@ class Records:
         """Give references new slots without gaps, and copy their records to new files.
 
         Slots are never used again, not even here: the new ones start behind all that ever were.
-        So a reader who holds an old slot is told that it is gone, and can never get the memory of
-        another reference for it.
+        So a reader that holds an old slot gets an error, never the memory of another reference.
 
         Returns:
             How many memories were damaged; they are left out, and their references are cold.

@@ -1,8 +1,8 @@
 """Mend a store: what can be derived is derived again, what cannot is put in quarantine.
 
 index, full text    made again from the catalog
-memory, records     taken away; its reference is cold, and whoever has the model writes it
-                    again from the stored tokens
+memory, records     taken away; its reference is cold, and the model writes it again from the
+                    stored tokens
 reference           hidden from searches and named; forgetting or memorizing its document
                     again ends that
 catalog             its readable rows are copied into a new one
@@ -53,7 +53,7 @@ _NEW = "salvaged.sqlite"
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What a repair found and did.
+    """Result of a repair.
 
     Attributes:
         found: before it.

@@ -1,4 +1,4 @@
-"""What the catalog gives out and takes in: editions, documents and references."""
+"""Editions, documents and references, as the catalog takes and returns them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+CONTENT = ("start", "end", "page", "line", "text", "tokens")  # of a reference in any form
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Edition:
 
     @property
     def tokenizer(self) -> str:
-        """What made the token ids of its references."""
+        """Fingerprint of the tokenizer of its references."""
         return self.fingerprint.get("tokenizer", "")
 
 
@@ -84,9 +86,8 @@ class NewReference:
         cls, reference: Any, document: int, ordinal: int, vector: np.ndarray, record: bytes | None
     ) -> NewReference:
         """From what was cut out of a document, or read from a file of another store."""
-        names = ("start", "end", "text", "tokens", "page", "line")
-        place = {name: getattr(reference, name) for name in names}
-        return cls(document=document, ordinal=ordinal, vector=vector, record=record, **place)
+        content = {name: getattr(reference, name) for name in CONTENT}
+        return cls(document=document, ordinal=ordinal, vector=vector, record=record, **content)
 
 
 @dataclass(frozen=True)

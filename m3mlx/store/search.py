@@ -267,19 +267,12 @@ class Search:
 
 
 def _hit(stored: StoredReference, query: np.ndarray, score: float, edition: Edition) -> Hit:
+    names = ("slot", "path", "start", "end", "page", "line", "text", "document", "warm")
     return Hit(
-        slot=stored.slot,
+        **{name: getattr(stored, name) for name in names},
         distance=1.0 - float(query @ stored.vector),
         score=score,
-        path=stored.path,
-        start=stored.start,
-        end=stored.end,
-        page=stored.page,
-        line=stored.line,
-        text=stored.text,
         tokens=stored.tokens if stored.tokenizer == edition.tokenizer else None,
-        document=stored.document,
-        warm=stored.warm,
     )
 
 

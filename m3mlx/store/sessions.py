@@ -1,6 +1,6 @@
 """Conversations that are kept beside the documents, in a file of their own.
 
-Whoever chats may add to them, also while another process writes to the store. In an encrypted
+Any chat may add to them, also while another process writes to the store. In an encrypted
 store names and words are encrypted like those of documents. What is deleted is overwritten.
 """
 

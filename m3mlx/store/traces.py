@@ -1,4 +1,4 @@
-"""What a forgotten document would leave behind, and the search for it in the bytes on disk.
+"""Prove that a forgotten document is gone, by a search in the bytes on disk.
 
 Samples of every reference are taken before the erasing, and looked for after it in every byte of
 every file. A sample that a remaining document holds too proves nothing; ``find`` leaves it out.
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a search for samples found.
+    """Result of a search for samples.
 
     Attributes:
         findings: what is still there; one place for each sample and file.
@@ -72,7 +72,7 @@ class Verification:
 
 
 class ForgetReport(NamedTuple):
-    """What was erased.
+    """Result of forgetting documents.
 
     Attributes:
         documents: that are gone.
@@ -158,7 +158,7 @@ def certificate(
     verification: Verification,
     store: str,
 ) -> dict:
-    """What was erased and how that was verified, without naming it: JSON-able."""
+    """Certificate of what was erased and how that was verified, which names no document."""
     return {
         "certificate": "m3mlx forget",
         "version": 1,
