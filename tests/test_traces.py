@@ -91,11 +91,11 @@ def test_traces_are_found_before_and_not_after(path):
             if file.suffix in (".usearch", ".sqlite-wal", ".kv"):
                 (path / "backup").write_bytes(bytes(99) + data)
                 found = store.verify(traces).findings
-                assert {residue.file for residue in found} == {"backup"}
-                assert {residue.path for residue in found} == {"/secret"}
-                for residue in found:
-                    needles = [trace.needle for trace in traces if trace.kind == residue.kind]
-                    assert (bytes(99) + data)[residue.offset :].startswith(tuple(needles))
+                assert {finding.file for finding in found} == {"backup"}
+                assert {finding.path for finding in found} == {"/secret"}
+                for finding in found:
+                    needles = [trace.needle for trace in traces if trace.kind == finding.kind]
+                    assert (bytes(99) + data)[finding.offset :].startswith(tuple(needles))
 
 
 def test_what_was_not_erased_is_noticed(path, monkeypatch):
@@ -107,12 +107,12 @@ def test_what_was_not_erased_is_noticed(path, monkeypatch):
             patch.setattr(store, "maintain", lambda: None)
             store.forget([document])
         left = store.verify(traces).findings
-        assert {residue.kind for residue in left} >= {"memory", "text"}
+        assert {finding.kind for finding in left} >= {"memory", "text"}
         store.maintain()
         assert store.verify(traces).findings == []
 
 
-def test_what_another_document_also_has_is_no_residue(store):
+def test_what_another_document_also_has_leaves_no_finding(store):
     text = "incomprehensible remark about Zanzibar"
     one = memorize(store, "/one.txt", [text])
     memorize(store, "/one.txt.bak", [text])
@@ -122,8 +122,10 @@ def test_what_another_document_also_has_is_no_residue(store):
     assert everything(store) == expected({"/one.txt.bak": [text]})
 
 
-def test_words_of_the_store_itself_are_no_residue(store):
-    document = memorize(store, "/a", ["the document checksum and its reconstruction by trigger"])
+def test_words_of_the_store_itself_leave_no_finding(store):
+    document = memorize(
+        store, "/garde", ["the document checksum and its reconstruction by trigger"]
+    )
     traces = store.traces([document])
     assert {trace.original for trace in traces} >= {"document", "checksum", "reconstruct"}
     store.forget([document])
@@ -169,7 +171,7 @@ def test_text_is_found_in_every_encoding_wherever_it_lies(path, store, encoding)
     assert store.verify(samples).findings == []
     for before in (0, 1, 2**22 - 7, 2**22):  # also over the seam of two parts
         (path / "copy").write_bytes(bytes(before) + ENCODED.encode(encoding) + bytes(9))
-        kinds = {residue.kind: residue for residue in store.verify(samples).findings}
+        kinds = {finding.kind: finding for finding in store.verify(samples).findings}
         assert kinds["text"].file == "copy"
         assert before <= kinds["text"].offset < before + 4 * len(ENCODED)
         (path / "copy").unlink()
@@ -184,7 +186,7 @@ def test_every_reference_is_looked_for(path, store):
     for text in texts:
         for kept in (text.encode(), memory(text), quantize(vector(text)).tobytes()):
             (path / "copy").write_bytes(b"x" * 1001 + kept)
-            assert {residue.file for residue in store.verify(samples).findings} == {"copy"}
+            assert {finding.file for finding in store.verify(samples).findings} == {"copy"}
 
 
 @settings(max_examples=100, deadline=None)
@@ -213,7 +215,7 @@ def test_a_certificate_says_what_was_searched_and_names_nothing(path):
         samples = store.traces([document])
         gone = store.forget([document])
         verification = store.verify(samples)
-        certificate = store.certificate(gone, samples, verification)
+        certificate = traces_module.certificate(gone, samples, verification, store.id.hex())
         (erased,) = certificate["erased"]
         assert erased == {
             "path_sha256": hashlib.sha256(b"/private/plan.txt").hexdigest(),
@@ -231,5 +233,5 @@ def test_a_certificate_says_what_was_searched_and_names_nothing(path):
         written = json.dumps(certificate)
         assert "plan" not in written and "Zanzibar" not in written
         (path / "copy").write_bytes(b"a remark about Zanzibar")
-        found = store.certificate(gone, samples, store.verify(samples))["findings"]
+        found = traces_module.certificate(gone, samples, store.verify(samples), "id")["findings"]
         assert found == [{"file": "copy", "offset": 0, "kind": "text"}]
