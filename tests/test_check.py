@@ -109,7 +109,7 @@ def test_what_is_in_quarantine_can_be_forgotten(path):
         samples = store.traces(ids)
         assert any(sample.needle == A[1].encode() for sample in samples)
         store.forget(ids)
-        assert store.verify(samples).findings == []
+        assert store.verify(samples).remnants == []
     assert not any(b"treez" in file.read_bytes() for file in path.iterdir())
     assert found(path) == {"/b": WHOLE["/b"]}
 

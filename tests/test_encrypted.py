@@ -156,7 +156,7 @@ def test_replacing_forgetting_and_compacting(store, path):
     ids = [document.id for document in store.find_documents([PATH])]
     samples = store.traces(ids)
     store.forget(ids)
-    assert store.verify(samples).findings == []
+    assert store.verify(samples).remnants == []
     assert everything(store) == expected({"/b": B})
     assert search(store, B[0], mode="text") == [B[0], B[1]]
 

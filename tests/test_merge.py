@@ -205,8 +205,8 @@ def test_half_a_document_is_not_exported_and_an_interrupted_import_goes_on(store
 
 
 def test_a_damaged_document_is_named_and_no_file_is_left(store, tmp_path):
-    bank = tmp_path / "store" / "memories.kv"
-    with bank.open("r+b") as opened:
+    records = tmp_path / "store" / "memories.kv"
+    with records.open("r+b") as opened:
         data = opened.read()
         opened.seek(data.index(memory(B[0])[:50]))
         opened.write(b"damage")

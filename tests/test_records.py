@@ -116,7 +116,7 @@ def test_what_is_forgotten_is_erased_in_all_editions(path):
         memories = [sample.needle for sample in samples if sample.kind == "memory"]
         assert {name for name, _ in in_bytes(path, *memories)} == {"memories.kv", "memories-2.kv"}
         store.forget([document])
-        assert store.verify(samples).findings == []
+        assert store.verify(samples).remnants == []
         assert in_bytes(path, *memories) == []
         (hit,) = store.search(vector(B[0])[None], [B[0]], 1)[0]
         assert bytes(store.read([hit.slot], edition=2)[0]) == other_memory(B[0])
@@ -456,8 +456,8 @@ def test_a_crash_while_compacting_leaves_the_old_or_the_new(path, module, owner,
         assert seen(store) == expected(kept)
     with MemoryStore.open(path, write=True, **LARGE) as store:
         assert seen(store) == expected(kept)
-        banks = {edition.file for edition in store.editions()}
-        assert {file.name for file in path.glob("*.kv")} == banks
+        files = {edition.file for edition in store.editions()}
+        assert {file.name for file in path.glob("*.kv")} == files
         store.compact()
         assert seen(store) == expected(kept)
         for slot in store.slots():

@@ -84,18 +84,18 @@ def test_traces_are_found_before_and_not_after(path):
         kinds = {"name", "text", "word", "tokens", "vector", "memory"}
         assert {trace.kind for trace in traces} == kinds
         kept = {file: file.read_bytes() for file in path.iterdir()}
-        assert store.verify(traces).findings == []  # all of it is in a document that remains
+        assert store.verify(traces).remnants == []  # all of it is in a document that remains
         store.forget([document])
-        assert store.verify(traces).findings == []
+        assert store.verify(traces).remnants == []
         for file, data in kept.items():  # an old file that comes back is noticed
             if file.suffix in (".usearch", ".sqlite-wal", ".kv"):
                 (path / "backup").write_bytes(bytes(99) + data)
-                found = store.verify(traces).findings
-                assert {finding.file for finding in found} == {"backup"}
-                assert {finding.path for finding in found} == {"/secret"}
-                for finding in found:
-                    needles = [trace.needle for trace in traces if trace.kind == finding.kind]
-                    assert (bytes(99) + data)[finding.offset :].startswith(tuple(needles))
+                found = store.verify(traces).remnants
+                assert {remnant.file for remnant in found} == {"backup"}
+                assert {remnant.path for remnant in found} == {"/secret"}
+                for remnant in found:
+                    needles = [trace.needle for trace in traces if trace.kind == remnant.kind]
+                    assert (bytes(99) + data)[remnant.offset :].startswith(tuple(needles))
 
 
 def test_what_was_not_erased_is_noticed(path, monkeypatch):
@@ -106,30 +106,30 @@ def test_what_was_not_erased_is_noticed(path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(store, "maintain", lambda: None)
             store.forget([document])
-        left = store.verify(traces).findings
-        assert {finding.kind for finding in left} >= {"memory", "text"}
+        left = store.verify(traces).remnants
+        assert {remnant.kind for remnant in left} >= {"memory", "text"}
         store.maintain()
-        assert store.verify(traces).findings == []
+        assert store.verify(traces).remnants == []
 
 
-def test_what_another_document_also_has_leaves_no_finding(store):
+def test_what_another_document_also_has_leaves_no_remnant(store):
     text = "incomprehensible remark about Zanzibar"
     one = memorize(store, "/one.txt", [text])
     memorize(store, "/one.txt.bak", [text])
     traces = store.traces([one])
     store.forget([one])
-    assert store.verify(traces).findings == []
+    assert store.verify(traces).remnants == []
     assert everything(store) == expected({"/one.txt.bak": [text]})
 
 
-def test_words_of_the_store_itself_leave_no_finding(store):
+def test_words_of_the_store_itself_leave_no_remnant(store):
     document = memorize(
         store, "/garde", ["the document checksum and its reconstruction by trigger"]
     )
     traces = store.traces([document])
     assert {trace.original for trace in traces} >= {"document", "checksum", "reconstruct"}
     store.forget([document])
-    assert store.verify(traces).findings == []
+    assert store.verify(traces).remnants == []
 
 
 def test_forgetting_a_half_added_document_works(path, store):
@@ -168,10 +168,10 @@ def test_text_is_found_in_every_encoding_wherever_it_lies(path, store, encoding)
     document = memorize(store, "/secret", [ENCODED])
     samples = store.traces([document])
     store.forget([document])
-    assert store.verify(samples).findings == []
+    assert store.verify(samples).remnants == []
     for before in (0, 1, 2**22 - 7, 2**22):  # also over the seam of two parts
         (path / "copy").write_bytes(bytes(before) + ENCODED.encode(encoding) + bytes(9))
-        kinds = {finding.kind: finding for finding in store.verify(samples).findings}
+        kinds = {remnant.kind: remnant for remnant in store.verify(samples).remnants}
         assert kinds["text"].file == "copy"
         assert before <= kinds["text"].offset < before + 4 * len(ENCODED)
         (path / "copy").unlink()
@@ -186,7 +186,7 @@ def test_every_reference_is_looked_for(path, store):
     for text in texts:
         for kept in (text.encode(), memory(text), quantize(vector(text)).tobytes()):
             (path / "copy").write_bytes(b"x" * 1001 + kept)
-            assert {finding.file for finding in store.verify(samples).findings} == {"copy"}
+            assert {remnant.file for remnant in store.verify(samples).remnants} == {"copy"}
 
 
 @settings(max_examples=100, deadline=None)

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from ..config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, MemoryConfig, Progress
-from ..store.bank import PAGE, stride
+from ..store.record_file import PAGE, stride
 
 FILE_BYTES = 256 << 20
 BLOCKS = (512, 4096, 16384, 65536, 262144, 1048576)

@@ -29,7 +29,7 @@ from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import Hit
 from .sessions import Sessions
 from .stores import Stores
-from .traces import Finding, ForgetReport, Trace, Verification
+from .traces import ForgetReport, Remnant, Trace, Verification
 
 __all__ = [
     "BusyStore",
@@ -38,13 +38,13 @@ __all__ = [
     "Damage",
     "Edition",
     "Filter",
-    "Finding",
     "ForgetReport",
     "Hit",
     "LockedError",
     "MemoryStore",
     "NewReference",
     "Passphrase",
+    "Remnant",
     "RepairReport",
     "Sessions",
     "StoredDocument",

@@ -589,7 +589,7 @@ class MemoryStore:
         gone = self.forget(wanted, edition)
         found = self.verify(samples)
         certificate = traces.certificate(gone, samples, found, self.id.hex())
-        return ForgetReport(gone, found.findings, certificate)
+        return ForgetReport(gone, found.remnants, certificate)
 
     def traces(self, documents: Iterable[int]) -> list[Trace]:
         """Take samples of documents, by id, to be looked for after they are forgotten."""

@@ -40,10 +40,10 @@ class Records:
         for last in (False, True):
             with self._catalog.snapshot():
                 known = self._catalog.memories.edition(edition)
+                file = self._open_files.get(edition)
+                if file and (known.file, known.origin) == (file.path.name, file.identity.origin):
+                    return file
                 wanted = self._catalog.memories.end(edition) - known.origin
-            file = self._open_files.get(edition)
-            if file and (known.file, known.origin) == (file.path.name, file.identity.origin):
-                return file
             try:
                 opened = self._open(known)
                 self.check_length(opened, wanted)

@@ -64,7 +64,7 @@ class NewReference:
         document: id from ``begin``.
         ordinal: position in the document, from 0 without gaps.
         start, end: characters of the document.
-        tokens: ids by the tokenizer of the edition in use.
+        tokens: ids by the tokenizer that ``begin`` was given.
         page, line: place for citing, counted from 1, where the format has one.
         vector: float32 ``(dimensions,)`` of length one.
         record: the memory, or None if it is written later (cold).
@@ -123,7 +123,7 @@ class StoredDocument:
     Attributes:
         size: of the file when it was memorized, in bytes.
         references: how many are committed.
-        warm: how many of them have a memory in the edition in use.
+        warm: how many of them have a memory in the edition asked for.
         complete: whether all are committed; only then is the document found by searches.
         added: when its memorizing began, ISO 8601 in UTC.
         bytes: that its memories take in the record file.

@@ -49,7 +49,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Remnant:
     """A sample that is still in a file of the store, at ``offset``."""
 
     file: str
@@ -63,11 +63,11 @@ class Verification:
     """Result of a search for samples.
 
     Attributes:
-        findings: what is still there; one place for each sample and file.
+        remnants: what is still there; one place for each sample and file.
         files: name, bytes and SHA-256 of every file that was searched.
     """
 
-    findings: list[Finding]
+    remnants: list[Remnant]
     files: list[tuple[str, int, str]]
 
 
@@ -76,12 +76,12 @@ class ForgetReport(NamedTuple):
 
     Attributes:
         documents: that are gone.
-        findings: what was found of them all the same; None where nobody looked.
+        remnants: what was found of them all the same; None where nobody looked.
         certificate: of that search, as JSON-able values that do not name the documents.
     """
 
     documents: list[StoredDocument]
-    findings: list[Finding] | None
+    remnants: list[Remnant] | None
     certificate: dict | None
 
 
@@ -130,7 +130,7 @@ def find(
 ) -> Verification:
     """Look for samples in all files of a folder."""
     needles = _Needles([sample.needle for sample in samples])
-    found: dict[tuple[int, Path], Finding] = {}
+    found: dict[tuple[int, Path], Remnant] = {}
     searched = []
     live: dict[int, bool] = {}  # by sample, asked only about those that are somewhere
     with catalog.snapshot():
@@ -147,7 +147,7 @@ def find(
                     slot = records.file(editions[file]).slot_at(offset)
                     if catalog.memories.warmth(editions[file], [slot]).get(slot):
                         continue  # the memory of a document that remains
-                found[number, file] = Finding(file.name, offset, sample.kind, sample.path)
+                found[number, file] = Remnant(file.name, offset, sample.kind, sample.path)
             searched.append((file.name, file.stat().st_size, whole.hexdigest()))
     return Verification(list(found.values()), searched)
 
@@ -182,7 +182,7 @@ def certificate(
         ],
         "findings": [
             {"file": found.file, "offset": found.offset, "kind": found.kind}
-            for found in verification.findings
+            for found in verification.remnants
         ],
         "not_covered": "snapshots and free blocks of the file system, backups, swap space, and "
         "what a drive keeps of overwritten cells",
