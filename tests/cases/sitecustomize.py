@@ -58,6 +58,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module):
         name = module.__spec__.name
         found = importlib.import_module(MODULES[name]) if name in MODULES else memorizing()
+        if name == "m3mlx.store.transfer":
+            found.send, found.receive = found.write_export, found.read_export
         sys.modules[name] = found
 
 
