@@ -80,7 +80,7 @@ def write(
         sections: name and content of each.
         key: to sign with.
     """
-    ending = f".{secrets.token_hex(4)}{NEW}"  # nobody else's file
+    ending = f".{secrets.token_hex(4)}{NEW}"  # unique among programs that write here
     with replacing(path, ending=ending) as new, new.open("r+b") as file:
         file.write(bytes(_HEADER.size))
         table = []
@@ -109,7 +109,7 @@ class Container:
     Attributes:
         about: the manifest without its sections.
         sections: names, in the order of the file.
-        signer: the public key that has signed it, None if nobody has.
+        signer: the public key that has signed it, or None.
         done, total: bytes of sections that were read, and that there are.
     """
 

@@ -12,7 +12,7 @@
 An edition is all memories made under one fingerprint: by one model, in one way. A store has one
 or more (memories-2.kv, …), which share documents, text and vectors. Methods take the id of the
 edition that is meant; None means the first. A reference without a memory in an edition is cold
-there, until somebody writes it.
+there until it is written.
 
 What a commit does, in this order: the records of new memories are written and are on the disk;
 then one transaction adds the rows. A crash before the end of the transaction leaves bytes that

@@ -160,7 +160,7 @@ class Connection:
             self.execute("PRAGMA busy_timeout=0")
             try:
                 return not self.value("PRAGMA wal_checkpoint(TRUNCATE)")
-            except sqlite3.OperationalError:  # somebody reads or looks at this very moment
+            except sqlite3.OperationalError:  # a reader is active at this very moment
                 return False
             finally:
                 self.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")

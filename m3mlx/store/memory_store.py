@@ -494,7 +494,7 @@ class MemoryStore:
         id, memories = self._edition(edition).id, self._catalog.memories
         file = self._records.file(id)
         file.check(records.values())
-        with self._catalog.db.lock:  # nobody forgets between the two commits
+        with self._catalog.db.lock:  # no document is forgotten between the two commits
             with self._catalog.transaction():
                 if gone := records.keys() - memories.warmth(id, records).keys():
                     raise self._gone(min(gone))
@@ -595,7 +595,7 @@ class MemoryStore:
         """Take samples of documents, by id, to be looked for after they are forgotten."""
         wanted = set(documents)
         chosen = [document for document in self.documents() if document.id in wanted]
-        return traces.take(chosen, self._catalog, self._records)
+        return traces.sample(chosen, self._catalog, self._records)
 
     def verify(self, samples: Sequence[Trace]) -> Verification:
         """Look for samples in every byte of the store's files.

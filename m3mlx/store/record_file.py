@@ -283,7 +283,7 @@ class RecordFile:
         if used:
             files.sync(self._file.fileno())
             files.at_step("erased on disk")
-        for slot in used:  # only now: of a hole nobody could say that its old bytes are gone
+        for slot in used:  # last: a hole does not prove that its old bytes are gone
             files.punch(self._file.fileno(), self._offset(slot), self._stride)
 
     def _used(self, slot: int) -> bool:

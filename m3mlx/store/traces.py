@@ -76,7 +76,7 @@ class ForgetReport(NamedTuple):
 
     Attributes:
         documents: that are gone.
-        remnants: what was found of them all the same; None where nobody looked.
+        remnants: what was found of them all the same; None if no search was made.
         certificate: of that search, as JSON-able values that do not name the documents.
     """
 
@@ -85,7 +85,7 @@ class ForgetReport(NamedTuple):
     certificate: dict | None
 
 
-def take(documents: Sequence[StoredDocument], catalog: Catalog, records: Records) -> list[Trace]:
+def sample(documents: Sequence[StoredDocument], catalog: Catalog, records: Records) -> list[Trace]:
     """Sample documents and all of their references, save damaged ones in quarantine."""
     traces = []
     for document in documents:

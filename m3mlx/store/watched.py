@@ -1,6 +1,6 @@
 """State of the process that watches folders, in a file beside the store that it watches for.
 
-The file is locked for as long as the watcher lives, so that nobody believes a dead one. It holds
+The file is locked for as long as the watcher lives, so that a dead one's state is ignored. It holds
 numbers only: names of files would outlive their documents, and be readable in an encrypted store.
 """
 
@@ -16,7 +16,7 @@ from ..files import os_errors_as_store_errors
 from .lock import try_lock
 
 FILE = "watching"
-_LENGTH = 512  # bytes of the state, always as many, so that nobody reads half of it
+_LENGTH = 512  # bytes of the state, always as many, so that no reader gets half of it
 
 
 class Watch:
