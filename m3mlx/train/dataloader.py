@@ -120,7 +120,7 @@ class DataLoader:
         }
         for name, share in settings.objectives.items():
             if share and not self._samples[name]:
-                raise M3Error(f"there is nothing to train {name} on; see the formats in docs/training.md")
+                raise M3Error(f"nothing to train {name} on; docs/training.md has the formats")
         names = list(settings.objectives)
         shares = np.array([settings.objectives[name] for name in names], float)
         rng = np.random.default_rng([settings.seed, 1])
