@@ -1,8 +1,17 @@
-"""Fixtures: tiny models for arithmetic, the real default models for what only they can show."""
+"""Fixtures, and the environment of the tests and of the processes that they start."""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
+
+# Before any library loads: the threads of a product of tiny matrices cost more than they save, and
+# pytest-xdist uses every core already.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+# Child processes import the packages of this tree, and no PyTorch.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    map(str, [Path(__file__).parents[1], Path(__file__).parent / "child"])
+)
 
 with contextlib.suppress(ImportError):
     # Before OpenBLAS, whose cblas_sgemm_batch has the name of torch's and other arguments.

@@ -35,7 +35,6 @@ def environment(world, tmp_path, **more):
         "M3MLX_HOME": str(tmp_path / "home"),
         "M3MLX_MODEL": str(world / "decoder"),
         "M3MLX_STORE": str(tmp_path / "store"),
-        "PYTHONPATH": str(ROOT),
         **more,
     }
 

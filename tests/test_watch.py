@@ -19,7 +19,6 @@ from m3mlx.errors import FingerprintError, M3Error, StoreError
 from m3mlx.store import watched
 from m3mlx.watch import FILES, LONGEST, Event, Pending, Watcher, slept
 
-ROOT = Path(__file__).parents[1]
 QUICK = {"debounce": 0.2, "grace": 0.6, "rescan": 3600.0}
 
 
@@ -362,7 +361,6 @@ def test_the_command_ends_cleanly_and_status_shows_it(world, number):
     world.write("a.md", "One.")
     environment = {
         **os.environ,
-        "PYTHONPATH": str(ROOT),
         "M3MLX_MODEL": str(world.models / "decoder"),
         "M3MLX_STORE": str(world.store),
     }
