@@ -20,9 +20,29 @@ with contextlib.suppress(ImportError):
 import pytest
 
 import m3mlx  # noqa: F401  before mlx, for OpenBLAS
+from m3mlx.config import cache_folder
 from m3mlx.store.catalog import NEW_STORE, Catalog
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shared_calibrations(tmp_path_factory):
+    """Let one calibration of a tiny model, which takes a second, serve all tests of a run.
+
+    What it was found under is part of its name and of its file, so no test gets a wrong one.
+    Without M3MLX_HOME, as with the default models, the user's own cache is used as always.
+    """
+    root = tmp_path_factory.getbasetemp()
+    shared = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "calibrated"
+
+    def folder():
+        return shared if os.environ.get("M3MLX_HOME") else cache_folder()
+
+    with pytest.MonkeyPatch.context() as patch:
+        if module := sys.modules.get("m3mlx.calibrate"):
+            patch.setattr(module, "cache_folder", folder)
+        yield
 
 
 @pytest.fixture
