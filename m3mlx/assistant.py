@@ -168,7 +168,7 @@ class Assistant:
         from .memory.format import MemoryFormat
 
         if self.has_store():
-            return MemoryFormat(self.decoder, MemoryConfig.from_json(self._edition().memory))
+            return MemoryFormat(self.decoder, MemoryConfig.from_json(self.edition().memory))
         return MemoryFormat(self.decoder, self._calibrated())
 
     def _calibrated(self) -> MemoryConfig:
@@ -236,7 +236,7 @@ class Assistant:
         assert self._opened[0] is own
         return Stores([(store, self._editions.get(store.path)) for store in self._opened])
 
-    def _edition(self) -> Edition:
+    def edition(self) -> Edition:
         """The memories of the present model and settings.
 
         Raises:
@@ -251,11 +251,15 @@ class Assistant:
 
     def check(self) -> None:
         """Refuse a store of another model, adapter, tokenizer, encoder or way of writing."""
-        self._editions[self.store_path] = self._edition().id
-        self._stores().check_encoder(self.encoder.identity)
+        self._editions[self.store_path] = self.edition().id
+        self.check_encoder()
         for store in self._opened[1:]:  # their memories are read beside those of the store
             found = editions.find(store, {}, lambda config: self._conditions(self.format.config))
             self._editions[store.path] = found.id
+
+    def check_encoder(self) -> None:
+        """Refuse a store whose vectors another encoder has made."""
+        self._stores().check_encoder(self.encoder.identity)
 
     # --- documents
 
@@ -344,7 +348,7 @@ class Assistant:
 
         progress = progress or self._progress
         try:
-            known = self._edition().id
+            known = self.edition().id
         except FingerprintError:
             known = None
             config = editions.fitted(self._calibrated(), self.store(), self.decoder, progress)
@@ -388,7 +392,7 @@ class Assistant:
         done = MemoryStore.repair(self.store_path, progress, passphrase=self.passphrase)
         if done.cold:
             with suppress(FingerprintError):
-                own = self._edition().id
+                own = self.edition().id
                 slots = [slot for edition, slot in done.cold if edition == own]
                 self.close()
                 with self._writer() as store:
@@ -439,13 +443,14 @@ class Assistant:
         Raises:
             FingerprintError: another encoder has made the vectors of a store.
         """
-        stores = self._stores()
-        stores.check_encoder(self.encoder.identity)
+        self.check_encoder()
         vectors = self.encoder.encode(list(texts), query=True)
-        return stores.search(vectors, texts, k, self.options.retrieval, only)
+        return self._stores().search(vectors, texts, k, self.options.retrieval, only)
 
     def read(self, hits: Sequence[Hit]) -> Memory:
         """The memories of hits; cold ones are written first."""
+        if self.store_path not in self._editions:
+            self.check()
         return self.format.read(self._stores().read(hits, self._warm))
 
     def _warm(self, cold: Sequence[Hit]) -> dict[Hit, np.ndarray]:

@@ -12,14 +12,14 @@ best enlarged when they are read. An adapter may bring its calibration along.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from . import files
 from .chat.conversation import Conversation
 from .config import (
     FORMAT_VERSION,
@@ -104,8 +104,11 @@ def calibrate(
 
 def save_with_adapter(decoder: Decoder, progress: Progress | None = None) -> Path:
     """Write the default calibration beside the decoder's adapter, for all who get the adapter."""
+    if decoder.adapter_path is None:
+        raise M3Error("a calibration is saved beside an adapter; name one with --adapter-path")
     path = decoder.adapter_path / CALIBRATION
-    _save(path, _find(decoder, "reconstruction", "calibrated", None, progress))
+    found = _find(decoder, "reconstruction", "calibrated", None, progress)
+    files.write_text(path, json.dumps(found))
     return path
 
 
@@ -140,7 +143,7 @@ def _find(
         counts, kept = measure.counts(budget, tokens_per_head), {}
     found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
     found["key_scale"] = measure.best_key_scale(counts)
-    _save(path, found)
+    files.write_text(path, json.dumps(found))
     return found
 
 
@@ -162,9 +165,7 @@ def budgets(
             continue
         counts = [[int(average)] * heads] * layers
         if budget == "calibrated":
-            measure = measure or _Measure(
-                decoder, decoder.template, _samples(), config.selection, None
-            )
+            measure = measure or _Measure(decoder, _samples(), config.selection, None)
             counts = measure.counts(budget, int(average))
         elif budget == "half":
             counts[layers // 2 :] = [[0] * heads] * (layers - layers // 2)
@@ -280,24 +281,34 @@ class _Measure:
         self.progress("measuring memories", self.done, 0)
         self.done += 1
         if counts is None:
-            return self._answer(None, None)
+            return self._without_memory()
         config = replace(self.config, counts=tuple(map(tuple, counts)), key_scale=key_scale)
         memory = Memory.join([keep(*part, counts) for part in self.parts])
-        return np.mean([self._answer(config, memory, n) for n in (1, MEMORIES)])
+        losses = [self._among(Layout(config), memory, count) for count in (1, MEMORIES)]
+        return sum(losses) / len(losses)
 
-    def _answer(self, config: MemoryConfig | None, memory: Memory | None, among: int = 1) -> float:
-        losses = []
-        for i, (turn, answer) in enumerate(zip(self.turns, self.answers, strict=True)):
-            hits = [(i + n) % len(self.turns) for n in range(among)]
-            conversation = Conversation(
+    def _without_memory(self) -> float:
+        return self._mean(lambda number: Conversation(self.decoder, self.prefix))
+
+    def _among(self, layout: Layout, memory: Memory, count: int) -> float:
+        """Loss with each text's memory read among ``count`` memories in all."""
+
+        def conversation(number: int) -> Conversation:
+            rows = [(number + n) % len(self.turns) for n in range(count)]
+            return Conversation(
                 self.decoder,
                 self.prefix,
-                config and Layout(config),
-                search=memory and (lambda texts, k, hits=hits: [hits] * len(texts)),
-                read=memory and memory.take,
+                layout,
+                search=lambda texts, k: [rows] * len(texts),
+                read=memory.take,
             )
-            losses.append(conversation.loss(turn, answer))
-        return float(np.mean(losses))
+
+        return self._mean(conversation)
+
+    def _mean(self, conversation: Callable[[int], Conversation]) -> float:
+        asked = enumerate(zip(self.turns, self.answers, strict=True))
+        losses = [conversation(number).loss(*both) for number, both in asked]
+        return sum(losses) / len(losses)
 
 
 def _samples() -> list[dict]:
@@ -315,10 +326,3 @@ def _load(path: Path, wanted: dict) -> dict | None:
         return None
     found.setdefault("key_scale", found.get("sharpness"))  # its name up to version 0.1
     return found
-
-
-def _save(path: Path, data: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(data), "utf-8")
-    temporary.replace(path)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from .assistant import Assistant
 from .chat.chat import Answer
-from .config import MEMORY_MODES, Progress, no_progress
+from .config import MEMORY_MODES, Options, Progress, no_progress
 
 DATA = Path(__file__).parent / "data"
 ANSWER_TOKENS = 40
@@ -52,12 +51,12 @@ class Demo:
     exchanges: list[Exchange]
 
 
-def run(*, progress: Progress | None = None, **options: Any) -> Demo:
+def run(options: Options | None = None, *, progress: Progress | None = None) -> Demo:
     """Memorize the documents that come with m3mlx in a temporary store, and ask about them.
 
     Args:
+        options: of the assistant; its store is a temporary one.
         progress: called with what is being done, how much is done and the total.
-        options: of ``Assistant``, without ``store``.
 
     Raises:
         M3Error: the model cannot be fetched, loaded, or used with memories.
@@ -67,18 +66,16 @@ def run(*, progress: Progress | None = None, **options: Any) -> Demo:
     with tempfile.TemporaryDirectory(prefix="m3mlx-demo-") as name:
         # A copy, so that no .gitignore around an installed package hides them.
         folder = shutil.copytree(DATA / "demo", Path(name) / "documents")
-        options = {"memories": MEMORIES, "store": Path(name) / "store", **options}
-        with Assistant(progress=progress, **options) as assistant:
+        given = options or Options()
+        given = replace(given, store=Path(name) / "store", memories=given.memories or MEMORIES)
+        with Assistant.of(given, progress=progress) as assistant:
             memorized = assistant.memorize([folder])
             exchanges = []
             for number, question in enumerate(questions):
                 replies = {}
                 for place, mode in enumerate(MEMORY_MODES):
-                    report(
-                        "answering",
-                        number * len(MEMORY_MODES) + place,
-                        len(questions) * len(MEMORY_MODES),
-                    )
+                    modes = len(MEMORY_MODES)
+                    report("answering", number * modes + place, len(questions) * modes)
                     answer = assistant.ask(
                         question["question"], memory=mode, max_tokens=ANSWER_TOKENS
                     )

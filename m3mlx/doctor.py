@@ -172,7 +172,7 @@ def _store(assistant: Assistant) -> Iterator[Finding]:
         return
     try:
         state = assistant.status()
-        found = MemoryStore.quick_check(path, assistant.security["passphrase"])
+        found = MemoryStore.quick_check(path, assistant.passphrase)
     except LockedError as error:
         yield Finding("store", str(error), "broken", "Give its passphrase; there is no recovery.")
         return
@@ -225,8 +225,8 @@ def _fingerprint(assistant: Assistant) -> Iterator[Finding]:
     if not assistant.has_store():
         return
     for name, default in (
-        (assistant.model_name, models.DEFAULT_DECODER),
-        (assistant.encoder_name, models.DEFAULT_ENCODER),
+        (assistant.options.model, models.DEFAULT_DECODER),
+        (assistant.options.encoder, models.DEFAULT_ENCODER),
     ):
         name = str(name or default)
         have = {model.name.lower(): model.broken for model in cached.cached()}

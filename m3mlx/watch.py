@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,15 +163,7 @@ class Watcher:
             FingerprintError: the store belongs to another model or other settings.
             StoreError: another process watches for this store.
         """
-        before = self.assistant.progress
-
-        def stoppable(what: str, done: int, total: int) -> None:
-            if self.stop.is_set():
-                raise _Stopped
-            before(what, done, total)
-
         self._watch = Watch(self.assistant.store_path)
-        self.assistant.progress = stoppable
         try:
             if self.assistant.has_store():
                 self.assistant.check()  # what is wrong shows at once
@@ -179,7 +171,6 @@ class Watcher:
         except _Stopped:
             pass
         finally:
-            self.assistant.progress = before
             self.assistant.close()
             self._watch.close()
 
@@ -215,6 +206,10 @@ class Watcher:
         if overdue := self.pending.overdue(time.monotonic()):
             self._forget(overdue)
 
+    def _end_if_stopped(self) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+
     def _tell_others(self) -> None:
         self._watch.tell(
             {
@@ -227,7 +222,7 @@ class Watcher:
 
     # what happens
 
-    def _reports(self) -> Iterator[set[str]]:
+    def _reports(self) -> Generator[set[str]]:
         """Paths that the system reports, or none each time when nothing happens for a while.
 
         A folder that vanished and returned is another one to the system, so it is watched anew.
@@ -259,7 +254,7 @@ class Watcher:
             found[folder] = (state.st_dev, state.st_ino)
         return found
 
-    def _observed(self, folders: Iterable[Path]) -> Iterator[set[str]]:
+    def _observed(self, folders: Iterable[Path]) -> Generator[set[str]]:
         import watchfiles
 
         for changes in watchfiles.watch(
@@ -274,7 +269,7 @@ class Watcher:
         ):
             yield {path for _, path in changes} | self._changed_files()
 
-    def _waited(self) -> Iterator[set[str]]:
+    def _waited(self) -> Generator[set[str]]:
         while not self.stop.wait(TICK_MS / 1000):
             yield self._changed_files()
 
@@ -358,7 +353,12 @@ class Watcher:
         self._rename({path: hashes[path] for path in changed if path not in known}, known)
         if not changed:
             return
-        done = self.assistant.memorize(changed, collection=self.collection, cold=self.cold)
+        done = self.assistant.memorize(
+            changed,
+            collection=self.collection,
+            cold=self.cold,
+            between_batches=self._end_if_stopped,
+        )
         self.assistant.close()
         for path in changed:
             self._failures.pop(path, None)

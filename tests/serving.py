@@ -35,8 +35,8 @@ class Running:
         return [document["path"] for document in self.client.get("/v1/memories").json()["data"]]
 
 
-def tiny_assistant(world, store):
-    return Assistant(str(world / "decoder"), store, encoder=str(world / "encoder"))
+def tiny_assistant(world, store, **options):
+    return Assistant(str(world / "decoder"), store, encoder=str(world / "encoder"), **options)
 
 
 def tiny_world(folder):

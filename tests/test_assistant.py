@@ -74,7 +74,7 @@ def test_text_mode_pastes_what_explicit_mode_reads(make, world):
         text = assistant.ask("Where is the boat?", memory="text", max_tokens=3)
         off = assistant.ask("Where is the boat?", memory="off", max_tokens=3)
         assert [s.text for s in text.sources] == [s.text for s in explicit.sources]
-        pasted = sum(len(assistant.template.encode(s.text)) for s in text.sources)
+        pasted = sum(len(assistant.decoder.template.encode(s.text)) for s in text.sources)
         assert text.timings.prompt_tokens > pasted > 0
         assert off.timings.prompt_tokens == explicit.timings.prompt_tokens
         assert off.sources == [] and off.timings.retrievals == 0
@@ -144,10 +144,10 @@ def test_memories_made_otherwise_are_refused_by_name(make, world, changes, field
 def test_settings_left_open_are_those_of_the_store(make, world):
     with make(selection="attention", budget="uniform", codec="k4v16") as assistant:
         assistant.memorize([world / "notes"])
-        config = assistant.config
+        config = assistant.format.config
     with make(tokens_per_head=None) as assistant:
         assistant.ask("Where?", max_tokens=1)
-        assert assistant.config == config
+        assert assistant.format.config == config
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(make, tmp_path):
@@ -268,6 +268,6 @@ def test_a_conversation_is_gone_on_with_from_its_messages_alone(make):
             *chat.messages[:3],
             {"role": "assistant", "content": other.text},
         ]
-        turn = assistant.template.resume(chat.messages[:2], "Again?", system="Be brief.")
-        words = assistant.template.decode(turn.tokens[slice(*turn.words)])
+        turn = assistant.decoder.template.resume(chat.messages[:2], "Again?", system="Be brief.")
+        words = assistant.decoder.template.decode(turn.tokens[slice(*turn.words)])
         assert words == "Again?" and first.text

@@ -9,13 +9,13 @@ from tiny import save_model
 
 from m3mlx.chat.conversation import Conversation
 from m3mlx.config import MemoryConfig
-from m3mlx.memory.cache import read_prefix
+from m3mlx.memory.cache import Layout, read_prefix
 from m3mlx.memory.write import Writer
 from m3mlx.models.decoder import load_decoder
 from m3mlx.models.template import Template, Turn
 
 
-@dataclass
+@dataclass(frozen=True)
 class Found:
     slot: int
     score: float = 0.5
@@ -51,19 +51,13 @@ class World:
         self.queries.append(list(texts))
         return [[Found(len(text) % 5), Found((len(text) + 1) % 5)] for text in texts]
 
-    def read(self, slots):
-        self.reads.append(list(slots))
-        return self.memory.take(slots)
+    def read(self, hits):
+        self.reads.append([hit.slot for hit in hits])
+        return self.memory.take(self.reads[-1])
 
     def conversation(self, explicit=True, **options):
-        return Conversation(
-            self.decoder,
-            self.prefix,
-            self.config,
-            search=self.search if explicit else None,
-            read=self.read if explicit else None,
-            **options,
-        )
+        given = {"search": self.search, "read": self.read} if explicit else {}
+        return Conversation(self.decoder, self.prefix, Layout(self.config), **{**given, **options})
 
     def generate(self, conversation, turn, count, **options):
         """Tokens of an answer that no end of turn cuts short."""
@@ -205,21 +199,29 @@ def test_text_of_several_tokens_to_a_character_is_whole(world):
 
 def test_nothing_found_leaves_the_model_plain(world):
     turn = world.template.turn("hello")
-    empty = world.conversation()
-    empty.search = lambda texts, k: [[] for _ in texts]
+    empty = world.conversation(search=lambda texts, k: [[] for _ in texts])
     tokens, steps = world.generate(empty, turn, 8)
     plain, _ = world.generate(world.conversation(explicit=False), turn, 8)
     assert tokens == plain and steps[-1].sources == []
 
 
-def test_memory_can_be_switched_off_between_turns(world):
-    conversation = world.conversation()
-    world.generate(conversation, world.template.turn("hello"), 3)
-    assert conversation.caches[0].length
-    conversation.search = conversation.read = None
+def test_what_was_pasted_is_the_source_of_an_answer_that_reads_no_memories(world):
+    conversation, pasted = world.conversation(explicit=False), [Found(3), Found(1)]
+    turn = world.template.turn("hello")
+    _, steps = world.generate(conversation, turn, 70, pasted=pasted, retrieve_seconds=2.0)
+    assert all(step.sources == pasted for step in steps) and not conversation.attached
+    assert steps[-1].timings.retrieve_seconds == 2.0
+    assert steps[-1].timings.first_token_seconds > 2.0
     _, steps = world.generate(conversation, world.template.turn("more", first=False), 3)
-    assert not conversation.caches[0].length
-    assert steps[-1].sources == []
+    assert steps[-1].sources == [] and steps[-1].timings.retrieve_seconds == 0
+
+
+def test_the_hits_whose_memories_the_next_token_sees_are_told(world):
+    conversation = world.conversation()
+    turn = plain_turn(world, "a" * 64 + "b" * 63 + "c" + "d" * 10)  # chunks of 64, 64 and 10
+    world.generate(conversation, turn, 1)
+    assert conversation.attached == [Found(0), Found(1)]
+    assert conversation.sources == [Found(4), Found(0), Found(1)]
 
 
 def test_memories_change_what_is_said(world):
@@ -238,8 +240,7 @@ def test_a_memory_that_fits_the_query_worse_counts_less(world):
             "read": world.read,
             "memory_temperature": memory_temperature,
         }
-        conversation = Conversation(world.decoder, world.prefix, world.config, **options)
-        return conversation.prefill(turn)
+        return world.conversation(**options).prefill(turn)
 
     def apart(a, b):
         return float(mx.abs(a - b).max())
@@ -257,19 +258,20 @@ def test_a_memory_that_fits_the_query_worse_counts_less(world):
 def test_memories_that_are_found_again_are_not_read_again(world):
     turn = plain_turn(world, "q" * 64)
 
-    def generate(conversation):
+    def conversation():
         order = iter([[2, 1, 3], [3, 4, 1], [0], [], [4, 0]])
-        conversation.search = lambda texts, k: [list(map(Found, next(order))) for _ in texts]
         world.reads.clear()
-        return world.generate(conversation, turn, 280)
+        return world.conversation(
+            search=lambda texts, k: [list(map(Found, next(order))) for _ in texts]
+        )
 
-    tokens, steps = generate(world.conversation())
+    tokens, steps = world.generate(conversation(), turn, 280)
     assert world.reads == [[2, 1, 3], [4], [0], [4, 0]]
     assert [hit.slot for hit in steps[80].sources] == [3, 4, 1]
-    forgetful = world.conversation()
-    read = forgetful._read
-    forgetful._read = lambda slots: setattr(forgetful, "_held", ([], None)) or read(slots)
-    other, anew = generate(forgetful)
+    forgetful = conversation()
+    read = forgetful._memories_of
+    forgetful._memories_of = lambda hits: setattr(forgetful, "_held", ([], None)) or read(hits)
+    other, anew = world.generate(forgetful, turn, 280)
     assert world.reads == [[2, 1, 3], [3, 4, 1], [0], [4, 0]] and other == tokens
     for one, two in zip(steps[:-1], anew[:-1], strict=True):
         assert mx.array_equal(one.logprobs, two.logprobs)

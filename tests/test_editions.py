@@ -105,7 +105,8 @@ def test_rebuilt_memories_are_those_that_the_files_would_give(make, notes):
     with make("twin") as second:
         second.rebuild()
         assert answer(second) == wanted
-        assert (second.store().read(second.store().slots()) == records).all()
+        store, edition = second.store(), second.edition().id
+        assert (store.read(store.slots(), edition=edition) == records).all()
 
 
 @pytest.mark.parametrize(
@@ -139,11 +140,11 @@ def test_references_longer_than_128_tokens_get_more_positions(make, notes):
     with make("bytes") as second:
         assert second.rebuild().shortened == 0
         longest = max(len(r.text) for r in second.store().references(second.store().slots()))
-        assert 128 < longest == second.config.reference_tokens < LONGEST
+        assert 128 < longest == second.format.config.reference_tokens < LONGEST
         assert second.status()["editions"][1]["fingerprint"]["reference"] == str(longest)
         assert answer(second)[1] == before[1]
     with make("pairs") as first:
-        assert first.config.reference_tokens == 128
+        assert first.format.config.reference_tokens == 128
         assert answer(first) == before
 
 
@@ -157,7 +158,7 @@ def test_what_no_memory_can_hold_is_shortened_and_counted(make, notes):
             r for r in second.store().references(second.store().slots()) if len(r.text) > LONGEST
         ]
         assert made.shortened == len(long) > 0
-        assert second.config.reference_tokens == LONGEST
+        assert second.format.config.reference_tokens == LONGEST
         answer(second)
 
 
@@ -210,7 +211,7 @@ def test_a_memory_that_was_dropped_since_the_search_is_written_again(make, notes
         with MemoryStore.open(assistant.store_path, write=True) as store:
             store.set_bound(1)
             store.set_bound(None)
-        assert len(assistant.read([hit.slot for hit in hits])) == len(hits)
+        assert len(assistant.read(hits)) == len(hits)
         assert answer(assistant) == before
 
 

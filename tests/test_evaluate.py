@@ -88,8 +88,8 @@ def test_only_what_is_asked_for_is_measured(options):
 
 def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options, tmp_path):
     with make_assistant(tmp_path / "store", "half:4", **options) as assistant:
-        assert assistant.config.counts == ((4, 4), (4, 4), (0, 0), (0, 0))
-        assert assistant.config.budget == "uniform"
+        assert assistant.format.config.counts == ((4, 4), (4, 4), (0, 0), (0, 0))
+        assert assistant.format.config.budget == "uniform"
         (tmp_path / "a.txt").write_text("The boat is green.")
         assistant.memorize([tmp_path / "a.txt"])
         assert assistant.status()["references"] == 1
@@ -161,7 +161,7 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
 @pytest.mark.parametrize("budget", ["uniform:8", "half:8"])
 def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
     with TemporaryStore(budget=budget, **options) as store:
-        counts = store.assistant.config.counts
+        counts = store.assistant.format.config.counts
         (path,) = store.memorize(["The boat is green."])
         store.rewrite("The boat is green.", "The boat is red.")
         store.memorize([])
@@ -170,7 +170,7 @@ def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
         assert hit.path == path
         store.restart()
         assert [hit.text for hit in store.assistant.search(["boat"], 5)[0]] == [hit.text]
-        assert store.assistant.config.counts == counts
+        assert store.assistant.format.config.counts == counts
 
 
 def test_choices_are_compared_by_their_likelihood(options, tmp_path):

@@ -67,9 +67,9 @@ def logits(assistant):
     assistant.check()
     (hits,) = assistant.search([QUESTION], 5)
     memory = assistant.read([hit.slot for hit in sorted(hits, key=lambda hit: hit.start)])
-    caches = make_cache(assistant.decoder.model, assistant.prefix)
-    Layout(assistant.config).attach(caches, memory)
-    tokens = assistant.template.turn(QUESTION).tokens
+    caches = make_cache(assistant.decoder.model, assistant.format.prefix)
+    Layout(assistant.format.config).attach(caches, memory)
+    tokens = assistant.decoder.template.turn(QUESTION).tokens
     return np.array(assistant.decoder.model(mx.array([list(tokens)]), cache=caches))
 
 

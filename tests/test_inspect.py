@@ -16,10 +16,12 @@ from click.testing import CliRunner
 from m3mlx import Assistant
 from m3mlx.cli import main
 from m3mlx.errors import M3Error, StoreError
-from m3mlx.inspect.answer import AnswerView, inspect_document, kept_by_head
+from m3mlx.inspect.answer import AnswerView
+from m3mlx.inspect.document import inspect_document, kept_by_head
 from m3mlx.inspect.page import Kept, KeptReference, Part, Span, answer_page, kept_page
 from m3mlx.inspect.picture import kept_picture
 from m3mlx.memory.codec import PADDING
+from m3mlx.models.hooks import observe_attention
 
 EVIL = "</span><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x1b[31m"
 
@@ -85,7 +87,7 @@ def test_tokens_are_shaded_by_the_heads_that_kept_them(world):
         assert len(slots) > 1
         expected = []
         for slot in slots:
-            positions = assistant.codec.unpack(store.read([slot])).positions[0]
+            positions = assistant.format.codec.unpack(store.read([slot])).positions[0]
             (stored,) = store.references([slot])
             kept = [int((positions == place).sum()) for place in range(len(stored.tokens))]
             assert sum(kept) == (positions != PADDING).sum()
@@ -118,8 +120,9 @@ def test_what_documents_say_is_only_text(world):
         page = kept_page(inspect_document(assistant, str(world / "notes" / "evil.md")))
         safe(page)
         assert "<script>alert(1)" in shown(page)
-        view = AnswerView(assistant, EVIL)
-        list(view.watch(assistant.chat().send(EVIL, max_tokens=3)))
+        chat = assistant.chat()
+        view = AnswerView(chat, EVIL)
+        list(view.watch(chat.send(EVIL, max_tokens=3)))
         safe(view.page())
     safe(
         kept_page(
@@ -132,7 +135,7 @@ def test_what_documents_say_is_only_text(world):
 
 def test_padding_is_kept_by_nobody(world):
     with make(world) as assistant:
-        config = assistant.config
+        config = assistant.format.config
         positions = np.full(config.kept, PADDING, np.uint8)
         assert kept_by_head(positions, config).tolist() == [[0, 0]] * 4
         positions[:6] = 3  # the first head's four, and two of the second's
@@ -143,11 +146,12 @@ def test_an_answer_is_the_same_when_it_is_watched(world):
     with make(world) as assistant:
         assistant.decoder.tokenizer._eos_token_ids = set()
         plain = [s.token for s in assistant.chat().send("The boiler?", max_tokens=70)]
-        view = AnswerView(assistant, "The boiler?")
-        steps = list(view.watch(assistant.chat().send("The boiler?", max_tokens=70)))
+        chat = assistant.chat()
+        view = AnswerView(chat, "The boiler?")
+        steps = list(view.watch(chat.send("The boiler?", max_tokens=70)))
         assert [s.token for s in steps] == plain
         again = [s.token for s in assistant.chat().send("The boiler?", max_tokens=70)]
-        assert again == plain and "search" not in vars(assistant)
+        assert again == plain
         page = view.page()
         spans = [span.shown() for span in view._spans]
         assert "Tokens 1 to 65" in page and "Tokens 66 to 70" in page
@@ -165,22 +169,15 @@ def test_an_answer_is_the_same_when_it_is_watched(world):
 def test_shares_are_those_of_attention_itself(world):
     """One pass computed by hand: logits of the last query over all keys of a layer."""
     with make(world) as assistant:
-        view = AnswerView(assistant, "Boat?")
-        seen, caught = view._seen, []
+        chat = assistant.chat()
+        view, caught = AnswerView(chat, "Boat?"), []
 
-        def plain(queries, keys, values, cache, scale, mask):
+        def catch(queries, keys, cache, scale, mask):
             if hasattr(cache, "length"):
                 caught.append((queries, keys, cache.length, scale, mask))
-            return mx.fast.scaled_dot_product_attention(
-                queries, keys, values, scale=scale, mask=mask
-            )
 
-        noting = type(seen).noting
-        type(seen).noting = lambda self, function: noting(self, plain)
-        try:
-            next(view.watch(assistant.chat().send("Boat?", max_tokens=1)))
-        finally:
-            type(seen).noting = noting
+        with observe_attention(assistant.decoder.model, catch):
+            next(view.watch(chat.send("Boat?", max_tokens=1)))
         (span,) = view._spans
         shares = []
         for queries, keys, length, scale, mask in caught[-4:]:
@@ -192,7 +189,7 @@ def test_shares_are_those_of_attention_itself(world):
                 logits += row if row.dtype != bool else np.where(row, 0, -np.inf)
             weights = np.exp(logits - logits.max(1, keepdims=True))
             weights = (weights / weights.sum(1, keepdims=True)).mean(0)
-            end = length + len(assistant.config.prefix)
+            end = length + len(assistant.format.config.prefix)
             memories = weights[:length].reshape(len(span.hits), -1).sum(1)
             shares.append([*memories, weights[length:end].sum(), weights[end:].sum()])
         assert np.allclose(span.shares[0], np.mean(shares, axis=0), atol=1e-5)

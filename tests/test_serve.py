@@ -576,8 +576,7 @@ def test_a_server_of_one_collection_has_nothing_else(world, boats):
 
 def test_sources_say_which_attached_store_they_are_of(world, boats, tmp_path):
     def make():
-        assistant = tiny_assistant(world, tmp_path / "own")
-        assistant.also = (boats,)
+        assistant = tiny_assistant(world, tmp_path / "own", also=[boats])
         assistant.memorize(contents={"text:own": b"A kite."})
         return assistant
 

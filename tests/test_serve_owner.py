@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from functools import partial
 
 import pytest
 from serving import tiny_assistant, tiny_world
@@ -30,7 +31,7 @@ def owner(world, tmp_path):
 def counting(begun, gate, ended):
     """A task that yields numbers until nobody wants more."""
 
-    def task(assistant):
+    def task(assistant, job):
         begun.set()
         gate.wait(20)
         try:
@@ -120,14 +121,14 @@ def long_text(batches):
     return "\n\n".join(f"Paragraph {n}: " + "word " * 24 for n in range(BATCH * batches)).encode()
 
 
-def giving(name, content):
-    return lambda assistant: memories.giving(assistant, {name: content})
+def memorizing(name, content):
+    return partial(memories.memorize_contents, contents={name: content})
 
 
 def test_readers_are_answered_between_the_batches_of_a_writer(owner):
     async def main():
         seen = []
-        async for event in owner.stream(giving("text:long", long_text(2)), writes=True):
+        async for event in owner.stream(memorizing("text:long", long_text(2)), writes=True):
             if event.get("progress") == "memorizing" and 0 < event["done"] < event["total"]:
                 listed = await owner.get(memories.listed)  # while the writer goes on
                 seen.append([document["state"] for document in listed])
@@ -140,7 +141,7 @@ def test_readers_are_answered_between_the_batches_of_a_writer(owner):
 
 def test_of_an_upload_that_is_given_up_nothing_stays(owner):
     async def main():
-        results = owner.stream(giving("upload:long.txt", long_text(2)), writes=True)
+        results = owner.stream(memorizing("upload:long.txt", long_text(2)), writes=True)
         async for event in results:
             if event.get("done", 0) > 0:
                 break

@@ -71,7 +71,7 @@ def _write_found(workload: Workload) -> None:
     (hits,) = workload.search(Watch(), [question])
     if cold := [hit.slot for hit in hits if not hit.warm]:
         tokens = list(workload.prompt(REFERENCE_TOKENS).tokens)
-        record = workload.assistant.write([tokens])[0].tobytes()
+        record = workload.assistant.format.write([tokens])[0].tobytes()
         with workload.assistant.open_store(write=True) as store:
             store.write(dict.fromkeys(cold, record))
 
@@ -86,7 +86,7 @@ def memorize(workload: Workload) -> Watch:
     with watch.part("embed"):
         vectors = assistant.encoder.encode(texts)
     with watch.part("write"):
-        records = assistant.write(tokens)
+        records = assistant.format.write(tokens)
     with watch.part("add"), assistant.open_store(write=True) as store:
         document, _ = store.begin(name, name, MEMORIZED, size=1)
         store.add(
@@ -123,7 +123,7 @@ def open_and_retrieve(options: dict[str, Any], question: str) -> dict[str, tuple
     """Load the models; then open a store and read what fits a question. Seconds by part."""
     path = Path(options["store"])
     with Assistant(**options) as assistant:
-        assistant.template.encode("warm")
+        assistant.decoder.template.encode("warm")
         assistant.encoder.encode(["warm"])
         for file in path.iterdir():
             drop_cached(file)
@@ -136,7 +136,7 @@ def open_and_retrieve(options: dict[str, Any], question: str) -> dict[str, tuple
             (hits,) = assistant.store().search(vectors, [question], MEMORIES)
         with watch.part("read"):
             warm = [hit.slot for hit in hits if hit.warm]
-            memory = assistant.codec.unpack(assistant.store().read(warm))
+            memory = assistant.format.codec.unpack(assistant.store().read(warm))
             mx.eval(memory.keys, memory.values)
         watch.lap("first retrieval")
         return watch.parts

@@ -117,7 +117,7 @@ def memorizing(workload: Workload, count: int, rounds: int, progress: Progress) 
         count: references of the batch.
     """
     assistant = workload.assistant
-    model, config = assistant.decoder.model, assistant.config
+    model, config = assistant.decoder.model, assistant.format.config
     references = [
         list(workload.prompt(REFERENCE_TOKENS, REFERENCE_TOKENS * n).tokens) for n in range(count)
     ]
@@ -135,11 +135,11 @@ def memorizing(workload: Workload, count: int, rounds: int, progress: Progress) 
         watch = Watch()
         with watch.part("embed"):
             assistant.encoder.encode(texts)
-        writer = Writer(model, assistant.prefix, assistant.template.recite)
+        writer = Writer(model, assistant.format.prefix, assistant.decoder.template.recite)
         with watch.part("write"):
             memory = writer.write(references, _with(config, selection))
         with watch.part("pack"):
-            assistant.codec.pack(memory)
+            assistant.format.codec.pack(memory)
         watch.lap("batch")
         return watch
 
@@ -154,7 +154,7 @@ def _with(config: MemoryConfig, selection: str) -> MemoryConfig:
 
 def record_bytes(workload: Workload) -> dict[str, int]:
     """Bytes of one memory, by codec; and of the keys and values of its whole text in bfloat16."""
-    config = workload.assistant.config
+    config = workload.assistant.format.config
     sizes = {
         name: Codec(
             MemoryConfig.from_json({**config.to_json(), "key_bits": k, "value_bits": v})

@@ -45,7 +45,7 @@ def peers(
         gguf: the model as llama.cpp has it; None to fetch that of a built-in model.
     """
     question = list(workload.prompt(prompt).tokens)
-    document = [*workload.assistant.template.prefix, *workload.pasted(Watch(), question)]
+    document = [*workload.assistant.decoder.template.prefix, *workload.pasted(Watch(), question)]
     with tempfile.TemporaryDirectory(prefix="m3mlx-bench-") as name:
         folder = Path(name)
         ways = _mlx_lm(workload, document, question, folder)

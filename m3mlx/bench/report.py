@@ -123,7 +123,7 @@ def _measure(
         return growing(workload, plan.references, rounds, progress)
     if part == "io":
         assistant = workload.assistant
-        with Flash(assistant.config, assistant.codec.record_bytes) as flash:
+        with Flash(assistant.format.config, assistant.format.record_bytes) as flash:
             report["io"] = flash.measure(rounds, progress)
     if part == "cost":
         report["cost"] = _cost(workload)
@@ -258,7 +258,7 @@ def ratio_table(report: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str
 
 def _cost(workload: Workload) -> dict[str, Any]:
     """The paper's shape and the present model's, in floating point operations."""
-    decoder, config = workload.assistant.decoder, workload.assistant.config
+    decoder, config = workload.assistant.decoder, workload.assistant.format.config
     embedding = next(iter(decoder.model.model.embed_tokens.parameters().values()))
     layer = decoder.model.layers[0]
     heads = decoder.query_heads * decoder.head_dim

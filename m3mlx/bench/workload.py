@@ -49,11 +49,11 @@ class Workload:
         try:
             # what is loaded and calibrated once belongs to no figure
             assistant.encoder.encode(["warm"])
-            assistant.write([assistant.template.encode("warm")])
+            assistant.format.write([assistant.decoder.template.encode("warm")])
             self.memorizing = Watch()
             self.memorized = assistant.memorize([self._documents])
             self.memorizing.lap("end to end")
-            words = assistant.template.encode(self.text)
+            words = assistant.decoder.template.encode(self.text)
         except BaseException:
             self.__exit__()
             raise
@@ -94,7 +94,7 @@ class Workload:
         with watch.part("read"):
             packed = assistant.store().read(slots)
         with watch.part("unpack"):
-            memory = assistant.codec.unpack(packed, assistant.prefix[0][0].dtype)
+            memory = assistant.format.read(packed)
             mx.eval(memory.keys, memory.values)
         return memory
 
@@ -103,10 +103,10 @@ class Workload:
         assistant = self.assistant
         with watch.part("write"):
             found = assistant.store().references(slots)
-            tokens = [assistant.template.encode(reference.text) for reference in found]
-            packed = assistant.write([row[: assistant.config.reference_tokens] for row in tokens])
+            tokens = [assistant.decoder.template.encode(reference.text) for reference in found]
+            packed = assistant.format.write(tokens)
         with watch.part("unpack"):
-            memory = assistant.codec.unpack(packed, assistant.prefix[0][0].dtype)
+            memory = assistant.format.read(packed)
             mx.eval(memory.keys, memory.values)
         order = [reference.slot for reference in found]
         return memory.take([order.index(slot) for slot in slots])
@@ -117,17 +117,17 @@ class Workload:
         read = {"warm": self.read, "cold": self.write_and_read}.get(memory)
         return Conversation(
             assistant.decoder,
-            assistant.prefix,
-            assistant.config,
+            assistant.format.prefix,
+            assistant.format.layout,
             search=read and (lambda texts, k: self.search(watch, texts, k)),
-            read=read and (lambda slots: read(watch, slots)),
+            read=read and (lambda hits: read(watch, [hit.slot for hit in hits])),
             memory_temperature=assistant.decoder.memory_temperature,
         )
 
     def pasted(self, watch: Watch, words: Sequence[int]) -> list[int]:
         """Tokens of the references that fit some words, as a prompt would have them."""
         (hits,) = self.search(watch, [self.text_of(words)])
-        encode = self.assistant.template.encode
+        encode = self.assistant.decoder.template.encode
         return [token for hit in hits for token in encode(hit.text + "\n\n")]
 
 

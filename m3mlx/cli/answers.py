@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ..config import Generation, Options
 from ..errors import M3Error
 from ..text import scrub_line
 from .inspect import write_page
 from .options import (
     READING,
     also_option,
-    chosen_model,
     common_options,
     example,
     filter_options,
@@ -27,7 +27,7 @@ from .options import (
     open_assistant,
     system_prompt,
 )
-from .render import echo_answer, echo_json, echo_sources, echo_table, human_seconds, note
+from .render import Progress, echo_answer, echo_json, echo_sources, echo_table, human_seconds, note
 
 if TYPE_CHECKING:
     from ..store import Filter
@@ -58,29 +58,29 @@ if TYPE_CHECKING:
 def ask(
     question: str,
     memory: str,
-    generation: dict[str, Any],
+    generation: Generation,
     system_prompt: str | None,
     no_sources: bool,
     view_file: Path | None,
     only: Filter | None,
     also: tuple[str, ...],
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
 ) -> None:
     """Answer one question from memory. QUESTION - reads it from standard input."""
     question = _from_stdin() if question == "-" else question
-    if view_file and (memory != "explicit" or options["kv_bits"]):
+    if view_file and (memory != "explicit" or options.kv_bits):
         raise click.UsageError(
             "--inspect needs --memory explicit, and a context of full precision."
         )
-    with open_assistant(only=only, also=also, **options) as assistant:
-        chat = assistant.chat(memory=memory, system=system_prompt)
-        steps, view = chat.send(question, **generation), None
+    with open_assistant(options, also=also) as assistant:
+        chat = assistant.chat(memory=memory, system=system_prompt, only=only)
+        steps, view = chat.send(question, generation), None
         if view_file:
             from ..inspect.answer import AnswerView
 
             assistant.check()
-            view = AnswerView(assistant, question)
+            view = AnswerView(chat, question)
             steps = view.watch(steps)
         if as_json:
             from ..chat.chat import collect
@@ -118,11 +118,11 @@ def _from_stdin() -> str:
 @memory_options(*(name for name in READING if name != "memories"))
 @json_option
 @common_options
-def demo(options: dict[str, Any], as_json: bool) -> None:
+def demo(options: Options, as_json: bool) -> None:
     """See what memory does, on a few documents."""
     from ..demo import run
 
-    result = run(**chosen_model(), **options)
+    result = run(options, progress=Progress.of_context())
     if as_json:
         echo_json(asdict(result))
         return

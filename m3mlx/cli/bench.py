@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from .options import WRITING, chosen_model, common_options, example, json_option, memory_options
-from .render import echo_json, echo_table, note
+from .options import WRITING, common_options, example, json_option, memory_options, without_store
+from .render import Progress, echo_json, echo_table, note
 
 
 @click.command(epilog=example("m3mlx bench --rounds 1"))
@@ -22,7 +22,7 @@ def bench(rounds: int, options: dict[str, Any], as_json: bool) -> None:
     turns, over sample documents in a store of its own. Takes a minute or two."""
     from ..bench.report import Plan, ratio_table, run, table
 
-    report = run(Plan(rounds=rounds), **chosen_model(), **options)
+    report = run(Plan(rounds=rounds), progress=Progress.of_context(), **without_store(options))
     if as_json:
         echo_json(report)
         return

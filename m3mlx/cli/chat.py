@@ -11,16 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from ..config import CHUNK_TOKENS, cache_folder
+from ..config import CHUNK_TOKENS, MEMORY_MODES, Generation, Options, cache_folder
 from ..errors import M3Error
 from ..text import cite, scrub_line
 from .documents import INTERRUPTED
 from .options import (
-    MEMORY_MODES,
     READING,
     also_option,
     common_options,
@@ -36,6 +35,7 @@ from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
+    from ..chat.chat import Chat
     from ..store import Filter
 
 HELP = """\
@@ -65,11 +65,11 @@ def chat(
     memory: str,
     session: str | None,
     remember: bool,
-    generation: dict[str, Any],
+    generation: Generation,
     system_prompt: str | None,
     only: Filter | None,
     also: tuple[str, ...],
-    options: dict[str, Any],
+    options: Options,
 ) -> None:
     """Talk with the model about your documents."""
     from .. import sessions as history
@@ -81,8 +81,9 @@ def chat(
             raise click.UsageError(str(error)) from error
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
-    with open_assistant(only=only, also=also, **options) as assistant:
-        conversation = _Conversation(assistant, memory, system_prompt, generation, session)
+    with open_assistant(options, also=also) as assistant:
+        opened = assistant.chat(memory=memory, system=system_prompt, only=only)
+        conversation = _Conversation(assistant, opened, generation, session)
         conversation.begin()
         with _editing():
             for line in _lines():
@@ -98,14 +99,13 @@ class _Conversation:
     def __init__(
         self,
         assistant: Assistant,
-        memory: str,
-        system: str | None,
-        generation: dict[str, Any],
+        chat: Chat,
+        generation: Generation,
         session: str | None,
     ):
-        self.assistant, self.generation, self.session = assistant, generation, session
+        self.assistant, self.chat = assistant, chat
+        self.generation, self.session = generation, session
         self.said: list[dict[str, str]] = []  # since the beginning, also before a reset
-        self.chat = assistant.chat(memory=memory, system=system)
         self.spans: Spans = {}  # of the last answer
 
     def begin(self) -> None:
@@ -114,7 +114,7 @@ class _Conversation:
         from ..store import MemoryStore
 
         known = MemoryStore.exists(self.assistant.store_path)
-        if known and self.chat.memory != "off":
+        if known and self.chat.memory == "explicit":
             self.assistant.check()
         name = self.assistant.decoder.name
         count = len(self.assistant.documents()) if known else 0
@@ -146,7 +146,7 @@ class _Conversation:
         said = len(self.chat.messages)
         try:
             with _stoppable() as stopped:
-                steps = self.chat.send(message, **self.generation)
+                steps = self.chat.send(message, self.generation)
                 self.spans, _ = echo_answer(steps, stopped)
         except (KeyboardInterrupt, M3Error):
             if len(self.chat.messages) != said:  # nobody knows what its caches hold

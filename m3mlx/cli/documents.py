@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from ..config import Options
 from ..text import scrub_line
 from .options import (
     WRITING,
@@ -78,7 +79,7 @@ def memorize(
     max_bytes: int | None,
     watch: bool,
     encrypt: str | None,
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
 ) -> None:
     """Read files and folders into memory."""
@@ -88,7 +89,7 @@ def memorize(
         raise click.UsageError("--dry-run goes with files only.")
     if watch and (dry_run or as_json or not paths):
         raise click.UsageError("--watch needs paths, and goes with neither --dry-run nor --json.")
-    with open_assistant(encrypt, **options) as assistant:
+    with open_assistant(options, encrypt=encrypt) as assistant:
         done, rebuilt, dropped = None, None, None
         try:
             if max_bytes is not None and (assistant.has_store() or not paths):
@@ -298,14 +299,14 @@ def recall(
     k: int,
     only: Filter | None,
     also: tuple[str, ...],
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
 ) -> None:
     """Show the references that fit a query best."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
-    with open_assistant(only=only, also=also, **options) as assistant:
-        hits = assistant.recall(query, k)
+    with open_assistant(options, also=also) as assistant:
+        hits = assistant.recall(query, k, only=only)
     if as_json:
         keys = ("path", "start", "end", "page", "line", "text", "distance", "document", "store")
         echo_json({"references": [{key: getattr(hit, key) for key in keys} for hit in hits]})

@@ -9,8 +9,8 @@ import click
 from ..config import CODECS, SELECTIONS
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import chosen_model, common_options, example, json_option, memory_options
-from .render import dim, echo_json, echo_table, human_bytes, human_seconds, note
+from .options import common_options, example, json_option, memory_options, without_store
+from .render import Progress, dim, echo_json, echo_table, human_bytes, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
 _LISTS = ("memories", "budget", "selection", "codec")  # options that may be repeated
@@ -120,7 +120,7 @@ def eval_file(
         raise click.UsageError("--plot draws the task questions, into a file named .svg.")
     if others and task == "questions":
         raise click.UsageError("--others is for the tasks recite, update and choice.")
-    options = {**chosen_model(), **options}
+    options = {"progress": Progress.of_context(), **without_store(options)}
     if task == "questions":
         _questions(file, limit, plot, options, as_json, **chosen)
         return

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
+from ..config import Options
 from ..text import scrub_line
 from .options import WRITING, common_options, example, json_option, memory_options, open_assistant
 from .render import echo_json, note
@@ -29,18 +29,18 @@ from .render import echo_json, note
 @memory_options(*WRITING)
 @json_option
 @common_options
-def inspect(name: str, output: Path, options: dict[str, Any], as_json: bool) -> None:
+def inspect(name: str, output: Path, options: Options, as_json: bool) -> None:
     """Show which tokens of a document its memories hold, on an HTML page or as a picture.
 
     DOCUMENT is a path or id; #N behind it shows its reference number N alone."""
-    from ..inspect.answer import inspect_document
+    from ..inspect.document import inspect_document
     from ..inspect.page import kept_page
     from ..inspect.picture import kept_picture
 
     kinds = {".html": lambda kept: kept_page(kept).encode(), ".png": kept_picture}
     if output.suffix.lower() not in kinds:
         raise click.UsageError(f"{output} ends with neither .html nor .png.")
-    with open_assistant(**options) as assistant:
+    with open_assistant(options) as assistant:
         kept = inspect_document(assistant, name)
     write_page(output, kinds[output.suffix.lower()](kept))
     if as_json:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
 
 import click
 
+from ..config import Options
 from ..text import scrub_line
 from .options import common_options, example, json_option, memory_options, open_assistant
 from .render import dim, echo_json, echo_table, human_bytes, note
@@ -90,11 +90,11 @@ def remove(name: str, as_json: bool) -> None:
 @memory_options("encoder", "adapter_path")
 @json_option
 @common_options
-def doctor(options: dict[str, Any], as_json: bool) -> None:
+def doctor(options: Options, as_json: bool) -> None:
     """Look at the machine, the models and the store, and say what to do."""
     from ..doctor import examine
 
-    with open_assistant(**options) as assistant:
+    with open_assistant(options) as assistant:
         found = examine(assistant)
     broken = [finding for finding in found if finding.state == "broken"]
     if as_json:

@@ -7,9 +7,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +25,8 @@ from ..config import (
     REFERENCE_TOKENS,
     RETRIEVALS,
     SELECTIONS,
+    Generation,
+    Options,
 )
 from ..errors import M3Error
 from .render import Progress
@@ -182,14 +186,21 @@ READING = (*WRITING, "memories", "kv_bits", "retrieval")
 
 
 def memory_options(*names: str) -> Callable[[Callable], Callable]:
-    """Some options of ``Assistant``; the command gets them as one mapping ``options``."""
-    return _gathered("options", {name: _MEMORY[name] for name in names})
+    """Options of an assistant; the command gets them as ``options``, with model and store."""
+    return _gathered("options", assistant_options, {name: _MEMORY[name] for name in names})
+
+
+def assistant_options(**chosen: Any) -> Options:
+    """The options of an assistant, with what --model and --store say."""
+    store = _noted("store")
+    return Options(model=_noted("model"), store=Path(store) if store else None, **chosen)
 
 
 def generation_options(query: str) -> Callable[[Callable], Callable]:
-    """Options of ``Chat.send``, as one mapping ``generation``; ``query`` is a default."""
+    """Options of an answer, which the command gets as ``generation``; ``query`` is a default."""
     return _gathered(
         "generation",
+        Generation,
         {
             "max_tokens": click.option(
                 "--max-tokens",
@@ -230,11 +241,16 @@ def generation_options(query: str) -> Callable[[Callable], Callable]:
     )
 
 
-def _gathered(name: str, options: Mapping[str, Callable]) -> Callable[[Callable], Callable]:
+def _gathered(
+    name: str, make: Callable[..., Any], options: Mapping[str, Callable]
+) -> Callable[[Callable], Callable]:
+    """Gather some options into one object that the command gets under a name."""
+
     def decorate(command: Callable) -> Callable:
         @functools.wraps(command)
         def gathering(**params: Any) -> Any:
-            return command(**{name: {key: params.pop(key) for key in options}}, **params)
+            gathered = make(**{key: params.pop(key) for key in options})
+            return command(**{name: gathered}, **params)
 
         for option in reversed(options.values()):
             gathering = option(gathering)
@@ -297,9 +313,14 @@ def filter_options(command: Callable) -> Callable:
     return filtering
 
 
-def chosen_model() -> dict[str, Any]:
-    """What --model and -v say, as arguments of whatever makes an assistant."""
-    return {"model": _noted("model"), "progress": Progress.of_context()}
+def without_store(options: Options) -> dict[str, Any]:
+    """Arguments of ``Assistant`` for programs that make a store of their own."""
+    return {name: value for name, value in vars(options).items() if name != "store"}
+
+
+def chosen_model() -> str | None:
+    """What --model says."""
+    return _noted("model")
 
 
 def encrypt_options(command: Callable) -> Callable:
@@ -313,19 +334,17 @@ def encrypt_options(command: Callable) -> Callable:
 
 
 @contextmanager
-def open_assistant(encrypt: str | None = None, **options: Any) -> Iterator[Assistant]:
+def open_assistant(
+    options: Options | None = None, *, encrypt: str | None = None, also: Sequence[str] = ()
+) -> Iterator[Assistant]:
     """The assistant that the command's options describe."""
     from ..assistant import Assistant
 
-    model = chosen_model()
-    ask = _passphrase(encrypt is not None, model["progress"])
-    with Assistant(
-        store=_noted("store"),
-        encrypt=encrypt is not None,
-        passphrase=None if encrypt == "keyring" else ask,
-        **model,
-        **options,
-    ) as assistant:
+    options = options or assistant_options()
+    options = replace(options, also=tuple(map(Path, also)), encrypt=encrypt is not None)
+    progress = Progress.of_context()
+    ask = None if encrypt == "keyring" else _passphrase(encrypt is not None, progress)
+    with Assistant.of(options, passphrase=ask, progress=progress) as assistant:
         yield assistant
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from .options import chosen_model, common_options, example, json_option
-from .render import echo_json, echo_table, note
+from .render import Progress, echo_json, echo_table, note
 
 
 @click.command(epilog=example("m3mlx parity --quick"))
@@ -23,8 +23,7 @@ def parity(quick: bool, as_json: bool) -> None:
     and --model with PyTorch itself where it is installed. Exit code 1 if anything differs."""
     from ..parity.check import check_golden, devices, reference_side, summary, table
 
-    chosen = chosen_model()
-    progress = chosen.pop("progress")
+    progress = Progress.of_context()
     found = devices()
     skipped = {device: why for device, why in found.items() if why}
     usable = [device for device in found if device not in skipped]
@@ -33,7 +32,7 @@ def parity(quick: bool, as_json: bool) -> None:
     if real is None:
         skipped["a whole model"] = why
     else:
-        results.append(real.real_result(chosen["model"], device=usable[-1], progress=progress))
+        results.append(real.real_result(chosen_model(), device=usable[-1], progress=progress))
     line = summary(results, skipped)
     ok = all(result.ok for result in results)
     if as_json:

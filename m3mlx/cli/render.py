@@ -222,7 +222,7 @@ def echo_references(hits: Iterable[Hit]) -> None:
 
 def echo_sources(spans: Spans) -> None:
     """Every reference of an answer once, those of the first spans first."""
-    echo_references({hit.slot: hit for hits in spans.values() for hit in hits}.values())
+    echo_references(dict.fromkeys(hit for hits in spans.values() for hit in hits))
 
 
 def findings_json(found: CheckReport, done: RepairReport | None) -> dict[str, Any]:

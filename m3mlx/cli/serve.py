@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
+from ..config import Options
 from ..errors import M3Error
 from .options import (
     READING,
@@ -104,7 +105,7 @@ def serve(
     queue: int,
     collection: str | None,
     also: tuple[str, ...],
-    options: dict[str, Any],
+    options: Options,
 ) -> None:
     """Serve a page to chat on, and OpenAI's interface, on this machine."""
     try:
@@ -122,7 +123,7 @@ def serve(
         waiting=queue,
         collection=collection,
     )
-    run(assistant_maker({**options, "also": also}), settings, _serving)
+    run(assistant_maker(options, also), settings, _serving)
     _leave()
 
 
@@ -139,7 +140,7 @@ def mcp(
     token_file: str | None,
     names: tuple[str, ...],
     roots: tuple[str, ...],
-    options: dict[str, Any],
+    options: Options,
 ) -> None:
     """Serve documents and answers as tools to programs that speak MCP."""
     try:
@@ -169,10 +170,10 @@ def _serving(address: str) -> None:
     note(f"Serving on {address}; Ctrl-C ends it.")
 
 
-def assistant_maker(options: dict[str, Any]) -> Callable[[], Assistant]:
+def assistant_maker(options: Options, also: Sequence[str] = ()) -> Callable[[], Assistant]:
     """Makes the assistant that the command's options describe, on whatever thread calls it."""
     with ExitStack() as opened:  # its options are the context's, which other threads lack
-        assistant = opened.enter_context(open_assistant(**options))
+        assistant = opened.enter_context(open_assistant(options, also=also))
         opened.pop_all()
     return lambda: assistant
 

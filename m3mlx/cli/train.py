@@ -11,7 +11,7 @@ from ..errors import M3Error
 from ..text import scrub_line
 from ..train import Settings
 from .options import chosen_model, common_options, example, json_option
-from .render import echo_json, human_bytes, human_seconds, note
+from .render import Progress, echo_json, human_bytes, human_seconds, note
 
 # option: type or choices, and what it is for; defaults are those of ``train.Settings``
 _OPTIONS: dict[str, tuple[Any, str]] = {
@@ -96,14 +96,13 @@ def train(
     on when the same command is given again."""
     from ..train import train
 
-    chosen = chosen_model()
-    progress = chosen.pop("progress")
+    progress = Progress.of_context()
     if objectives:
         options["objectives"] = _shares(objectives)
     if budgets:
         options["budgets"] = budgets
     try:
-        settings = Settings(data=data, **chosen, **options)
+        settings = Settings(data=data, model=chosen_model(), **options)
     except M3Error as error:  # all of it was given by flags
         raise click.UsageError(str(error)) from error
 
@@ -156,10 +155,8 @@ def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
     """Merge an adapter into its model, and write the result as a model directory."""
     from ..models.decoder import fuse_adapter
 
-    chosen = chosen_model()
-    path = fuse_adapter(
-        chosen["model"], adapter, output, dequantize=dequantize, progress=chosen["progress"]
-    )
+    progress = Progress.of_context()
+    path = fuse_adapter(chosen_model(), adapter, output, dequantize=dequantize, progress=progress)
     if as_json:
         echo_json({"output": str(path)})
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..config import Options
 from ..text import scrub_line
 from .options import (
     common_options,
@@ -15,7 +16,7 @@ from .options import (
     memory_options,
     open_assistant,
 )
-from .render import echo_json, human_bytes, note
+from .render import Progress, echo_json, human_bytes, note
 
 
 @click.command(epilog=example("m3mlx export notes.m3 notes --sign mine.key"))
@@ -67,15 +68,20 @@ def import_file(
     cold: bool,
     trusted: tuple[str, ...],
     encrypt: str | None,
-    options: dict[str, str | None],
+    options: Options,
     as_json: bool,
 ) -> None:
     """Add the documents of an exported file to the store."""
     from ..export import transfer
 
-    with open_assistant(encrypt, **options) as assistant:
+    with open_assistant(options, encrypt=encrypt) as assistant:
         done = transfer.import_documents(
-            assistant, file, replace=replace, cold=cold, trusted=trusted
+            assistant,
+            file,
+            replace=replace,
+            cold=cold,
+            trusted=trusted,
+            progress=Progress.of_context(),
         )
     if as_json:
         echo_json(vars(done))

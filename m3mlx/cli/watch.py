@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..config import DEBOUNCE, GRACE, RESCAN
+from ..config import DEBOUNCE, GRACE, RESCAN, Options
 from ..text import scrub_line
 from .options import (
     WRITING,
@@ -81,14 +81,14 @@ _NOTES = ("failed", "waiting", "away", "back", "polling")  # go to stderr
 def watch(
     paths: tuple[str, ...],
     encrypt: str | None,
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Follow files and folders: memorize what changes, forget what vanishes.
 
     Ends with Ctrl-C or SIGTERM. With --json each event is a line of JSON."""
-    with open_assistant(encrypt, **options) as assistant:
+    with open_assistant(options, encrypt=encrypt) as assistant:
         follow(assistant, paths, as_json=as_json, **settings)
 
 

@@ -118,13 +118,13 @@ def evaluate(
                 decoder = trial.assistant.decoder
                 about = decoder.name, str(decoder.adapter_path or "none")
             if "explicit" in modes:
-                config = trial.assistant.config
+                config = trial.assistant.format.config
                 written = {
                     "budget": budget,
                     "selection": config.selection,
                     "codec": f"k{config.key_bits}v{config.value_bits}",
                     "tokens_per_head": config.tokens_per_head,
-                    "record_bytes": trial.assistant.codec.record_bytes,
+                    "record_bytes": trial.assistant.format.record_bytes,
                 }
                 for count in memories:
                     measure(trial, "explicit", count, written)

@@ -51,7 +51,7 @@ def recite(
         f"and the last columns the share of texts where it is at least so long.",
     )
     with TemporaryStore(**options) as store:
-        encode = store.assistant.template.encode
+        encode = store.assistant.decoder.template.encode
         tokens = [encode(text)[: CUE + answer_tokens] for text in documents]
         long = [i for i, row in enumerate(tokens) if len(row) == CUE + answer_tokens]
         if len(long) < 2:
@@ -86,7 +86,7 @@ def recite(
 def _recite(
     store: TemporaryStore, text: str, tokens: Sequence[int], mode: str, shuffled: bool
 ) -> dict[str, Any]:
-    template = store.assistant.template
+    template = store.assistant.decoder.template
     cue, rest = list(tokens[:CUE]), list(tokens[CUE:])
     if shuffled:
         words = template.decode(cue).split()

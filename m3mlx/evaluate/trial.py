@@ -50,10 +50,8 @@ def make_assistant(store: Path, budget: str = "auto", **options: Any) -> Assista
     assistant = Assistant(store=store, budget=written, tokens_per_head=tokens, **options)
     if kind != "half":
         return assistant
-    half = Assistant(store=store, **options)
-    half.decoder = assistant.decoder
-    (half.config,) = budgets(half.decoder, assistant.config, [(kind, tokens)])
-    return half
+    (config,) = budgets(assistant.decoder, assistant.format.config, [(kind, tokens)])
+    return Assistant(store=store, decoder=assistant.decoder, config=config, **options)
 
 
 class TemporaryStore:
@@ -123,8 +121,8 @@ class TemporaryStore:
         assistant = self.assistant
         return Conversation(
             assistant.decoder,
-            assistant.prefix,
-            assistant.config,
+            assistant.format.prefix,
+            assistant.format.layout,
             search=(lambda texts, k: [list(hits)] * len(texts)) if hits else None,
             read=assistant.read if hits else None,
             memory_temperature=assistant.decoder.memory_temperature,
@@ -134,7 +132,7 @@ class TemporaryStore:
         self, message: str, answers: Sequence[str], hits: Sequence[Hit], answer_tokens: int
     ) -> list[Result]:
         """What each of several answers costs beside these memories; the prompt is read once."""
-        template = self.assistant.template
+        template = self.assistant.decoder.template
         conversation = self.conversation(hits)
         logits = conversation.prefill(template.turn(message), query="message")
         losses = [conversation.fork().loss_after(logits, template.encode(a)) for a in answers]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..assistant import Assistant
-from ..config import MemoryConfig, fingerprint
+from ..config import MemoryConfig, Progress, fingerprint, no_progress
 from ..errors import StoreError
 from ..memory.codec import Codec
 from ..store import MemoryStore
@@ -78,6 +78,7 @@ def import_documents(
     replace: bool = False,
     cold: bool = False,
     trusted: Sequence[str] = (),
+    progress: Progress = no_progress,
 ) -> ImportReport:
     """Add the documents of a file to the assistant's store, or to a new one.
 
@@ -93,7 +94,7 @@ def import_documents(
         StoreError: the file is damaged, forged or not signed as it must be; nothing was changed.
     """
     keys = [signature.read_public(name) for name in trusted]
-    with portable.Export(Path(file).expanduser(), keys, assistant.progress) as export:
+    with portable.Export(Path(file).expanduser(), keys, progress) as export:
         known = MemoryStore.exists(assistant.store_path)
         if not known:
             _check_editions(export, file)
@@ -107,7 +108,7 @@ def import_documents(
                 replace=replace,
                 cold=cold,
                 encode=None if same else assistant.encoder.encode,
-                progress=assistant.progress,
+                progress=progress,
             )
 
 
@@ -137,17 +138,13 @@ def _open(assistant: Assistant) -> MemoryStore:
 
 def _new_store(assistant: Assistant, export: portable.Export) -> MemoryStore:
     first, *others = export.editions
-    store = MemoryStore.create(
-        assistant.store_path,
+    store = assistant.create_store(
         fingerprint=first.fingerprint,
         memory=first.memory,
         encoder=export.encoder,
         dimensions=export.dimensions,
         record_bytes=first.record_bytes,
-        **assistant.security,
     )
-    present = store.edition.id
     for edition in others:
         store.add_edition(**vars(edition))
-    store.use(present)
     return store

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -49,13 +48,6 @@ ROUNDED = STAGES[: STAGES.index("tokens")]  # what is compared in bfloat16
 LoRA = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-@dataclass
-class _Slot:
-    """A hit of a search whose result is known beforehand."""
-
-    slot: int
-
-
 class _Table:
     """Stands in for a store: retrieval as the case has it, memories as they were written."""
 
@@ -64,12 +56,12 @@ class _Table:
         self.memory, self.tokenizer = memory, tokenizer
         self.queries: list[list[int]] = []
 
-    def search(self, texts: Sequence[str], k: int) -> list[list[_Slot]]:
+    def search(self, texts: Sequence[str], k: int) -> list[list[int]]:
         self.queries += [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        return [[_Slot(slot) for slot in next(self.rows)] for _ in texts]
+        return [list(next(self.rows)) for _ in texts]
 
-    def read(self, slots: Sequence[int]) -> Memory:
-        return self.memory.take(slots)
+    def read(self, rows: Sequence[int]) -> Memory:
+        return self.memory.take(rows)
 
 
 def measure(
@@ -134,7 +126,8 @@ def measure(
     yield "logits", _array(logits)
 
     table = _Table(case, memory, decoder.tokenizer)
-    conversation = Conversation(decoder, prefix, config, search=table.search, read=table.read)
+    layout = Layout(config)
+    conversation = Conversation(decoder, prefix, layout, search=table.search, read=table.read)
     logits = conversation.prefill(
         Turn(case.context, (0, len(case.context))), rows=len(case.context)
     )

@@ -43,10 +43,10 @@ def model_name(assistant: Assistant) -> str:
 
 def prepare(assistant: Assistant) -> None:
     """Load what the first answer needs, so that what is wrong shows at once."""
-    _ = assistant.decoder, assistant.encoder, assistant.template
+    _ = assistant.decoder.template, assistant.encoder
     if assistant.has_store():
         assistant.check()
-        _ = assistant.codec, assistant.prefix
+        _ = assistant.format.prefix
     else:
         _ = assistant.plain_prefix
 

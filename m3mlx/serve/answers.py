@@ -17,6 +17,7 @@ from ..chat.conversation import Timings
 from .errors import BadRequest
 from .memories import within
 from .openai import ChatRequest
+from .owner import Job
 
 CONTEXT_TOKENS = 16_384  # of one conversation, at most
 KEPT_TOKENS = 8_192  # of all conversations that are kept together
@@ -65,7 +66,9 @@ class Answers:
         """Keep none: a document was forgotten, and what was read beside it goes with it."""
         self._kept.clear()
 
-    def answer(self, assistant: Assistant, asked: ChatRequest) -> Iterator[str | Part | End]:
+    def answer(
+        self, assistant: Assistant, job: Job, asked: ChatRequest
+    ) -> Iterator[str | Part | End]:
         """The kind of memory in use, the parts of the answer, and its end.
 
         Raises:
@@ -76,16 +79,17 @@ class Answers:
         room = self._room(assistant, asked)
         kept = self._take(asked, memory)
         if kept is None:
-            chat = assistant.chat(memory=memory, system=asked.system)
+            only = within(asked.collection)
+            chat = assistant.chat(memory=memory, system=asked.system, only=only)
             kept = _Kept(chat, asked.collection, 0)
             kept.chat.messages += map(dict, asked.said)
         cached, timings, generated = kept.tokens, Timings(), 0
-        options = {**asked.generation, "max_tokens": min(asked.generation["max_tokens"], room)}
-        steps = kept.chat.send(asked.message, raw=asked.raw, **options)
+        most = min(asked.generation.max_tokens, room)
+        steps = kept.chat.send(asked.message, asked.generation, max_tokens=most)
         until, span, reason = _Until(asked.stop), -1, "length"
         yield memory
         try:
-            with closing(steps), within(assistant, asked.collection):
+            with closing(steps):
                 for step in steps:
                     timings, generated = step.timings, step.timings.generated_tokens
                     # the caches hold all but the token that was drawn last
@@ -113,7 +117,7 @@ class Answers:
         positions = getattr(args, "max_position_embeddings", None) or CONTEXT_TOKENS
         limit = min(positions, CONTEXT_TOKENS)
         texts = [asked.system or "", *(said["content"] for said in asked.said), asked.message]
-        count = sum(len(assistant.template.encode(text)) for text in texts)
+        count = sum(len(assistant.decoder.template.encode(text)) for text in texts)
         if count >= limit:
             raise BadRequest(
                 f"This conversation has {count} tokens; {limit} is the limit. Begin a new one.",

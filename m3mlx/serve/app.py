@@ -211,10 +211,10 @@ class Server:
         collection = self._within(openai.collection(body))
         if isinstance(text, str) and text.strip() and paths is None:
             content = {memories.text_name(text, title): text.encode("utf-8", "replace")}
-            return partial(memories.giving, contents=content, collection=collection)
+            return partial(memories.memorize_contents, contents=content, collection=collection)
         if isinstance(paths, list) and paths and all(isinstance(p, str) for p in paths):
             inside = [self.roots.inside(path) for path in paths]
-            return partial(memories.memorizing, paths=inside, collection=collection)
+            return partial(memories.memorize_paths, paths=inside, collection=collection)
         raise BadRequest("Give text, or paths as a list, or upload a file.", "text")
 
     async def _uploaded(self, request: Request) -> Task:
@@ -234,7 +234,7 @@ class Server:
         if len(content) > self.guard.upload_bytes:
             limit = f"At most {self.guard.upload_bytes} bytes."
             raise BadRequest(limit, "file", "too_large", 413)
-        return partial(memories.giving, contents={name: content}, collection=collection)
+        return partial(memories.memorize_contents, contents={name: content}, collection=collection)
 
     async def forget(self, request: Request) -> Response:
         id, verify = request.path_params["id"], request.query_params.get("verify") == "true"

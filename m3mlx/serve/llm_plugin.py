@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import llm
 import llm.parts
 from pydantic import Field
 
+from .. import config
 from ..assistant import Assistant
 from ..chat.chat import Source
 from ..errors import M3Error
@@ -43,7 +45,7 @@ class M3(llm.Model):
         seed: int | None = Field(None, ge=0, description="Makes drawing repeatable.")
 
     def __init__(self) -> None:
-        self._kept: tuple[dict[str, Any], Assistant] | None = None  # for the next message of a chat
+        self._assistant: Assistant | None = None  # of the last response
 
     def execute(
         self,
@@ -53,10 +55,11 @@ class M3(llm.Model):
         conversation: llm.Conversation | None,
     ) -> Iterator[str]:
         options = prompt.options
+        assert isinstance(options, M3.Options)
         system, said, message = _conversation(prompt)
         sources: list[Source] = []
         try:
-            chat = self._assistant(options).chat(memory=options.memory, system=system)
+            chat = self._open(options).chat(memory=options.memory, system=system)
             chat.messages += said
             span = -1
             for step in chat.send(
@@ -80,19 +83,20 @@ class M3(llm.Model):
             "timings": vars(timings),
         }
 
-    def _assistant(self, options: Options) -> Assistant:
+    def _open(self, options: Options) -> Assistant:
         """The assistant that options describe; that of the last response if it is the same."""
-        wanted = {
-            "model": options.model or os.environ.get("M3MLX_MODEL"),
-            "store": options.store or os.environ.get("M3MLX_STORE"),
-            "encoder": options.encoder,
-            "adapter_path": options.adapter_path,
-        }
-        if self._kept is None or self._kept[0] != wanted:
-            if self._kept:
-                self._kept[1].close()
-            self._kept = wanted, Assistant(**wanted)
-        return self._kept[1]
+        store = options.store or os.environ.get("M3MLX_STORE")
+        wanted = config.Options(
+            model=options.model or os.environ.get("M3MLX_MODEL"),
+            store=Path(store) if store else config.default_store(),
+            encoder=options.encoder,
+            adapter_path=options.adapter_path,
+        )
+        if self._assistant is None or self._assistant.options != wanted:
+            if self._assistant:
+                self._assistant.close()
+            self._assistant = Assistant.of(wanted)
+        return self._assistant
 
 
 def _conversation(prompt: llm.Prompt) -> tuple[str | None, list[dict[str, str]], str]:
@@ -101,11 +105,13 @@ def _conversation(prompt: llm.Prompt) -> tuple[str | None, list[dict[str, str]],
     Raises:
         ModelError: something in it is no text.
     """
-    system, said = [], []
+    system: list[str] = []
+    said: list[dict[str, str]] = []
     for message in prompt.messages:
-        if not all(isinstance(part, llm.parts.TextPart) for part in message.parts):
+        parts = [part for part in message.parts if isinstance(part, llm.parts.TextPart)]
+        if len(parts) < len(message.parts):
             raise llm.ModelError("m3mlx takes text only, no tools and no attachments")
-        text = "".join(part.text for part in message.parts)
+        text = "".join(part.text for part in parts)
         if message.role == "system":
             system.append(text)
         elif said and said[-1]["role"] == message.role:

@@ -96,7 +96,7 @@ def tools(owner: Owner, roots: Roots) -> MCPServer:
             inside = roots.inside(path)
         except M3Error as error:
             raise ToolError(str(error)) from error
-        done = await write(partial(memories.memorizing, paths=[inside]), context)
+        done = await write(partial(memories.memorize_paths, paths=[inside]), context)
         if done["failed"] and not (done["added"] or done["changed"] or done["unchanged"]):
             first = done["failed"][0]
             raise ToolError(f"{first['path']}: {first['reason']}")
@@ -110,7 +110,7 @@ def tools(owner: Owner, roots: Roots) -> MCPServer:
     ) -> dict[str, Any]:
         """Keep a text in memory under a title; another text with the same title replaces it."""
         content = {memories.text_name(text, title): text.encode("utf-8", "replace")}
-        return await write(partial(memories.giving, contents=content), context)
+        return await write(partial(memories.memorize_contents, contents=content), context)
 
     @server.tool(annotations=READS)
     async def recall(query: Query, k: Annotated[int, Field(ge=1, le=100)] = 5) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .. import documents
 from ..assistant import Assistant
-from ..inspect.answer import inspect_document
+from ..inspect.document import inspect_document
 from ..inspect.page import kept_page
 from ..memorize.run import MemorizeReport
 from ..store import Filter, Hit, StoredDocument
 from .errors import BadRequest
+from .owner import Job
 
 TITLE = 80  # characters of a title that is made from the text
 NAME = 200  # characters of a name
@@ -72,14 +72,9 @@ def _plain(name: str) -> str:
     return _CONTROL.sub(" ", name).strip()[-NAME:]
 
 
-@contextmanager
-def within(assistant: Assistant, collection: str | None) -> Iterator[None]:
-    """Search one collection alone for a while; None for all documents."""
-    before, assistant.only = assistant.only, None if collection is None else Filter(collection)
-    try:
-        yield
-    finally:
-        assistant.only = before
+def within(collection: str | None) -> Filter | None:
+    """Search one collection alone; None for all documents."""
+    return None if collection is None else Filter(collection)
 
 
 def _documents(assistant: Assistant, collection: str | None) -> list[StoredDocument]:
@@ -108,20 +103,7 @@ def recall(
 ) -> list[dict[str, Any]]:
     if not assistant.has_store():
         return []
-    with within(assistant, collection):
-        return [hit_json(hit) for hit in assistant.recall(query, k)]
-
-
-def memorize_contents(
-    assistant: Assistant, contents: Mapping[str, bytes], collection: str | None = None
-) -> MemorizeReport:
-    """Memorize texts and uploads. Of one that is given up on the way nothing stays."""
-    known = {d.id for d in assistant.documents()} if assistant.has_store() else set()
-    try:
-        return assistant.memorize(contents=contents, collection=collection)
-    except BaseException:
-        _drop(assistant, contents, known)
-        raise
+    return [hit_json(hit) for hit in assistant.recall(query, k, only=within(collection))]
 
 
 def _drop(assistant: Assistant, names: Iterable[str], known: set[int]) -> None:
@@ -137,22 +119,38 @@ def _drop(assistant: Assistant, names: Iterable[str], known: set[int]) -> None:
             assistant.forget(begun)
 
 
-def memorizing(
-    assistant: Assistant, paths: list[Path], collection: str | None = None
+def memorize_paths(
+    assistant: Assistant, job: Job, paths: list[Path], collection: str | None = None
 ) -> Iterator[dict[str, Any]]:
     """Memorize files and folders that have been found to lie inside the roots."""
-    yield memorized_json(assistant.memorize(paths, collection=collection))
+    done = assistant.memorize(
+        paths,
+        collection=collection,
+        progress=job.progress,
+        between_batches=job.between_batches,
+    )
+    yield memorized_json(done)
 
 
-def giving(
-    assistant: Assistant, contents: Mapping[str, bytes], collection: str | None = None
+def memorize_contents(
+    assistant: Assistant, job: Job, contents: Mapping[str, bytes], collection: str | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Memorize texts and uploads.
+    """Memorize texts and uploads. Of one that is given up on the way nothing stays.
 
     Raises:
         DocumentError: the only one cannot be read.
     """
-    done = memorize_contents(assistant, contents, collection)
+    known = {d.id for d in assistant.documents()} if assistant.has_store() else set()
+    try:
+        done = assistant.memorize(
+            contents=contents,
+            collection=collection,
+            progress=job.progress,
+            between_batches=job.between_batches,
+        )
+    except BaseException:
+        _drop(assistant, contents, known)
+        raise
     if done.failed and len(contents) == 1:
         raise done.failed[0]
     yield memorized_json(done)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import MEMORY_MODES
+from ..config import MEMORY_MODES, Generation
 from .errors import BadRequest
 
 MAX_TOKENS = 4096  # of an answer, which bounds what a slow client can leave in memory
@@ -49,7 +49,7 @@ NEUTRAL: dict[str, tuple] = {
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A conversation that waits for its next answer, or with ``raw`` a text to go on with.
+    """A conversation that waits for its next answer, or with ``raw`` a text to continue.
 
     Attributes:
         message: the last words of the user.
@@ -57,7 +57,7 @@ class ChatRequest:
         memory: "explicit", "text", "off", or None where nothing was said about it.
         collection: whose documents are searched alone; None for all.
         usage: whether a stream ends with what was used.
-        generation: arguments of ``Chat.send``.
+        generation: how to answer.
     """
 
     message: str
@@ -65,11 +65,15 @@ class ChatRequest:
     system: str | None = None
     memory: str | None = None
     collection: str | None = None
-    raw: bool = False
     stream: bool = False
     usage: bool = False
     stop: tuple[str, ...] = ()
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: Generation = field(default_factory=Generation)
+
+    @property
+    def raw(self) -> bool:
+        """Continue the message as it stands."""
+        return self.generation.raw
 
 
 def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
@@ -103,7 +107,13 @@ def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
     message = said.pop()["content"]
     if not message.strip():
         raise BadRequest("The last message is empty.", "messages")
-    return ChatRequest(message, tuple(said), "\n\n".join(system) or None, **_common(body))
+    return ChatRequest(
+        message,
+        tuple(said),
+        "\n\n".join(system) or None,
+        generation=_generation(body),
+        **_common(body),
+    )
 
 
 def completion(body: Mapping, models: Sequence[str]) -> ChatRequest:
@@ -119,7 +129,7 @@ def completion(body: Mapping, models: Sequence[str]) -> ChatRequest:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRequest("prompt is one text that is not empty; tokens are not taken.", "prompt")
-    return ChatRequest(prompt, raw=True, **_common(body))
+    return ChatRequest(prompt, generation=_generation(body, raw=True), **_common(body))
 
 
 def embeddings(body: Mapping, model: str) -> tuple[list[str], bool, bool]:
@@ -192,20 +202,24 @@ def _common(body: Mapping) -> dict[str, Any]:
     options = body.get("stream_options") or {}
     if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
         raise BadRequest("stream_options has only include_usage here.", "stream_options")
-    length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     return {
         "memory": _one_of(body, "memory", MEMORY_MODES, None),
         "collection": collection(body),
         "stream": bool(_number(body, "stream", (bool,), False, 0, 1)),
         "usage": options.get("include_usage") is True,
         "stop": tuple(stop),
-        "generation": {
-            "max_tokens": _number(body, length, (int,), DEFAULT_TOKENS, 1, MAX_TOKENS),
-            "temp": float(_number(body, "temperature", (int, float), 0, 0, 2)),
-            "top_p": float(_number(body, "top_p", (int, float), 1, 0, 1)),
-            "seed": _number(body, "seed", (int,), None, 0, 2**64 - 1),
-        },
     }
+
+
+def _generation(body: Mapping, raw: bool = False) -> Generation:
+    length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+    return Generation(
+        max_tokens=_number(body, length, (int,), DEFAULT_TOKENS, 1, MAX_TOKENS),
+        temp=float(_number(body, "temperature", (int, float), 0, 0, 2)),
+        top_p=float(_number(body, "top_p", (int, float), 1, 0, 1)),
+        seed=_number(body, "seed", (int,), None, 0, 2**64 - 1),
+        raw=raw,
+    )
 
 
 def collection(body: Mapping) -> str | None:

@@ -12,41 +12,51 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
 from typing import Any
 
 from ..assistant import Assistant
 from .errors import FullError
 
-Task = Callable[[Assistant], Iterator[Any]]  # yields what its client is to receive
-
 _END = object()
 log = logging.getLogger("m3mlx.serve")
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    """The progress of a task that only reads."""
 
 
 class _Cancelled(BaseException):
     """Takes a task that its client has given up out of what it is doing."""
 
 
-class _Job:
-    """One task on its way: what it yields goes to the loop of the client that waits for it."""
+class Job:
+    """A task and the client that waits for what it yields, on an event loop of its own."""
 
-    def __init__(self, task: Task, writes: bool):
+    def __init__(self, task: Task, writes: bool, let_readers_in: Callable[[], None]):
         self.task, self.writes = task, writes
+        self._let_readers_in = let_readers_in
         self.cancelled = threading.Event()
         self._loop = asyncio.get_running_loop()
         self.results: asyncio.Queue = asyncio.Queue()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Report progress to the client."""
+        if self.cancelled.is_set():
+            raise _Cancelled
+        self.give({"progress": what, "done": done, "total": total})
+
+    def between_batches(self) -> None:
+        """Let tasks that only read be done, while the store can be read."""
+        if self.cancelled.is_set():
+            raise _Cancelled
+        self._let_readers_in()
 
     def give(self, result: object) -> None:
         try:
             self._loop.call_soon_threadsafe(self.results.put_nowait, result)
         except RuntimeError:  # the loop has ended, and nobody waits any more
             self.cancelled.set()
+
+
+Task = Callable[[Assistant, Job], Iterator[Any]]  # yields what its client is to receive
 
 
 class Owner:
@@ -59,10 +69,10 @@ class Owner:
 
     def __init__(self, make: Callable[[], Assistant], waiting: int = 16):
         self._make, self.waiting = make, waiting
-        self._jobs: deque[_Job] = deque()
+        self._jobs: deque[Job] = deque()
         self._change = threading.Condition()
         self._ending = False
-        self._now: list[_Job] = []  # being done: one, or a writer and what is done meanwhile
+        self._now: list[Job] = []  # being done: one, or a writer and what is done meanwhile
         self._thread = threading.Thread(target=self._run, name="m3mlx", daemon=True)
         self._ready = threading.Event()
         self._failure: BaseException | None = None
@@ -89,7 +99,7 @@ class Owner:
         with self._change:
             return len(self._jobs) + len(self._now)
 
-    async def stream(self, task: Task, *, writes: bool = False) -> AsyncIterator[Any]:
+    async def stream(self, task: Task, *, writes: bool = False) -> AsyncGenerator[Any]:
         """What a task yields. Whoever stops iterating gives the task up.
 
         The task's own iteration yields after each piece of work, and ends there when nobody waits
@@ -102,7 +112,7 @@ class Owner:
             FullError: too many tasks wait.
             Exception: what the task raised.
         """
-        job = _Job(task, writes)
+        job = Job(task, writes, self._do_readers)
         with self._change:
             if len(self._jobs) >= self.waiting:
                 raise FullError(f"{self.waiting} requests wait already; try again later")
@@ -122,7 +132,7 @@ class Owner:
     async def get(self, task: Callable[[Assistant], Any], *, writes: bool = False) -> Any:
         """What a function returns that is called with the assistant, on its thread."""
 
-        def once(assistant: Assistant) -> Iterator[Any]:
+        def once(assistant: Assistant, job: Job) -> Iterator[Any]:
             yield task(assistant)
 
         async with aclosing(self.stream(once, writes=writes)) as results:
@@ -133,11 +143,11 @@ class Owner:
 
     def _run(self) -> None:
         try:
-            with self._make() as assistant:
-                self._prepare(assistant)
+            with self._make() as self._assistant:
+                self._prepare(self._assistant)
                 self._ready.set()
                 while job := self._next():
-                    self._do(job, assistant)
+                    self._do(job)
         except BaseException as error:
             self._failure = error
             if self._ready.is_set():
@@ -145,7 +155,7 @@ class Owner:
         finally:
             self._ready.set()
 
-    def _next(self) -> _Job | None:
+    def _next(self) -> Job | None:
         """The next job; waits for one. None at the end."""
         with self._change:
             self._change.wait_for(lambda: self._jobs or self._ending)
@@ -154,14 +164,12 @@ class Owner:
             self._now.append(self._jobs.popleft())
             return self._now[-1]
 
-    def _do(self, job: _Job, assistant: Assistant) -> None:
-        progress = assistant.progress
-        assistant.progress = self._between(job, assistant) if job.writes else _silent
-        steps = None
+    def _do(self, job: Job) -> None:
+        results = None
         try:
             if not job.cancelled.is_set():
-                steps = job.task(assistant)
-                for result in steps:
+                results = job.task(self._assistant, job)
+                for result in results:
                     job.give(result)
                     if job.cancelled.is_set():
                         break
@@ -171,25 +179,16 @@ class Owner:
         except Exception as error:
             job.give(error)
         finally:
-            if steps is not None:
-                steps.close()
-            assistant.progress = progress
+            if isinstance(results, Generator):
+                results.close()
             with self._change:
                 self._now.remove(job)
 
-    def _between(self, job: _Job, assistant: Assistant) -> Callable[[str, int, int], None]:
-        """The progress of a task that writes: tells its client, and lets readers in."""
+    def _do_readers(self) -> None:
+        while reader := self._next_reader():
+            self._do(reader)
 
-        def progress(what: str, done: int, total: int) -> None:
-            if job.cancelled.is_set():
-                raise _Cancelled
-            job.give({"progress": what, "done": done, "total": total})
-            while what == "memorizing" and (reader := self._next_reader()):
-                self._do(reader, assistant)
-
-        return progress
-
-    def _next_reader(self) -> _Job | None:
+    def _next_reader(self) -> Job | None:
         with self._change:
             reader = next((job for job in self._jobs if not job.writes), None)
             if reader and not self._ending:
