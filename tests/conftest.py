@@ -21,6 +21,7 @@ import pytest
 
 import m3mlx  # noqa: F401  before mlx, for OpenBLAS
 from m3mlx.config import cache_folder
+from m3mlx.models.linux_cpu import openblas
 from m3mlx.store.catalog import NEW_STORE, Catalog
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,9 +41,18 @@ def shared_calibrations(tmp_path_factory):
         return shared if os.environ.get("M3MLX_HOME") else cache_folder()
 
     with pytest.MonkeyPatch.context() as patch:
-        if module := sys.modules.get("m3mlx.calibrate"):
-            patch.setattr(module, "cache_folder", folder)
+        if "mlx_lm" in sys.modules:  # else nothing is calibrated, and imports take seconds
+            patch.setattr("m3mlx.calibrate.cache_folder", folder)
         yield
+
+
+@pytest.fixture
+def two_blas_threads():
+    """Let OpenBLAS have two threads, where m3mlx loaded one, so that batches are shared."""
+    set_threads = getattr(openblas._library, "openblas_set_num_threads", lambda count: None)
+    set_threads(2)
+    yield
+    set_threads(1)
 
 
 @pytest.fixture

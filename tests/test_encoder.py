@@ -16,6 +16,8 @@ from m3mlx.errors import ModelError
 from m3mlx.models import encoder as embed
 from m3mlx.models.decoder import load_encoder
 
+pytestmark = pytest.mark.usefixtures("two_blas_threads")
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")]
 CONFIG = {
     "model_type": "bert",

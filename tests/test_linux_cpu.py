@@ -114,8 +114,9 @@ def test_what_is_not_plain_float32_is_left_to_mlx(monkeypatch):
     assert cpu.silu(half).dtype == cpu.softmax(half).dtype == cpu.gelu(half).dtype == mx.bfloat16
 
 
-def test_a_batch_is_shared_in_order_and_blas_has_its_threads_again():
+def test_a_batch_is_shared_in_order_and_blas_has_its_threads_again(two_blas_threads):
     before = openblas.threads()
+    assert before == (2 if openblas._library else 1)
     seen = []
 
     def work(share):
