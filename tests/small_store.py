@@ -128,7 +128,7 @@ def die_in(module, owner, function, moment, task, *arguments):
         target=_doomed, args=(module, owner, function, moment, task, arguments)
     )
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 9
 
 

@@ -320,6 +320,7 @@ def test_broken_and_missing_files_are_named(name, tmp_path):
             embed.load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_default_encoder_agrees_with_torch():
     """tests/data/minilm_golden.npz holds texts and what torch 2.13 and transformers 5.23 make of
@@ -332,6 +333,7 @@ def test_default_encoder_agrees_with_torch():
     assert cosines.min() >= 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_default_encoder_finds_what_belongs_together():
     encoder = load_encoder()
