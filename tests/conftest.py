@@ -8,10 +8,6 @@ from pathlib import Path
 # Before any library loads: the threads of a product of tiny matrices cost more than they save, and
 # pytest-xdist uses every core already.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-# Child processes import the packages of this tree, and no PyTorch.
-os.environ["PYTHONPATH"] = os.pathsep.join(
-    map(str, [Path(__file__).parents[1], Path(__file__).parent / "child"])
-)
 
 with contextlib.suppress(ImportError):
     # Before OpenBLAS, whose cblas_sgemm_batch has the name of torch's and other arguments.
@@ -25,6 +21,16 @@ from m3mlx.models.linux_cpu import openblas
 from m3mlx.store.catalog import NEW_STORE, Catalog
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def child_processes():
+    """Let child processes import the packages of this tree, and no PyTorch.
+
+    Not before the session: the processes of pytest-xdist are children too, and need PyTorch.
+    """
+    root = Path(__file__).parents[1]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests" / "child")])
 
 
 @pytest.fixture(scope="module", autouse=True)
