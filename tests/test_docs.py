@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -97,7 +96,6 @@ def test_the_commands_of_the_readme_run_in_their_order(place):
         done = subprocess.run(
             [sys.executable, "-m", *words],
             input=QUESTION if words[1] == "chat" else None,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
             timeout=600,
@@ -203,7 +201,6 @@ def test_make_targets_and_extras_exist(page):
 def test_the_reference_of_the_command_line_is_what_help_prints():
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "make_docs.py", "--check"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )

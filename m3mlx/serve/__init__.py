@@ -176,6 +176,7 @@ def run(
         server = http(made[0])
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         with _ending_at_signals(server):
+            listener.listen()  # whoever connects now waits until uvicorn accepts
             started(f"http://{shown}:{listener.getsockname()[1]}")
             asyncio.run(server.serve(sockets=[listener]))
     finally:
