@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,7 @@ FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
-MEMORY_TEMPERATURE = (
-    0.1  # a memory whose score is so much lower than the best one's counts e times less
-)
+MEMORY_TEMPERATURE = 0.1  # a memory scored this much below the best one counts e times less
 DEBOUNCE = 2.0  # seconds of quiet before a watched file is read
 GRACE = 60.0  # seconds that a watched file may be gone before it is forgotten
 RESCAN = 600.0  # seconds between looks at all that is watched
@@ -83,8 +81,11 @@ class Options:
     memories: int | None = None
     kv_bits: int | None = None
     retrieval: str = "hybrid"
-    also: tuple[Path, ...] = ()
+    also: Sequence[Path] = ()  # kept as a tuple of paths
     encrypt: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "also", tuple(map(Path, self.also)))
 
     @property
     def writing(self) -> dict[str, Any]:

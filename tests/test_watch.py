@@ -17,7 +17,7 @@ import tiny
 from m3mlx import Assistant, MemoryStore
 from m3mlx.errors import FingerprintError, M3Error, StoreError
 from m3mlx.store import watched
-from m3mlx.watch import FILES, LONGEST, Event, Pending, Watcher, slept
+from m3mlx.watch import FILES, MAX_DEBOUNCES, Event, Pending, Watcher, clock_jumped
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"debounce": 0.2, "grace": 0.6, "rescan": 3600.0}
@@ -28,41 +28,41 @@ QUICK = {"debounce": 0.2, "grace": 0.6, "rescan": 3600.0}
 
 def test_a_path_is_taken_when_it_rests():
     pending = Pending(debounce=2, grace=60)
-    pending.note("a", 10)
-    pending.note("b", 11)
-    assert pending.take(11.9) == []
-    assert pending.take(12) == ["a"]
-    pending.note("b", 12.5)
-    assert pending.take(13.1) == []
-    assert pending.take(14.5) == ["b"]
-    assert pending.take(99) == []
+    pending.add_change("a", 10)
+    pending.add_change("b", 11)
+    assert pending.take_ready(11.9) == []
+    assert pending.take_ready(12) == ["a"]
+    pending.add_change("b", 12.5)
+    assert pending.take_ready(13.1) == []
+    assert pending.take_ready(14.5) == ["b"]
+    assert pending.take_ready(99) == []
 
 
 def test_a_path_that_never_rests_is_taken_all_the_same():
     pending = Pending(debounce=2, grace=60)
     taken = []
     for second in range(100):
-        pending.note("log", second)
-        taken += [second for _ in pending.take(second)]
-    assert taken == [30, 61, 92] and LONGEST * 2 == 30
+        pending.add_change("log", second)
+        taken += [second for _ in pending.take_ready(second)]
+    assert taken == [30, 61, 92] and MAX_DEBOUNCES * 2 == 30
 
 
 def test_what_is_gone_is_forgotten_after_its_grace_and_only_then():
     pending = Pending(debounce=2, grace=60)
-    assert pending.missed("a", 5) and pending.missed("b", 6)
-    assert not pending.missed("a", 50)  # told already, and its grace does not begin anew
-    assert pending.overdue(64) == []
-    assert pending.overdue(65) == ["a"]
-    pending.found("a")
-    assert pending.overdue(65) == [] and pending.overdue(66) == ["b"]
-    assert pending.missed("a", 66)
+    assert pending.add_missing("a", 5) and pending.add_missing("b", 6)
+    assert not pending.add_missing("a", 50)  # told already, and its grace does not begin anew
+    assert pending.expired(64) == []
+    assert pending.expired(65) == ["a"]
+    pending.discard_missing("a")
+    assert pending.expired(65) == [] and pending.expired(66) == ["b"]
+    assert pending.add_missing("a", 66)
 
 
 @pytest.mark.parametrize(
     "wall, own, jumped", [(0.3, 0.3, False), (12, 12.5, False), (3600, 0.4, True), (-60, 1, True)]
 )
 def test_sleep_shows_in_the_difference_of_two_clocks(wall, own, jumped):
-    assert slept(wall, own) is jumped
+    assert clock_jumped(wall, own) is jumped
 
 
 # --- a real watcher on real files
@@ -105,12 +105,12 @@ class World:
     @contextmanager
     def watching(self, *paths: Path, **settings):
         stop, errors = threading.Event(), []
-        tell = self.events.put
+        on_event = self.events.put
 
         def run():
             try:
                 with self.assistant() as assistant:  # MLX's arrays belong to their thread
-                    options = {**QUICK, "cold": True, "stop": stop, "tell": tell, **settings}
+                    options = {**QUICK, "cold": True, "stop": stop, "on_event": on_event, **settings}
                     Watcher(assistant, paths or [self.notes], **options).run()
             except BaseException as error:
                 errors.append(error)

@@ -109,7 +109,7 @@ def follow(
             click.echo(line)
 
     stop = threading.Event()
-    watcher = Watcher(assistant, paths, tell=tell, stop=stop, **settings)
+    watcher = Watcher(assistant, paths, on_event=tell, stop=stop, **settings)
     with suppress(OSError):  # where the system does not let us
         os.nice(_NICENESS)
     with _ending(stop):
