@@ -105,13 +105,12 @@ class World:
     @contextmanager
     def watching(self, *paths: Path, **settings):
         stop, errors = threading.Event(), []
-        on_event = self.events.put
+        given = {"cold": True, "stop": stop, "on_event": self.events.put, **settings}
 
         def run():
             try:
                 with self.assistant() as assistant:  # MLX's arrays belong to their thread
-                    options = {**QUICK, "cold": True, "stop": stop, "on_event": on_event, **settings}
-                    Watcher(assistant, paths or [self.notes], **options).run()
+                    Watcher(assistant, paths or [self.notes], **{**QUICK, **given}).run()
             except BaseException as error:
                 errors.append(error)
                 raise
