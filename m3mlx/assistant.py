@@ -65,8 +65,8 @@ class Assistant:
         options: all settings.
         store_path: folder of the store.
 
-    Methods that use the store raise StoreError if it is missing or damaged, or if they would
-    write to it while another process does.
+    Methods that use the store raise StoreError if it is missing or damaged (``repair``: beyond
+    repair), or if they would write to it while another process does.
     """
 
     def __init__(
@@ -138,16 +138,12 @@ class Assistant:
 
     @cached_property
     def format(self) -> MemoryFormat:
-        """Format of the store's memories, or of a new store's, found by calibration.
-
-        Raises:
-            FingerprintError: the store has no memories of this model and these settings.
-        """
+        """Format of the present model's memories in the store; calibrated if there is no store."""
         from .memory.format import MemoryFormat
 
-        known = self.has_store()
-        config = MemoryConfig.from_json(self.edition().memory) if known else self._calibrated()
-        return MemoryFormat(self.decoder, config)
+        if not self.has_store():
+            return MemoryFormat(self.decoder, self._calibrated())
+        return MemoryFormat(self.decoder, MemoryConfig.from_json(self.edition().memory))
 
     def _calibrated(self) -> MemoryConfig:
         from .calibrate import calibrate
@@ -238,12 +234,11 @@ class Assistant:
         prune: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
-        between_batches: Callable[[], None] | None = None,
+        between_batches: Callable[[], None] = lambda: None,
     ) -> MemorizeReport:
         """Add new and changed files to the store.
 
-        Each batch is one commit: an interrupted run loses at most one, and the next run goes on
-        from there.
+        Each batch is one commit, so an interrupted run loses at most one.
 
         Args:
             contents: documents that are not files, by a name whose ending gives the format.
@@ -259,13 +254,8 @@ class Assistant:
         Raises:
             FingerprintError: the store belongs to another model or other settings.
         """
-        run = MemorizeRun(
-            encode=self.encoder.encode,
-            decoder=self.decoder,
-            format=None if cold else self.format,
-            progress=progress or self._progress,
-            between_batches=between_batches,
-        )
+        format, progress = None if cold else self.format, progress or self._progress
+        run = MemorizeRun(self.encoder.encode, self.decoder, format, progress, between_batches)
         run.find_files(paths, include, exclude)
         run.add_contents(contents or {})
         known = self.has_store()
@@ -305,9 +295,8 @@ class Assistant:
             known = self.edition().id
         except FingerprintError:
             known = None
-            self.format = editions.new_format(
-                self._calibrated(), self.store(), self.decoder, progress
-            )
+            config = self._calibrated()
+            self.format = editions.new_format(config, self.store(), self.decoder, progress)
         with self.open_store(write=True) as store:
             if known is None:
                 known = store.add_edition(**editions.description(self.format)).id
@@ -327,17 +316,13 @@ class Assistant:
 
     def check_store(self, progress: Progress | None = None) -> CheckReport:
         """Check everything in the store for damage; loads no model."""
-        return MemoryStore.check(
-            self.store_path, progress or self._progress, passphrase=self.passphrase
-        )
+        progress = progress or self._progress
+        return MemoryStore.check(self.store_path, progress, passphrase=self.passphrase)
 
     def repair(self, progress: Progress | None = None) -> RepairReport:
         """Repair the store, and rewrite damaged memories of the present model from stored text.
 
         Damaged memories of other models stay cold until those models are used.
-
-        Raises:
-            StoreError: the store is beyond repair.
         """
         self.close()
         progress = progress or self._progress
@@ -430,9 +415,7 @@ class Assistant:
         """Answer one question.
 
         Args:
-            memory: "explicit" reads memories, "text" pastes the same references into the
-                prompt, "off" does neither.
-            system, only: as in ``chat``.
+            memory, system, only: as in ``chat``.
             generation: how to answer; None for the defaults, with ``query`` "chunk".
             changes: fields of ``Generation`` to override.
         """
@@ -448,6 +431,8 @@ class Assistant:
         """Begin a conversation.
 
         Args:
+            memory: "explicit" reads memories, "text" pastes the same references into the
+                prompt, "off" does neither.
             system: a system prompt of the user's own.
             only: documents to search; None for all.
         """

@@ -133,10 +133,9 @@ def _find(
     else:
         counts, kept = measure.counts(budget, tokens_per_head), {}
     key_scale = measure.best_key_scale(counts)
-    found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
-    found |= {"key_scale": key_scale}
-    files.write_text(path, json.dumps(found))
-    return found
+    found = {"prefix": template.prefix, "counts": counts, "kept": kept, "key_scale": key_scale}
+    files.write_text(path, json.dumps(wanted | found))
+    return wanted | found
 
 
 def budgets(
@@ -197,13 +196,7 @@ class _Measure:
 
     def __init__(self, decoder: Decoder, texts: list[dict], selection: str, progress: Progress):
         self.decoder, template = decoder, decoder.template
-        self.config = MemoryConfig(
-            selection=selection,
-            budget="calibrated",
-            counts=((0,) * decoder.kv_heads,) * decoder.layers,
-            head_dim=decoder.head_dim,
-            prefix=template.prefix,
-        )
+        self.selection = selection
         self.progress, self.measured = progress, 0
         self.losses: dict[str, float] = {}
         self.prefix: PrefixStates = read_prefix(decoder.model, template.prefix)
@@ -267,7 +260,14 @@ class _Measure:
         self.measured += 1
         if counts is None:
             return self._mean_loss(lambda number: Conversation(self.decoder, self.prefix))
-        config = replace(self.config, counts=tuple(map(tuple, counts)), key_scale=key_scale)
+        config = MemoryConfig(
+            selection=self.selection,
+            budget="calibrated",
+            counts=tuple(map(tuple, counts)),
+            head_dim=self.decoder.head_dim,
+            prefix=self.decoder.template.prefix,
+            key_scale=key_scale,
+        )
         memory = Memory.join([keep(*part, counts) for part in self.parts])
         losses = [self._loss_among(Layout(config), memory, count) for count in (1, MEMORIES)]
         return sum(losses) / len(losses)

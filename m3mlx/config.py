@@ -201,28 +201,28 @@ class MemorySettings:
         if unknown := sorted(data.keys() - set(cls.names())):
             raise ValueError(f"the memory settings {', '.join(unknown)} are unknown")
         chosen = data.get("memory_layers")
-        if (
-            not isinstance(chosen, list | tuple)
-            or not chosen
-            or not all(type(n) is int and 0 <= n < layers for n in chosen)
-            or len(set(chosen)) != len(chosen)
-        ):
+        valid = isinstance(chosen, list | tuple) and all(
+            type(n) is int and 0 <= n < layers for n in chosen
+        )
+        if not valid or not chosen or len(set(chosen)) != len(chosen):
             raise ValueError(f"memory_layers is {chosen!r:.60}, not some of 0 to {layers - 1}")
-        made = cls(**{**data, "memory_layers": tuple(sorted(chosen))})
-        fixed = {"reference_tokens": REFERENCE_TOKENS, "chunk_tokens": CHUNK_TOKENS}
-        for name, only in fixed.items():
-            if getattr(made, name) != only:
-                raise ValueError(f"{name} is {getattr(made, name)!r:.40}, m3mlx knows only {only}")
-        most = {"tokens_per_head": REFERENCE_TOKENS, "memories": 2**16}
-        for name, largest in most.items():
-            value = getattr(made, name)
-            if type(value) is not int or not 1 <= value <= largest:
-                raise ValueError(f"{name} is {value!r:.40}, not 1 to {largest}")
-        if made.selection not in SELECTIONS:
-            raise ValueError(f"selection is {made.selection!r:.40}, not {' or '.join(SELECTIONS)}")
-        if not isinstance(made.prefix, str) or not made.prefix:
-            raise ValueError("the prefix is no text")
-        return made
+        settings = cls(**{**data, "memory_layers": tuple(sorted(chosen))})
+        for name, low, high in (
+            ("reference_tokens", REFERENCE_TOKENS, REFERENCE_TOKENS),
+            ("chunk_tokens", CHUNK_TOKENS, CHUNK_TOKENS),
+            ("tokens_per_head", 1, REFERENCE_TOKENS),
+            ("memories", 1, 2**16),
+        ):
+            value = getattr(settings, name)
+            if type(value) is not int or not low <= value <= high:
+                allowed = f"m3mlx knows only {low}" if low == high else f"not {low} to {high}"
+                raise ValueError(f"{name} is {value!r:.40}, {allowed}")
+        if settings.selection not in SELECTIONS:
+            allowed = " or ".join(SELECTIONS)
+            raise ValueError(f"selection is {settings.selection!r:.40}, not {allowed}")
+        if not isinstance(settings.prefix, str) or not settings.prefix:
+            raise ValueError("the prefix is not text")
+        return settings
 
     def to_json(self) -> dict:
         return asdict(self)

@@ -34,19 +34,12 @@ _SIDE = 512  # of the matrices multiplied to measure speed
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """State of one part of the machine or the store.
-
-    Attributes:
-        part: its name.
-        value: description.
-        state: "ok", "note" (works, but could be better) or "broken".
-        advice: what to do, or "".
-    """
+    """State of one part of the machine or the store."""
 
     part: str
     value: str
-    state: str = "ok"
-    advice: str = ""
+    state: str = "ok"  # "note": works, but could be better; "broken"
+    advice: str = ""  # what to do
 
 
 def examine(assistant: Assistant) -> list[Diagnosis]:

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -51,17 +51,12 @@ class Event(NamedTuple):
 
 @dataclass
 class Pending:
-    """Paths to look at and documents to forget, with their times in seconds of one clock.
-
-    Attributes:
-        changed: times of the first and last report of each path.
-        missing: time since when the file of each document is missing.
-    """
+    """Paths to look at and documents to forget, with their times in seconds of one clock."""
 
     debounce: float = DEBOUNCE
     grace: float = GRACE
-    changed: dict[str, tuple[float, float]] = field(default_factory=dict)
-    missing: dict[str, float] = field(default_factory=dict)
+    changed: dict[str, tuple[float, float]] = field(default_factory=dict)  # first, last report
+    missing: dict[str, float] = field(default_factory=dict)  # since when a document has no file
 
     def add_change(self, path: str, now: float) -> None:
         """Record a report about a path."""
@@ -243,14 +238,9 @@ class Watcher:
                     self.on_event(Event("polling", str(self.tops[0]), str(error)))
             self._add_all(time.monotonic())
 
-    def _present_folders(self) -> dict[Path, tuple[int, int]]:
-        """Return the watched folders that exist, with what identifies them to the system."""
-        found = {}
-        for folder in self._folders:
-            with suppress(OSError):
-                state = folder.stat()
-                found[folder] = state.st_dev, state.st_ino
-        return found
+    def _present_folders(self) -> dict[Path, tuple[int, ...]]:
+        """Return the watched folders that exist, with device and inode."""
+        return {folder: state[:2] for folder in self._folders if (state := _state(folder))}
 
     def _system_reports(self, folders: Iterable[Path]) -> Generator[set[str]]:
         import watchfiles
@@ -349,9 +339,8 @@ class Watcher:
         self.assistant.close()
         for path in changed:
             self._failures.pop(path, None)
-        for what, done in (("added", report.added), ("changed", report.changed)):
-            for path in done:
-                self.on_event(Event(what, path))
+        for path in [*report.added, *report.changed]:
+            self.on_event(Event("added" if path in report.added else "changed", path))
         for error in report.failed:
             self._report_failure("failed", error.path, error.reason)
 
@@ -429,9 +418,9 @@ def _is_below(path: str, places: Collection[Path]) -> bool:
 
 
 def _state(path: Path | str) -> tuple[int, ...] | None:
-    """Return inode, size and time of change of a file; None if it is missing."""
+    """Return device, inode, size and time of change of a file; None if it is missing."""
     try:
         state = os.stat(path)
     except OSError:
         return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns

@@ -276,20 +276,17 @@ class Conversation:
         """
         if self._search is None or not len(words):
             return [_Group(tokens)], lambda hits: None
-        chunks = [tokens[i : i + CHUNK_TOKENS] for i in range(0, len(tokens), CHUNK_TOKENS)]
-        parts = [
-            range(max(i * CHUNK_TOKENS, words.start), min((i + 1) * CHUNK_TOKENS, words.stop))
-            for i in range(len(chunks))
-        ]
-        if query == "message":
-            parts = [words]
-        found = self._find([self._text([tokens[i] for i in part]) for part in parts if part])
+        starts = range(0, len(tokens), CHUNK_TOKENS)
+        parts = [range(max(i, words.start), min(i + CHUNK_TOKENS, words.stop)) for i in starts]
+        searched = [words] if query == "message" else [part for part in parts if part]
+        found = self._find([self._text([tokens[i] for i in part]) for part in searched])
         # A chunk without the user's words, such as the template's end, reads its neighbour's.
         next_hits, current = iter(found), found[0]
         groups: list[_Group] = []
-        for i, chunk in enumerate(chunks):
-            if query != "message" and parts[i]:
+        for start, part in zip(starts, parts, strict=True):
+            if part and query != "message":
                 current = next(next_hits)
+            chunk = tokens[start : start + CHUNK_TOKENS]
             if groups and groups[-1].hits == current:
                 groups[-1].tokens += chunk
             else:

@@ -35,63 +35,39 @@ table { border-collapse: collapse; width: 100%; } td, th { text-align: left; pad
 
 @dataclass(frozen=True)
 class KeptReference:
-    """The memory of a reference.
+    """The memory of a reference."""
 
-    Attributes:
-        place: its citation.
-        tokens: text of each token; joined, they are the reference's text.
-        heads: number of heads that kept each token; None if the memory is not written yet.
-    """
-
-    place: str
-    tokens: Sequence[str]
-    heads: Sequence[int] | None
+    place: str  # its citation
+    tokens: Sequence[str]  # text of each token; joined, they are the reference's text
+    heads: Sequence[int] | None  # that kept each token; None if the memory is not written yet
 
 
 @dataclass(frozen=True)
 class Kept:
-    """The memories of a document or of one reference.
+    """The memories of a document or of one reference."""
 
-    Attributes:
-        title: path of the document, with the number of the reference if it is one.
-        counts: average tokens of a reference that each head keeps, as counts[layer][KV head].
-        most: number of heads in all layers.
-    """
-
-    title: str
+    title: str  # path of the document, with the number of the reference if it is one
     references: Sequence[KeptReference]
-    counts: Sequence[Sequence[float]]
-    most: int
+    counts: Sequence[Sequence[float]]  # average tokens kept, as counts[layer][KV head]
+    most: int  # number of heads in all layers
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of what an answer attends to.
+    """A part of what an answer attends to."""
 
-    Attributes:
-        name: citation of a memory, "prefix" or "question and answer".
-        kind: "memory", "prefix" or "context".
-        text: its beginning.
-        share: of all attention; mean over layers, heads and tokens of the span.
-    """
-
-    name: str
-    kind: str
-    text: str
-    share: float
+    name: str  # citation of a memory, "prefix" or "question and answer"
+    kind: str  # "memory", "prefix" or "context"
+    text: str  # its beginning
+    share: float  # of all attention; mean over layers, heads and tokens of the span
 
 
 @dataclass(frozen=True)
 class Span:
-    """Up to 64 tokens of an answer that read the same memories.
+    """Up to 64 tokens of an answer that read the same memories."""
 
-    Attributes:
-        tokens: text of each.
-        memory: share of each token's attention that falls on memories.
-    """
-
-    tokens: Sequence[str]
-    memory: Sequence[float]
+    tokens: Sequence[str]  # text of each
+    memory: Sequence[float]  # share of each token's attention that falls on memories
     parts: Sequence[Part]
 
 

@@ -31,19 +31,11 @@ LONGEST = 255  # tokens of a reference, as positions are bytes
 
 @dataclass
 class RebuildReport:
-    """Result of making memories from stored text.
+    """Result of making memories from stored text."""
 
-    Attributes:
-        references: number of memories written.
-        bytes: size of their records.
-        shortened: number of references cut, because this model has more tokens for them than a
-            memory can hold.
-        seconds: time taken.
-    """
-
-    references: int = 0
-    bytes: int = 0
-    shortened: int = 0
+    references: int = 0  # memories written
+    bytes: int = 0  # size of their records
+    shortened: int = 0  # references cut, as this model has more tokens for them than fit
     seconds: float = 0.0
 
 

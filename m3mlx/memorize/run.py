@@ -25,26 +25,16 @@ BATCH = 16  # references written and committed together
 
 @dataclass
 class MemorizeReport:
-    """Result of a run, or the expected result of a dry run.
+    """Result of a run, or the expected result of a dry run."""
 
-    Attributes:
-        added, changed, unchanged: paths of files.
-        vanished: paths of documents below the given paths whose files are gone; forgotten if
-            ``pruned``.
-        failed: an error for each file that could not be read.
-        references: number of references written.
-        bytes: size of their records; 0 for cold ones.
-        seconds: time taken or expected.
-    """
-
-    added: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)  # paths of files
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
-    vanished: list[str] = field(default_factory=list)
-    failed: list[DocumentError] = field(default_factory=list)
-    pruned: bool = False
-    references: int = 0
-    bytes: int = 0
+    vanished: list[str] = field(default_factory=list)  # below the paths given, with no file now
+    failed: list[DocumentError] = field(default_factory=list)  # for each unreadable file
+    pruned: bool = False  # the vanished ones were forgotten
+    references: int = 0  # written
+    bytes: int = 0  # size of their records; 0 for cold ones
     seconds: float = 0.0
 
 
@@ -56,6 +46,7 @@ class File(NamedTuple):
     size: int
 
 
+@dataclass
 class MemorizeRun:
     """One run over files and folders.
 
@@ -66,19 +57,14 @@ class MemorizeRun:
         between_batches: called after each commit.
     """
 
-    def __init__(
-        self,
-        *,
-        encode: Callable[[Sequence[str]], np.ndarray],
-        decoder: Decoder,
-        format: MemoryFormat | None,
-        progress: Progress = no_progress,
-        between_batches: Callable[[], None] | None = None,
-    ):
-        self.encode, self.decoder, self.format = encode, decoder, format
-        self.record_bytes = format.record_bytes if format else 0
-        self.progress = progress
-        self.between_batches = between_batches
+    encode: Callable[[Sequence[str]], np.ndarray]
+    decoder: Decoder
+    format: MemoryFormat | None
+    progress: Progress = no_progress
+    between_batches: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.record_bytes = self.format.record_bytes if self.format else 0
         self.report = MemorizeReport()
         self.files: list[File] = []
         self.missing: list[File] = []  # new or changed
@@ -145,8 +131,7 @@ class MemorizeRun:
                     self._commit(store, edition, batch)
                     share = file.size * (ordinal + 1) // len(references)
                     self.progress("memorizing", finished + share, total)
-                    if self.between_batches:
-                        self.between_batches()
+                    self.between_batches()
             finished += file.size
         if batch:
             self._commit(store, edition, batch)
