@@ -96,7 +96,9 @@ def calibrate(
 def save_with_adapter(decoder: Decoder, progress: Progress = no_progress) -> Path:
     """Write the default calibration to the folder of the decoder's adapter, and return its path."""
     if decoder.adapter_path is None:
-        raise M3Error("a calibration is saved beside an adapter; name one with --adapter-path")
+        raise M3Error(
+            "a calibration is saved in the folder of an adapter; name one with --adapter-path"
+        )
     path = decoder.adapter_path / CALIBRATION
     found = _find(decoder, "reconstruction", "calibrated", None, progress)
     files.write_text(path, json.dumps(found))

@@ -99,7 +99,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Generation:
-    """How an answer is generated.
+    """Settings of generating an answer.
 
     Attributes:
         max_tokens: maximum length of the answer.
@@ -168,7 +168,7 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How a decoder that was trained with memories writes and reads them (memory.json).
+    """Settings of a decoder that was trained with memories (memory.json).
 
     The defaults are the paper's (sections 3.1 to 3.3). Every head of a memory layer keeps the
     same number of tokens, and memories are read with ordinary attention.

@@ -43,7 +43,7 @@ class Exchange:
 
 @dataclass
 class Demo:
-    """What was memorized, and the answers."""
+    """Memorized documents and answered questions."""
 
     documents: list[str]
     references: int

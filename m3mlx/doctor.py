@@ -130,26 +130,24 @@ def _disk(assistant: Assistant) -> Iterator[Diagnosis]:
         while not place.exists():
             place = place.parent
         free = shutil.disk_usage(place).free
-        value = f"{free / 1e9:.1f} GB free at {folder}"
+        value, state, advice = f"{free / 1e9:.1f} GB free at {folder}", "ok", ""
         if not os.access(place, os.W_OK):
+            value, state = f"{value}, not writable", "broken"
             advice = f"Allow writing to {place}, or name another folder."
-            yield Diagnosis(part, f"{value}, not writable", "broken", advice)
         elif free < _LITTLE:
+            state = "note"
             advice = "Make room, or bound the store with m3mlx memorize --max-bytes."
-            yield Diagnosis(part, value, "note", advice)
-        else:
-            yield Diagnosis(part, value)
+        yield Diagnosis(part, value, state, advice)
 
 
 def _models(assistant: Assistant) -> Iterator[Diagnosis]:
     have = cached.cached()
     for model in have:
-        value = f"{model.name}, {model.bytes / 1e6:.0f} MB"
+        value, advice = f"{model.name}, {model.bytes / 1e6:.0f} MB", ""
         if model.broken:
+            value += f": {model.broken}"
             advice = f"Run m3mlx models remove {model.name}; the next use downloads it again."
-            yield Diagnosis("model", f"{value}: {model.broken}", "broken", advice)
-        else:
-            yield Diagnosis("model", value)
+        yield Diagnosis("model", value, "broken" if model.broken else "ok", advice)
     if not have:
         yield Diagnosis("model", "none cached", "note", "The first use of a model downloads it.")
 
@@ -174,7 +172,7 @@ def _store(assistant: Assistant) -> Iterator[Diagnosis]:
     yield Diagnosis("store", f"{path}: opens, {count}, {encrypted}")
     yield from _store_files(assistant, report)
     if partial := sum(not document.complete for document in assistant.documents()):
-        advice = "Memorize these files again; each goes on where it stopped."
+        advice = "Memorize these files again; each continues where it stopped."
         yield Diagnosis("pending", f"{partial} documents half memorized", "note", advice)
     if status["cold"]:
         advice = "Each is written at its first use; m3mlx memorize --rebuild writes all."

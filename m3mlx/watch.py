@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,13 +128,11 @@ class Watcher:
         grace: float = GRACE,
         rescan: float = RESCAN,
     ):
-        try:
-            import watchfiles  # noqa: F401
-        except ImportError as error:
+        if not find_spec("watchfiles"):
             raise M3Error(
                 "watching folders needs the library watchfiles; install it with "
                 "pip install 'm3mlx[watch]'"
-            ) from error
+            )
         self.assistant, self.rescan = assistant, rescan
         self.patterns = {"include": include, "exclude": exclude}
         self.cold, self.collection, self.on_event = cold, collection, on_event
@@ -220,7 +219,7 @@ class Watcher:
     def _reports(self) -> Generator[set[str]]:
         """Yield the paths that the system reports, or an empty set after each quiet tick.
 
-        To the system, a folder that vanished and returned is a new one, so it is watched anew.
+        To the system, a folder that vanished and returned is a new one, so watching starts again.
         """
         polling = False
         while not self.stop.is_set():

@@ -137,7 +137,7 @@ def test_messages_grow_as_the_answer_does(make):
         ({"tokens_per_head": 8}, "tokens_per_head"),
     ],
 )
-def test_memories_made_otherwise_are_refused_by_name(make, world, changes, field):
+def test_memories_of_other_models_or_settings_are_refused(make, world, changes, field):
     with make() as assistant:
         assistant.memorize([world / "notes"])
     with make(**changes) as assistant:
@@ -149,7 +149,7 @@ def test_memories_made_otherwise_are_refused_by_name(make, world, changes, field
                 use()
 
 
-def test_settings_left_open_are_those_of_the_store(make, world):
+def test_settings_not_given_are_those_of_the_store(make, world):
     with make(selection="attention", budget="uniform", codec="k4v16") as assistant:
         assistant.memorize([world / "notes"])
         config = assistant.format.config
@@ -158,7 +158,7 @@ def test_settings_left_open_are_those_of_the_store(make, world):
         assert assistant.format.config == config
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(make, tmp_path):
+def test_an_interrupted_run_continues_where_it_stopped(make, tmp_path):
     book = tmp_path / "book.txt"
     book.write_text("".join(f"Line {i} tells of thing number {i * 7}.\n\n" for i in range(200)))
     with make() as assistant:
@@ -266,7 +266,7 @@ def test_a_document_need_not_be_a_file(make, world):
         assert "text:kite" not in {document.path for document in assistant.documents()}
 
 
-def test_a_conversation_is_gone_on_with_from_its_messages_alone(make):
+def test_a_conversation_resumes_from_its_messages_alone(make):
     with make(tokens_per_head=None) as assistant:
         chat = assistant.chat(memory="off", system="Be brief.")
         first = collect(chat.send("Hello?", max_tokens=6), "off")

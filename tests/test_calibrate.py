@@ -171,9 +171,9 @@ def test_a_model_that_gains_nothing_from_memories_says_so(decoder):
         calibrate(decoder)
 
 
-def test_progress_is_told(decoder):
-    told = []
-    calibrate(decoder, tokens_per_head=4, progress=lambda *step: told.append(step))
-    assert told[0] == ("scoring sample texts", 0, 24)
-    assert ("scoring sample texts", 24, 24) in told
-    assert told[-1] == ("measuring memories", 2, 2)
+def test_progress_is_reported(decoder):
+    calls = []
+    calibrate(decoder, tokens_per_head=4, progress=lambda *step: calls.append(step))
+    assert calls[0] == ("scoring sample texts", 0, 24)
+    assert ("scoring sample texts", 24, 24) in calls
+    assert calls[-1] == ("measuring memories", 2, 2)

@@ -183,7 +183,7 @@ def test_documents_that_either_model_adds_are_found_by_both(make, notes):
 
 
 @pytest.mark.slow
-def test_an_interrupted_rebuild_goes_on(make, notes, monkeypatch):
+def test_an_interrupted_rebuild_continues(make, notes, monkeypatch):
     (notes / "book.txt").write_text("".join(f"Line {i} tells of {i * 7}.\n\n" for i in range(300)))
     with make("bytes") as first:
         first.memorize([notes], cold=True)
@@ -234,7 +234,7 @@ def test_a_memory_that_was_dropped_since_the_search_is_written_again(make, notes
         assert answer(assistant) == before
 
 
-def test_answers_do_not_wait_for_who_writes(make, notes):
+def test_answers_do_not_wait_for_a_writer(make, notes):
     with make("bytes") as assistant:
         assistant.memorize([notes], cold=True)
         with MemoryStore.open(assistant.store_path, write=True):

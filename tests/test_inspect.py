@@ -133,7 +133,7 @@ def test_what_documents_say_is_only_text(world):
     kept_page(Kept("", [], [], 0)), answer_page("", [])
 
 
-def test_padding_is_kept_by_nobody(world):
+def test_no_head_keeps_padding(world):
     with make(world) as assistant:
         config = assistant.format.config
         positions = np.full(config.kept, PADDING, np.uint8)

@@ -1,4 +1,4 @@
-"""Folders that are followed: when, by plain functions of time; what, with real files and events."""
+"""Watching folders: when, as functions of time; what, with real files and events."""
 
 import os
 import queue
@@ -38,7 +38,7 @@ def test_a_path_is_taken_when_it_rests():
     assert pending.take_ready(99) == []
 
 
-def test_a_path_that_never_rests_is_taken_all_the_same():
+def test_a_path_that_never_rests_is_taken_after_a_while():
     pending = Pending(debounce=2, grace=60)
     taken = []
     for second in range(100):
@@ -50,7 +50,7 @@ def test_a_path_that_never_rests_is_taken_all_the_same():
 def test_what_is_gone_is_forgotten_after_its_grace_and_only_then():
     pending = Pending(debounce=2, grace=60)
     assert pending.add_missing("a", 5) and pending.add_missing("b", 6)
-    assert not pending.add_missing("a", 50)  # told already, and its grace does not begin anew
+    assert not pending.add_missing("a", 50)  # reported already; its grace does not start again
     assert pending.expired(64) == []
     assert pending.expired(65) == ["a"]
     pending.discard_missing("a")
@@ -78,14 +78,14 @@ def models(tmp_path_factory):
 
 
 class World:
-    """A folder, a store, and somebody who watches in another thread."""
+    """A folder, a store, and a watcher in another thread."""
 
     def __init__(self, models: Path, folder: Path):
         self.models, self.folder = models, folder
         self.notes, self.store = folder / "notes", folder / "store"
         self.notes.mkdir()
         self.events: queue.Queue[Event] = queue.Queue()
-        self.told: list[Event] = []
+        self.seen: list[Event] = []
 
     def assistant(self, model="decoder"):
         return Assistant(
@@ -130,7 +130,7 @@ class World:
         assert watched.seen(self.store) is None
 
     def wait(self, *wanted: tuple, seconds: float = 20) -> None:
-        """Until all of these were told: (what, file's name)."""
+        """Wait for events, given as (what, file's name)."""
         missing = list(wanted)
         deadline = time.monotonic() + seconds
         while missing:
@@ -138,8 +138,8 @@ class World:
             try:
                 event = self.events.get(timeout=max(left, 0.01))
             except queue.Empty:
-                raise AssertionError(f"{missing} was not told, but {self.told}") from None
-            self.told.append(event)
+                raise AssertionError(f"{missing} was not reported, but {self.seen}") from None
+            self.seen.append(event)
             key = (event.what, Path(event.path).name)
             if key in missing:
                 missing.remove(key)
@@ -188,7 +188,7 @@ def test_added_changed_renamed_and_forgotten(world):
         assert "kite.md" in world.stored()
         world.wait(("forgotten", "kite.md"))
         assert set(world.stored()) == {"boat.md", "heating.md"}
-    assert not {event.what for event in world.told} & {"failed", "waiting", "away", "polling"}
+    assert not {event.what for event in world.seen} & {"failed", "waiting", "away", "polling"}
     with MemoryStore.open(world.store) as store:  # renaming left every checksum right
         assert len(store.references(store.slots())) == store.status()["references"]
 
@@ -201,7 +201,7 @@ def test_editors_that_save_by_renaming_change_a_file(world):
         for text in ("Two.", "Three."):
             world.write("a.md.tmp", text).replace(world.notes / "a.md")
             world.wait(("changed", "a.md"))
-        (world.notes / "a.md").rename(world.notes / "a.md~")  # and write it anew, as vim may
+        (world.notes / "a.md").rename(world.notes / "a.md~")  # and write it again, as vim may
         world.write("a.md", "Four.")
         world.wait(("changed", "a.md"))
         (world.notes / "a.md~").unlink()
@@ -297,7 +297,7 @@ def test_many_files_at_once_and_others_may_write_between(world):
 
 
 @pytest.mark.slow
-def test_a_bad_file_is_told_once_and_again_when_it_has_changed(world):
+def test_a_bad_file_is_reported_once_for_each_change(world):
     bad = world.notes / "bad.docx"
     bad.write_bytes(b"no archive")
     with world.watching(rescan=1.0):

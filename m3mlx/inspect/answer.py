@@ -1,7 +1,7 @@
 """Show what an answer attends to, for every 64 tokens.
 
-The attention of the last query is computed once more beside the model, in every layer, and summed
-by what it falls on. The model's own results do not change.
+The attention of the last query of each layer is computed a second time and summed by what it
+falls on. The model's own results do not change.
 """
 
 from __future__ import annotations

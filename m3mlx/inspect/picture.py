@@ -1,4 +1,4 @@
-"""What memories hold of a document, as a picture for where there is no browser."""
+"""Pictures of what memories hold of a document, for use without a browser."""
 
 from __future__ import annotations
 
