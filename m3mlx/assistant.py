@@ -333,7 +333,7 @@ class Assistant:
                 slots = [slot for edition, slot in report.cold if edition == own]
                 self.close()
                 with self.open_store(write=True) as store:
-                    editions.rewrite(store, own, self.format, slots)
+                    editions.rebuild(store, own, self.format, progress, slots)
         return report
 
     def documents(self) -> list[StoredDocument]:

@@ -9,7 +9,7 @@ Of longer references only the beginning is remembered; they are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
@@ -97,31 +97,41 @@ def new_format(
     from ..memory.format import MemoryFormat
 
     longest, done, total = config.reference_tokens, 0, store.status()["references"]
-    for references in _batches(store.slots, store):
-        longest = max([longest, *(len(_tokens(reference, decoder)) for reference in references)])
-        done += len(references)
+    for slots in _pages(store.slots):
+        longest = max([longest, *(len(_tokens(r, decoder)) for r in store.references(slots))])
+        done += len(slots)
         progress("counting tokens", done, total)
     return MemoryFormat(decoder, replace(config, reference_tokens=min(longest, LONGEST)))
 
 
 def rebuild(
-    store: MemoryStore, edition: int, format: MemoryFormat, progress: Progress
+    store: MemoryStore,
+    edition: int,
+    format: MemoryFormat,
+    progress: Progress,
+    slots: Sequence[int] | None = None,
 ) -> RebuildReport:
-    """Write all memories that an edition lacks. Each batch is one commit."""
+    """Write the memories of some slots of an edition, or all that it lacks.
+
+    Each batch is one commit. Slots without a reference are skipped.
+    """
     start, report = perf_counter(), RebuildReport()
-    total = store.status(edition=edition)["cold"]
-    for references in _batches(partial(store.cold, edition=edition), store):
-        _rewrite(store, edition, format, references, report)
-        progress("making memories", report.references, total)
+    pages: Iterable[Sequence[int]] = _pages(partial(store.cold, edition=edition))
+    if slots is not None:
+        pages = (slots[i : i + BATCH] for i in range(0, len(slots), BATCH))
+    total = store.status(edition=edition)["cold"] if slots is None else len(slots)
+    for page in pages:
+        if references := store.references(page):
+            ids = [_tokens(reference, format.decoder) for reference in references]
+            records = format.write(ids)
+            written = zip(references, records, strict=True)
+            store.write({r.slot: record.tobytes() for r, record in written}, edition=edition)
+            report.references += len(references)
+            report.bytes += records.nbytes
+            report.shortened += sum(len(i) > format.config.reference_tokens for i in ids)
+            progress("making memories", report.references, total)
     report.seconds = perf_counter() - start
     return report
-
-
-def rewrite(store: MemoryStore, edition: int, format: MemoryFormat, slots: Sequence[int]) -> None:
-    """Write memories of some references again; references that are gone are skipped."""
-    for start in range(0, len(slots), BATCH):
-        if references := store.references(slots[start : start + BATCH]):
-            _rewrite(store, edition, format, references, RebuildReport())
 
 
 def records_of(hits: Sequence[Hit], format: MemoryFormat) -> dict[Hit, np.ndarray]:
@@ -141,28 +151,9 @@ def _tokens(reference: StoredReference, decoder: Decoder) -> Sequence[int]:
     return decoder.tokenize(reference.text)[0]
 
 
-def _rewrite(
-    store: MemoryStore,
-    edition: int,
-    format: MemoryFormat,
-    references: Sequence[StoredReference],
-    report: RebuildReport,
-) -> None:
-    ids = [_tokens(reference, format.decoder) for reference in references]
-    records = format.write(ids)
-    slots = [reference.slot for reference in references]
-    memories = {s: record.tobytes() for s, record in zip(slots, records, strict=True)}
-    store.write(memories, edition=edition)
-    report.references += len(slots)
-    report.bytes += records.nbytes
-    report.shortened += sum(len(tokens) > format.config.reference_tokens for tokens in ids)
-
-
-def _batches(
-    slots: Callable[[int, int], list[int]], store: MemoryStore
-) -> Iterator[list[StoredReference]]:
-    """Yield references in the order of their slots, a batch at a time."""
+def _pages(slots: Callable[[int, int], list[int]]) -> Iterator[list[int]]:
+    """Yield slots in order, a batch at a time, from a function of the last slot and a count."""
     last = -1
     while page := slots(last, BATCH):
         last = page[-1]
-        yield store.references(page)
+        yield page

@@ -79,10 +79,9 @@ class MemorizeRun:
         self._tops = [Path(path).expanduser().absolute() for path in paths]
         for found in documents.find(self._tops, include=include, exclude=exclude):
             self.progress("looking at files", len(self.files), 0)
-            if isinstance(found, DocumentError):
-                self.report.failed.append(found)
-                continue
             try:
+                if isinstance(found, DocumentError):
+                    raise found
                 size = found.stat().st_size
                 self.files.append(File(str(found), documents.file_hash(found), size))
             except DocumentError as error:
