@@ -10,7 +10,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -59,24 +59,25 @@ def _versions(assistant: Assistant) -> Iterator[Diagnosis]:
     from . import __version__
 
     names = [f"m3mlx {__version__}", f"Python {platform.python_version()}"]
-    missing = []
-    for name in _LIBRARIES:
-        try:
-            names.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            missing.append(name)
-    yield Diagnosis("versions", ", ".join(names))
+    installed = _installed(_LIBRARIES)
+    yield Diagnosis("versions", ", ".join([*names, *installed.values()]))
     yield Diagnosis("machine", f"{cached.machine()}, {platform.machine()}, {os.cpu_count()} cores")
-    if missing:
+    if missing := [name for name in _LIBRARIES if name not in installed]:
         advice = "Install m3mlx again in a new environment, with pip install m3mlx."
         yield Diagnosis("libraries", f"{', '.join(missing)} missing", "broken", advice)
 
 
-def _back_end(assistant: Assistant) -> Iterator[Diagnosis]:
-    installed = []
-    for name in _BACK_ENDS:
+def _installed(names: Iterable[str]) -> dict[str, str]:
+    """Return name and version of the installed ones of some packages, by name."""
+    found = {}
+    for name in names:
         with suppress(PackageNotFoundError):
-            installed.append(f"{name} {version(name)}")
+            found[name] = f"{name} {version(name)}"
+    return found
+
+
+def _back_end(assistant: Assistant) -> Iterator[Diagnosis]:
+    installed = _installed(_BACK_ENDS).values()
     kind = "Metal" if mx.metal.is_available() else "CUDA" if _on_gpu() else "CPU"
     state, advice = "ok", ""
     if len(installed) > 1:
