@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 class Assistant:
     """A language model with the user's documents as explicit memory.
 
+    Methods that use the store raise StoreError if it is missing or damaged (``repair``: beyond
+    repair), or if they would write to it while another process does.
+
     Args:
         model, store, settings: the fields of ``config.Options``.
         passphrase: returns the passphrase of an encrypted store. With ``encrypt``, None creates
@@ -64,9 +67,6 @@ class Assistant:
     Attributes:
         options: all settings.
         store_path: folder of the store.
-
-    Methods that use the store raise StoreError if it is missing or damaged (``repair``: beyond
-    repair), or if they would write to it while another process does.
     """
 
     def __init__(
