@@ -61,7 +61,7 @@ def _versions(assistant: Assistant) -> Iterator[Diagnosis]:
     names = [f"m3mlx {__version__}", f"Python {platform.python_version()}"]
     installed = _installed(_LIBRARIES)
     yield Diagnosis("versions", ", ".join([*names, *installed.values()]))
-    yield Diagnosis("machine", f"{cached.machine()}, {platform.machine()}, {os.cpu_count()} cores")
+    yield Diagnosis("machine", f"{cached.machine()}, {os.cpu_count()} cores")
     if missing := [name for name in _LIBRARIES if name not in installed]:
         advice = "Install m3mlx again in a new environment, with pip install m3mlx."
         yield Diagnosis("libraries", f"{', '.join(missing)} missing", "broken", advice)

@@ -19,7 +19,7 @@ if sys.platform == "darwin":
 NEW = ".new"  # ending of a file that is still being written
 
 
-def step(name: str) -> None:
+def at_step(name: str) -> None:
     """Mark a moment in the order of writing; does nothing.
 
     Crash tests replace this function to kill the process or fail the disk at each of them.
@@ -83,9 +83,9 @@ def replacing(path: Path, ending: str = NEW) -> Iterator[Path]:
             sync(descriptor)
         finally:
             os.close(descriptor)
-        step(f"{path.name} written")
+        at_step(f"{path.name} written")
         os.replace(new, path)
-        step(f"{path.name} in place")
+        at_step(f"{path.name} in place")
     except BaseException:
         new.unlink(missing_ok=True)
         raise

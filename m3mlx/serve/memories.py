@@ -190,7 +190,7 @@ def forget(
     """
     require(assistant, id, collection)
     gone = assistant.forget([str(id)], verify=verify)
-    residue = None if gone.residue is None else [asdict(left) for left in gone.residue]
+    residue = None if gone.remnants is None else [asdict(left) for left in gone.remnants]
     return {
         "forgotten": [document_json(document) for document in gone.documents],
         "found": residue,
