@@ -13,8 +13,10 @@ from pathlib import Path
 
 from .errors import StoreError
 
-if sys.platform == "darwin":
+try:
     import fcntl
+except ImportError:  # not on this platform
+    fcntl = None  # type: ignore[assignment]
 
 NEW = ".new"  # ending of a file that is still being written
 
@@ -28,7 +30,7 @@ def at_step(name: str) -> None:
 
 def sync(descriptor: int) -> None:
     """Wait until written bytes are on the disk; where possible not only in its cache."""
-    if sys.platform == "darwin":
+    if sys.platform == "darwin" and fcntl:
         try:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
@@ -54,7 +56,7 @@ def create_private(path: Path) -> None:
 
 def punch(descriptor: int, start: int, length: int) -> None:
     """Free the blocks of a range, which then reads as zeros; does nothing where unsupported."""
-    if sys.platform == "darwin":
+    if sys.platform == "darwin" and fcntl:
         hole = struct.pack("=IIqq", 0, 0, start, length)
         with suppress(OSError):
             fcntl.fcntl(descriptor, 99, hole)  # F_PUNCHHOLE
