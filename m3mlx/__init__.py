@@ -1,6 +1,6 @@
 """m3mlx: a language model that remembers your documents as explicit memory.
 
-The public names are resolved when they are first used, so that importing m3mlx is quick.
+Public names are imported at first use, so that importing m3mlx is quick.
 """
 
 from importlib import import_module

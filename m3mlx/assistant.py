@@ -1,8 +1,8 @@
-"""The facade: documents become memories, questions become answers.
+"""The facade of m3mlx: memorize documents, answer questions.
 
-The command line and Python users go through ``Assistant``. It owns the models and the store,
-loads each at its first use, and holds no arithmetic of its own. What needs MLX is imported where
-it is used, so that looking at a store is quick.
+The command line and Python users call ``Assistant``. It owns the models and the store and loads
+each at first use. Modules that need MLX are imported where they are used, so that commands that
+only look at a store start quickly.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .config import (
 )
 from .errors import FingerprintError, StoreError
 from .memorize import editions
-from .memorize.run import BATCH, MemorizeReport, MemorizeRun
+from .memorize.run import MemorizeReport, MemorizeRun
 from .store import (
     BusyStore,
     CheckReport,
@@ -53,14 +53,16 @@ if TYPE_CHECKING:
 class Assistant:
     """A language model with the user's documents as explicit memory.
 
+    Methods that use the store raise StoreError if it is missing or damaged (``repair``: beyond
+    repair), or if they would write to it while another process does.
+
     Args:
-        model, store, encoder, adapter_path, selection, budget, tokens_per_head, codec, memories,
-            kv_bits, retrieval, also, encrypt: see ``config.Options``.
-        passphrase: asked for the passphrase of an encrypted store; with ``encrypt``, None leaves
-            one in the system's key store.
-        progress: called with what is being done, how much is done and the total.
-        decoder: a loaded model, instead of loading one by its name.
-        config: how the memories of a new store are written, instead of calibrating.
+        model, store, settings: the fields of ``config.Options``.
+        passphrase: returns the passphrase of an encrypted store. With ``encrypt``, None creates
+            a key in the system's key store.
+        progress: called with the name of the task, the amount done and the total.
+        decoder: a loaded model, used instead of loading ``model``.
+        config: memory configuration of a new store, used instead of calibrating.
 
     Attributes:
         options: all settings.
@@ -72,46 +74,24 @@ class Assistant:
         model: str | None = None,
         store: str | Path | None = None,
         *,
-        encoder: str | None = None,
-        adapter_path: str | Path | None = None,
-        selection: str | None = None,
-        budget: str | None = None,
-        tokens_per_head: int | None = None,
-        codec: str | None = None,
-        memories: int | None = None,
-        kv_bits: int | None = None,
-        retrieval: str = "hybrid",
-        also: Sequence[str | Path] = (),
-        encrypt: bool = False,
         passphrase: Passphrase | None = None,
         progress: Progress | None = None,
         decoder: Decoder | None = None,
         config: MemoryConfig | None = None,
+        **settings: Any,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.options = Options(
-            model=model,
-            store=self.store_path,
-            encoder=encoder,
-            adapter_path=adapter_path,
-            selection=selection,
-            budget=budget,
-            tokens_per_head=tokens_per_head,
-            codec=codec,
-            memories=memories,
-            kv_bits=kv_bits,
-            retrieval=retrieval,
-            also=tuple(map(Path, also)),
-            encrypt=encrypt,
-        )
-        self.passphrase = passphrase
-        self._progress, self._decoder, self._config = progress, decoder, config
-        self._opened: list[MemoryStore] = []  # for reading: the store, then those attached
-        self._editions: dict[Path, int] = {}  # of each store, as ``check`` has found them
+        self.options = Options(model, self.store_path, **settings)
+        self.passphrase, self._progress = passphrase, progress or no_progress
+        self._config = config
+        if decoder is not None:
+            self.decoder = decoder
+        self._opened: list[MemoryStore] = []  # open for reading: the store, then attached ones
+        self._editions: dict[Path, int] = {}  # edition to read in each store, found by ``check``
 
     @classmethod
     def of(cls, options: Options, **others: Any) -> Assistant:
-        """The assistant with these options; ``others`` are the last arguments of the class."""
+        """Create an assistant with these options; ``others`` are the class's other arguments."""
         return cls(**vars(options), **others)
 
     def __enter__(self) -> Assistant:
@@ -121,20 +101,18 @@ class Assistant:
         self.close()
 
     def close(self) -> None:
-        """Release the store. The models go with the object."""
+        """Close the store. It is opened again when needed; loaded models are kept."""
         for store in self._opened:
             store.close()
         self._opened.clear()
         self._editions.clear()
 
-    # --- models, each loaded at its first use
+    # --- models, each loaded at first use
 
     @cached_property
     def decoder(self) -> Decoder:
         from .models.decoder import adapter_folder, load_decoder
 
-        if self._decoder is not None:
-            return self._decoder
         name = self.options.model
         adapter = adapter_folder(name, self.options.adapter_path)
         return load_decoder(name, adapter_path=adapter, progress=self._progress)
@@ -147,29 +125,25 @@ class Assistant:
 
     @cached_property
     def memories(self) -> int:
-        """How many memories a chunk reads: what was asked for, the model's own, or five."""
+        """Number of memories read by a chunk: the option, the model's own, or five."""
         trained = self.decoder.trained
         return self.options.memories or (trained.memories if trained else MEMORIES)
 
     @cached_property
     def plain_prefix(self) -> PrefixStates:
-        """The model's own prefix, for conversations that read no memories."""
+        """Prefix of the model itself, for conversations that read no memories."""
         from .memory.cache import read_prefix
 
         return read_prefix(self.decoder.model, self.decoder.template.prefix)
 
     @cached_property
     def format(self) -> MemoryFormat:
-        """How memories are written: as in the store, or by calibration if there is none.
-
-        Raises:
-            FingerprintError: the store has no memories of this model and these settings.
-        """
+        """Format of the present model's memories in the store; calibrated if there is no store."""
         from .memory.format import MemoryFormat
 
-        if self.has_store():
-            return MemoryFormat(self.decoder, MemoryConfig.from_json(self.edition().memory))
-        return MemoryFormat(self.decoder, self._calibrated())
+        if not self.has_store():
+            return MemoryFormat(self.decoder, self._calibrated())
+        return MemoryFormat(self.decoder, MemoryConfig.from_json(self.edition().memory))
 
     def _calibrated(self) -> MemoryConfig:
         from .calibrate import calibrate
@@ -181,30 +155,26 @@ class Assistant:
     # --- the store
 
     def has_store(self) -> bool:
-        """Whether anything has been memorized yet."""
+        """Return whether anything has been memorized yet."""
         return MemoryStore.exists(self.store_path)
 
     def store(self) -> MemoryStore:
-        """The store, open for reading.
-
-        Raises:
-            StoreError: there is none, or it is damaged.
-        """
+        """Return the store, open for reading."""
         if not self._opened:
-            if not self.has_store():
-                raise StoreError(
-                    f"{self.store_path}: nothing is memorized here yet; "
-                    f"run m3mlx memorize PATH first, or name the store with --store"
-                )
             self._opened.append(self.open_store())
         return self._opened[0]
 
     def open_store(self, *, write: bool = False, wait: float = 10.0) -> MemoryStore:
-        """Open the store, which is there; see ``MemoryStore.open``.
+        """Open the store; the caller closes it. See ``MemoryStore.open``.
 
         Raises:
-            StoreError: it should be encrypted and is not.
+            StoreError: ``encrypt`` is set and the store is not encrypted.
         """
+        if not self.has_store():
+            raise StoreError(
+                f"{self.store_path}: nothing is memorized here yet; "
+                f"run m3mlx memorize PATH first, or name the store with --store"
+            )
         store = MemoryStore.open(
             self.store_path, write=write, wait=wait, passphrase=self.passphrase
         )
@@ -217,48 +187,37 @@ class Assistant:
         return store
 
     def create_store(self, **about: Any) -> MemoryStore:
-        """Make the store and open it for writing; ``about`` as of ``MemoryStore.create``."""
+        """Create the store and open it for writing; ``about`` as in ``MemoryStore.create``."""
         encrypt, passphrase = self.options.encrypt, self.passphrase
         return MemoryStore.create(self.store_path, encrypt=encrypt, passphrase=passphrase, **about)
 
-    def _writer(self) -> MemoryStore:
-        """The store, open for writing; there is one, and ``check`` may come before."""
-        self.store()  # says what to do if there is none
-        return self.open_store(write=True)
-
     def _stores(self) -> Stores:
-        """The store and those attached, as one."""
-        own = self.store()
+        """Return the store and the attached ones as one."""
+        self.store()
         for path in self.options.also[len(self._opened) - 1 :]:
             if path.resolve() == self.store_path.resolve():
                 raise StoreError(f"{path}: this is the store itself. Attach others to it.")
             self._opened.append(MemoryStore.open(path, passphrase=self.passphrase))
-        assert self._opened[0] is own
         return Stores([(store, self._editions.get(store.path)) for store in self._opened])
 
     def edition(self) -> Edition:
-        """The memories of the present model and settings.
+        """Find the store's memories of the present model and settings.
 
         Raises:
-            FingerprintError: the store has none.
+            FingerprintError: it has none.
         """
-        return editions.find(self.store(), self.options.writing, self._conditions)
-
-    def _conditions(self, config: MemoryConfig) -> dict[str, str]:
-        from .memory.format import conditions
-
-        return conditions(self.decoder, config)
+        return editions.find(self.store(), self.decoder, self.options.writing)
 
     def check(self) -> None:
-        """Refuse a store of another model, adapter, tokenizer, encoder or way of writing."""
+        """Raise FingerprintError if a store fits another model, encoder or memory settings."""
         self._editions[self.store_path] = self.edition().id
         self.check_encoder()
-        for store in self._opened[1:]:  # their memories are read beside those of the store
-            found = editions.find(store, {}, lambda config: self._conditions(self.format.config))
-            self._editions[store.path] = found.id
+        for store in self._opened[1:]:  # read beside the store's own, so of the same format
+            same = editions.find(store, self.decoder, config=self.format.config)
+            self._editions[store.path] = same.id
 
     def check_encoder(self) -> None:
-        """Refuse a store whose vectors another encoder has made."""
+        """Raise FingerprintError if a store's vectors were made by another encoder."""
         self._stores().check_encoder(self.encoder.identity)
 
     # --- documents
@@ -275,37 +234,30 @@ class Assistant:
         prune: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
-        between_batches: Callable[[], None] | None = None,
+        between_batches: Callable[[], None] = lambda: None,
     ) -> MemorizeReport:
-        """Bring files and folders into the store; what is there already is left alone.
+        """Add new and changed files to the store.
 
-        Every batch is committed, so that an interrupted run loses at most one and the next
-        goes on behind it.
+        Each batch is one commit, so an interrupted run loses at most one.
 
         Args:
-            contents: documents that are no files, by a name that tells their format.
+            contents: documents that are not files, by a name whose ending gives the format.
             collection: put all of them into it; None leaves each where it is.
             include, exclude: patterns as in .gitignore.
-            cold: write text and vectors now and each memory at its first use (section 3.1 of
-                the paper).
-            prune: forget documents below ``paths`` whose files have vanished.
-            dry_run: write nothing, and tell what would be written and how long it takes.
-            progress: in place of the assistant's.
-            between_batches: called after each commit; what it raises ends the run.
+            cold: store text and vectors only; each memory is written at first use (section 3.1
+                of the paper).
+            prune: forget documents below ``paths`` whose files are gone.
+            dry_run: write nothing; report what would be written and how long it would take.
+            progress: used instead of the assistant's.
+            between_batches: called after each commit; an exception it raises ends the run.
 
         Raises:
             FingerprintError: the store belongs to another model or other settings.
-            StoreError: the store is damaged, or another process writes to it.
         """
-        run = MemorizeRun(
-            encode=self.encoder.encode,
-            decoder=self.decoder,
-            format=None if cold else self.format,
-            progress=progress or self._progress,
-            between_batches=between_batches,
-        )
-        run.look(paths, include, exclude)
-        run.take(contents or {})
+        format, progress = None if cold else self.format, progress or self._progress
+        run = MemorizeRun(self.encoder.encode, self.decoder, format, progress, between_batches)
+        run.find_files(paths, include, exclude)
+        run.add_contents(contents or {})
         known = self.has_store()
         if known:
             self.check()
@@ -313,9 +265,9 @@ class Assistant:
             run.compare(self.store() if known else None)
             run.estimate()
         elif known or run.files:
-            with self._writer() if known else self._new_store() as store:
+            with self.open_store(write=True) if known else self._new_store() as store:
                 run.compare(store)
-                run.add(store, self._editions.get(self.store_path))
+                run.write(store, self._editions.get(self.store_path))
                 if collection is not None:
                     run.collect(store, collection)
                 if prune:
@@ -323,37 +275,29 @@ class Assistant:
         return run.report
 
     def _new_store(self) -> MemoryStore:
-        return self.create_store(
-            encoder=self.encoder.identity,
-            dimensions=self.encoder.dimensions,
-            **editions.description(self.format),
-        )
+        encoder, about = self.encoder, editions.description(self.format)
+        return self.create_store(encoder=encoder.identity, dimensions=encoder.dimensions, **about)
 
     def rebuild(
         self, *, cold: bool = False, progress: Progress | None = None
     ) -> editions.RebuildReport:
-        """Make all memories of the present model and settings that the store lacks.
+        """Write the memories of the present model and settings that the store lacks.
 
-        They are made from the stored text, without the files, and stand beside those of other
-        models and settings. Every batch is committed.
+        They are made from the stored text, without the files, and kept beside those of other
+        models and settings. Each batch is one commit.
 
         Args:
-            cold: only make room for them; each is written at its first use.
-            progress: in place of the assistant's.
-
-        Raises:
-            StoreError: there is no store, it is damaged, or another process writes to it.
+            cold: only make room for them; each is written at first use.
+            progress: used instead of the assistant's.
         """
-        from .memory.format import MemoryFormat
-
         progress = progress or self._progress
         try:
             known = self.edition().id
         except FingerprintError:
             known = None
-            config = editions.fitted(self._calibrated(), self.store(), self.decoder, progress)
-            self.format = MemoryFormat(self.decoder, config)
-        with self._writer() as store:
+            config = self._calibrated()
+            self.format = editions.new_format(config, self.store(), self.decoder, progress)
+        with self.open_store(write=True) as store:
             if known is None:
                 known = store.add_edition(**editions.description(self.format)).id
             if cold:
@@ -361,46 +305,39 @@ class Assistant:
             return editions.rebuild(store, known, self.format, progress)
 
     def set_bound(self, max_bytes: int | None) -> int:
-        """Keep the store within so many bytes, or none; return how many memories were dropped."""
-        with self._writer() as store:
+        """Limit the store's size, None for no limit; return how many memories were dropped."""
+        with self.open_store(write=True) as store:
             return store.set_bound(max_bytes)
 
     def compact(self) -> int:
-        """Give unused room back; return how many memories were damaged, and are cold now."""
-        with self._writer() as store:
+        """Free unused space; return how many damaged memories were found and made cold."""
+        with self.open_store(write=True) as store:
             return store.compact()
 
     def check_store(self, progress: Progress | None = None) -> CheckReport:
-        """Look for damage in everything that the store holds; loads no model.
-
-        Raises:
-            StoreError: there is no store, or another process writes to it.
-        """
-        progress = progress or self._progress or no_progress
+        """Check everything in the store for damage; loads no model."""
+        progress = progress or self._progress
         return MemoryStore.check(self.store_path, progress, passphrase=self.passphrase)
 
     def repair(self, progress: Progress | None = None) -> RepairReport:
-        """Mend the store. Damaged memories of the present model are made again from stored text.
+        """Repair the store, and rewrite damaged memories of the present model from stored text.
 
-        Those of another model stay cold until that is used.
-
-        Raises:
-            StoreError: there is no store, another process writes to it, or it is beyond repair.
+        Damaged memories of other models stay cold until those models are used.
         """
         self.close()
-        progress = progress or self._progress or no_progress
-        done = MemoryStore.repair(self.store_path, progress, passphrase=self.passphrase)
-        if done.cold:
+        progress = progress or self._progress
+        report = MemoryStore.repair(self.store_path, progress, passphrase=self.passphrase)
+        if report.cold:
             with suppress(FingerprintError):
                 own = self.edition().id
-                slots = [slot for edition, slot in done.cold if edition == own]
+                slots = [slot for edition, slot in report.cold if edition == own]
                 self.close()
-                with self._writer() as store:
-                    editions.rewrite(store, own, self.format, slots)
-        return done
+                with self.open_store(write=True) as store:
+                    editions.rebuild(store, own, self.format, progress, slots)
+        return report
 
     def documents(self) -> list[StoredDocument]:
-        """All documents of the store, by id."""
+        """Return all documents of the store, by id."""
         return self.store().documents(edition=self._editions.get(self.store_path))
 
     def forget(self, names: Iterable[str], *, verify: bool = False) -> ForgetReport:
@@ -408,19 +345,19 @@ class Assistant:
 
         Args:
             names: paths, folders or ids.
-            verify: then search every byte of the store's files for samples of what was erased.
+            verify: search every byte of the store's files for samples of what was erased.
 
         Raises:
             StoreError: nothing of that name is stored; nothing was erased.
         """
-        with self._writer() as store:
+        with self.open_store(write=True) as store:
             ids = [document.id for document in store.find_documents(names)]
             if verify:
                 return store.forget_proved(ids)
             return ForgetReport(store.forget(ids), None, None)
 
     def status(self) -> dict[str, Any]:
-        """What the store holds, by part and edition; loads no model."""
+        """Return what the store holds, by part and edition; loads no model."""
         state = self.store().status(edition=self._editions.get(self.store_path))
         used = next(known for known in state["editions"] if known["id"] == state["edition"])
         return {"store": str(self.store_path), "memory": used["memory"], **state}
@@ -428,43 +365,38 @@ class Assistant:
     # --- answers
 
     def recall(self, query: str, k: int = MEMORIES, *, only: Filter | None = None) -> list[Hit]:
-        """The references that fit a query best, without an answer.
-
-        Args:
-            only: documents that are searched; None for all.
-        """
+        """Return the references that fit a query best, without generating an answer."""
         return self.search([query], k, only=only)[0]
 
     def search(
         self, texts: Sequence[str], k: int, *, only: Filter | None = None
     ) -> list[list[Hit]]:
-        """The references that fit each of several texts best.
+        """Return the references that fit each of several texts best.
+
+        Args:
+            only: documents to search; None for all.
 
         Raises:
-            FingerprintError: another encoder has made the vectors of a store.
+            FingerprintError: a store's vectors were made by another encoder.
         """
         self.check_encoder()
         vectors = self.encoder.encode(list(texts), query=True)
         return self._stores().search(vectors, texts, k, self.options.retrieval, only)
 
     def read(self, hits: Sequence[Hit]) -> Memory:
-        """The memories of hits; cold ones are written first."""
+        """Read the memories of hits, in their order; cold ones are written first."""
         if self.store_path not in self._editions:
             self.check()
-        return self.format.read(self._stores().read(hits, self._warm))
+        return self.format.read(self._stores().read(hits, self._write_cold))
 
-    def _warm(self, cold: Sequence[Hit]) -> dict[Hit, np.ndarray]:
-        """Write the memories of cold references, and keep them (section 3.1 of the paper).
+    def _write_cold(self, cold: Sequence[Hit]) -> dict[Hit, np.ndarray]:
+        """Write the memories of cold references (section 3.1 of the paper).
 
-        Those of attached stores are not kept.
+        They are kept, except those of attached stores.
         """
-        records: dict[Hit, np.ndarray] = {}
-        for start in range(0, len(cold), BATCH):
-            part = cold[start : start + BATCH]
-            ids = [hit.tokens or self.decoder.tokenize(hit.text)[0] for hit in part]
-            records.update(zip(part, self.format.write(ids), strict=True))
+        records = editions.records_of(cold, self.format)
         if own := [hit for hit in cold if hit.store is None]:
-            # another writer is not waited for: they are written again next time
+            # an answer does not wait for another writer: the records are written again next time
             with suppress(BusyStore), self.open_store(write=True, wait=0) as store:
                 edition = self._editions.get(self.store_path)
                 store.write({hit.slot: records[hit].tobytes() for hit in own}, edition=edition)
@@ -483,11 +415,9 @@ class Assistant:
         """Answer one question.
 
         Args:
-            memory: "explicit" reads memories, "text" pastes the same references into the
-                prompt, "off" does neither.
-            system, only: as of ``chat``.
+            memory, system, only: as in ``chat``.
             generation: how to answer; None for the defaults, with ``query`` "chunk".
-            changes: fields of ``Generation`` that differ from it.
+            changes: fields of ``Generation`` to override.
         """
         from .chat.chat import collect
 
@@ -501,8 +431,10 @@ class Assistant:
         """Begin a conversation.
 
         Args:
+            memory: "explicit" reads memories, "text" pastes the same references into the
+                prompt, "off" does neither.
             system: a system prompt of the user's own.
-            only: documents that are searched; None for all.
+            only: documents to search; None for all.
         """
         from .chat.chat import Chat
 

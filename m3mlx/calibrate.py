@@ -1,12 +1,11 @@
-"""Find, once per model, how many tokens each attention head needs.
+"""Calibrate a model, once: find how many tokens each attention head needs.
 
-The need is very uneven: of all (layer, KV head) pairs of a model a few hold nearly everything
-(section 3.3 of the paper proposes to look for such heads). Sample texts that come with the
-package are scored; the tokens of all heads are ranked together, and a head's budget is how many
-of the best it holds on average. With the average set to ``auto`` the smallest one is taken that
-keeps 95 % of what whole memories give for answering questions on the samples, read as they are
-in use: alone, and among the memories of other texts. The same questions tell by how much keys are
-best enlarged when they are read. An adapter may bring its calibration along.
+The need is very uneven: of all (layer, KV head) pairs a few hold nearly everything (section 3.3
+of the paper proposes to look for such heads). The tokens of sample texts that come with the
+package are scored and ranked over all heads together. A head's budget is how many of the best
+tokens it holds on average. An average of ``auto`` is the smallest that keeps 95 % of what whole
+memories give for answering questions about the samples, read as in use: alone, and among the
+memories of other texts. The same questions give the factor on the keys.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ from .memory.codec import Memory
 from .memory.write import Writer, keep
 from .models.decoder import Decoder
 
-AVERAGES = (4, 8, 16, 32, 64)
+AUTO_TOKENS = (4, 8, 16, 32, 64)  # tokens per head that "auto" chooses from
+AUTO_SHARE = 0.95  # of the gain of whole memories that "auto" must keep
 KEY_SCALES = (1.1, 1.2, 1.3, 1.4)
-ENOUGH = 0.95  # of what whole memories give
 CALIBRATION = "calibration.json"  # in an adapter's folder
 BATCH = 8
 
@@ -52,60 +51,54 @@ def calibrate(
     tokens_per_head: int | None = None,
     key_bits: int = 8,
     value_bits: int = 8,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> MemoryConfig:
-    """The memory configuration of a model: its own, or one that was found before, or by measuring.
+    """Return the memory configuration of a model, measuring it if necessary.
 
-    A calibration is looked for beside the decoder's adapter, then in the cache folder; both hold
-    only for the same weights, adapter, tokenizer, samples and arguments.
-
-    A model that was trained with memories keeps as many tokens in every head of its memory
-    layers and needs no measuring, unless a calibrated budget is asked for.
+    A calibration is looked for in the adapter's folder, then in the cache folder. It is valid for
+    the same weights, adapter, tokenizer, samples and arguments only. A model that was trained with
+    memories keeps as many tokens in every head of its memory layers; it is measured only for a
+    calibrated budget.
 
     Args:
         selection: "reconstruction" or "attention"; None for what the model was trained with, or
-            the former.
+            reconstruction.
         budget: "calibrated" or "uniform"; None for uniform if it was trained, else calibrated.
-        tokens_per_head: average over all layers and KV heads, or over those of the memory layers
-            of a trained model; None to find it.
+        tokens_per_head: average over all layers and KV heads, or over the memory layers of a
+            trained model; None to find it.
 
     Raises:
         M3Error: the model gains nothing from memories, so that no budget can be found.
     """
     trained = decoder.trained
     if trained and budget != "calibrated":
-        trained = replace(
-            trained,
-            selection=selection or trained.selection,
-            tokens_per_head=tokens_per_head or trained.tokens_per_head,
-        )
-        return MemoryConfig(
-            selection=trained.selection,
-            budget="uniform",
-            counts=trained.counts(decoder.layers, decoder.kv_heads),
-            head_dim=decoder.head_dim,
-            prefix=decoder.template.prefix,
-            key_bits=key_bits,
-            value_bits=value_bits,
-        )
-    selection = selection or (trained.selection if trained else "reconstruction")
-    found = _find(decoder, selection, budget or "calibrated", tokens_per_head, progress)
+        selection = selection or trained.selection
+        trained = replace(trained, tokens_per_head=tokens_per_head or trained.tokens_per_head)
+        budget, counts = "uniform", trained.counts(decoder.layers, decoder.kv_heads)
+        key_scale = 1.0
+    else:
+        selection = selection or (trained.selection if trained else "reconstruction")
+        found = _find(decoder, selection, budget or "calibrated", tokens_per_head, progress)
+        budget, counts = found["budget"], tuple(map(tuple, found["counts"]))
+        key_scale = found["key_scale"]
     return MemoryConfig(
         selection=selection,
-        budget=found["budget"],
-        counts=tuple(map(tuple, found["counts"])),
+        budget=budget,
+        counts=counts,
         head_dim=decoder.head_dim,
-        prefix=tuple(found["prefix"]),
+        prefix=decoder.template.prefix,
         key_bits=key_bits,
         value_bits=value_bits,
-        key_scale=found["key_scale"],
+        key_scale=key_scale,
     )
 
 
-def save_with_adapter(decoder: Decoder, progress: Progress | None = None) -> Path:
-    """Write the default calibration beside the decoder's adapter, for all who get the adapter."""
+def save_with_adapter(decoder: Decoder, progress: Progress = no_progress) -> Path:
+    """Write the default calibration to the folder of the decoder's adapter, and return its path."""
     if decoder.adapter_path is None:
-        raise M3Error("a calibration is saved beside an adapter; name one with --adapter-path")
+        raise M3Error(
+            "a calibration is saved in the folder of an adapter; name one with --adapter-path"
+        )
     path = decoder.adapter_path / CALIBRATION
     found = _find(decoder, "reconstruction", "calibrated", None, progress)
     files.write_text(path, json.dumps(found))
@@ -117,9 +110,9 @@ def _find(
     selection: str,
     budget: str,
     tokens_per_head: int | None,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict:
-    """The budget and what it was found under, as it is kept."""
+    """Find a budget, in the cache or by measuring; return it with its conditions."""
     template = decoder.template
     texts = _samples()
     wanted = {
@@ -133,28 +126,28 @@ def _find(
         "reference": REFERENCE_TOKENS,
     }
     path = cache_folder() / "calibrations" / f"{digest(wanted)[:32]}.json"
-    brought = decoder.adapter_path and _load(decoder.adapter_path / CALIBRATION, wanted)
-    if found := brought or _load(path, wanted):
-        return found
+    with_adapter = decoder.adapter_path and _load(decoder.adapter_path / CALIBRATION, wanted)
+    if known := with_adapter or _load(path, wanted):
+        return known
     measure = _Measure(decoder, texts, selection, progress)
     if tokens_per_head is None:
-        counts, kept = measure.smallest(budget)
+        counts, kept = measure.smallest_counts(budget)
     else:
         counts, kept = measure.counts(budget, tokens_per_head), {}
-    found = {**wanted, "prefix": template.prefix, "counts": counts, "kept": kept}
-    found["key_scale"] = measure.best_key_scale(counts)
-    files.write_text(path, json.dumps(found))
-    return found
+    key_scale = measure.best_key_scale(counts)
+    found = {"prefix": template.prefix, "counts": counts, "kept": kept, "key_scale": key_scale}
+    files.write_text(path, json.dumps(wanted | found))
+    return wanted | found
 
 
 def budgets(
     decoder: Decoder, config: MemoryConfig, wanted: Sequence[tuple[str, float]]
 ) -> list[MemoryConfig]:
-    """Other budgets of the same model, in all else as a configuration that was found.
+    """Return a configuration with other budgets.
 
     Args:
-        wanted: of each, "calibrated" or "uniform" and the average tokens per head; or "half",
-            uniform in the first half of the layers alone, as in the paper (section 3.3).
+        wanted: kind and average tokens per head of each. Kinds are "calibrated", "uniform" and
+            "half": uniform in the first half of the layers only (section 3.3 of the paper).
     """
     layers, heads = len(config.counts), len(config.counts[0])
     measure = None
@@ -165,7 +158,7 @@ def budgets(
             continue
         counts = [[int(average)] * heads] * layers
         if budget == "calibrated":
-            measure = measure or _Measure(decoder, _samples(), config.selection, None)
+            measure = measure or _Measure(decoder, _samples(), config.selection, no_progress)
             counts = measure.counts(budget, int(average))
         elif budget == "half":
             counts[layers // 2 :] = [[0] * heads] * (layers - layers // 2)
@@ -175,13 +168,13 @@ def budgets(
 
 
 def head_budget(scores: Sequence[np.ndarray], average: int) -> list[list[int]]:
-    """Tokens for each head, so that all heads together keep ``average`` each.
+    """Distribute an average of tokens per head over all heads, by their share of the best tokens.
 
     Args:
-        scores: for each reference (layers, KV heads, tokens), negative for padding.
+        scores: (layers, KV heads, tokens) of each reference, negative for padding.
 
     Returns:
-        counts[layer][head], which add up to average · layers · KV heads.
+        counts[layer][head], with the sum average · layers · KV heads.
     """
     layers, heads, _ = scores[0].shape
     total = average * layers * heads
@@ -191,7 +184,7 @@ def head_budget(scores: Sequence[np.ndarray], average: int) -> list[list[int]]:
         best = np.argsort(-flat, kind="stable")[: min(total, int((flat >= 0).sum()))]
         layer, head, _ = np.unravel_index(best, score.shape)
         np.add.at(share, (layer, head), 1 / len(scores))
-    # What short references could not fill is spread as the rest is; then largest remainders.
+    # Scaling spreads what short references could not fill; then round by largest remainders.
     share = np.minimum(share * total / share.sum(), REFERENCE_TOKENS)
     counts = np.floor(share).astype(int)
     room = np.where(counts < REFERENCE_TOKENS, share - counts, -1.0)
@@ -201,25 +194,12 @@ def head_budget(scores: Sequence[np.ndarray], average: int) -> list[list[int]]:
 
 
 class _Measure:
-    """The samples, scored once, and what a budget is worth on them."""
+    """Sample texts, scored once, to measure budgets on."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        texts: list[dict],
-        selection: str,
-        progress: Progress | None,
-    ):
+    def __init__(self, decoder: Decoder, texts: list[dict], selection: str, progress: Progress):
         self.decoder, template = decoder, decoder.template
-        self.config = MemoryConfig(
-            selection=selection,
-            budget="calibrated",
-            counts=((0,) * decoder.kv_heads,) * decoder.layers,
-            head_dim=decoder.head_dim,
-            prefix=template.prefix,
-        )
-        self.progress = progress or no_progress
-        self.done = 0
+        self.selection = selection
+        self.progress, self.measured = progress, 0
         self.losses: dict[str, float] = {}
         self.prefix: PrefixStates = read_prefix(decoder.model, template.prefix)
         writer = Writer(decoder.model, self.prefix, template.recite)
@@ -239,8 +219,8 @@ class _Measure:
             return [[average] * heads] * layers
         return head_budget(self.scores, average)
 
-    def smallest(self, budget: str) -> tuple[list[list[int]], dict[str, float]]:
-        """The smallest average that is enough, and the share that each one tried keeps."""
+    def smallest_counts(self, budget: str) -> tuple[list[list[int]], dict[str, float]]:
+        """Find the smallest sufficient average; also return the share that each tried one keeps."""
         none = self.loss(None)
         whole = self.loss(self.counts("uniform", REFERENCE_TOKENS))
         if none - whole < 0.1:
@@ -249,49 +229,53 @@ class _Measure:
                 f"without; it needs training with memories, or name --tokens-per-head yourself"
             )
         kept = {}
-        for average in AVERAGES:
+        for average in AUTO_TOKENS:
             counts = self.counts(budget, average)
             kept[str(average)] = (none - self.loss(counts)) / (none - whole)
-            if kept[str(average)] >= ENOUGH:
+            if kept[str(average)] >= AUTO_SHARE:
                 break
         return counts, kept
 
     def best_key_scale(self, counts: list[list[int]]) -> float:
-        """The factor on the keys to read with: what was dropped leaves attention too flat.
+        """Find the factor on the keys, as dropped tokens leave attention too flat.
 
-        It grows while that lowers the loss by more than a hundredth.
+        It grows while that lowers the loss by more than 1 %.
         """
         best, loss = 1.0, self.loss(counts)
         for key_scale in KEY_SCALES:
-            sharper = self.loss(counts, key_scale)
-            if sharper > 0.99 * loss:
+            scaled_loss = self.loss(counts, key_scale)
+            if scaled_loss > 0.99 * loss:
                 break
-            best, loss = key_scale, sharper
-        self.progress("measuring memories", self.done, self.done)
+            best, loss = key_scale, scaled_loss
+        self.progress("measuring memories", self.measured, self.measured)
         return best
 
     def loss(self, counts: list[list[int]] | None, key_scale: float = 1.0) -> float:
-        """Mean negative log-likelihood of the answers, alone and among other memories."""
+        """Return the answers' mean negative log-likelihood, alone and among other memories."""
         key = json.dumps([counts, key_scale])
         if key not in self.losses:
             self.losses[key] = self._loss(counts, key_scale)
         return self.losses[key]
 
     def _loss(self, counts: list[list[int]] | None, key_scale: float) -> float:
-        self.progress("measuring memories", self.done, 0)
-        self.done += 1
+        self.progress("measuring memories", self.measured, 0)
+        self.measured += 1
         if counts is None:
-            return self._without_memory()
-        config = replace(self.config, counts=tuple(map(tuple, counts)), key_scale=key_scale)
+            return self._mean_loss(lambda number: Conversation(self.decoder, self.prefix))
+        config = MemoryConfig(
+            selection=self.selection,
+            budget="calibrated",
+            counts=tuple(map(tuple, counts)),
+            head_dim=self.decoder.head_dim,
+            prefix=self.decoder.template.prefix,
+            key_scale=key_scale,
+        )
         memory = Memory.join([keep(*part, counts) for part in self.parts])
-        losses = [self._among(Layout(config), memory, count) for count in (1, MEMORIES)]
+        losses = [self._loss_among(Layout(config), memory, count) for count in (1, MEMORIES)]
         return sum(losses) / len(losses)
 
-    def _without_memory(self) -> float:
-        return self._mean(lambda number: Conversation(self.decoder, self.prefix))
-
-    def _among(self, layout: Layout, memory: Memory, count: int) -> float:
-        """Loss with each text's memory read among ``count`` memories in all."""
+    def _loss_among(self, layout: Layout, memory: Memory, count: int) -> float:
+        """Return the loss if each text's memory is read among ``count`` memories in all."""
 
         def conversation(number: int) -> Conversation:
             rows = [(number + n) % len(self.turns) for n in range(count)]
@@ -303,9 +287,9 @@ class _Measure:
                 read=memory.take,
             )
 
-        return self._mean(conversation)
+        return self._mean_loss(conversation)
 
-    def _mean(self, conversation: Callable[[int], Conversation]) -> float:
+    def _mean_loss(self, conversation: Callable[[int], Conversation]) -> float:
         asked = enumerate(zip(self.turns, self.answers, strict=True))
         losses = [conversation(number).loss(*both) for number, both in asked]
         return sum(losses) / len(losses)
@@ -317,12 +301,12 @@ def _samples() -> list[dict]:
 
 
 def _load(path: Path, wanted: dict) -> dict | None:
-    """A calibration made under the same conditions; a damaged file is as good as none."""
+    """Read a calibration made under these conditions; None if there is no intact one."""
     try:
         found = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     if not isinstance(found, dict) or not wanted.items() <= found.items():
         return None
-    found.setdefault("key_scale", found.get("sharpness"))  # its name up to version 0.1
+    found.setdefault("key_scale", found.get("sharpness"))  # its name in version 0.1
     return found

@@ -1,36 +1,34 @@
-"""What a memory depends on, and where m3mlx keeps its files. Imports nothing heavy."""
+"""Settings: constants, user choices, options and memory configurations. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-FORMAT_VERSION = 1  # of memory records; a change makes old memories foreign
+FORMAT_VERSION = 1  # of memory records; memories of other versions are refused
 REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
-MEMORY_TEMPERATURE = (
-    0.1  # a memory whose score is so much lower than the best one's counts e times less
-)
-DEBOUNCE = 2.0  # seconds of quiet before a watched file is read
-GRACE = 60.0  # seconds that a watched file may be gone before it is forgotten
-RESCAN = 600.0  # seconds between looks at all that is watched
+MEMORY_TEMPERATURE = 0.1  # a memory scored this much below the best one counts e times less
+DEBOUNCE = 2.0  # seconds without a change before a watched file is read
+GRACE = 60.0  # seconds that a watched file may be missing before it is forgotten
+RESCAN = 600.0  # seconds between two scans of all that is watched
 MEMORY_FILE = "memory.json"  # beside the weights of a model that was trained with memories
 
-Progress = Callable[[str, int, int], None]  # what, done, total; 0 where the total is unknown
+Progress = Callable[[str, int, int], None]  # task, done, total; total 0 if unknown
 
-# The choices that users have, here so that the command line knows them without loading more.
-MEMORY_MODES = ("explicit", "text", "off")  # read memories, paste the same references, or neither
+# Choices of the user, here so that the command line need not import more.
+MEMORY_MODES = ("explicit", "text", "off")  # read memories, paste the same references, neither
 SELECTIONS = ("reconstruction", "attention")  # scores that rank tokens
-BUDGETS = ("calibrated", "uniform")  # what each head needs, or all as many
-RETRIEVALS = ("hybrid", "dense", "text")  # by meaning and words, by meaning, by words
+BUDGETS = ("calibrated", "uniform")  # as each head needs, or the same for all
+RETRIEVALS = ("hybrid", "dense", "text")  # by vectors and words, vectors, words
 CODECS = {f"k{k}v{v}": (k, v) for k in (16, 8, 4) for v in (16, 8, 4)}  # bits of keys and values
 
 
@@ -39,13 +37,13 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 
 def cache_folder() -> Path:
-    """Folder of what may vanish: converted models, calibrations, hashes."""
+    """Return the folder of what can be made again: converted models, calibrations, hashes."""
     home = os.environ.get("M3MLX_HOME")
     return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("m3mlx"))
 
 
 def default_store() -> Path:
-    """Folder of the store used when none is named."""
+    """Return the folder of the store that is used if none is named."""
     if store := os.environ.get("M3MLX_STORE"):
         return Path(store)
     home = os.environ.get("M3MLX_HOME")
@@ -62,13 +60,13 @@ class Options:
         encoder: folder or built-in name of the sentence encoder.
         adapter_path: LoRA adapter of mlx-lm; None for the one that comes with the model, if any,
             "none" for the plain model.
-        selection, budget, tokens_per_head, codec: how memories are written; None takes what the
-            store was made with, or the default. ``tokens_per_head`` 0 means auto.
+        selection, budget, tokens_per_head, codec: how memories are written; None for the store's
+            setting, or the default. ``tokens_per_head`` 0 means auto.
         memories: memories read by each chunk of 64 tokens; None for as many as the model was
             trained with, or five.
-        kv_bits: 8 or 4 to keep the context quantized.
+        kv_bits: 8 or 4 to quantize the context.
         retrieval: "hybrid", "dense" or "text".
-        also: folders of other stores, which are searched and read too, and never changed.
+        also: folders of attached stores, which are searched and read too, but never changed.
         encrypt: encrypt a new store.
     """
 
@@ -83,34 +81,33 @@ class Options:
     memories: int | None = None
     kv_bits: int | None = None
     retrieval: str = "hybrid"
-    also: tuple[Path, ...] = ()
+    also: Sequence[Path] = ()  # kept as a tuple of paths
     encrypt: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "also", tuple(map(Path, self.also)))
 
     @property
     def writing(self) -> dict[str, Any]:
         """The fields of ``MemoryConfig`` that were asked for."""
-        key_bits, value_bits = CODECS[self.codec] if self.codec else (None, None)
-        asked = {
-            "selection": self.selection,
-            "budget": self.budget,
-            "tokens_per_head": self.tokens_per_head,
-            "key_bits": key_bits,
-            "value_bits": value_bits,
-        }
-        return {name: value for name, value in asked.items() if value}
+        names = ("selection", "budget", "tokens_per_head")
+        asked = {name: value for name in names if (value := getattr(self, name))}
+        if self.codec:
+            asked["key_bits"], asked["value_bits"] = CODECS[self.codec]
+        return asked
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How an answer is generated.
+    """Settings of generating an answer.
 
     Attributes:
         max_tokens: maximum length of the answer.
         temp, top_p: of mlx-lm's sampler; temp 0 takes the likeliest token.
         seed: makes a sampled answer repeatable.
-        query: what the chunks of a prompt retrieve with: "chunk" for their own words (the paper's
-            way), "message" for the whole message.
-        raw: continue the message as it stands, without the chat template around it.
+        query: what the chunks of a prompt retrieve with: "chunk" for their own words, as in the
+            paper, "message" for the whole message.
+        raw: continue the message itself, without the chat template.
     """
 
     max_tokens: int = 256
@@ -123,19 +120,19 @@ class Generation:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Everything beside the weights that decides the bytes of a memory.
+    """Everything except the weights that determines the bytes of a memory.
 
     Attributes:
-        selection: "reconstruction" or "attention", the score that ranks tokens.
+        selection: score that ranks tokens, "reconstruction" or "attention".
         budget: "calibrated" (a fixed number for each head) or "uniform".
-        counts: tokens kept, as counts[layer][KV head]; zeros where a layer holds no memory.
+        counts: tokens kept, as counts[layer][KV head]; zeros in layers without memories.
         head_dim: length of one key or value.
         prefix: token ids of the constant prefix.
         key_bits, value_bits: 16 (bfloat16), 8 or 4.
-        key_scale: factor on the keys when they are read, 1 for ordinary attention. It changes
-            no byte of a memory.
-        reference_tokens: longest reference, which is also the length of the interval of
-            positions that all memories share (section 3.2 of the paper).
+        key_scale: factor on the keys when they are read, 1 for ordinary attention; it does not
+            change the bytes of a memory.
+        reference_tokens: maximum length of a reference, and length of the interval of positions
+            that all memories share (section 3.2 of the paper).
     """
 
     selection: str
@@ -151,8 +148,7 @@ class MemoryConfig:
     @property
     def tokens_per_head(self) -> float:
         """Average number of tokens kept, over all layers and KV heads."""
-        heads = sum(len(layer) for layer in self.counts)
-        return self.kept / heads
+        return self.kept / sum(map(len, self.counts))
 
     @property
     def kept(self) -> int:
@@ -164,7 +160,7 @@ class MemoryConfig:
 
     @classmethod
     def from_json(cls, data: Mapping) -> MemoryConfig:
-        """From JSON; ``sharpness`` is what versions up to 0.1 called ``key_scale``."""
+        """Create from JSON; version 0.1 called ``key_scale`` ``sharpness``."""
         data = {"key_scale" if name == "sharpness" else name: data[name] for name in data}
         counts = tuple(tuple(layer) for layer in data["counts"])
         return cls(**{**data, "counts": counts, "prefix": tuple(data["prefix"])})
@@ -172,18 +168,19 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How a decoder that was trained with memories writes and reads them (memory.json).
+    """Settings of a decoder that was trained with memories (memory.json).
 
-    Its defaults are the paper's (sections 3.1 to 3.3). Such a model is written with as many
-    tokens in every head of a memory layer and read with ordinary attention.
+    The defaults are the paper's (sections 3.1 to 3.3). Every head of a memory layer keeps the
+    same number of tokens, and memories are read with ordinary attention.
 
     Attributes:
         memory_layers: layers that hold memories.
         tokens_per_head: tokens that each KV head of these layers keeps.
         selection: the score that ranks tokens.
         prefix: the constant text before everything, at every layer.
-        reference_tokens, chunk_tokens, memories: longest reference, tokens between two
-            retrievals, references read by one chunk.
+        reference_tokens: maximum length of a reference.
+        chunk_tokens: tokens between two retrievals.
+        memories: memories read by one chunk.
     """
 
     memory_layers: tuple[int, ...]
@@ -200,32 +197,32 @@ class MemorySettings:
 
     @classmethod
     def from_json(cls, data: Mapping, layers: int) -> MemorySettings:
-        """From memory.json of a model of so many layers; ValueError says what makes no sense."""
+        """Create from memory.json of a model with this many layers; ValueError if it is invalid."""
         if unknown := sorted(data.keys() - set(cls.names())):
             raise ValueError(f"the memory settings {', '.join(unknown)} are unknown")
         chosen = data.get("memory_layers")
-        if (
-            not isinstance(chosen, list | tuple)
-            or not chosen
-            or not all(type(n) is int and 0 <= n < layers for n in chosen)
-            or len(set(chosen)) != len(chosen)
-        ):
+        valid = isinstance(chosen, list | tuple) and all(
+            type(n) is int and 0 <= n < layers for n in chosen
+        )
+        if not valid or not chosen or len(set(chosen)) != len(chosen):
             raise ValueError(f"memory_layers is {chosen!r:.60}, not some of 0 to {layers - 1}")
-        made = cls(**{**data, "memory_layers": tuple(sorted(chosen))})
-        fixed = {"reference_tokens": REFERENCE_TOKENS, "chunk_tokens": CHUNK_TOKENS}
-        for name, only in fixed.items():
-            if getattr(made, name) != only:
-                raise ValueError(f"{name} is {getattr(made, name)!r:.40}, m3mlx knows only {only}")
-        most = {"tokens_per_head": REFERENCE_TOKENS, "memories": 2**16}
-        for name, largest in most.items():
-            value = getattr(made, name)
-            if type(value) is not int or not 1 <= value <= largest:
-                raise ValueError(f"{name} is {value!r:.40}, not 1 to {largest}")
-        if made.selection not in SELECTIONS:
-            raise ValueError(f"selection is {made.selection!r:.40}, not {' or '.join(SELECTIONS)}")
-        if not isinstance(made.prefix, str) or not made.prefix:
-            raise ValueError("the prefix is no text")
-        return made
+        settings = cls(**{**data, "memory_layers": tuple(sorted(chosen))})
+        for name, low, high in (
+            ("reference_tokens", REFERENCE_TOKENS, REFERENCE_TOKENS),
+            ("chunk_tokens", CHUNK_TOKENS, CHUNK_TOKENS),
+            ("tokens_per_head", 1, REFERENCE_TOKENS),
+            ("memories", 1, 2**16),
+        ):
+            value = getattr(settings, name)
+            if type(value) is not int or not low <= value <= high:
+                allowed = f"m3mlx knows only {low}" if low == high else f"not {low} to {high}"
+                raise ValueError(f"{name} is {value!r:.40}, {allowed}")
+        if settings.selection not in SELECTIONS:
+            allowed = " or ".join(SELECTIONS)
+            raise ValueError(f"selection is {settings.selection!r:.40}, not {allowed}")
+        if not isinstance(settings.prefix, str) or not settings.prefix:
+            raise ValueError("the prefix is not text")
+        return settings
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -238,21 +235,18 @@ class MemorySettings:
 
 
 def digest(value: object) -> str:
-    """SHA-256 of a JSON-able value, in hexadecimal."""
+    """Return the SHA-256 of a JSON-able value, in hexadecimal."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(
     config: MemoryConfig, *, weights: str, tokenizer: str, rope: str, adapter: str = ""
 ) -> dict[str, str]:
-    """Name every condition under which memories are made.
+    """Return every condition under which memories are made, as short strings by name.
 
     Args:
         weights, tokenizer, adapter: hashes of the decoder's files, "" without an adapter.
         rope: the model's rotary settings, as text.
-
-    Returns:
-        One short string for each condition, so that a difference can be named.
     """
     return {
         "format": str(FORMAT_VERSION),

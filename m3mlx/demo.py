@@ -1,4 +1,4 @@
-"""The demonstration: documents that no model knows, and questions about them in every mode."""
+"""The demonstration: documents that no model knows, and questions about them in each mode."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .config import MEMORY_MODES, Options, Progress, no_progress
 
 DATA = Path(__file__).parent / "data"
 ANSWER_TOKENS = 40
-MEMORIES = 1  # a model of 135 million parameters takes the wrong one out of several
+MEMORIES = 1  # a model with 135 million parameters takes the wrong one of several
 
 
 @dataclass
 class Reply:
-    """An answer, the names of the files it drew on, and seconds to its first token."""
+    """An answer, the names of its source files, and the seconds to its first token."""
 
     answer: str
     sources: list[str]
@@ -33,7 +33,7 @@ class Reply:
 
 @dataclass
 class Exchange:
-    """A question, the words a right answer has, the file that tells, and a reply by mode."""
+    """A question, words of the right answer, the file that has it, and a reply for each mode."""
 
     question: str
     answer: str
@@ -43,7 +43,7 @@ class Exchange:
 
 @dataclass
 class Demo:
-    """What was memorized, and what was answered."""
+    """Memorized documents and answered questions."""
 
     documents: list[str]
     references: int
@@ -55,11 +55,10 @@ def run(options: Options | None = None, *, progress: Progress | None = None) -> 
     """Memorize the documents that come with m3mlx in a temporary store, and ask about them.
 
     Args:
-        options: of the assistant; its store is a temporary one.
-        progress: called with what is being done, how much is done and the total.
+        options: of the assistant, except for its store.
 
     Raises:
-        M3Error: the model cannot be fetched, loaded, or used with memories.
+        M3Error: the model cannot be downloaded, loaded, or used with memories.
     """
     report = progress or no_progress
     questions = json.loads((DATA / "demo.json").read_text("utf-8"))["questions"]
@@ -70,17 +69,12 @@ def run(options: Options | None = None, *, progress: Progress | None = None) -> 
         given = replace(given, store=Path(name) / "store", memories=given.memories or MEMORIES)
         with Assistant.of(given, progress=progress) as assistant:
             memorized = assistant.memorize([folder])
-            exchanges = []
-            for number, question in enumerate(questions):
-                replies = {}
-                for place, mode in enumerate(MEMORY_MODES):
-                    modes = len(MEMORY_MODES)
-                    report("answering", number * modes + place, len(questions) * modes)
-                    answer = assistant.ask(
-                        question["question"], memory=mode, max_tokens=ANSWER_TOKENS
-                    )
-                    replies[mode] = Reply.of(answer)
-                exchanges.append(Exchange(**question, replies=replies))
+            exchanges = [Exchange(**question, replies={}) for question in questions]
+            tasks = [(exchange, mode) for exchange in exchanges for mode in MEMORY_MODES]
+            for done, (exchange, mode) in enumerate(tasks):
+                report("answering", done, len(tasks))
+                answer = assistant.ask(exchange.question, memory=mode, max_tokens=ANSWER_TOKENS)
+                exchange.replies[mode] = Reply.of(answer)
             report("answering", 1, 1)
     documents = [Path(path).name for path in memorized.added]
     return Demo(documents, memorized.references, memorized.seconds, exchanges)

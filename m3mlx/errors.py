@@ -1,7 +1,6 @@
-"""What can go wrong, in the words a user reads.
+"""Errors. Each message says what failed, for which path or value, and what to do next.
 
-Every message says what failed, which path or value, and what to do next. The command line
-turns an ``M3Error`` into one line on stderr and exit code 1.
+The command line prints an ``M3Error`` as one line on stderr and exits with code 1.
 """
 
 
@@ -10,7 +9,7 @@ class M3Error(Exception):
 
 
 class ModelError(M3Error):
-    """A model cannot be found, fetched, loaded, or cannot carry explicit memory."""
+    """A model cannot be found, downloaded or loaded, or cannot carry explicit memory."""
 
 
 class ConvertError(M3Error):
@@ -22,7 +21,7 @@ class DocumentError(M3Error):
 
     Attributes:
         path: the file, as a string.
-        reason: one sentence without the path, for lists of many bad files.
+        reason: one sentence without the path, for lists of unreadable files.
     """
 
     def __init__(self, path: object, reason: str):
@@ -36,4 +35,4 @@ class StoreError(M3Error):
 
 
 class FingerprintError(StoreError):
-    """The memories of a store were made under other conditions than those asked for."""
+    """The memories or vectors of a store were made by other models or with other settings."""

@@ -1,4 +1,4 @@
-"""Files: private, durable, and complete under their name or not there at all."""
+"""Files that are private, durable, and complete under their name or not there at all."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from .errors import StoreError
 try:
     import fcntl
 except ImportError:  # not on this platform
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 NEW = ".new"  # ending of a file that is still being written
 
 
 def at_step(name: str) -> None:
-    """A named moment in the order of writing; nothing happens here.
+    """Mark a moment in the order of writing; does nothing.
 
-    What kills the process or fails the disk at every such moment replaces this function.
+    Crash tests replace this function to kill the process or fail the disk at each of them.
     """
 
 
 def sync(descriptor: int) -> None:
-    """Return when the written bytes are on the disk, not only in its cache where that can be."""
+    """Wait until written bytes are on the disk; where possible not only in its cache."""
     if sys.platform == "darwin" and fcntl:
         try:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
-        except OSError:  # network and some external volumes do not know it
+        except OSError:  # not supported by network and some external volumes
             pass
     os.fsync(descriptor)
 
 
 def sync_folder(path: Path) -> None:
-    """Make names that were added to, changed in or removed from a folder durable."""
+    """Make added, changed and removed names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,20 +49,20 @@ def sync_folder(path: Path) -> None:
 
 
 def create_private(path: Path) -> None:
-    """Make an empty file that only its owner can read, in place of any that is there."""
+    """Create an empty file that only its owner can read, replacing any existing one."""
     path.unlink(missing_ok=True)
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def punch(descriptor: int, start: int, length: int) -> None:
-    """Give the blocks of a range back, which then reads as zeros; nothing where that can't be."""
+    """Free the blocks of a range, which then reads as zeros; does nothing where unsupported."""
     if sys.platform == "darwin" and fcntl:
         hole = struct.pack("=IIqq", 0, 0, start, length)
         with suppress(OSError):
             fcntl.fcntl(descriptor, 99, hole)  # F_PUNCHHOLE
     elif sys.platform == "linux":
         keep_size_and_punch = 0x01 | 0x02
-        with suppress(AttributeError):  # a C library without it; other errors are its return value
+        with suppress(AttributeError):  # not in this C library; other errors are return values
             _libc().fallocate64(
                 descriptor, keep_size_and_punch, ctypes.c_int64(start), ctypes.c_int64(length)
             )
@@ -75,7 +75,7 @@ def _libc() -> ctypes.CDLL:
 
 @contextmanager
 def replacing(path: Path, ending: str = NEW) -> Iterator[Path]:
-    """Yield an empty private file to fill; it then becomes ``path`` at once, or not at all."""
+    """Yield an empty private file to fill, then rename it to ``path``; on errors remove it."""
     new = path.with_name(path.name + ending)
     create_private(new)
     try:
@@ -95,7 +95,7 @@ def replacing(path: Path, ending: str = NEW) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a private UTF-8 file that is complete under its name, or not there."""
+    """Write a private UTF-8 file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, f".{os.getpid()}{NEW}") as new:
         new.write_text(text, "utf-8")

@@ -1,4 +1,4 @@
-"""Conversations that are kept: gone on with, listed, and memorized like any document."""
+"""Kept conversations: continue them, list them, memorize them like documents."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .errors import M3Error
 from .store import Sessions
 from .store.sessions import CONVERSATION
 
-RECENT = 20  # messages that a conversation is gone on with
+RECENT = 20  # messages with which a conversation is continued
 
 
 def check_name(name: str) -> None:
-    """Raises M3Error for what cannot name a session, and so a document."""
+    """Raise M3Error if this cannot name a session, and so a document."""
     if not re.fullmatch(r"\w[\w -]{0,98}\w|\w", name):
         raise M3Error(
             f"{name[:40]!r} cannot name a session: use up to 100 letters, digits, spaces, _ and -"
@@ -23,10 +23,10 @@ def check_name(name: str) -> None:
 
 
 def sessions(assistant: Assistant) -> Sessions:
-    """The sessions of an assistant's store, to be closed by the caller.
+    """Open the sessions of an assistant's store; the caller closes them.
 
     Raises:
-        StoreError: nothing is memorized yet, so that there is no store to keep them in.
+        StoreError: nothing is memorized yet, so there is no store to keep them in.
     """
     return assistant.store().sessions()
 
@@ -39,34 +39,35 @@ def keep(assistant: Assistant, name: str, messages: Sequence[dict[str, str]]) ->
 
 
 def recent(assistant: Assistant, name: str) -> list[dict[str, str]]:
-    """The last messages of a session, to go on with: questions and answers in turn."""
+    """Return the last messages of a session: questions and answers in turn."""
+    return _messages(assistant, name)[-RECENT:]
+
+
+def _messages(assistant: Assistant, name: str) -> list[dict[str, str]]:
     check_name(name)
     with sessions(assistant) as kept:
-        said = kept.messages(name)[-RECENT:]
-    return [{"role": message.role, "content": message.content} for message in said]
+        return [{"role": m.role, "content": m.content} for m in kept.messages(name)]
 
 
 def remember(
     assistant: Assistant, name: str | None, messages: Sequence[dict[str, str]]
 ) -> str | None:
-    """Memorize a conversation as a document, in place of what was remembered of it before.
+    """Memorize a conversation as a document, replacing an earlier version of it.
 
     Args:
-        name: of a session, all of which is remembered; None for a name that tells the time.
-        messages: what was said, where there is no session.
+        name: session to memorize whole; None for a conversation that is named after the time.
+        messages: the conversation, if there is no session.
 
     Returns:
-        The document's name, by which it is forgotten; None if nothing was said.
+        The document's name, to forget it by; None if nothing was said.
     """
     if name is not None:
-        check_name(name)
-        with sessions(assistant) as kept:
-            messages = [vars(message) for message in kept.messages(name)]
+        messages = _messages(assistant, name)
     if not messages:
         return None
     name = CONVERSATION + (name or f"{datetime.now():%Y-%m-%d %H-%M-%S}")
     said = [f"{message['role'].capitalize()}: {message['content'].strip()}" for message in messages]
-    done = assistant.memorize(contents={name: "\n\n".join(said).encode("utf-8", "replace")})
-    for error in done.failed:
+    report = assistant.memorize(contents={name: "\n\n".join(said).encode("utf-8", "replace")})
+    for error in report.failed:
         raise error
     return name

@@ -1,17 +1,17 @@
-"""Text of documents and file names, made safe to show, and places, as they are cited."""
+"""Make text of documents and file names safe to show, and cite places."""
 
 from __future__ import annotations
 
 import re
 from typing import Protocol
 
-# control characters but for tab and line feed, surrogates, and marks that turn the direction
+# control characters except tab and line feed, surrogates, and marks that change text direction
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _BREAKS = re.compile(r"\s*[\n\r\t\v\f\u2028\u2029]\s*")
 
 
 class Place(Protocol):
-    """Where a reference stands in its document."""
+    """Place of a reference in its document."""
 
     @property
     def path(self) -> str: ...
@@ -22,7 +22,7 @@ class Place(Protocol):
 
 
 def scrub(text: str) -> str:
-    """Replace what would steer a terminal or turn the direction of text."""
+    """Replace characters that control a terminal or the direction of text."""
     return _STEERING.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
@@ -32,7 +32,7 @@ def scrub_line(text: str) -> str:
 
 
 def cite(place: Place, store: str | None = None) -> str:
-    """Name a place as people cite it: ``path, page 3`` or ``path:12``, and the store if given."""
+    """Cite a place: ``path, page 3`` or ``path:12``, with the store if given."""
     if place.page is not None:
         where = f"{place.path}, page {place.page}"
     else:

@@ -1,9 +1,9 @@
-"""Folders that are followed: what changes in them is memorized, what vanishes is forgotten.
+"""Watch folders: memorize what changes in them, forget what vanishes.
 
-What the system reports only says where to look; what is there and what is stored decides. So a
-report that is lost, a rename, or an editor that saves by renaming need no code of their own, and
-a rescan mends whatever was missed. Nothing is forgotten before it has been gone for a while, nor
-while its whole watched folder is gone or empty, as where a drive is not mounted.
+Reports of the operating system only say where to look. What is on disk and what is stored decide.
+So lost reports, renames and editors that save by renaming need no code of their own, and a rescan
+repairs whatever was missed. A document is forgotten only after its file has been missing for a
+while, and never while its whole watched folder is missing or empty, as with an unmounted drive.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,25 +22,25 @@ from . import documents
 from .assistant import Assistant
 from .config import DEBOUNCE, GRACE, RESCAN
 from .errors import DocumentError, FingerprintError, M3Error, StoreError
-from .store import LockedError, MemoryStore, StoredDocument
+from .store import LockedError, StoredDocument
 from .store.watched import Watch
 
-LONGEST = 15.0  # debounces that a file which never rests is waited for
-TICK_MS = 300  # how long to wait for the next report
-RETRY = 10.0  # seconds until what a store did not take is tried again
-POLL = 30.0  # seconds between looks at everything where the system reports nothing
-FILES = 32  # memorized before the store is let go
-BREATH = 0.2  # seconds for which it is: who waits for it asks every 0.05
-JUMP = 5.0  # seconds that the clock on the wall may run ahead of the process's own
+MAX_DEBOUNCES = 15.0  # a file that keeps changing is read after this many debounces
+TICK_MS = 300  # wait for the next report
+RETRY = 10.0  # seconds until a failed write to the store is tried again
+POLL = 30.0  # seconds between rescans where the system reports nothing
+FILES = 32  # memorized before the store is unlocked for others
+UNLOCKED = 0.2  # seconds for which it then is; waiting writers try every 0.05
+MAX_DRIFT = 5.0  # seconds by which the two clocks may differ while the machine is awake
 
 
 class Event(NamedTuple):
-    """Something worth telling.
+    """An event of a watched folder.
 
     Attributes:
-        what: "added", "changed", "renamed", "vanished" (and forgotten unless it returns),
+        what: "added", "changed", "renamed", "vanished" (forgotten unless it returns),
             "forgotten", "failed", "waiting" (for the store), "away", "back" (a watched folder)
-            or "polling" (the system reports nothing; rescans alone find changes).
+            or "polling" (the system reports nothing; only rescans find changes).
         path: of the file or folder.
         detail: its former path, or the reason.
     """
@@ -51,51 +52,46 @@ class Event(NamedTuple):
 
 @dataclass
 class Pending:
-    """What waits, and until when. Decides only; times are seconds of one clock.
-
-    Attributes:
-        changed: of each path that was reported, when first and when last.
-        vanished: of each document whose file is gone, since when.
-    """
+    """Paths to look at and documents to forget, with their times in seconds of one clock."""
 
     debounce: float = DEBOUNCE
     grace: float = GRACE
-    changed: dict[str, tuple[float, float]] = field(default_factory=dict)
-    vanished: dict[str, float] = field(default_factory=dict)
+    changed: dict[str, tuple[float, float]] = field(default_factory=dict)  # first, last report
+    missing: dict[str, float] = field(default_factory=dict)  # since when a document has no file
 
-    def note(self, path: str, now: float) -> None:
-        """Something happened at a path."""
+    def add_change(self, path: str, now: float) -> None:
+        """Record a report about a path."""
         self.changed[path] = (self.changed.get(path, (now,))[0], now)
 
-    def take(self, now: float) -> list[str]:
-        """The paths that rest since ``debounce``, or have not rested for too long."""
+    def take_ready(self, now: float) -> list[str]:
+        """Remove and return the paths at rest for ``debounce``, or changing for too long."""
         ready = [
             path
             for path, (first, last) in self.changed.items()
-            if now - last >= self.debounce or now - first >= LONGEST * self.debounce
+            if now - last >= self.debounce or now - first >= MAX_DEBOUNCES * self.debounce
         ]
         for path in ready:
             del self.changed[path]
         return ready
 
-    def missed(self, path: str, now: float) -> bool:
-        """A document's file is gone; whether that is news."""
-        news = path not in self.vanished
-        self.vanished.setdefault(path, now)
-        return news
+    def add_missing(self, path: str, now: float) -> bool:
+        """Record that a document's file is missing; return whether that is new."""
+        new = path not in self.missing
+        self.missing.setdefault(path, now)
+        return new
 
-    def found(self, path: str) -> None:
-        """It is there, or nobody asks for it any more."""
-        self.vanished.pop(path, None)
+    def discard_missing(self, path: str) -> None:
+        """Record that a file is back, or that its document is gone."""
+        self.missing.pop(path, None)
 
-    def overdue(self, now: float) -> list[str]:
-        """The documents whose grace is over."""
-        return [path for path, since in self.vanished.items() if now - since >= self.grace]
+    def expired(self, now: float) -> list[str]:
+        """Return the documents whose files have been missing for ``grace``."""
+        return [path for path, since in self.missing.items() if now - since >= self.grace]
 
 
-def slept(wall_seconds: float, own_seconds: float) -> bool:
-    """Whether the machine slept or its clock was set, by what two clocks say has passed."""
-    return abs(wall_seconds - own_seconds) > JUMP
+def clock_jumped(wall_seconds: float, monotonic_seconds: float) -> bool:
+    """Return whether the machine slept or its clock was set, from the time that has passed."""
+    return abs(wall_seconds - monotonic_seconds) > MAX_DRIFT
 
 
 class _Stopped(Exception):
@@ -106,11 +102,11 @@ class Watcher:
     """Follows files and folders for one assistant.
 
     Args:
-        assistant: whose store it keeps up to date.
+        assistant: its store is kept up to date.
         paths: files and folders.
-        collection, include, exclude, cold: as of ``Assistant.memorize``.
-        tell: called with each event.
-        stop: set it to end ``run``, from a signal or another thread.
+        collection, include, exclude, cold: as in ``Assistant.memorize``.
+        on_event: called with each event.
+        stop: set it to end ``run``, from a signal handler or another thread.
         debounce, grace, rescan: in seconds.
 
     Raises:
@@ -126,22 +122,20 @@ class Watcher:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
-        tell: Callable[[Event], None] = lambda event: None,
+        on_event: Callable[[Event], None] = lambda event: None,
         stop: threading.Event | None = None,
         debounce: float = DEBOUNCE,
         grace: float = GRACE,
         rescan: float = RESCAN,
     ):
-        try:
-            import watchfiles  # noqa: F401
-        except ImportError as error:
+        if not find_spec("watchfiles"):
             raise M3Error(
                 "watching folders needs the library watchfiles; install it with "
                 "pip install 'm3mlx[watch]'"
-            ) from error
+            )
         self.assistant, self.rescan = assistant, rescan
         self.patterns = {"include": include, "exclude": exclude}
-        self.cold, self.collection, self.tell = cold, collection, tell
+        self.cold, self.collection, self.on_event = cold, collection, on_event
         self.stop = stop or threading.Event()
         self.pending = Pending(debounce, grace)
         self.tops: list[Path] = []
@@ -151,13 +145,13 @@ class Watcher:
                 raise DocumentError(path, "does not exist, so it cannot be watched")
             self.tops.append(path.resolve() if path.is_dir() else path)
         self._folders = [top for top in self.tops if top.is_dir()]
-        self._states: dict[str, tuple[int, ...]] = {}  # of files as they were memorized
-        self._away: set[Path] = set()
-        self._doing = 0  # files of the present run that are not done
-        self._failures: dict[str, str] = {}  # as told last, by path
+        self._states: dict[str, tuple[int, ...]] = {}  # of files when they were memorized
+        self._away: set[Path] = set()  # watched folders that are missing or empty
+        self._unfinished = 0  # files of the present run
+        self._failures: dict[str, str] = {}  # reason reported last, by path
 
     def run(self) -> None:
-        """Follow until ``stop`` is set.
+        """Watch until ``stop`` is set.
 
         Raises:
             FingerprintError: the store belongs to another model or other settings.
@@ -166,7 +160,7 @@ class Watcher:
         self._watch = Watch(self.assistant.store_path)
         try:
             if self.assistant.has_store():
-                self.assistant.check()  # what is wrong shows at once
+                self.assistant.check()  # fail now, not at the first change
             self._follow()
         except _Stopped:
             pass
@@ -176,85 +170,78 @@ class Watcher:
 
     def _follow(self) -> None:
         rescan_at = -self.rescan
-        wall, own = time.time(), time.monotonic()
+        wall, monotonic = time.time(), time.monotonic()
         for reported in self._reports():
             now = time.monotonic()
-            if slept(time.time() - wall, now - own) or now - own >= self.rescan:
+            if clock_jumped(time.time() - wall, now - monotonic) or now - monotonic >= self.rescan:
                 rescan_at = now
-            wall, own = time.time(), now
+            wall, monotonic = time.time(), now
             if now >= rescan_at:
                 rescan_at = now + self.rescan
-                self._note_all(now - self.pending.debounce)  # at once
+                self._add_all(now - self.pending.debounce)  # ready at once
             for path in reported:
-                self._note(Path(path), now)
+                self._add_change(Path(path), now)
             try:
-                self._step(now)
+                self._update(now)
             except (FingerprintError, LockedError):
                 raise
-            except StoreError as error:  # busy, or a full disk: what is not done is tried again
-                self._note_all(time.monotonic() + RETRY)
-                self._told("waiting", str(self.assistant.store_path), str(error))
+            except StoreError as error:  # a busy store or a full disk: try again later
+                self._add_all(time.monotonic() + RETRY)
+                self._report_failure("waiting", str(self.assistant.store_path), str(error))
             finally:
-                self.assistant.close()  # let others write and mend
-            self._tell_others()
+                self.assistant.close()  # let others write and repair
+            self._publish_status()
 
-    def _step(self, now: float) -> None:
-        """Do what is due."""
-        if ready := self.pending.take(now):
-            self._look(ready)
+    def _update(self, now: float) -> None:
+        """Memorize and forget what is due."""
+        if ready := self.pending.take_ready(now):
+            self._look_at(ready)
             self._failures.pop(str(self.assistant.store_path), None)
-        if overdue := self.pending.overdue(time.monotonic()):
-            self._forget(overdue)
+        if expired := self.pending.expired(time.monotonic()):
+            self._forget(expired)
 
     def _end_if_stopped(self) -> None:
         if self.stop.is_set():
             raise _Stopped
 
-    def _tell_others(self) -> None:
+    def _publish_status(self) -> None:
         self._watch.tell(
             {
                 "folders": len(self.tops),
                 "away": len(self._away),
-                "pending": len(self.pending.changed) + self._doing,
-                "vanished": len(self.pending.vanished),
+                "pending": len(self.pending.changed) + self._unfinished,
+                "vanished": len(self.pending.missing),
             }
         )
 
-    # what happens
+    # --- reports of the system
 
     def _reports(self) -> Generator[set[str]]:
-        """Paths that the system reports, or none each time when nothing happens for a while.
+        """Yield the paths that the system reports, or an empty set after each quiet tick.
 
-        A folder that vanished and returned is another one to the system, so it is watched anew.
+        To the system, a folder that vanished and returned is a new one, so watching starts again.
         """
         polling = False
         while not self.stop.is_set():
-            here = self._here()
-            source = self._observed(here) if here and not polling else self._waited()
+            present = self._present_folders()
+            source = self._system_reports(present) if present and not polling else self._ticks()
             try:
                 with closing(source):
                     for reported in source:
                         yield reported
-                        if self.stop.is_set() or self._here() != here:
+                        if self.stop.is_set() or self._present_folders() != present:
                             break
             except (OSError, RuntimeError) as error:
-                if self._here() == here:  # too many folders for the system, as a rule
+                if self._present_folders() == present:  # usually too many folders for the system
                     polling, self.rescan = True, min(self.rescan, POLL)
-                    self.tell(Event("polling", str(self.tops[0]), str(error)))
-            self._note_all(time.monotonic())
+                    self.on_event(Event("polling", str(self.tops[0]), str(error)))
+            self._add_all(time.monotonic())
 
-    def _here(self) -> dict[Path, tuple[int, int]]:
-        """The watched folders that are there, and which ones they are to the system."""
-        found = {}
-        for folder in self._folders:
-            try:
-                state = folder.stat()
-            except OSError:
-                continue
-            found[folder] = (state.st_dev, state.st_ino)
-        return found
+    def _present_folders(self) -> dict[Path, tuple[int, ...]]:
+        """Return the watched folders that exist, with device and inode."""
+        return {folder: state[:2] for folder in self._folders if (state := _state(folder))}
 
-    def _observed(self, folders: Iterable[Path]) -> Generator[set[str]]:
+    def _system_reports(self, folders: Iterable[Path]) -> Generator[set[str]]:
         import watchfiles
 
         for changes in watchfiles.watch(
@@ -269,91 +256,80 @@ class Watcher:
         ):
             yield {path for _, path in changes} | self._changed_files()
 
-    def _waited(self) -> Generator[set[str]]:
+    def _ticks(self) -> Generator[set[str]]:
         while not self.stop.wait(TICK_MS / 1000):
             yield self._changed_files()
 
     def _changed_files(self) -> set[str]:
-        """Watched single files that are not as they were; the system watches folders."""
-        files = [top for top in self.tops if top not in self._folders]
-        return {
-            str(file)
-            for file in files
-            if str(file) not in self.pending.changed
-            and str(file) not in self.pending.vanished
-            and _state(file) != self._states.get(str(file))
-        }
+        """Return the watched single files that have changed; the system watches only folders."""
+        known = self.pending.changed.keys() | self.pending.missing.keys()
+        files = {str(top) for top in self.tops if top not in self._folders} - known
+        return {file for file in files if _state(file) != self._states.get(file)}
 
-    def _note(self, path: Path, now: float) -> None:
+    def _add_change(self, path: Path, now: float) -> None:
         top = next((top for top in self.tops if path.is_relative_to(top)), None)
         if top is None or path.is_relative_to(self.assistant.store_path.resolve()):
             return
         if path.name == ".gitignore":
-            path = path.parent  # what it says is about all of the folder
+            path = path.parent  # its rules are about the whole folder
         if not any(part.startswith(".") for part in path.relative_to(top).parts):
-            self.pending.note(str(path), now)
+            self.pending.add_change(str(path), now)
 
-    def _note_all(self, now: float) -> None:
+    def _add_all(self, now: float) -> None:
         for top in self.tops:
-            self.pending.note(str(top), now)
+            self.pending.add_change(str(top), now)
 
-    # what is done about it
+    # --- changes to the store
 
-    def _look(self, near: list[str]) -> None:
+    def _look_at(self, paths: list[str]) -> None:
         """Bring the store up to date with what is at or below some paths."""
-        now = time.monotonic()
-        there = {}
-        for found in documents.find(
-            [top for top in self.tops if top.exists()], **self.patterns, near=near
-        ):
-            if isinstance(found, DocumentError):
-                self._told("failed", found.path, found.reason)
-            elif (state := _state(found)) is not None:
-                there[str(found)] = state
-        self._note_away()
-        known = self._stored()
-        places = set(map(Path, near))
-        for path in known:
+        now, found = time.monotonic(), {}
+        tops = [top for top in self.tops if top.exists()]
+        for file in documents.find(tops, **self.patterns, near=paths):
+            if isinstance(file, DocumentError):
+                self._report_failure("failed", file.path, file.reason)
+            elif (state := _state(file)) is not None:
+                found[str(file)] = state
+        self._update_away()
+        stored, places = self._stored(), set(map(Path, paths))
+        for path in stored:
             if not _is_below(path, places):
                 continue
             if os.path.exists(path):
-                self.pending.found(path)
+                self.pending.discard_missing(path)
             elif (
                 _is_below(path, self.tops)
                 and not _is_below(path, self._away)
-                and self.pending.missed(path, now)
+                and self.pending.add_missing(path, now)
             ):
-                self.tell(Event("vanished", path))
-        fresh = [path for path in there if there[path] != self._states.get(path)]
+                self.on_event(Event("vanished", path))
+        fresh = [path for path in found if found[path] != self._states.get(path)]
         try:
             for start in range(0, len(fresh), FILES):
-                self._doing = len(fresh) - start
-                self._tell_others()
-                if self.stop.wait(BREATH if start else 0):
+                self._unfinished = len(fresh) - start
+                self._publish_status()
+                if self.stop.wait(UNLOCKED if start else 0):
                     raise _Stopped
                 part = fresh[start : start + FILES]
-                self._bring(part, known)
-                self._states.update((path, there[path]) for path in part)
+                self._memorize(part, stored)
+                self._states.update((path, found[path]) for path in part)
         finally:
-            self._doing = 0
+            self._unfinished = 0
 
-    def _bring(self, paths: list[str], known: dict[str, StoredDocument]) -> None:
-        """Bring files into the store that may have changed: renamed, memorized, or as they are."""
+    def _memorize(self, paths: list[str], stored: dict[str, StoredDocument]) -> None:
+        """Bring files that may have changed into the store: rename, memorize or skip each."""
         hashes = {}
         for path in paths:
             try:
                 hashes[path] = documents.file_hash(path)
-            except DocumentError:  # memorizing tells why
+            except DocumentError:  # memorizing reports the reason
                 hashes[path] = ""
-        changed = [
-            path
-            for path in paths
-            if path not in known or not known[path].complete or known[path].hash != hashes[path]
-        ]
-        self._rename({path: hashes[path] for path in changed if path not in known}, known)
+        known = {path: doc.hash for path, doc in stored.items() if doc.complete}
+        changed = {path: hash for path, hash in hashes.items() if known.get(path) != hash}
+        self._rename({path: hash for path, hash in changed.items() if path not in stored}, stored)
         if not changed:
             return
-        done = self.assistant.memorize(
+        report = self.assistant.memorize(
             changed,
             collection=self.collection,
             cold=self.cold,
@@ -362,39 +338,34 @@ class Watcher:
         self.assistant.close()
         for path in changed:
             self._failures.pop(path, None)
-        for what in ("added", "changed"):
-            for path in getattr(done, what):
-                self.tell(Event(what, path))
-        for error in done.failed:
-            self._told("failed", error.path, error.reason)
+        for path in [*report.added, *report.changed]:
+            self.on_event(Event("added" if path in report.added else "changed", path))
+        for error in report.failed:
+            self._report_failure("failed", error.path, error.reason)
 
-    def _rename(self, hashes: dict[str, str], known: dict[str, StoredDocument]) -> None:
-        """Give documents whose files have moved their new paths, so that nothing is read anew."""
-        homeless = {
-            known[path].hash: known[path] for path in self.pending.vanished if path in known
+    def _rename(self, hashes: dict[str, str], stored: dict[str, StoredDocument]) -> None:
+        """Give documents whose files have moved their new paths, so that none is read again."""
+        missing = {stored[path].hash: path for path in self.pending.missing if path in stored}
+        moved = {
+            path: old
+            for path, hash in hashes.items()
+            if (old := missing.pop(hash, None)) and stored[old].complete
         }
-        moved: dict[int, str] = {}
-        for path, hash in hashes.items():
-            document = homeless.pop(hash, None)
-            if document and document.complete:
-                moved[document.id] = path
         if not moved:
             return
         with self.assistant.open_store(write=True) as store:
-            store.rename(moved)
-        former = {document.id: path for path, document in known.items()}
-        for id, path in moved.items():
-            self.pending.found(former[id])
-            self._states.pop(former[id], None)
-            self.tell(Event("renamed", path, former[id]))
+            store.rename({stored[old].id: path for path, old in moved.items()})
+        for path, old in moved.items():
+            self._drop(old)
+            self.on_event(Event("renamed", path, old))
 
-    def _forget(self, overdue: list[str]) -> None:
-        """Forget what has been gone for long enough, save below folders that are gone whole."""
-        self._note_away()
-        known, gone = self._stored(), []
-        for path in overdue:
-            if path not in known or os.path.exists(path):
-                self.pending.found(path)
+    def _forget(self, paths: list[str]) -> None:
+        """Forget documents whose grace is over, except in watched folders that are away."""
+        self._update_away()
+        stored, gone = self._stored(), []
+        for path in paths:
+            if path not in stored or os.path.exists(path):
+                self.pending.discard_missing(path)
             elif not _is_below(path, self._away):
                 gone.append(path)
         if not gone:
@@ -402,12 +373,15 @@ class Watcher:
         with self.assistant.open_store(write=True) as store:
             store.forget(document.id for document in store.documents() if document.path in gone)
         for path in gone:
-            self.pending.found(path)
-            self._states.pop(path, None)
-            self.tell(Event("forgotten", path))
+            self._drop(path)
+            self.on_event(Event("forgotten", path))
 
-    def _note_away(self) -> None:
-        """Tell which watched folders are gone or empty, and which are back."""
+    def _drop(self, path: str) -> None:
+        self.pending.discard_missing(path)
+        self._states.pop(path, None)
+
+    def _update_away(self) -> None:
+        """Find which watched folders are missing or empty, and which are back."""
         for folder in self._folders:
             try:
                 away = not any(folder.iterdir())
@@ -415,37 +389,37 @@ class Watcher:
                 away = True
             if away and folder not in self._away:
                 self._away.add(folder)
-                for path in list(self.pending.vanished):
+                for path in list(self.pending.missing):
                     if _is_below(path, [folder]):
-                        self.pending.found(path)  # its grace begins anew when the folder is back
-                self.tell(Event("away", str(folder)))
+                        self.pending.discard_missing(path)  # a new grace when the folder is back
+                self.on_event(Event("away", str(folder)))
             elif not away and folder in self._away:
                 self._away.remove(folder)
-                self.tell(Event("back", str(folder)))
+                self.on_event(Event("back", str(folder)))
 
     def _stored(self) -> dict[str, StoredDocument]:
-        """The documents by path; of two of the same, the one that is complete."""
-        if not MemoryStore.exists(self.assistant.store_path):
+        """Return the stored documents by path; of two with the same path, the complete one."""
+        if not self.assistant.has_store():
             return {}
-        stored = self.assistant.store().documents()
+        stored = self.assistant.documents()
         return {document.path: document for document in sorted(stored, key=lambda d: d.complete)}
 
-    def _told(self, what: str, path: str, reason: str) -> None:
-        """Tell what is wrong, once."""
+    def _report_failure(self, what: str, path: str, reason: str) -> None:
+        """Report a failure, but not twice in a row."""
         if self._failures.get(path) != reason:
             self._failures[path] = reason
-            self.tell(Event(what, path, reason))
+            self.on_event(Event(what, path, reason))
 
 
 def _is_below(path: str, places: Collection[Path]) -> bool:
-    """Whether a path is one of some places, or below one."""
+    """Return whether a path is one of some places, or below one."""
     return any(part in places for part in (Path(path), *Path(path).parents))
 
 
 def _state(path: Path | str) -> tuple[int, ...] | None:
-    """What changes when a file does; None where it is gone."""
+    """Return device, inode, size and time of change of a file; None if it is missing."""
     try:
         state = os.stat(path)
     except OSError:
         return None
-    return state.st_ino, state.st_size, state.st_mtime_ns
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns

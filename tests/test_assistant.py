@@ -1,16 +1,23 @@
 """The orchestrator with tiny models: the same answers cold and warm, and memories kept apart."""
 
+import json
 import shutil
+from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tiny import save_adapter, save_encoder, save_model
 
 from m3mlx import Assistant, MemoryStore
 from m3mlx.chat.chat import collect
+from m3mlx.cli import main
+from m3mlx.config import MemoryConfig, Options
 from m3mlx.errors import FingerprintError, M3Error, StoreError
 from m3mlx.memorize.run import BATCH
 from m3mlx.models import decoder as models
+from m3mlx.store import Filter
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +26,7 @@ def world(tmp_path_factory):
     save_model(world / "decoder")
     save_model(world / "other", seed=1)
     save_encoder(world / "encoder")
+    save_encoder(world / "another encoder", seed=5)
     notes = world / "notes"
     notes.mkdir()
     (notes / "boiler.md").write_text("# Boiler\n\nThe boiler was serviced by Ada Quill in May.\n")
@@ -28,7 +36,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def make(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("M3MLX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("M3MLX_HOME", str(world / "home"))  # one calibration serves all
 
     def make(model="decoder", store="store", **options):
         options = {"encoder": str(world / "encoder"), "tokens_per_head": 4, **options}
@@ -129,7 +137,7 @@ def test_messages_grow_as_the_answer_does(make):
         ({"tokens_per_head": 8}, "tokens_per_head"),
     ],
 )
-def test_memories_made_otherwise_are_refused_by_name(make, world, changes, field):
+def test_memories_of_other_models_or_settings_are_refused(make, world, changes, field):
     with make() as assistant:
         assistant.memorize([world / "notes"])
     with make(**changes) as assistant:
@@ -141,7 +149,7 @@ def test_memories_made_otherwise_are_refused_by_name(make, world, changes, field
                 use()
 
 
-def test_settings_left_open_are_those_of_the_store(make, world):
+def test_settings_not_given_are_those_of_the_store(make, world):
     with make(selection="attention", budget="uniform", codec="k4v16") as assistant:
         assistant.memorize([world / "notes"])
         config = assistant.format.config
@@ -150,7 +158,7 @@ def test_settings_left_open_are_those_of_the_store(make, world):
         assert assistant.format.config == config
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(make, tmp_path):
+def test_an_interrupted_run_continues_where_it_stopped(make, tmp_path):
     book = tmp_path / "book.txt"
     book.write_text("".join(f"Line {i} tells of thing number {i * 7}.\n\n" for i in range(200)))
     with make() as assistant:
@@ -200,8 +208,11 @@ def test_a_store_can_be_read_without_any_model(make, world, tmp_path):
         assert "Ada Quill" in hits[0].text
 
 
-def test_the_adapter_that_comes_along_is_part_of_what_a_memory_depends_on(make, world, tmp_path):
+def test_the_adapter_that_comes_along_is_part_of_what_a_memory_depends_on(
+    world, tmp_path, monkeypatch
+):
     """A store of the plain model is refused by name, and opens with "none"."""
+    monkeypatch.setenv("M3MLX_HOME", str(tmp_path / "home"))
     model = tmp_path / "home" / "cache" / "models" / models.DEFAULT_DECODER
     shutil.copytree(world / "decoder", model)  # stands in for the default model
     adapter = tmp_path / "adapters" / models.DEFAULT_DECODER
@@ -255,7 +266,7 @@ def test_a_document_need_not_be_a_file(make, world):
         assert "text:kite" not in {document.path for document in assistant.documents()}
 
 
-def test_a_conversation_is_gone_on_with_from_its_messages_alone(make):
+def test_a_conversation_resumes_from_its_messages_alone(make):
     with make(tokens_per_head=None) as assistant:
         chat = assistant.chat(memory="off", system="Be brief.")
         first = collect(chat.send("Hello?", max_tokens=6), "off")
@@ -271,3 +282,135 @@ def test_a_conversation_is_gone_on_with_from_its_messages_alone(make):
         turn = assistant.decoder.template.resume(chat.messages[:2], "Again?", system="Be brief.")
         words = assistant.decoder.template.decode(turn.tokens[slice(*turn.words)])
         assert words == "Again?" and first.text
+
+
+@pytest.mark.parametrize("memory", ["off", "text"])
+def test_a_store_of_another_model_answers_without_memories(make, world, memory, tmp_path):
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+    with make("other", tokens_per_head=None) as other:
+        with pytest.raises(FingerprintError, match="weights"):
+            other.ask("Where is the boat?", max_tokens=2)
+        answer = other.ask("Where is the boat?", memory=memory, max_tokens=3)
+        assert answer.text and bool(answer.sources) == (memory == "text")
+        steps = list(other.chat(memory=memory).send("Where is the boat?", max_tokens=3))
+        assert "".join(step.text for step in steps) == answer.text
+    command = ["ask", "Where is the boat?", "--memory", memory, "--max-tokens", "3", "--json"]
+    for name, folder in (("store", tmp_path), ("model", world), ("encoder", world)):
+        command += [f"--{name}", str(folder / {"model": "other"}.get(name, name))]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.stderr
+    shown = json.loads(result.stdout)
+    assert shown["answer"] == answer.text
+    assert [source["text"] for source in shown["sources"]] == [s.text for s in answer.sources]
+    refused = CliRunner().invoke(main, [*command[:2], *command[4:]])
+    assert refused.exit_code == 1 and "another weights" in refused.stderr
+
+
+def test_text_mode_checks_the_encoder_and_off_checks_nothing(make, world):
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+    with make(encoder=str(world / "another encoder")) as assistant:
+        with pytest.raises(FingerprintError, match="another encoder"):
+            assistant.ask("Where?", memory="text", max_tokens=2)
+        assert assistant.ask("Where?", memory="off", max_tokens=2).sources == []
+
+
+def test_a_chat_whose_memory_mode_changes_starts_again_from_its_messages(make, world):
+    questions = ("Where is the boat?", "Who serviced the boiler?", "Where was it?", "And then?")
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+        chat = assistant.chat(memory="off")
+
+        def ask(chat, question):
+            answer = collect(chat.send(question, max_tokens=4), chat.memory)
+            return answer, answer.timings.prompt_tokens
+
+        _, first = ask(chat, questions[0])
+        off = chat._conversation
+        assert not chat.attached
+        chat.memory = "explicit"
+        answer, second = ask(chat, questions[1])
+        explicit = chat._conversation
+        assert explicit is not off and explicit.caches is not off.caches
+        assert answer.sources and len(chat.attached) == assistant.memories
+        assert second > first + len(questions[1])  # the first turn was fed again
+        resumed = assistant.chat()
+        resumed.messages += chat.messages[:2]
+        same, tokens = ask(resumed, questions[1])
+        assert (same.text, same.sources, tokens) == (answer.text, answer.sources, second)
+        _, third = ask(chat, questions[2])
+        assert chat._conversation is explicit and third < second  # only the new turn was fed
+        chat.memory = "text"
+        answer, _ = ask(chat, questions[3])
+        assert answer.sources and chat.attached == [] and chat._conversation is not explicit
+        assert [message["content"] for message in chat.messages[::2]] == list(questions)
+
+
+def test_options_are_frozen_and_make_the_same_assistant(world, tmp_path):
+    settings = {
+        "encoder": "e",
+        "adapter_path": "none",
+        "selection": "attention",
+        "budget": "uniform",
+        "tokens_per_head": 8,
+        "codec": "k4v16",
+        "memories": 3,
+        "kv_bits": 8,
+        "retrieval": "dense",
+        "also": [str(tmp_path / "other")],
+        "encrypt": True,
+    }
+    assistant = Assistant("model", tmp_path / "store", **settings)
+    options = assistant.options
+    assert options == Options("model", tmp_path / "store", **settings)
+    assert {"model", "store", *settings} == vars(options).keys()
+    assert options.also == (tmp_path / "other",)
+    for name in vars(options):
+        with pytest.raises(FrozenInstanceError):
+            setattr(options, name, None)
+    again = Assistant.of(options)
+    assert again.options == options and again.store_path == assistant.store_path
+    assert Assistant.of(Options()).options == Assistant().options
+    with pytest.raises(TypeError, match="tokens"):
+        Assistant(tokens=3)
+
+
+def test_a_filter_applies_to_one_call_only(make, world):
+    question = "Where is the boat?"
+    only, both = Filter(paths=(str(world / "notes" / "boiler.md"),)), {"boat.txt", "boiler.md"}
+
+    def names(found):
+        return {Path(hit.path).name for hit in found}
+
+    with make() as assistant:
+        assistant.memorize([world / "notes"])
+        for use in (
+            lambda **given: assistant.search([question], 5, **given)[0],
+            lambda **given: assistant.recall(question, **given),
+            lambda **given: assistant.ask(question, max_tokens=2, **given).sources,
+            lambda **given: assistant.ask(question, memory="text", max_tokens=2, **given).sources,
+            lambda **given: list(assistant.chat(**given).send(question, max_tokens=2))[-1].sources,
+        ):
+            assert names(use(only=only)) == {"boiler.md"}
+            assert names(use()) == both
+        chat = assistant.chat(only=only)
+        assert names(list(chat.send(question, max_tokens=2))[-1].sources) == {"boiler.md"}
+        assert names(assistant.recall(question)) == both
+        chat.only = None
+        assert names(list(chat.send(question, max_tokens=2))[-1].sources) == both
+
+
+def test_a_store_of_version_0_1_keeps_its_key_scale(make, world, monkeypatch):
+    with make() as assistant:
+        config = replace(assistant.format.config, key_scale=1.3)
+    old = config.to_json()
+    old["sharpness"] = old.pop("key_scale")
+    with monkeypatch.context() as patch, make(config=config) as assistant:
+        patch.setattr(MemoryConfig, "to_json", lambda config: old)
+        assistant.memorize([world / "notes"])
+    with make() as assistant:
+        assert assistant.status()["memory"] == json.loads(json.dumps(old))
+        assert assistant.format.config == config
+        assert assistant.format.layout.key_scale == 1.3
+        assert assistant.ask("Where is the boat?", max_tokens=2).sources

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny import save_model
 
 from m3mlx import calibrate as module
-from m3mlx.calibrate import ENOUGH, calibrate, head_budget
+from m3mlx.calibrate import AUTO_SHARE, calibrate, head_budget
 from m3mlx.config import REFERENCE_TOKENS, cache_folder
 from m3mlx.errors import M3Error
 from m3mlx.models.decoder import load_decoder
@@ -96,6 +96,19 @@ def test_an_adapter_brings_its_calibration_along(tmp_path, decoder, monkeypatch)
             calibrate(**other)
 
 
+def test_a_cached_calibration_of_version_0_1_is_used(decoder, monkeypatch):
+    gains = {1.0: 2.0, 1.1: 1.5, 1.2: 1.4, 1.3: 1.39}
+    monkeypatch.setattr(module._Measure, "_loss", lambda self, counts, scale: gains[scale])
+    config = calibrate(decoder, tokens_per_head=4)
+    assert config.key_scale == 1.2
+    (file,) = (cache_folder() / "calibrations").iterdir()
+    old = json.loads(file.read_text())
+    old["sharpness"] = old.pop("key_scale")
+    file.write_text(json.dumps(old))
+    monkeypatch.setattr(module, "_Measure", None)  # measuring again would fail
+    assert calibrate(decoder, tokens_per_head=4) == config
+
+
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'"text"', b"\xff\xfe"])
 def test_a_damaged_calibration_is_made_again(decoder, damage, monkeypatch):
     monkeypatch.setattr(module._Measure, "_loss", lambda self, counts, scale: scale)
@@ -107,7 +120,7 @@ def test_a_damaged_calibration_is_made_again(decoder, damage, monkeypatch):
 
 
 def test_auto_takes_the_smallest_average_that_is_enough(decoder, monkeypatch):
-    worth = {4: 0.5, 8: ENOUGH - 0.01, 16: ENOUGH, 32: 1.0}
+    worth = {4: 0.5, 8: AUTO_SHARE - 0.01, 16: AUTO_SHARE, 32: 1.0}
 
     def loss(self, counts, key_scale):
         if counts is None:
@@ -160,9 +173,9 @@ def test_a_model_that_gains_nothing_from_memories_says_so(decoder):
         calibrate(decoder)
 
 
-def test_progress_is_told(decoder):
-    told = []
-    calibrate(decoder, tokens_per_head=4, progress=lambda *step: told.append(step))
-    assert told[0] == ("scoring sample texts", 0, 24)
-    assert ("scoring sample texts", 24, 24) in told
-    assert told[-1] == ("measuring memories", 2, 2)
+def test_progress_is_reported(decoder):
+    calls = []
+    calibrate(decoder, tokens_per_head=4, progress=lambda *step: calls.append(step))
+    assert calls[0] == ("scoring sample texts", 0, 24)
+    assert ("scoring sample texts", 24, 24) in calls
+    assert calls[-1] == ("measuring memories", 2, 2)

@@ -86,7 +86,7 @@ def plain_turn(world, text):
 def test_the_papers_example_makes_three_retrievals(world):
     turn = plain_turn(world, "a" * 64 + "b" * 64)
     _, steps = world.generate(world.conversation(), turn, 128)
-    # The last 64 generated tokens would be the query of tokens that nobody asked for.
+    # The last 64 generated tokens would be the query of tokens beyond max_tokens.
     assert steps[-1].timings.retrievals == 3
     assert world.queries[0] == ["a" * 64, "b" * 64]
     assert len(world.queries) == 2 and len(world.queries[1]) == 1
@@ -216,7 +216,7 @@ def test_what_was_pasted_is_the_source_of_an_answer_that_reads_no_memories(world
     assert steps[-1].sources == [] and steps[-1].timings.retrieve_seconds == 0
 
 
-def test_the_hits_whose_memories_the_next_token_sees_are_told(world):
+def test_attached_are_the_hits_that_the_next_token_attends_to(world):
     conversation = world.conversation()
     turn = plain_turn(world, "a" * 64 + "b" * 63 + "c" + "d" * 10)  # chunks of 64, 64 and 10
     world.generate(conversation, turn, 1)
@@ -271,9 +271,9 @@ def test_memories_that_are_found_again_are_not_read_again(world):
     forgetful = conversation()
     read = forgetful._memories_of
     forgetful._memories_of = lambda hits: setattr(forgetful, "_held", ([], None)) or read(hits)
-    other, anew = world.generate(forgetful, turn, 280)
+    other, again = world.generate(forgetful, turn, 280)
     assert world.reads == [[2, 1, 3], [3, 4, 1], [0], [4, 0]] and other == tokens
-    for one, two in zip(steps[:-1], anew[:-1], strict=True):
+    for one, two in zip(steps[:-1], again[:-1], strict=True):
         assert mx.array_equal(one.logprobs, two.logprobs)
 
 

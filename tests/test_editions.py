@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import mlx.core as mx
 import pytest
 import tiny
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -58,7 +59,7 @@ def notes(tmp_path):
 
 @pytest.fixture
 def make(world, tmp_path, monkeypatch):
-    monkeypatch.setenv("M3MLX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("M3MLX_HOME", str(world / "home"))  # one calibration serves all
 
     def make(model, store="store", **options):
         options = {"encoder": str(world / "encoder"), "tokens_per_head": 4, **options}
@@ -182,7 +183,7 @@ def test_documents_that_either_model_adds_are_found_by_both(make, notes):
 
 
 @pytest.mark.slow
-def test_an_interrupted_rebuild_goes_on(make, notes, monkeypatch):
+def test_an_interrupted_rebuild_continues(make, notes, monkeypatch):
     (notes / "book.txt").write_text("".join(f"Line {i} tells of {i * 7}.\n\n" for i in range(300)))
     with make("bytes") as first:
         first.memorize([notes], cold=True)
@@ -202,6 +203,24 @@ def test_an_interrupted_rebuild_goes_on(make, notes, monkeypatch):
         assert [edition["warm"] for edition in second.status()["editions"]] == [0, total]
 
 
+def test_hits_are_read_from_the_edition_of_the_present_model_without_a_check(make, notes):
+    with make("bytes") as first:
+        first.memorize([notes])
+    with make("twin") as second:
+        second.rebuild()
+    with make("twin") as second:
+        (hits,) = second.search([QUESTION], 3)
+        assert second._editions == {}  # nobody has called check
+        memory, store = second.read(hits), second.store()
+        slots = [hit.slot for hit in hits]
+        of_first, of_second = (
+            second.format.read(store.read(slots, edition=edition.id)).keys
+            for edition in store.editions()
+        )
+        assert mx.array_equal(memory.keys, of_second)
+        assert not mx.array_equal(memory.keys, of_first)
+
+
 def test_a_memory_that_was_dropped_since_the_search_is_written_again(make, notes):
     with make("bytes") as assistant:
         assistant.memorize([notes])
@@ -215,7 +234,7 @@ def test_a_memory_that_was_dropped_since_the_search_is_written_again(make, notes
         assert answer(assistant) == before
 
 
-def test_answers_do_not_wait_for_who_writes(make, notes):
+def test_answers_do_not_wait_for_a_writer(make, notes):
     with make("bytes") as assistant:
         assistant.memorize([notes], cold=True)
         with MemoryStore.open(assistant.store_path, write=True):

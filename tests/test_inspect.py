@@ -133,7 +133,7 @@ def test_what_documents_say_is_only_text(world):
     kept_page(Kept("", [], [], 0)), answer_page("", [])
 
 
-def test_padding_is_kept_by_nobody(world):
+def test_no_head_keeps_padding(world):
     with make(world) as assistant:
         config = assistant.format.config
         positions = np.full(config.kept, PADDING, np.uint8)
@@ -153,7 +153,7 @@ def test_an_answer_is_the_same_when_it_is_watched(world):
         again = [s.token for s in assistant.chat().send("The boiler?", max_tokens=70)]
         assert again == plain
         page = view.page()
-        spans = [span.shown() for span in view._spans]
+        spans = [span.finished() for span in view._spans]
         assert "Tokens 1 to 65" in page and "Tokens 66 to 70" in page
         assert "".join("".join(span.tokens) for span in spans) == "".join(s.text for s in steps)
         for span, step in zip(spans, (steps[0], steps[-2]), strict=True):

@@ -11,7 +11,7 @@ from convert import from_torch
 from convert.from_torch import convert
 from m3mlx.assistant import Assistant
 from m3mlx.calibrate import calibrate
-from m3mlx.config import MemorySettings
+from m3mlx.config import MemoryConfig, MemorySettings
 from m3mlx.errors import ConvertError, ModelError
 from m3mlx.models.decoder import load_decoder
 from m3mlx.models.template import Template
@@ -138,3 +138,11 @@ def test_a_chunk_reads_as_many_memories_as_the_model_was_trained_with(tmp_path):
     assert Assistant(str(tmp_path / "out"), **options).memories == 3
     assert Assistant(str(tmp_path / "out"), memories=2, **options).memories == 2
     assert Assistant(str(source), **options).memories == 5
+
+
+def test_a_memory_configuration_survives_json_and_the_names_of_version_0_1():
+    config = MemoryConfig("attention", "uniform", ((8, 8), (0, 0)), 16, (1, 2), key_scale=1.2)
+    data = json.loads(json.dumps(config.to_json()))
+    assert MemoryConfig.from_json(data) == config
+    old = {("sharpness" if name == "key_scale" else name): data[name] for name in data}
+    assert MemoryConfig.from_json(old) == config and config.tokens_per_head == 4

@@ -136,7 +136,7 @@ def documents(store: Path) -> list[str]:
         return [document.path for document in opened.documents()]
 
 
-def test_a_session_goes_on_where_it_stopped(world, models):
+def test_a_session_continues_where_it_stopped(world, models):
     chat(world, "--session", "plans", said="Where is the boat?\n/reset\nAnd the marmalade?\n")
     shown = chat(world, "--session", "plans", said="And the kite?\n")
     assert "Continuing plans: 4 messages" in shown.stderr

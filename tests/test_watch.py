@@ -1,4 +1,4 @@
-"""Folders that are followed: when, by plain functions of time; what, with real files and events."""
+"""Watching folders: when, as functions of time; what, with real files and events."""
 
 import os
 import queue
@@ -17,7 +17,7 @@ import tiny
 from m3mlx import Assistant, MemoryStore
 from m3mlx.errors import FingerprintError, M3Error, StoreError
 from m3mlx.store import watched
-from m3mlx.watch import FILES, LONGEST, Event, Pending, Watcher, slept
+from m3mlx.watch import FILES, MAX_DEBOUNCES, Event, Pending, Watcher, clock_jumped
 
 QUICK = {"debounce": 0.2, "grace": 0.6, "rescan": 3600.0}
 
@@ -27,41 +27,41 @@ QUICK = {"debounce": 0.2, "grace": 0.6, "rescan": 3600.0}
 
 def test_a_path_is_taken_when_it_rests():
     pending = Pending(debounce=2, grace=60)
-    pending.note("a", 10)
-    pending.note("b", 11)
-    assert pending.take(11.9) == []
-    assert pending.take(12) == ["a"]
-    pending.note("b", 12.5)
-    assert pending.take(13.1) == []
-    assert pending.take(14.5) == ["b"]
-    assert pending.take(99) == []
+    pending.add_change("a", 10)
+    pending.add_change("b", 11)
+    assert pending.take_ready(11.9) == []
+    assert pending.take_ready(12) == ["a"]
+    pending.add_change("b", 12.5)
+    assert pending.take_ready(13.1) == []
+    assert pending.take_ready(14.5) == ["b"]
+    assert pending.take_ready(99) == []
 
 
-def test_a_path_that_never_rests_is_taken_all_the_same():
+def test_a_path_that_never_rests_is_taken_after_a_while():
     pending = Pending(debounce=2, grace=60)
     taken = []
     for second in range(100):
-        pending.note("log", second)
-        taken += [second for _ in pending.take(second)]
-    assert taken == [30, 61, 92] and LONGEST * 2 == 30
+        pending.add_change("log", second)
+        taken += [second for _ in pending.take_ready(second)]
+    assert taken == [30, 61, 92] and MAX_DEBOUNCES * 2 == 30
 
 
 def test_what_is_gone_is_forgotten_after_its_grace_and_only_then():
     pending = Pending(debounce=2, grace=60)
-    assert pending.missed("a", 5) and pending.missed("b", 6)
-    assert not pending.missed("a", 50)  # told already, and its grace does not begin anew
-    assert pending.overdue(64) == []
-    assert pending.overdue(65) == ["a"]
-    pending.found("a")
-    assert pending.overdue(65) == [] and pending.overdue(66) == ["b"]
-    assert pending.missed("a", 66)
+    assert pending.add_missing("a", 5) and pending.add_missing("b", 6)
+    assert not pending.add_missing("a", 50)  # reported already; its grace does not start again
+    assert pending.expired(64) == []
+    assert pending.expired(65) == ["a"]
+    pending.discard_missing("a")
+    assert pending.expired(65) == [] and pending.expired(66) == ["b"]
+    assert pending.add_missing("a", 66)
 
 
 @pytest.mark.parametrize(
     "wall, own, jumped", [(0.3, 0.3, False), (12, 12.5, False), (3600, 0.4, True), (-60, 1, True)]
 )
 def test_sleep_shows_in_the_difference_of_two_clocks(wall, own, jumped):
-    assert slept(wall, own) is jumped
+    assert clock_jumped(wall, own) is jumped
 
 
 # --- a real watcher on real files
@@ -77,14 +77,14 @@ def models(tmp_path_factory):
 
 
 class World:
-    """A folder, a store, and somebody who watches in another thread."""
+    """A folder, a store, and a watcher in another thread."""
 
     def __init__(self, models: Path, folder: Path):
         self.models, self.folder = models, folder
         self.notes, self.store = folder / "notes", folder / "store"
         self.notes.mkdir()
         self.events: queue.Queue[Event] = queue.Queue()
-        self.told: list[Event] = []
+        self.seen: list[Event] = []
 
     def assistant(self, model="decoder"):
         return Assistant(
@@ -104,13 +104,12 @@ class World:
     @contextmanager
     def watching(self, *paths: Path, **settings):
         stop, errors = threading.Event(), []
-        tell = self.events.put
+        given = {"cold": True, "stop": stop, "on_event": self.events.put, **settings}
 
         def run():
             try:
                 with self.assistant() as assistant:  # MLX's arrays belong to their thread
-                    options = {**QUICK, "cold": True, "stop": stop, "tell": tell, **settings}
-                    Watcher(assistant, paths or [self.notes], **options).run()
+                    Watcher(assistant, paths or [self.notes], **{**QUICK, **given}).run()
             except BaseException as error:
                 errors.append(error)
                 raise
@@ -130,7 +129,7 @@ class World:
         assert watched.seen(self.store) is None
 
     def wait(self, *wanted: tuple, seconds: float = 120) -> None:
-        """Until all of these were told: (what, file's name)."""
+        """Wait for events, given as (what, file's name)."""
         missing = list(wanted)
         deadline = time.monotonic() + seconds
         while missing:
@@ -138,8 +137,8 @@ class World:
             try:
                 event = self.events.get(timeout=max(left, 0.01))
             except queue.Empty:
-                raise AssertionError(f"{missing} was not told, but {self.told}") from None
-            self.told.append(event)
+                raise AssertionError(f"{missing} was not reported, but {self.seen}") from None
+            self.seen.append(event)
             key = (event.what, Path(event.path).name)
             if key in missing:
                 missing.remove(key)
@@ -188,7 +187,7 @@ def test_added_changed_renamed_and_forgotten(world):
         assert "kite.md" in world.stored()
         world.wait(("forgotten", "kite.md"))
         assert set(world.stored()) == {"boat.md", "heating.md"}
-    assert not {event.what for event in world.told} & {"failed", "waiting", "away", "polling"}
+    assert not {event.what for event in world.seen} & {"failed", "waiting", "away", "polling"}
     with MemoryStore.open(world.store) as store:  # renaming left every checksum right
         assert len(store.references(store.slots())) == store.status()["references"]
 
@@ -201,7 +200,7 @@ def test_editors_that_save_by_renaming_change_a_file(world):
         for text in ("Two.", "Three."):
             world.write("a.md.tmp", text).replace(world.notes / "a.md")
             world.wait(("changed", "a.md"))
-        (world.notes / "a.md").rename(world.notes / "a.md~")  # and write it anew, as vim may
+        (world.notes / "a.md").rename(world.notes / "a.md~")  # and write it again, as vim may
         world.write("a.md", "Four.")
         world.wait(("changed", "a.md"))
         (world.notes / "a.md~").unlink()
@@ -297,7 +296,7 @@ def test_many_files_at_once_and_others_may_write_between(world):
 
 
 @pytest.mark.slow
-def test_a_bad_file_is_told_once_and_again_when_it_has_changed(world):
+def test_a_bad_file_is_reported_once_for_each_change(world):
     bad = world.notes / "bad.docx"
     bad.write_bytes(b"no archive")
     with world.watching(rescan=1.0):

@@ -1,4 +1,4 @@
-"""A conversation: turns that keep their caches, and what an answer drew on."""
+"""Chats: turns that keep their caches, and answers with their sources."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .conversation import Conversation, Step, Timings
 
 
 class Assistant(Protocol):
-    """What a chat asks of an assistant."""
+    """The part of ``m3mlx.Assistant`` that a chat uses."""
 
     @property
     def options(self) -> Options: ...
@@ -35,26 +35,21 @@ class Assistant(Protocol):
     @property
     def memories(self) -> int: ...
 
-    def check(self) -> None:
-        """Refuse a store without memories of the model."""
-
+    def check(self) -> None: ...
     def search(
         self, texts: Sequence[str], k: int, *, only: Filter | None = None
-    ) -> list[list[Hit]]:
-        """Return the references that fit each text best."""
-
-    def read(self, hits: Sequence[Hit]) -> Memory:
-        """Return the memories of hits."""
+    ) -> list[list[Hit]]: ...
+    def read(self, hits: Sequence[Hit]) -> Memory: ...
 
 
 @dataclass
 class Source:
-    """A reference that an answer drew on.
+    """A reference that was read for an answer.
 
     Attributes:
-        span: of 64 answer tokens, counted from 0.
+        span: number of the 64 answer tokens it was read for, from 0.
         document: its id in the store.
-        store: folder of the attached store that it is of; None for the user's own.
+        store: folder of the attached store it is in; None for the user's own.
     """
 
     path: str
@@ -89,11 +84,11 @@ class Chat:
     """A conversation that keeps its caches between turns.
 
     Attributes:
-        memory: "explicit", "text" or "off". Another value, set between two turns, begins anew
-            with what was said.
-        only: documents that are searched; None for all.
-        messages: what was said, as role and content; an answer is added as it grows. What is
-            put here before the first turn is read with it.
+        memory: "explicit", "text" or "off". Setting another value between turns starts a new
+            conversation from ``messages``.
+        only: documents to search; None for all.
+        messages: the conversation as role and content; an answer is added as it grows. Messages
+            added before the first turn are read with it.
     """
 
     def __init__(
@@ -108,46 +103,46 @@ class Chat:
         self.assistant, self.memory, self.system, self.only = assistant, memory, system, only
         self.messages: list[dict[str, str]] = []
         self._conversation: Conversation | None = None
-        self._mode = memory  # of the conversation
+        self._mode = memory  # of the present conversation
 
     @property
     def attached(self) -> Sequence[Hit]:
-        """The hits whose memories the next token sees."""
+        """Hits whose memories the next token attends to."""
         return self._conversation.attached if self._conversation else ()
 
     def send(
         self, message: str, generation: Generation | None = None, **changes: Any
     ) -> Generator[Step]:
-        """Say something and stream the answer. Stop iterating to interrupt it.
+        """Send a message and stream the answer. Stop iterating to interrupt it.
 
         Args:
             generation: how to answer; None for the defaults.
-            changes: fields of ``Generation`` that differ from it.
+            changes: fields of ``Generation`` to override.
 
         Raises:
             M3Error: the message is empty.
-            StoreError: nothing is memorized yet, or the store is damaged; what was raised while
-                the model was reading resets the conversation.
+            StoreError: nothing is memorized yet, or the store is damaged. An error while the
+                answer is generated resets the conversation.
             FingerprintError: the memories were made by another model or other settings.
         """
         if not message.strip():
             raise M3Error("the question is empty")
         how = replace(generation or Generation(), **changes)
         pasted: list[Hit] = []
-        start = perf_counter()
+        seconds = 0.0
         if self.memory == "explicit":
             self.assistant.check()
         elif self.memory == "text":
+            start = perf_counter()
             (pasted,) = self._search([message], self.assistant.memories)
-        searched = perf_counter() - start if pasted else 0.0
+            seconds = perf_counter() - start
         if self._mode != self.memory:
             self._conversation, self._mode = None, self.memory
         fresh = self._conversation is None
-        conversation = self._conversation = self._conversation or self._begin()
+        conversation = self._conversation = self._conversation or self._new_conversation()
         turn = self._turn("\n\n".join([*(hit.text for hit in pasted), message]), fresh, how.raw)
-        self.messages.append({"role": "user", "content": message})
         answer = {"role": "assistant", "content": ""}
-        self.messages.append(answer)
+        self.messages += [{"role": "user", "content": message}, answer]
         if how.seed is not None:
             mx.random.seed(how.seed)  # after all loading, which draws random numbers too
         steps = conversation.stream(
@@ -156,7 +151,7 @@ class Chat:
             sampler=make_sampler(how.temp, how.top_p),
             query=how.query,
             pasted=pasted,
-            retrieve_seconds=searched,
+            retrieve_seconds=seconds,
         )
         try:
             for step in steps:
@@ -169,13 +164,10 @@ class Chat:
     def _search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         return self.assistant.search(texts, k, only=self.only)
 
-    def _begin(self) -> Conversation:
-        """A conversation that reads with what the memory mode needs."""
-        assistant = self.assistant
+    def _new_conversation(self) -> Conversation:
+        assistant, kv_bits = self.assistant, self.assistant.options.kv_bits
         if self.memory != "explicit":
-            return Conversation(
-                assistant.decoder, assistant.plain_prefix, kv_bits=assistant.options.kv_bits
-            )
+            return Conversation(assistant.decoder, assistant.plain_prefix, kv_bits=kv_bits)
         return Conversation(
             assistant.decoder,
             assistant.format.prefix,
@@ -184,7 +176,7 @@ class Chat:
             read=assistant.read,
             memories=assistant.memories,
             memory_temperature=assistant.decoder.memory_temperature,
-            kv_bits=assistant.options.kv_bits,
+            kv_bits=kv_bits,
         )
 
     def _turn(self, text: str, fresh: bool, raw: bool) -> Turn:
@@ -197,7 +189,7 @@ class Chat:
         return template.turn(text, first=False)
 
     def reset(self) -> None:
-        """Forget what was said; the documents stay."""
+        """Clear the conversation; the documents stay."""
         self.messages.clear()
         self._conversation = None
 

@@ -1,13 +1,13 @@
-"""One conversation: prompts read in chunks, answers decoded, memories refreshed every 64 tokens.
+"""Conversations: read prompts in chunks, decode answers, refresh memories every 64 tokens.
 
-The schedule is the paper's (sections 3.1 and 7.5): every chunk of 64 prompt tokens retrieves
-with its own text and reads its own memories; the first answer tokens inherit those of the last
-prompt chunk; from then on every 64 generated tokens retrieve the memories of the next 64. The
-tail of a prompt is a chunk, however short.
+The schedule is the paper's (sections 3.1 and 7.5). Each chunk of 64 prompt tokens retrieves with
+its own text and reads its own memories. The first answer tokens inherit the memories of the last
+prompt chunk. Then every 64 generated tokens retrieve the memories of the next 64. The tail of a
+prompt is a chunk, however short.
 
-In the paper all memories count the same, and its model has learned which to heed. A model that
-has not takes the wrong one of several, so each counts by its score in the search: the softmax of
-attention gives a memory ``exp((score - best) / memory_temperature)`` of what it would give it.
+In the paper all memories count the same, as its model has learned which of them to use. Other
+models take the wrong one of several. So each memory is weighted by its search score: its share of
+the softmax is multiplied by ``exp((score - best) / memory_temperature)``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..models.decoder import Decoder
 from ..models.hooks import last_rows
 from ..models.template import Turn
 
-PREFILL_STEP = 512  # most tokens of a prompt in one pass, which bounds memory
+PREFILL_STEP = 512  # prompt tokens in one pass, to bound memory use
 
 Search = Callable[[Sequence[str], int], list[list[Any]]]  # texts, k -> hits of each
 Read = Callable[[Sequence[Any]], Memory]  # hits -> their memories, in that order
@@ -37,7 +37,7 @@ Sampler = Callable[[mx.array], mx.array]
 
 @dataclass
 class Timings:
-    """What one answer took, in seconds but for the last four."""
+    """Timings and counts of one answer."""
 
     retrieve_seconds: float = 0.0
     read_seconds: float = 0.0
@@ -53,14 +53,14 @@ class Timings:
 class Step:
     """One generated token; the last step of an answer has a ``finish_reason`` and no token.
 
-    The fields that mlx-lm's ``GenerationResponse`` has too mean the same.
+    Fields and properties named as in mlx-lm's ``GenerationResponse`` mean the same.
 
     Attributes:
-        text: what the token adds to the answer.
+        text: text that the token adds to the answer.
         token: its id, None in the last step.
         logprobs: (vocabulary,) log probabilities it was drawn from.
-        span: number of the span of 64 answer tokens it belongs to.
-        sources: the hits whose memories this span reads, in the order of the search.
+        span: number of the 64 answer tokens it belongs to, from 0.
+        sources: hits whose memories this span reads, in the order of the search.
         timings: of the whole answer; complete in the last step.
         finish_reason: "stop", "length", or None before the end.
     """
@@ -91,7 +91,7 @@ class Step:
 
     @property
     def peak_memory(self) -> float:
-        """Most memory that MLX has held, in GB."""
+        """Peak memory use of MLX, in GB."""
         return mx.get_peak_memory() / 1e9
 
 
@@ -100,28 +100,27 @@ class _Group:
     """Consecutive chunks that read the same memories, run in one pass."""
 
     tokens: list[int]
-    hits: list[Any] | None = None  # None leaves what was read before
+    hits: list[Any] | None = None  # None keeps the attached memories
 
 
 class Conversation:
     """The caches of one conversation; each token is fed to the model once.
 
-    What it reads with is given here, once and for good.
-
     Args:
         decoder: the language model.
         prefix: keys and values of the constant prefix.
-        layout: where the tokens of a memory stand; None for a conversation that reads none.
-        search, read: where memories come from, None to read none. Hits are hashable; with
-            ``memory_temperature`` they have a ``score``.
+        layout: layout of the memories; None if none are read.
+        search: texts and k to the hits of each text; None to read no memories. Hits are hashable;
+            with ``memory_temperature`` they have a ``score``.
+        read: hits to their memories, in the same order.
         memories: memories read by each chunk.
-        memory_temperature: a memory whose score is lower than the best of its chunk by this
-            counts e times less; None where all count the same.
-        kv_bits: 8 or 4 to keep the context quantized.
+        memory_temperature: a memory scored this much below the best of its chunk counts e times
+            less; None to weight all the same.
+        kv_bits: 8 or 4 to quantize the context.
 
     Attributes:
-        sources: hits whose memories the last turn has read so far.
-        attached: those of them that the next token sees.
+        sources: hits whose memories the present turn has read so far.
+        attached: those that the next token attends to.
     """
 
     def __init__(
@@ -144,20 +143,20 @@ class Conversation:
         self.attached: list[Any] = []
         self._search, self._read = search, read
         self._pending: list[int] = []  # generated, not yet in the caches
-        self._held: tuple[list[Any], Memory | None] = [], None  # hits read last, their memories
+        self._held: tuple[list[Any], Memory | None] = [], None  # hits read last, with memories
 
     def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
-        """Feed a turn, each chunk beside its own memories.
+        """Feed a turn, each chunk with its own memories.
 
         Args:
-            query: "chunk" retrieves with each chunk's own words, "message" with all words of
-                the turn for every chunk.
-            rows: logits wanted, of the last tokens.
+            query: "chunk" retrieves with each chunk's own words, "message" with the words of the
+                whole turn.
+            rows: number of last tokens whose logits to return.
 
         Returns:
             Logits (rows, vocabulary), float32.
         """
-        self._held = [], None  # between turns a store may be compacted, which renumbers
+        self._held = [], None  # compacting a store between turns renumbers its slots
         start = perf_counter()
         before = self.timings.retrieve_seconds + self.timings.read_seconds
         tokens = [*self._pending, *turn.tokens]
@@ -190,16 +189,16 @@ class Conversation:
         pasted: Sequence[Any] = (),
         retrieve_seconds: float = 0.0,
     ) -> Iterator[Step]:
-        """Feed a turn and generate the answer, a step for each token and one at the end.
+        """Feed a turn and generate the answer: a step for each token and one at the end.
 
-        A caller may stop iterating at any step and go on with another turn later.
+        The caller may stop iterating at any step and continue with another turn.
 
         Args:
             max_tokens: maximum length of the answer.
-            sampler: log probabilities (1, vocabulary) to a token (1,); greedy when None.
+            sampler: log probabilities (1, vocabulary) to a token (1,); None for greedy.
             query: see ``prefill``.
-            pasted: hits whose text the turn holds; they are its sources.
-            retrieve_seconds: time that finding them took.
+            pasted: hits whose text is in the turn; they are its sources.
+            retrieve_seconds: time it took to find them.
         """
         self.timings = Timings(retrieve_seconds=retrieve_seconds)
         self.sources = list(pasted)
@@ -208,11 +207,7 @@ class Conversation:
     def decode(
         self, logits: mx.array, max_tokens: int, sampler: Sampler | None = None
     ) -> Iterator[Step]:
-        """Generate an answer behind what was fed, as ``stream`` does.
-
-        Args:
-            logits: what ``prefill`` returned.
-        """
+        """Generate an answer from the logits of ``prefill``; see ``stream``."""
         timings = self.timings
         waited = timings.retrieve_seconds + timings.read_seconds + timings.prefill_seconds
         detokenizer = self.decoder.tokenizer.detokenizer
@@ -249,25 +244,25 @@ class Conversation:
         yield Step(detokenizer.last_segment, None, None, span, self.sources, timings, reason)
 
     def loss(self, turn: Turn, answer: Sequence[int]) -> float:
-        """Mean negative log-likelihood of an answer's tokens after a turn, in nats per token."""
+        """Return the mean negative log-likelihood of an answer after a turn, in nats per token."""
         both = Turn((*turn.tokens, *answer[:-1]), turn.words)
         return _loss(self.prefill(both, query="message", rows=len(answer)), answer)
 
     def loss_after(self, logits: mx.array, answer: Sequence[int]) -> float:
-        """The same behind what was fed; ``logits`` is what ``prefill`` returned."""
+        """Return the same after ``prefill``, whose result is ``logits``."""
         if len(answer) > 1:
             logits = mx.concatenate([logits[-1:], self._feed(list(answer[:-1]), len(answer) - 1)])
         return _loss(logits, answer)
 
     def fork(self) -> Conversation:
-        """A copy that goes on from here by itself."""
+        """Return a copy that continues independently."""
         other = copy(self)
         other.caches = deepcopy(self.caches)
         other.timings = replace(self.timings)
         return other
 
     def _feed(self, tokens: list[int], rows: int = 1) -> mx.array:
-        """Run tokens through the model; the last logits, float32 (rows, vocabulary)."""
+        """Run tokens through the model; return the last logits, float32 (rows, vocabulary)."""
         with last_rows(self.decoder.model, rows):
             logits = self.decoder.model(mx.array([tokens]), cache=self.caches)
         return logits[0].astype(mx.float32)
@@ -275,29 +270,28 @@ class Conversation:
     def _plan(
         self, tokens: list[int], words: range, query: str
     ) -> tuple[list[_Group], Callable[[list[Any]], Memory | None]]:
-        """Cut a prompt into groups of chunks, and read all their memories at once."""
+        """Split a prompt into groups of chunks, and read all their memories at once.
+
+        Returns:
+            The groups, and a function from a group's hits to their memories.
+        """
         if self._search is None or not len(words):
             return [_Group(tokens)], lambda hits: None
-        chunks = [tokens[i : i + CHUNK_TOKENS] for i in range(0, len(tokens), CHUNK_TOKENS)]
-        parts = [
-            range(max(i * CHUNK_TOKENS, words.start), min((i + 1) * CHUNK_TOKENS, words.stop))
-            for i in range(len(chunks))
-        ]
-        if query == "message":
-            parts = [words]
-        texts = [self._text([tokens[i] for i in part]) for part in parts if part]
-        found = self._find(texts)
-        # A chunk without words of the user's, such as the template's end, reads its neighbour's.
-        hits = iter(found)
-        current = found[0]
+        starts = range(0, len(tokens), CHUNK_TOKENS)
+        parts = [range(max(i, words.start), min(i + CHUNK_TOKENS, words.stop)) for i in starts]
+        searched = [words] if query == "message" else [part for part in parts if part]
+        found = self._find([self._text([tokens[i] for i in part]) for part in searched])
+        # A chunk without the user's words, such as the template's end, reads its neighbour's.
+        next_hits, current = iter(found), found[0]
         groups: list[_Group] = []
-        for i, chunk in enumerate(chunks):
-            if query != "message" and parts[i]:
-                current = next(hits)
+        for start, part in zip(starts, parts, strict=True):
+            if part and query != "message":
+                current = next(next_hits)
+            chunk = tokens[start : start + CHUNK_TOKENS]
             if groups and groups[-1].hits == current:
                 groups[-1].tokens += chunk
             else:
-                groups.append(_Group(list(chunk), current))
+                groups.append(_Group(chunk, current))
         self.sources = list(dict.fromkeys(hit for some in found for hit in some))
         rows = {hit: row for row, hit in enumerate(self.sources)}
         memory = self._memories_of(self.sources)
@@ -324,7 +318,7 @@ class Conversation:
         return self.decoder.tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _find(self, texts: list[str]) -> list[list[Any]]:
-        """Hits for each text."""
+        """Search for each text."""
         assert self._search
         start = perf_counter()
         found = self._search(texts, self.memories)
@@ -333,7 +327,7 @@ class Conversation:
         return found
 
     def _memories_of(self, hits: list[Any]) -> Memory | None:
-        """Memories of hits, in that order; those that were read last are not read again."""
+        """Return the memories of hits, in order; those of the last call are not read again."""
         assert self._read
         start = perf_counter()
         known, memory = self._held

@@ -87,8 +87,8 @@ def follow(
             click.echo(line)
 
     stop = threading.Event()
-    watcher = Watcher(assistant, paths, tell=tell, stop=stop, **settings)
-    with suppress(OSError):  # not every system allows it
+    watcher = Watcher(assistant, paths, on_event=tell, stop=stop, **settings)
+    with suppress(OSError):  # where the system does not let us
         os.nice(_NICENESS)
     with set_on_signals(stop, signal.SIGINT, signal.SIGTERM):
         note(f"Watching {', '.join(scrub_line(str(top)) for top in watcher.tops)}. Ctrl-C ends it.")

@@ -1,1 +1,1 @@
-"""What a memory holds, and what an answer attends to."""
+"""Show what memories hold, and what an answer attends to."""

@@ -1,4 +1,4 @@
-"""What the memories of a document hold: which of its tokens, in how many heads."""
+"""Find which tokens of a document its memories hold, and in how many heads."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .page import Kept, KeptReference
 
 
 def inspect_document(assistant: Assistant, name: str) -> Kept:
-    """What is kept of a document, or with ``#N`` behind its name, of one reference.
+    """Inspect the memories of a document, or of one reference: ``NAME#N``.
 
     Raises:
         StoreError: there is no such document.
-        M3Error: it is not one document, or has no such reference.
+        M3Error: the name fits several documents, or there is no such reference.
     """
     assistant.check()
     store = assistant.store()
@@ -54,19 +54,18 @@ def inspect_document(assistant: Assistant, name: str) -> Kept:
 
 
 def kept_by_head(positions: np.ndarray, config: MemoryConfig) -> np.ndarray:
-    """How many tokens each head kept of one reference: int (layers, KV heads).
+    """Count the tokens that each head kept of one reference: int (layers, KV heads).
 
     Args:
         positions: uint8 (kept,), of one memory.
     """
-    ends = np.cumsum(np.ravel(config.counts))
-    real = np.concatenate([[0], np.cumsum(positions != PADDING)])
-    flat = np.diff(np.concatenate([[0], real[ends]]))
-    return flat.reshape(len(config.counts), -1)
+    ends = np.cumsum([0, *np.ravel(config.counts)])
+    real = np.cumsum([0, *(positions != PADDING)])
+    return np.diff(real[ends]).reshape(len(config.counts), -1)
 
 
 def _tokens(decoder: Decoder, text: str) -> list[str]:
-    """The text cut where the model's tokens begin, but never inside of a character."""
+    """Split text where the model's tokens begin, but never inside a character."""
     ends = [end for _, end in decoder.tokenize(text)[1]]
     cuts = np.maximum.accumulate([0, *ends]).tolist()
     pieces = [text[a:b] for a, b in pairwise(cuts)]

@@ -1,13 +1,13 @@
-"""What was kept of a document and what an answer attended to, as one HTML file.
+"""Pages, each one HTML file: what memories hold of a document, and what an answer attends to.
 
-The file asks for nothing outside itself and runs no script. Whatever comes from documents,
-file names and models is escaped, and cannot steer the direction of the text.
+A page loads nothing and runs no script. Text of documents, file names and models is scrubbed and
+escaped.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..text import scrub
@@ -35,108 +35,78 @@ table { border-collapse: collapse; width: 100%; } td, th { text-align: left; pad
 
 @dataclass(frozen=True)
 class KeptReference:
-    """What the memory of a reference holds.
+    """The memory of a reference."""
 
-    Attributes:
-        place: where it stands, for people.
-        tokens: text of each token, in order; together they are the text.
-        heads: how many heads kept each token; None where the memory is not written.
-    """
-
-    place: str
-    tokens: Sequence[str]
-    heads: Sequence[int] | None
+    place: str  # its citation
+    tokens: Sequence[str]  # text of each token; joined, they are the reference's text
+    heads: Sequence[int] | None  # that kept each token; None if the memory is not written yet
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What is kept of a document or of one reference.
+    """The memories of a document or of one reference."""
 
-    Attributes:
-        title: its path, perhaps with the number of the reference.
-        counts: tokens that each head keeps of a reference on average, as counts[layer][KV head].
-        most: heads of all layers together.
-    """
-
-    title: str
+    title: str  # path of the document, with the number of the reference if it is one
     references: Sequence[KeptReference]
-    counts: Sequence[Sequence[float]]
-    most: int
+    counts: Sequence[Sequence[float]]  # average tokens kept, as counts[layer][KV head]
+    most: int  # number of heads in all layers
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that an answer attended to.
+    """A part of what an answer attends to."""
 
-    Attributes:
-        name: place of a memory, "prefix" or "question and answer".
-        kind: "memory", "prefix" or "context".
-        text: how it begins.
-        share: of all attention, mean over layers, heads and tokens of the span.
-    """
-
-    name: str
-    kind: str
-    text: str
-    share: float
+    name: str  # citation of a memory, "prefix" or "question and answer"
+    kind: str  # "memory", "prefix" or "context"
+    text: str  # its beginning
+    share: float  # of all attention; mean over layers, heads and tokens of the span
 
 
 @dataclass(frozen=True)
 class Span:
-    """Up to 64 tokens of an answer that read the same memories.
+    """Up to 64 tokens of an answer that read the same memories."""
 
-    Attributes:
-        tokens: text of each.
-        memory: share of attention that all memories together received, for each token.
-    """
-
-    tokens: Sequence[str]
-    memory: Sequence[float]
+    tokens: Sequence[str]  # text of each
+    memory: Sequence[float]  # share of each token's attention that falls on memories
     parts: Sequence[Part]
 
 
 def kept_page(kept: Kept) -> str:
-    """The page of a document or reference."""
+    """Make the page of a document or reference."""
     body = [
         f"<h1>What is kept of {_safe(kept.title)}</h1>",
         f"<p class=dim>The darker a token, the more of the {kept.most} heads keep its key and "
-        f"value. What no head keeps can only be told from what others say of it.</p>",
+        f"value. A token that no head keeps shows only in the values of others.</p>",
         _map(kept.counts),
     ]
     for number, reference in enumerate(kept.references, 1):
         body.append(f"<h2>{number}. {_safe(reference.place)}</h2>")
         if reference.heads is None:
-            body.append("<p class=dim>Its memory has not been written yet; its first use does.</p>")
+            body.append(
+                "<p class=dim>Its memory has not been written yet; its first use writes it.</p>"
+            )
             body.append(f"<div class=text>{_safe(''.join(reference.tokens))}</div>")
             continue
-        top = max([*reference.heads, 1])
-        tokens = (
-            _token(text, heads / top, f"kept by {heads} of {kept.most} heads")
-            for text, heads in zip(reference.tokens, reference.heads, strict=True)
-        )
-        body.append(f"<div class=text>{''.join(tokens)}</div>")
+        titles = (f"kept by {heads} of {kept.most} heads" for heads in reference.heads)
+        body.append(_text(reference.tokens, reference.heads, max([*reference.heads, 1]), titles))
     return _page(f"m3mlx: what is kept of {kept.title}", body)
 
 
 def answer_page(question: str, spans: Sequence[Span]) -> str:
-    """The page of an answer."""
+    """Make the page of an answer."""
     body = [
         f"<h1>{_safe(question)}</h1>",
         "<p class=dim>The darker a token of the answer, the more it attended to memories. Below "
-        "each 64 tokens stands what they attended to, as shares of all attention, mean over "
-        "layers and heads. The prefix is what the model rests on while it looks at nothing.</p>",
+        "each 64 tokens is what they attended to, as shares of all attention, mean over layers "
+        "and heads. The prefix takes the attention that the model spends on nothing else.</p>",
     ]
     top = max([share for span in spans for share in span.memory] + [1e-9])
     first = 1
     for span in spans:
         last = first + len(span.tokens) - 1
         body.append(f"<h2>Tokens {first} to {last}</h2>")
-        tokens = (
-            _token(text, share / top, f"{share:.1%} of its attention to memories")
-            for text, share in zip(span.tokens, span.memory, strict=True)
-        )
-        body.append(f"<div class=text>{''.join(tokens)}</div>")
-        body.append(_bar(span.parts))
+        titles = (f"{share:.1%} of its attention to memories" for share in span.memory)
+        body += [_text(span.tokens, span.memory, top, titles), _bar(span.parts)]
         rows = (
             f"<tr><td class=number>{part.share:.1%}</td><td>{_safe(part.name)}</td>"
             f"<td>{_safe(part.text)}</td></tr>"
@@ -147,18 +117,22 @@ def answer_page(question: str, spans: Sequence[Span]) -> str:
     return _page(f"m3mlx: {question}", body)
 
 
-def _token(text: str, strength: float, title: str) -> str:
-    shade = f"background:rgba(var(--kept),{0.75 * strength:.2f})"
-    return f'<span style="{shade}" title="{_safe(title)}">{_safe(text)}</span>'
+def _text(tokens: Sequence[str], values: Sequence[float], top: float, titles: Iterable[str]) -> str:
+    """Tokens, each shaded by its value as a share of ``top``."""
+    spans = (
+        f'<span style="background:rgba(var(--kept),{0.75 * value / top:.2f})" '
+        f'title="{_safe(title)}">{_safe(token)}</span>'
+        for token, value, title in zip(tokens, values, titles, strict=True)
+    )
+    return f"<div class=text>{''.join(spans)}</div>"
 
 
 def _bar(parts: Sequence[Part]) -> str:
-    cells, shown = [], 0
-    for part in parts:
+    cells = []
+    for number, part in enumerate(parts):  # memories come first
         colour = f"var(--{part.kind})"
         if part.kind == "memory":
-            colour = f"rgba(var(--kept),{max(0.95 - 0.15 * shown, 0.25):.2f})"
-            shown += 1
+            colour = f"rgba(var(--kept),{max(0.95 - 0.15 * number, 0.25):.2f})"
         title = _safe(f"{part.name}: {part.share:.1%}")
         width = f"width:{100 * part.share:.2f}%;background:{colour}"
         cells.append(f'<div style="{width}" title="{title}"></div>')
@@ -166,7 +140,7 @@ def _bar(parts: Sequence[Part]) -> str:
 
 
 def _map(counts: Sequence[Sequence[float]]) -> str:
-    """Layers to the right, heads downwards; the darker, the more tokens a head keeps."""
+    """Map of the budget: layers to the right, heads downwards, darker for more tokens."""
     heads = max(map(len, counts), default=0)
     top = max([count for layer in counts for count in layer] + [1e-9])
     left, above = 48, 18

@@ -1,8 +1,9 @@
-"""What was kept of a document as a picture: the page of ``view`` for where no browser is."""
+"""Pictures of what memories hold of a document, for use without a browser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import BytesIO
 from typing import Any
 
@@ -11,31 +12,29 @@ from ..text import scrub
 from .page import Kept
 
 _WIDTH, _MARGIN, _LINE, _CELL = 1000, 36, 26, 16  # pixels
-_TALLEST = 30_000  # pixels, of one picture
+_TALLEST = 30_000  # pixels of one picture
 _INK, _DIM, _GRID = (27, 27, 31), (102, 102, 94), (217, 217, 210)
 _PAPER, _KEPT = (253, 253, 251), (214, 110, 0)
-_DARKEST = 0.75  # ground of a token, so that it can still be read
+_DARKEST = 0.75  # shade behind a token, so that it can still be read
 _FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "NotoSans-Regular.ttf", "arial.ttf")
 
 
 def kept_picture(kept: Kept) -> bytes:
-    """A PNG of a document or reference.
+    """Make a PNG of a document or reference.
 
     Raises:
         M3Error: Pillow is not installed, or the document is too long for a picture.
     """
     sheet = _Sheet()
     sheet.line(f"What is kept of {kept.title}", 20, _INK)
-    how = (
-        f"The darker a token, the more of the {kept.most} heads keep it. Below, layers to the right"
-    )
-    sheet.line(f"{how} and KV heads downwards: where the budget lies.", 12, _DIM)
+    sheet.line(f"The darker a token, the more of the {kept.most} heads keep it.", 12, _DIM)
+    sheet.line("The map of the budget has layers to the right, KV heads downwards.", 12, _DIM)
     sheet.map(kept.counts)
     for number, reference in enumerate(kept.references, 1):
         sheet.line(f"{number}. {reference.place}", 15, _DIM)
         heads = reference.heads
         if heads is None:
-            sheet.line("Its memory has not been written yet; its first use does.", 12, _DIM)
+            sheet.line("Its memory has not been written yet; its first use writes it.", 12, _DIM)
             heads = [0] * len(reference.tokens)
         most = max([*heads, 1])
         shades = (_DARKEST * count / most for count in heads)
@@ -50,7 +49,7 @@ def kept_picture(kept: Kept) -> bytes:
 
 
 class _Sheet:
-    """A picture that grows downwards; what is on it is drawn when its height is known."""
+    """A picture that grows downwards; it is drawn when its height is known."""
 
     def __init__(self) -> None:
         try:
@@ -59,17 +58,17 @@ class _Sheet:
             raise M3Error("a picture needs the library Pillow: pip install 'm3mlx[png]'") from error
         self._image, self._draw, self._fonts = Image, ImageDraw, ImageFont
         self._faces: dict[int, Any] = {}
-        self._boxes: list[tuple] = []  # box, colours of ground and edge
+        self._boxes: list[tuple] = []  # box, colours of fill and edge
         self._texts: list[tuple] = []  # place, text, colour, font
         self.y = _MARGIN
 
     def line(self, text: str, size: int, colour: tuple) -> None:
-        """Words, in as many lines as they take."""
+        """Add text, wrapped."""
         self.text(((f"{word} ", 0.0) for word in scrub(text).split(" ")), size, colour)
 
     def text(self, pieces: Iterable[tuple[str, float]], size: int, colour: tuple) -> None:
-        """Pieces of text one behind the other, each on a ground as dark as its shade, 0 to 1."""
-        font, x = self._font(size), _MARGIN
+        """Add pieces of text in a row, wrapped, each on a background of its shade, 0 to 1."""
+        font, x = self._font(size), float(_MARGIN)
         for piece, shade in pieces:
             for number, part in enumerate(piece.expandtabs(4).split("\n")):
                 width = font.getlength(part)
@@ -77,26 +76,26 @@ class _Sheet:
                     x, self.y = _MARGIN, self.y + _LINE
                 if part:
                     box = (x, self.y, x + width, self.y + _LINE - 4)
-                    self._boxes.append((box, _ground(shade), None))
+                    self._boxes.append((box, _shade(shade), None))
                     self._texts.append(((x, self.y + 2), part, colour, font))
                 x += width
         self.y += _LINE
 
     def map(self, counts: Sequence[Sequence[float]]) -> None:
-        """Layers to the right, heads downwards; the darker, the more tokens a head keeps."""
+        """Add a map: layers to the right, heads downwards, darker for more tokens."""
         top = max([count for layer in counts for count in layer] + [1e-9])
         for column, layer in enumerate(counts):
             for row, count in enumerate(layer):
                 x, y = _MARGIN + column * _CELL, self.y + row * _CELL
                 box = (x, y, x + _CELL - 1, y + _CELL - 1)
-                self._boxes.append((box, _ground(count / top), _GRID))
+                self._boxes.append((box, _shade(count / top), _GRID))
         self.y += max(map(len, counts), default=0) * _CELL + _LINE // 2
 
     def png(self) -> bytes:
         image = self._image.new("RGB", (_WIDTH, self.y + _MARGIN), _PAPER)
         canvas = self._draw.Draw(image)
-        for box, ground, edge in self._boxes:
-            canvas.rectangle(box, ground, edge)
+        for box, fill, edge in self._boxes:
+            canvas.rectangle(box, fill, edge)
         for place, text, colour, font in self._texts:
             canvas.text(place, text, colour, font)
         made = BytesIO()
@@ -104,18 +103,13 @@ class _Sheet:
         return made.getvalue()
 
     def _font(self, size: int) -> Any:
-        """A font of the system with many scripts, else the one that Pillow has."""
-        if size not in self._faces:
-            for name in _FONTS:
-                try:
+        """Return a system font with many scripts, else the one of Pillow."""
+        for name in _FONTS:
+            if size not in self._faces:
+                with suppress(OSError):
                     self._faces[size] = self._fonts.truetype(name, size)
-                    break
-                except OSError:
-                    continue
-            else:
-                self._faces[size] = self._fonts.load_default(size)
-        return self._faces[size]
+        return self._faces.get(size) or self._faces.setdefault(size, self._fonts.load_default(size))
 
 
-def _ground(shade: float) -> tuple[int, ...]:
+def _shade(shade: float) -> tuple[int, ...]:
     return tuple(round(a + shade * (b - a)) for a, b in zip(_PAPER, _KEPT, strict=True))

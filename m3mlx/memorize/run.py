@@ -1,4 +1,4 @@
-"""Files into a store: look, compare, read, cut, write, a batch at a time."""
+"""Memorize files: find, compare, read, cut, write, a batch at a time."""
 
 from __future__ import annotations
 
@@ -25,79 +25,63 @@ BATCH = 16  # references written and committed together
 
 @dataclass
 class MemorizeReport:
-    """What was done, or with a dry run would be.
+    """Result of a run, or the expected result of a dry run."""
 
-    Attributes:
-        added, changed, unchanged: paths of files.
-        vanished: paths of documents below the paths given whose files are gone; they were
-            forgotten if ``pruned``.
-        failed: one error for each file that could not be read.
-        references: number of references written.
-        bytes: size of their records on disk; 0 for cold ones.
-        seconds: time taken, or expected.
-    """
-
-    added: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)  # paths of files
     changed: list[str] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
-    vanished: list[str] = field(default_factory=list)
-    failed: list[DocumentError] = field(default_factory=list)
-    pruned: bool = False
-    references: int = 0
-    bytes: int = 0
+    vanished: list[str] = field(default_factory=list)  # below the paths given, with no file now
+    failed: list[DocumentError] = field(default_factory=list)  # for each unreadable file
+    pruned: bool = False  # the vanished ones were forgotten
+    references: int = 0  # written
+    bytes: int = 0  # size of their records; 0 for cold ones
     seconds: float = 0.0
 
 
 class File(NamedTuple):
-    """A file found on disk; ``size`` in bytes."""
+    """A file to memorize; ``size`` in bytes."""
 
     path: str
     hash: str
     size: int
 
 
+@dataclass
 class MemorizeRun:
     """One run over files and folders.
 
     Args:
         encode: texts to unit vectors, float32 (n, dimensions).
-        decoder: cuts text into tokens.
-        format: writes the memories; None for a cold start, in which each is written at its
-            first use.
+        decoder: tokenizes text.
+        format: writes the memories; None leaves them cold.
         between_batches: called after each commit.
     """
 
-    def __init__(
-        self,
-        *,
-        encode: Callable[[Sequence[str]], np.ndarray],
-        decoder: Decoder,
-        format: MemoryFormat | None,
-        progress: Progress | None = None,
-        between_batches: Callable[[], None] | None = None,
-    ):
-        self.encode, self.decoder, self.format = encode, decoder, format
-        self.record_bytes = format.record_bytes if format else 0
-        self.progress = progress or no_progress
-        self.between_batches = between_batches or (lambda: None)
+    encode: Callable[[Sequence[str]], np.ndarray]
+    decoder: Decoder
+    format: MemoryFormat | None
+    progress: Progress = no_progress
+    between_batches: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self.record_bytes = self.format.record_bytes if self.format else 0
         self.report = MemorizeReport()
         self.files: list[File] = []
-        self.missing: list[File] = []
+        self.missing: list[File] = []  # new or changed
         self._contents: Mapping[str, bytes] = {}
         self._tops: list[Path] = []
         self._start = perf_counter()
 
-    def look(
+    def find_files(
         self, paths: Iterable[str | Path], include: Sequence[str], exclude: Sequence[str]
     ) -> None:
         """Find the files and hash them."""
         self._tops = [Path(path).expanduser().absolute() for path in paths]
         for found in documents.find(self._tops, include=include, exclude=exclude):
             self.progress("looking at files", len(self.files), 0)
-            if isinstance(found, DocumentError):
-                self.report.failed.append(found)
-                continue
             try:
+                if isinstance(found, DocumentError):
+                    raise found
                 size = found.stat().st_size
                 self.files.append(File(str(found), documents.file_hash(found), size))
             except DocumentError as error:
@@ -105,36 +89,32 @@ class MemorizeRun:
             except OSError as error:
                 self.report.failed.append(DocumentError(found, error.strerror or str(error)))
 
-    def take(self, contents: Mapping[str, bytes]) -> None:
-        """Take documents that are no files, by name."""
+    def add_contents(self, contents: Mapping[str, bytes]) -> None:
+        """Add documents that are not files, by name."""
         self._contents = contents
         for name, content in contents.items():
             self.files.append(File(name, hashlib.sha256(content).hexdigest(), len(content)))
 
     def compare(self, store: MemoryStore | None) -> None:
-        """Tell what is new, changed, known or gone, against a store or none."""
+        """Report which files are new, changed, unchanged or gone, compared with a store."""
         stored, missing = set(), {file.path for file in self.files}
         if store is not None:
             stored = {document.path for document in store.documents() if document.complete}
             missing = store.missing((file.path, file.hash) for file in self.files)
         self.missing = [file for file in self.files if file.path in missing]
         for file in self.files:
-            if file.path not in missing:
-                self.report.unchanged.append(file.path)
-            else:
-                report = self.report.changed if file.path in stored else self.report.added
-                report.append(file.path)
+            report = self.report.changed if file.path in stored else self.report.added
+            (report if file.path in missing else self.report.unchanged).append(file.path)
         self.report.vanished = [
             path
             for path in sorted(stored)
             if any(Path(path).is_relative_to(top) for top in self._tops) and not Path(path).exists()
         ]
 
-    def add(self, store: MemoryStore, edition: int | None = None) -> None:
-        """Write what is missing. Each batch is one commit; progress counts bytes of files.
+    def write(self, store: MemoryStore, edition: int | None = None) -> None:
+        """Write new and changed files to an edition (None for the first), a commit for each batch.
 
-        Args:
-            edition: that the memories are added to; None for the first.
+        Progress counts bytes of files.
         """
         total, finished = sum(file.size for file in self.missing), 0
         tokenizer = self.decoder.tokenizer_hash
@@ -158,32 +138,32 @@ class MemorizeRun:
         self.report.seconds = perf_counter() - self._start
 
     def collect(self, store: MemoryStore, collection: str) -> None:
-        """Put all that was found into a collection, also what was known."""
+        """Put all files into a collection, unchanged ones too."""
         found = {file.path for file in self.files}
         store.collect((d.id for d in store.documents() if d.path in found), collection)
 
     def prune(self, store: MemoryStore) -> None:
         """Forget the documents whose files have vanished."""
         self.report.pruned = True
-        gone = {document.path: document.id for document in store.documents()}
         if self.report.vanished:
-            store.forget(gone[path] for path in self.report.vanished)
+            ids = {document.path: document.id for document in store.documents()}
+            store.forget(ids[path] for path in self.report.vanished)
 
     def estimate(self) -> None:
-        """Count references and bytes, and take the time of one batch; writes nothing."""
+        """Count references and bytes, and time one batch; writes nothing."""
         sample: list[documents.Reference] = []
         for _, references in self._references():
             self.report.references += len(references)
             sample += references[: BATCH - len(sample)]
         self.report.bytes = self.report.references * self.record_bytes
         if sample:
-            self._records(sample[:1])  # what is loaded at first use does not count
+            self._records(sample[:1])  # do not time what is loaded at first use
             start = perf_counter()
             self._records(sample)
             self.report.seconds = (perf_counter() - start) / len(sample) * self.report.references
 
     def _references(self) -> Iterator[tuple[File, list[documents.Reference]]]:
-        """Read and cut each missing file; a bad one is moved to the failed ones."""
+        """Read and split each file to write; an unreadable one is reported as failed."""
         for file in self.missing:
             try:
                 if (content := self._contents.get(file.path)) is not None:
@@ -200,7 +180,7 @@ class MemorizeRun:
     def _records(
         self, references: Sequence[documents.Reference]
     ) -> tuple[np.ndarray, list[bytes | None]]:
-        """Vectors and records of a batch."""
+        """Make the vectors and records of a batch."""
         vectors = self.encode([reference.text for reference in references])
         if self.format is None:
             return vectors, [None] * len(references)

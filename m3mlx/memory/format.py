@@ -1,4 +1,4 @@
-"""One way of writing and reading memories: a decoder with a memory configuration."""
+"""The format of memories: how a decoder writes and reads them under a configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class MemoryFormat:
     """Writes references as records, and reads records as memories.
 
     Attributes:
-        layout: where each layer's and head's tokens stand in a record.
+        codec: packs memories into records.
+        layout: place of each layer's and head's tokens in a record.
         record_bytes: length of one record.
     """
 
@@ -31,7 +32,7 @@ class MemoryFormat:
 
     @cached_property
     def prefix(self) -> PrefixStates:
-        """Keys and values of the constant prefix, which stands before every memory."""
+        """Keys and values of the constant prefix that stands before every memory."""
         return read_prefix(self.decoder.model, self.config.prefix)
 
     @cached_property
@@ -39,27 +40,27 @@ class MemoryFormat:
         return Writer(self.decoder.model, self.prefix, self.template.recite)
 
     def fingerprint(self) -> dict[str, str]:
-        """Every condition under which the memories are made, and the model's name."""
+        """Return every condition under which the memories are made, and the model's name."""
         return {**conditions(self.decoder, self.config), "model": self.decoder.name}
 
     def write(self, references: Sequence[Sequence[int]]) -> np.ndarray:
-        """Records of references given as token ids: uint8 (batch, record_bytes).
+        """Make records of references given as token ids: uint8 (batch, record_bytes).
 
-        Tokens behind the longest reference that the configuration knows are left out.
+        Tokens beyond ``reference_tokens`` of the configuration are left out.
         """
         longest = self.config.reference_tokens
         cut = [tokens[:longest] for tokens in references]
         return self.codec.pack(self._writer.write(cut, self.config))
 
     def read(self, records: np.ndarray) -> Memory:
-        """Memories from records, uint8 (batch, record_bytes)."""
+        """Unpack memories from records, uint8 (batch, record_bytes)."""
         return self.codec.unpack(records, self.prefix[0][0].dtype)
 
 
 def conditions(decoder: Decoder, config: MemoryConfig) -> dict[str, str]:
-    """Every condition under which a decoder makes memories of a configuration.
+    """Return every condition under which a decoder makes memories of a configuration.
 
-    The prefix is the decoder's present one, so that a changed chat template shows.
+    The prefix is the decoder's own, so that a changed chat template is noticed.
     """
     return fingerprint(
         replace(config, prefix=decoder.template.prefix),

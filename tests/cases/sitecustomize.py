@@ -38,6 +38,8 @@ def memorizing() -> type:
             written = write and SimpleNamespace(write=write, record_bytes=record_bytes)
             super().__init__(encode=encode, decoder=decoder, format=written, progress=progress)
 
+        look, add = MemorizeRun.find_files, MemorizeRun.write
+
         @property
         def done(self):
             return self.report
