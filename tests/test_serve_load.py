@@ -9,7 +9,7 @@ import httpx
 import pytest
 from serving import serving, tiny_assistant, tiny_world, wait_until
 
-from m3mlx.serve import answers
+from m3mlx.serve.conversations import CACHED_TOKENS
 
 
 def resident():
@@ -87,8 +87,8 @@ def check(server, count):
     told = crowd(server.url, count)
     assert sorted(number for number, _ in told) == list(range(count))  # nobody was lost
     assert sum(what == "answered" for _, what in told) >= count * 2 // 3
-    wait_until(lambda: server.owner.pending() == 0)
-    assert sum(kept.tokens for kept in server.server.answers._kept) <= answers.KEPT_TOKENS
+    wait_until(lambda: server.thread.pending() == 0)
+    assert sum(kept.tokens for kept in server.endpoints.conversations._cached) <= CACHED_TOKENS
     assert threading.active_count() < 50
     whole = server.post("/v1/chat/completions", **body(0))
     assert whole.status_code == 200
