@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from ..assistant import Assistant
 from ..chat.chat import Chat, Source
@@ -53,39 +54,20 @@ class ChatRequest:
 
 
 @dataclass
-class AnswerStart:
-    """The memory mode in use; errors in a request come before it."""
-
-    memory: str
-
-
-@dataclass
-class AnswerText:
-    """Some text of an answer; the first of a span of 64 tokens has the sources of the span."""
-
-    text: str
-    span: int
-    sources: list[Source] | None = None
-
-
-@dataclass
-class AnswerEnd:
-    """How an answer ended, and what it took.
+class AnswerPart:
+    """A part of an answer: the first and the last have no text of their own.
 
     Attributes:
-        reason: "stop" or "length".
-        prompt: tokens of the conversation, of which ``cached`` were not read again.
-        completion: tokens of the answer.
+        m3mlx: fields of our own: in the first part the memory mode; with the first text of each
+            span of 64 tokens its number and sources; in the last part timings.
+        reason: "stop" or "length", in the last part.
+        usage: numbers of tokens as OpenAI names them, in the last part.
     """
 
-    reason: str
-    prompt: int
-    cached: int
-    completion: int
-    timings: Timings
-
-
-AnswerPart = AnswerStart | AnswerText | AnswerEnd
+    text: str = ""
+    m3mlx: dict[str, Any] = field(default_factory=dict)
+    reason: str | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -105,7 +87,7 @@ class ConversationCache:
         self._cached.clear()
 
     def answer(self, assistant: Assistant, job: Job, request: ChatRequest) -> Iterator[AnswerPart]:
-        """Yield the start, the texts and the end of an answer.
+        """Yield the parts of an answer.
 
         Raises:
             BadRequest: the conversation is too long.
@@ -117,7 +99,7 @@ class ConversationCache:
         length = min(request.generation.max_tokens, room)
         steps = chat.send(request.message, request.generation, max_tokens=length)
         stop, span, reason, timings = _StopFilter(request.stop), -1, "length", Timings()
-        yield AnswerStart(chat.memory)
+        yield AnswerPart(m3mlx={"memory": chat.memory})
         try:
             with closing(steps):
                 for step in steps:
@@ -128,9 +110,10 @@ class ConversationCache:
                     text = stop.feed(step.text, last=step.finish_reason is not None)
                     if span != step.span:
                         span = step.span
-                        yield AnswerText(text, span, [Source.of(hit, span) for hit in step.sources])
+                        sources = [vars(Source.of(hit, span)) for hit in step.sources]
+                        yield AnswerPart(text, {"span": span, "sources": sources})
                     elif text:
-                        yield AnswerText(text, span)
+                        yield AnswerPart(text)
                     reason = "stop" if stop.found else step.finish_reason or reason
                     if stop.found:
                         break
@@ -138,8 +121,14 @@ class ConversationCache:
             # an error has reset the chat: it has no messages
             if chat.messages and conversation.tokens > cached and not request.raw:
                 self._keep(conversation)
-        prompt = cached + timings.prompt_tokens
-        yield AnswerEnd(reason, prompt, cached, timings.generated_tokens, replace(timings))
+        prompt, completion = cached + timings.prompt_tokens, timings.generated_tokens
+        usage = {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+        yield AnswerPart(m3mlx={"timings": asdict(timings)}, reason=reason, usage=usage)
 
     def _take(self, assistant: Assistant, request: ChatRequest) -> _Cached:
         """Take the cached conversation that the request continues, or begin a new one."""
@@ -147,9 +136,8 @@ class ConversationCache:
         wanted = memory, collection_filter(request.collection), request.system
         for cached in () if request.raw or not request.earlier else self._cached:
             chat = cached.chat
-            if (chat.memory, chat.only, chat.system) == wanted and chat.messages == [
-                *request.earlier
-            ]:
+            same = (chat.memory, chat.only, chat.system) == wanted
+            if same and chat.messages == [*request.earlier]:
                 self._cached.remove(cached)
                 return cached
         chat = assistant.chat(memory=memory, only=wanted[1], system=request.system)

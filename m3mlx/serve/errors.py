@@ -63,12 +63,8 @@ def describe(error: Exception) -> tuple[int, dict[str, dict]]:
     return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def error_response(error: Exception) -> JSONResponse:
+async def handle(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request with an error; an exception handler for starlette."""
     status, body = describe(error)
     headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}
     return JSONResponse(body, status, headers.get(status))
-
-
-async def handle(request: Request, error: Exception) -> JSONResponse:
-    """Exception handler for starlette."""
-    return error_response(error)

@@ -1,7 +1,7 @@
 """OpenAI's requests and answers as JSON.
 
 A field that would change the answer and is not supported is refused by name; none is ignored
-silently.
+silently. Parsing raises BadRequest where a request is malformed or asks for something unsupported.
 """
 
 from __future__ import annotations
@@ -9,21 +9,14 @@ from __future__ import annotations
 import base64
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import starmap
 from typing import Any
 
 import numpy as np
 
 from ..config import MEMORY_MODES, Generation
-from .conversations import (
-    AnswerEnd,
-    AnswerPart,
-    AnswerStart,
-    AnswerText,
-    ChatRequest,
-    join_turns,
-)
+from .conversations import AnswerPart, ChatRequest, join_turns
 from .errors import BadRequest
 
 MAX_TOKENS = 4096  # of an answer; bounds what a slow client can leave in memory
@@ -57,11 +50,7 @@ NEUTRAL: dict[str, tuple] = {
 
 
 def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
-    """Parse a request to /v1/chat/completions.
-
-    Raises:
-        BadRequest: it asks for something unsupported, or is malformed.
-    """
+    """Parse a request to /v1/chat/completions."""
     _check_fields(body, {"messages", "max_completion_tokens"} | SHARED, models)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -76,11 +65,7 @@ def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
 
 
 def completion(body: Mapping, models: Sequence[str]) -> ChatRequest:
-    """Parse a request to /v1/completions: a text to continue as it stands.
-
-    Raises:
-        BadRequest: see ``chat``.
-    """
+    """Parse a request to /v1/completions: a text to continue as it stands."""
     _check_fields(body, {"prompt"} | SHARED, models)
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
@@ -91,11 +76,7 @@ def completion(body: Mapping, models: Sequence[str]) -> ChatRequest:
 
 
 def embeddings(body: Mapping, model: str) -> tuple[list[str], bool, bool]:
-    """Parse a request to /v1/embeddings: texts, are they queries, is the answer in base64.
-
-    Raises:
-        BadRequest: see ``chat``.
-    """
+    """Parse a request to /v1/embeddings: texts, are they queries, is the answer in base64."""
     _check_fields(body, {"model", "input", "encoding_format", "input_type"}, [model])
     texts = body.get("input")
     texts = [texts] if isinstance(texts, str) else texts
@@ -166,7 +147,7 @@ def _request(
     system: str | None = None,
     raw: bool = False,
 ) -> ChatRequest:
-    """Add the fields that chats and completions share."""
+    """Add the fields that both kinds of request share."""
     length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
     generation = Generation(
         max_tokens=_number(body, length, (int,), DEFAULT_TOKENS, 1, MAX_TOKENS),
@@ -241,65 +222,37 @@ class Completion:
             "model": model,
         }
 
-    def _json(self, kind: str, said: Mapping, reason: str | None, extra: Mapping) -> dict[str, Any]:
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
-        return {**self._head, "object": kind, "choices": [choice], **extra}
-
-    def whole(self, parts: Iterable[AnswerPart]) -> dict[str, Any]:
-        """The JSON of a whole answer from all its parts."""
-        text, memory, sources = "", "", []
-        for part in parts:
-            match part:
-                case AnswerStart():
-                    memory = part.memory
-                case AnswerText():
-                    text += part.text
-                    sources += [vars(source) for source in part.sources or ()]
-                case AnswerEnd() as end:
-                    pass
+    def whole(self, parts: Sequence[AnswerPart]) -> dict[str, Any]:
+        """Return the JSON of a whole answer from all its parts."""
+        text = "".join(part.text for part in parts)
+        sources = [each for part in parts for each in part.m3mlx.get("sources", ())]
+        end = parts[-1]
         said: dict[str, Any] = {"text": text}
         if not self.raw:
             said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-        ours = {"memory": memory, "sources": sources, "timings": vars(end.timings)}
-        return self._json(self._kind, said, end.reason, {"usage": _usage(end), "m3mlx": ours})
+        ours = {**parts[0].m3mlx, "sources": sources, **end.m3mlx}
+        return self._json(self._kind, said, end.reason, usage=end.usage, m3mlx=ours)
 
     def events(self, part: AnswerPart) -> list[dict[str, Any]]:
-        """The events of a stream for one part of an answer."""
-        match part:
-            case AnswerStart():
-                return [self._event("", m3mlx={"memory": part.memory}, role="assistant")]
-            case AnswerEnd():
-                end = self._event(None, m3mlx={"timings": vars(part.timings)}, reason=part.reason)
-                used = {**self._event(None), "choices": [], "usage": _usage(part)}
-                return [end, used] if self.usage else [end]
-            case AnswerText(sources=None):
-                return [self._event(part.text)]
-        sources = [vars(source) for source in part.sources or ()]
-        return [self._event(part.text, m3mlx={"span": part.span, "sources": sources})]
+        """Return the events of a stream for one part of an answer."""
+        said: dict[str, Any] = {"text": part.text}
+        kind = self._kind
+        if not self.raw:
+            kind, delta = "chat.completion.chunk", {"content": part.text}
+            if "memory" in part.m3mlx:
+                delta["role"] = "assistant"
+            said = {"delta": {} if part.reason else delta}
+        extra: dict[str, Any] = {"m3mlx": part.m3mlx} if part.m3mlx else {}
+        if self.usage:
+            extra["usage"] = None
+        event = self._json(kind, said, part.reason, **extra)
+        if not (self.usage and part.reason):
+            return [event]
+        return [event, {**self._head, "object": kind, "choices": [], "usage": part.usage}]
 
-    def _event(
-        self,
-        text: str | None,
-        *,
-        m3mlx: Mapping | None = None,
-        role: str | None = None,
-        reason: str | None = None,
-    ) -> dict[str, Any]:
-        delta = {"content": text, "role": role}
-        said: dict[str, Any] = {"delta": {k: v for k, v in delta.items() if v is not None}}
-        extra = {**({"m3mlx": m3mlx} if m3mlx else {}), **({"usage": None} if self.usage else {})}
-        if self.raw:
-            return self._json(self._kind, {"text": text or ""}, reason, extra)
-        return self._json("chat.completion.chunk", said, reason, extra)
-
-
-def _usage(end: AnswerEnd) -> dict[str, Any]:
-    return {
-        "prompt_tokens": end.prompt,
-        "completion_tokens": end.completion,
-        "total_tokens": end.prompt + end.completion,
-        "prompt_tokens_details": {"cached_tokens": end.cached},
-    }
+    def _json(self, kind: str, said: Mapping, reason: str | None, **extra: Any) -> dict[str, Any]:
+        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+        return {**self._head, "object": kind, "choices": [choice], **extra}
 
 
 def embeddings_json(
@@ -310,15 +263,12 @@ def embeddings_json(
     Args:
         vectors: float (texts, dimensions).
     """
-
-    def encoded(vector: np.ndarray) -> str | list[float]:
-        if in_base64:
-            return base64.b64encode(vector.astype("<f4").tobytes()).decode()
-        return vector.tolist()
-
+    encoded: list[Any] = vectors.tolist()
+    if in_base64:
+        encoded = [base64.b64encode(each.astype("<f4").tobytes()).decode() for each in vectors]
     data = [
-        {"object": "embedding", "index": number, "embedding": encoded(vector)}
-        for number, vector in enumerate(vectors)
+        {"object": "embedding", "index": number, "embedding": each}
+        for number, each in enumerate(encoded)
     ]
     used = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": model, "usage": used}
