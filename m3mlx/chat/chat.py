@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -117,7 +117,7 @@ class Chat:
 
     def send(
         self, message: str, generation: Generation | None = None, **changes: Any
-    ) -> Iterator[Step]:
+    ) -> Generator[Step]:
         """Say something and stream the answer. Stop iterating to interrupt it.
 
         Args:

@@ -144,7 +144,8 @@ def mcp(
 ) -> None:
     """Serve documents and answers as tools to programs that speak MCP."""
     try:
-        from ..serve import Settings, serve_mcp
+        from ..serve import Settings
+        from ..serve import serve as run
         from ..serve.mcp import serve_stdio
     except ModuleNotFoundError as error:
         raise missing("mcp", error) from error
@@ -154,7 +155,7 @@ def mcp(
         _leave()
     token = read_token(token_file)
     settings = Settings(host=host, port=port, token=token, names=names, roots=roots)
-    serve_mcp(make, settings, _serving)
+    run(make, settings, _serving, mcp=True)
     _leave()
 
 

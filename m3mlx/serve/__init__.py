@@ -111,9 +111,11 @@ class Settings:
 def serve(
     make: Callable[[], Assistant],
     settings: Settings,
-    started: Callable[[str], None] = lambda address: None,
+    started: Callable[[str], None],
+    *,
+    mcp: bool = False,
 ) -> None:
-    """Serve the page and the APIs until the process is told to end.
+    """Serve the page and the APIs, or with ``mcp`` its tools at /mcp, until a signal ends it.
 
     Args:
         make: makes the assistant, on the model thread.
@@ -124,58 +126,34 @@ def serve(
             the store cannot be opened.
     """
     guard, roots = settings.guard(), Roots(settings.roots)
+    listener = listen(settings.host, settings.port)
+    thread = ModelThread(make, settings.waiting)
+    apps: list[ASGIApp] = []
 
-    def make_app(thread: ModelThread, assistant: Assistant) -> ASGIApp:
-        name = assistant.decoder.name  # without the folders of a path
-        return Endpoints(
+    def make_app(assistant: Assistant) -> None:
+        prepare(assistant)
+        if mcp:
+            from .mcp import application  # its library is an extra
+
+            apps.append(Guarded(application(thread, roots), guard))
+            return
+        name = assistant.decoder.name
+        endpoints = Endpoints(
             thread,
             model=Path(name).resolve().name if Path(name).is_dir() else name,
             encoder=assistant.encoder.name,
             roots=roots,
             guard=guard,
             collection=settings.collection,
-        ).app()
-
-    _run(make, settings, make_app, started)
-
-
-def serve_mcp(
-    make: Callable[[], Assistant],
-    settings: Settings,
-    started: Callable[[str], None] = lambda address: None,
-) -> None:
-    """Serve the tools of MCP by streamable HTTP, at /mcp; see ``serve``."""
-    from . import mcp  # its library is an extra
-
-    guard, roots = settings.guard(), Roots(settings.roots)
-
-    def make_app(thread: ModelThread, assistant: Assistant) -> ASGIApp:
-        return Guarded(mcp.application(thread, roots), guard)
-
-    _run(make, settings, make_app, lambda address: started(f"{address}/mcp"))
-
-
-def _run(
-    make: Callable[[], Assistant],
-    settings: Settings,
-    make_app: Callable[[ModelThread, Assistant], ASGIApp],
-    started: Callable[[str], None],
-) -> None:
-    """Run an application until the process is told to end."""
-    listener = listen(settings.host, settings.port)
-    thread = ModelThread(make, settings.waiting)
-    apps: list[ASGIApp] = []
-
-    def prepare_app(assistant: Assistant) -> None:
-        prepare(assistant)
-        apps.append(make_app(thread, assistant))
+        )
+        apps.append(endpoints.app())
 
     try:
-        thread.start(prepare_app)
+        thread.start(make_app)
         server = http_server(apps[0])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         with _end_at_signals(server):
-            started(f"http://{host}:{listener.getsockname()[1]}")
+            started(f"http://{host}:{listener.getsockname()[1]}{'/mcp' if mcp else ''}")
             asyncio.run(server.serve(sockets=[listener]))
     finally:
         listener.close()

@@ -43,16 +43,15 @@ VIEW_POLICY = (
 )
 UPLOADS = 4  # in memory at the same time; more wait unread until one of them is being memorized
 
+Events = Callable[[Any], Iterable[object]]  # the events of a stream for a result of a task
+
 
 class Endpoints:
     """The endpoints and their state.
 
     Args:
-        thread: has been started.
-        model: name of the decoder in answers.
-        encoder: name of the encoder in embeddings.
-        roots: folders from which files are memorized.
-        collection: restricts all requests; None lets each name its own.
+        model, encoder: names that answers and embeddings carry.
+        roots, collection: see ``Settings``.
     """
 
     def __init__(
@@ -77,9 +76,7 @@ class Endpoints:
         """Return the whole application, guarded."""
         app = Starlette(
             routes=[
-                Route("/", _file("index.html")),
-                Route("/page.css", _file("page.css")),
-                Route("/page.js", _file("page.js")),
+                *(Route(path, _page) for path in ("/", "/page.css", "/page.js")),
                 Route("/health", self.health),
                 Route("/v1/models", self.list_models),
                 Route("/v1/models/{name:path}", self.show_model),
@@ -136,10 +133,8 @@ class Endpoints:
     async def _answer(self, request: Request, asked: ChatRequest) -> Response:
         asked = replace(asked, collection=self._allowed(asked.collection))
         results = self.thread.stream(partial(self.conversations.answer, request=asked))
-        completion = openai.Completion(self.model, asked)
-        if asked.stream:
-            return await _stream(request, results, completion.events)
-        return JSONResponse(completion.whole(await _all(request, results)))
+        form = openai.Completion(self.model, asked)
+        return await _respond(request, results, form.whole, form.events if asked.stream else None)
 
     # --- documents
 
@@ -149,9 +144,12 @@ class Endpoints:
         return _list(await self._call(request, found))
 
     async def status(self, request: Request) -> Response:
+        about = {
+            "model": self.model,
+            "collection": self.collection,
+            "roots": list(map(str, self.roots.folders)),
+        }
         state = await self._call(request, documents.status)
-        roots = [str(folder) for folder in self.roots.folders]
-        about = {"model": self.model, "collection": self.collection, "roots": roots}
         return JSONResponse({**state, **about, "pending": self.thread.pending()})
 
     async def recall(self, request: Request) -> Response:
@@ -173,9 +171,9 @@ class Endpoints:
 
     async def _memorize(self, request: Request, task: Task) -> Response:
         results = self.thread.stream(task, writes=True)
-        if "text/event-stream" in request.headers.get("accept", ""):
-            return await _stream(request, results, lambda result: [result])
-        return JSONResponse((await _all(request, results))[-1])
+        stream = "text/event-stream" in request.headers.get("accept", "")
+        events = (lambda result: [result]) if stream else None
+        return await _respond(request, results, lambda results: results[-1], events)
 
     def _memorize_body(self, body: dict[str, Any]) -> Task:
         """Return the task that memorizes a text, or files inside the roots."""
@@ -241,11 +239,7 @@ class Endpoints:
         return HTMLResponse(page, headers={"content-security-policy": VIEW_POLICY})
 
     def _allowed(self, collection: str | None) -> str | None:
-        """Return the collection that a request is about.
-
-        Raises:
-            BadRequest: it names another than the one that all are restricted to.
-        """
+        """Return the collection that a request is about; raises BadRequest for a foreign one."""
         if self.collection is not None and collection not in (None, self.collection):
             message = f"This server has the collection {self.collection} only."
             raise BadRequest(message, "collection", "wrong_collection", 403)
@@ -268,9 +262,7 @@ def _model(name: str) -> dict[str, Any]:
 class _EventStream(StreamingResponse):
     """Server-sent events of a task, which is cancelled as soon as the client disconnects."""
 
-    def __init__(
-        self, first: Any, results: AsyncGenerator[Any], events: Callable[[Any], Iterable[object]]
-    ):
+    def __init__(self, first: Any, results: AsyncGenerator[Any], events: Events):
         self._results, self._events = results, events
         super().__init__(self._lines(first), media_type="text/event-stream")
 
@@ -294,19 +286,21 @@ def _line(event: object) -> str:
     return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
 
 
-async def _stream(
-    request: Request, results: AsyncGenerator[Any], events: Callable[[Any], Iterable[object]]
+async def _respond(
+    request: Request,
+    results: AsyncGenerator[Any],
+    whole: Callable[[list[Any]], dict[str, Any]],
+    events: Events | None,
 ) -> Response:
-    """Stream the events of a task's results; errors before the first result have a status."""
-    return _EventStream(await _while_connected(request, anext(results)), results, events)
+    """Stream the events of each of a task's results, or answer with all of them as a whole."""
+    if events:  # errors before the first result have a status
+        return _EventStream(await _while_connected(request, anext(results)), results, events)
 
-
-async def _all(request: Request, results: AsyncGenerator[Any]) -> list[Any]:
     async def collect() -> list[Any]:
         async with aclosing(results):
             return [result async for result in results]
 
-    return await _while_connected(request, collect())
+    return JSONResponse(whole(await _while_connected(request, collect())))
 
 
 async def _while_connected(request: Request, work: Awaitable[Any]) -> Any:
@@ -331,11 +325,7 @@ async def _while_connected(request: Request, work: Awaitable[Any]) -> Any:
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    """Return the object in a request's body.
-
-    Raises:
-        BadRequest: there is none. A browser's form cannot send one.
-    """
+    """Return the object in a request's body, which no browser's form can send."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise BadRequest("Send JSON, with Content-Type: application/json.", status=415)
     try:
@@ -348,11 +338,9 @@ async def _json(request: Request) -> dict[str, Any]:
     return body
 
 
-def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def send(request: Request) -> Response:
-        return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
-
-    return send
+async def _page(request: Request) -> Response:
+    name = request.scope["path"].strip("/") or "index.html"
+    return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
 
 
 async def _disconnected(request: Request, error: Exception) -> Response:

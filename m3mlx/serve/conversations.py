@@ -25,7 +25,7 @@ CACHED_TOKENS = 8_192  # maximum length of all cached conversations together
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A conversation that waits for its next answer, or with ``raw`` a text to continue.
+    """A conversation that waits for its next answer, or a text to continue.
 
     Attributes:
         message: the user's last message.
@@ -34,7 +34,7 @@ class ChatRequest:
         collection: the only one that is searched; None for all documents.
         usage: end a stream with the numbers of tokens.
         stop: the answer ends before the first of these.
-        generation: how to answer.
+        generation: how to answer; with ``raw`` the message is continued as it stands.
     """
 
     message: str
@@ -46,11 +46,6 @@ class ChatRequest:
     usage: bool = False
     stop: tuple[str, ...] = ()
     generation: Generation = field(default_factory=Generation)
-
-    @property
-    def raw(self) -> bool:
-        """Continue the message as it stands."""
-        return self.generation.raw
 
 
 @dataclass
@@ -119,7 +114,7 @@ class ConversationCache:
                         break
         finally:
             # an error has reset the chat: it has no messages
-            if chat.messages and conversation.tokens > cached and not request.raw:
+            if chat.messages and conversation.tokens > cached and not request.generation.raw:
                 self._keep(conversation)
         prompt, completion = cached + timings.prompt_tokens, timings.generated_tokens
         usage = {
@@ -134,7 +129,7 @@ class ConversationCache:
         """Take the cached conversation that the request continues, or begin a new one."""
         memory = request.memory or ("explicit" if assistant.has_store() else "off")
         wanted = memory, collection_filter(request.collection), request.system
-        for cached in () if request.raw or not request.earlier else self._cached:
+        for cached in () if request.generation.raw or not request.earlier else self._cached:
             chat = cached.chat
             same = (chat.memory, chat.only, chat.system) == wanted
             if same and chat.messages == [*request.earlier]:

@@ -39,11 +39,7 @@ def text_contents(text: str, title: str | None) -> dict[str, bytes]:
 
 
 def upload_name(given: str | None) -> str:
-    """Name an upload, without folders.
-
-    Raises:
-        BadRequest: files of its type are not read.
-    """
+    """Name an upload, without folders; raises BadRequest for types that are not read."""
     name = _plain(PurePosixPath((given or "").replace("\\", "/")).name)
     reason = None
     if not name or format_of(Path(name)) is None:
@@ -63,7 +59,7 @@ def _plain(name: str) -> str:
 
 
 def collection_filter(collection: str | None) -> Filter | None:
-    """Return the filter that restricts a search to a collection; None for all documents."""
+    """Return a filter for one collection; None for all documents."""
     return None if collection is None else Filter(collection)
 
 
@@ -90,9 +86,8 @@ def recall(
     assistant: Assistant, query: str, k: int, collection: str | None = None
 ) -> list[dict[str, Any]]:
     """Return the references that fit a query best; none where there is no store."""
-    if not assistant.has_store():
-        return []
-    hits = assistant.recall(query, k, only=collection_filter(collection))
+    only = collection_filter(collection)
+    hits = assistant.recall(query, k, only=only) if assistant.has_store() else []
     names = "document path start end page line text distance store"
     return [_fields(hit, names) for hit in hits]
 
@@ -125,12 +120,8 @@ def memorize(
             between_batches=job.between_batches,
         )
     except BaseException:
-        partial = [
-            str(document.id)
-            for document in (_stored(assistant) if contents else ())
-            if document.path in (contents or ()) and document.id not in known
-            if not document.complete
-        ]
+        begun = [d for d in _stored(assistant) if contents and d.path in contents]
+        partial = [str(d.id) for d in begun if d.id not in known and not d.complete]
         if partial:
             assistant.forget(partial)
         raise
@@ -142,19 +133,13 @@ def memorize(
 
 
 def _require(assistant: Assistant, id: int, collection: str | None) -> None:
+    """Raise BadRequest if there is no such document, or not in the collection."""
     if id not in {document.id for document in _stored(assistant, collection)}:
         raise BadRequest(f"There is no document {id}.", "id", "not_found", 404)
 
 
 def view(assistant: Assistant, id: int, start: int | None, collection: str | None) -> str:
-    """Return the HTML page of a document's memories, or of those of one reference.
-
-    Args:
-        start: where the reference begins in its document; None for all references.
-
-    Raises:
-        BadRequest: there is no such document or reference.
-    """
+    """Return the HTML page of a document's memories, or of the reference that starts there."""
     _require(assistant, id, collection)
     name = str(id)
     if start is not None:
@@ -170,11 +155,7 @@ def view(assistant: Assistant, id: int, start: int | None, collection: str | Non
 def forget(
     assistant: Assistant, id: int, verify: bool, collection: str | None = None
 ) -> dict[str, Any]:
-    """Erase one document; with ``verify`` also search for traces of it.
-
-    Raises:
-        BadRequest: there is no such document.
-    """
+    """Erase one document; with ``verify`` also search for traces of it."""
     _require(assistant, id, collection)
     report = assistant.forget([str(id)], verify=verify)
     return {

@@ -18,15 +18,17 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import M3Error
-from .errors import BadRequest, BoundaryError, FullError, error_response
+from .errors import BadRequest, BoundaryError, FullError, handle
 
 JSON_BYTES = 2_000_000  # maximum body of a request that is no upload
 REQUESTS = 256  # maximum number at the same time
 PATIENCE = 60.0  # seconds for a client to send or take the next part
 PUBLIC = ("/", "/page.css", "/page.js", "/health")  # hold nothing of the user's
+UPLOADS = "/v1/memories"
 TICKETS = "/view/"  # a path below it is a secret of its own
 
 HEADERS = {
@@ -57,11 +59,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Roots:
-    """Folders from which clients may have files read.
-
-    Raises:
-        M3Error: one is no folder.
-    """
+    """Folders from which clients may have files read; raises M3Error if one is no folder."""
 
     def __init__(self, folders: Iterable[str | Path] = ()):
         self.folders = tuple(Path(os.path.realpath(Path(root).expanduser())) for root in folders)
@@ -98,31 +96,25 @@ class Guard:
             name can be rebound to look like one.
         token: required of all requests but those to ``PUBLIC``; None for none.
         upload_bytes: maximum size of an upload.
-        uploads: paths that take uploads.
     """
 
     names: Sequence[str] = ()
     anywhere: bool = False
     token: str | None = None
     upload_bytes: int = 50_000_000
-    uploads: Sequence[str] = ("/v1/memories",)
 
     def check(self, scope: Scope) -> None:
-        """Check the head of a request.
-
-        Raises:
-            BadRequest: it is refused.
-        """
+        """Raise BadRequest if the head of a request is refused."""
         headers, path = Headers(scope=scope), scope["path"]
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            raise BadRequest(
-                "This server is not called by that name (Host).", None, "wrong_host", 421
-            )
-        origin = headers.get("origin")
+            message = "This server is not called by that name (Host)."
+            raise BadRequest(message, code="wrong_host", status=421)
+        scheme, _, place = headers.get("origin", f"http://{hosts[0]}").partition("://")
+        same_origin = scheme in ("http", "https") and place.lower() == hosts[0].lower()
         visit = path in PUBLIC and headers.get("sec-fetch-mode") == "navigate"
         same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
-        if (origin is not None and not _is_same(origin, hosts[0])) or not (same_site or visit):
+        if not same_origin or not (same_site or visit):
             message = "Pages of another origin may not ask this server."
             raise BadRequest(message, code="wrong_origin", status=403)
         if self.token is not None and path not in PUBLIC and not path.startswith(TICKETS):
@@ -136,14 +128,10 @@ class Guard:
             self.check_size(scope, int(length))
 
     def check_size(self, scope: Scope, size: int) -> None:
-        """Check the size of a request's body.
-
-        Raises:
-            BadRequest: it is too large.
-        """
+        """Raise BadRequest if the body of a request is too large."""
         limit = JSON_BYTES
         kind = Headers(scope=scope).get("content-type", "")
-        if scope["path"] in self.uploads and kind.startswith("multipart/form-data"):
+        if scope["path"] == UPLOADS and kind.startswith("multipart/form-data"):
             limit = self.upload_bytes + 10_000  # for what surrounds the file
         if size > limit:
             raise BadRequest(f"More than {limit} bytes.", code="too_large", status=413)
@@ -156,14 +144,8 @@ class Guard:
             return False
         if host.strip() != host or "@" in host or "/" in host:
             return False
-        if is_loopback(name) or name in self.names:
-            return True
-        return self.anywhere and _address(name) is not None
-
-
-def _is_same(origin: str, host: str) -> bool:
-    scheme, _, place = origin.partition("://")
-    return scheme in ("http", "https") and place.lower() == host.lower()
+        known = is_loopback(name) or name in self.names
+        return known or (self.anywhere and _address(name) is not None)
 
 
 class Guarded:
@@ -212,7 +194,8 @@ class Guarded:
             if self._active >= REQUESTS:
                 raise FullError(f"{REQUESTS} requests are here already.")
         except M3Error as error:
-            await error_response(error)(scope, receive, guarded_send)
+            response = await handle(Request(scope), error)
+            await response(scope, receive, guarded_send)
             return
         self._active += 1
         try:

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial, wraps
 from typing import Annotated, Any, Literal
 
 import anyio
@@ -25,9 +25,8 @@ from starlette.applications import Starlette
 
 from .. import __version__
 from ..assistant import Assistant
-from ..chat.chat import Answer
+from ..config import Generation
 from ..errors import M3Error
-from ..store import Hit
 from ..text import cite
 from . import documents
 from .guard import Roots
@@ -58,21 +57,21 @@ def untrusted(passages: Iterable[tuple[str, str]]) -> str:
     return "\n\n".join((head, *parts))
 
 
-@contextmanager
-def _m3_errors_as_tool_errors() -> Iterator[None]:
-    try:
-        yield
-    except M3Error as error:
-        raise ToolError(str(error)) from error
+def _with_tool_errors(tool: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Turn the errors of a tool that a user can cause into those that MCP shows."""
+
+    @wraps(tool)
+    async def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await tool(*args, **kwargs)
+        except M3Error as error:
+            raise ToolError(str(error)) from error
+
+    return call
 
 
 class Tools:
-    """The tools, by their names.
-
-    Args:
-        thread: has been started.
-        roots: folders from which files are memorized.
-    """
+    """The tools, by their names; files are memorized from ``roots`` only."""
 
     def __init__(self, thread: ModelThread, roots: Roots):
         self._thread, self._roots = thread, roots
@@ -82,33 +81,32 @@ class Tools:
         server = MCPServer(
             "m3mlx", instructions=INSTRUCTIONS, version=__version__, log_level="WARNING"
         )
-        for tool in (self.memorize_file, self.memorize_text):
-            server.add_tool(tool, annotations=WRITES)
-        for tool in (self.recall, self.ask, self.list_documents, self.status):
-            server.add_tool(tool, annotations=READS)
-        server.add_tool(self.forget, annotations=ERASES)
+        tools: dict[Callable[..., Awaitable[Any]], ToolAnnotations] = {
+            self.memorize_file: WRITES,
+            self.memorize_text: WRITES,
+            self.recall: READS,
+            self.ask: READS,
+            self.list_documents: READS,
+            self.forget: ERASES,
+            self.status: READS,
+        }
+        for tool, hints in tools.items():
+            server.add_tool(_with_tool_errors(tool), annotations=hints)
         return server
 
     async def _memorize(self, context: Context, **what: Any) -> dict[str, Any]:
         report: dict[str, Any] = {}
         task = partial(documents.memorize, **what)
-        with _m3_errors_as_tool_errors():
-            async with aclosing(self._thread.stream(task, writes=True)) as results:
-                async for report in results:
-                    if "progress" in report:
-                        done, total = report["done"], report["total"] or None
-                        await context.report_progress(done, total, report["progress"])
+        async with aclosing(self._thread.stream(task, writes=True)) as results:
+            async for report in results:
+                if "progress" in report:
+                    done, total = report["done"], report["total"] or None
+                    await context.report_progress(done, total, report["progress"])
         return report
-
-    async def _call(self, function: Callable[[Assistant], Any], *, writes: bool = False) -> Any:
-        with _m3_errors_as_tool_errors():
-            return await self._thread.call(function, writes=writes)
 
     async def memorize_file(self, path: str, context: Context) -> dict[str, Any]:
         """Read a file or folder into memory. The path is absolute and inside the open folders."""
-        with _m3_errors_as_tool_errors():
-            resolved = self._roots.resolve(path)
-        report = await self._memorize(context, paths=[resolved])
+        report = await self._memorize(context, paths=[self._roots.resolve(path)])
         if report["failed"] and not (report["added"] or report["changed"] or report["unchanged"]):
             first = report["failed"][0]
             raise ToolError(f"{first['path']}: {first['reason']}")
@@ -125,11 +123,9 @@ class Tools:
 
     async def recall(self, query: Query, k: Annotated[int, Field(ge=1, le=100)] = 5) -> str:
         """Find the passages of the user's documents that fit a query best."""
-
-        def recall(assistant: Assistant) -> list[Hit]:
-            return assistant.recall(query, k) if assistant.has_store() else []
-
-        hits = await self._call(recall)
+        hits = await self._thread.call(
+            lambda assistant: assistant.recall(query, k) if assistant.has_store() else []
+        )
         if not hits:
             return "Nothing is remembered yet."
         return untrusted((cite(hit), hit.text) for hit in hits)
@@ -141,27 +137,26 @@ class Tools:
         max_tokens: Annotated[int, Field(ge=1, le=4096)] = 256,
     ) -> str:
         """Have the small local model answer a question from the user's documents."""
-
-        def ask(assistant: Assistant) -> Answer:
-            return assistant.ask(question, memory=memory, max_tokens=max_tokens, query="message")
-
-        answer = await self._call(ask)
+        how = Generation(max_tokens=max_tokens)
+        answer = await self._thread.call(
+            lambda assistant: assistant.ask(question, memory=memory, generation=how)
+        )
         places = ", ".join(dict.fromkeys(map(cite, answer.sources)))
         return untrusted([(f"answer, drawn from {places or 'nothing'}", answer.text)])
 
     async def list_documents(self) -> dict[str, Any]:
         """List the documents in memory, with the numbers that forget takes."""
-        return {"documents": await self._call(documents.list_documents)}
+        return {"documents": await self._thread.call(documents.list_documents)}
 
     async def forget(self, document: Annotated[int, Field(ge=1)]) -> dict[str, Any]:
         """Erase one document from memory, by its number; its file stays where it is."""
         forget = partial(documents.forget, id=document, verify=False)
-        return {"forgotten": (await self._call(forget, writes=True))["forgotten"]}
+        return {"forgotten": (await self._thread.call(forget, writes=True))["forgotten"]}
 
     async def status(self) -> dict[str, Any]:
         """How much is in memory, and from which folders files may be memorized."""
         folders = [str(folder) for folder in self._roots.folders]
-        return {**await self._call(documents.status), "roots": folders}
+        return {**await self._thread.call(documents.status), "roots": folders}
 
 
 def application(thread: ModelThread, roots: Roots) -> Starlette:

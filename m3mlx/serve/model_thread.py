@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from ..assistant import Assistant
@@ -38,17 +39,15 @@ class Job:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Send progress to the client."""
-        self._check()
+        if self.cancelled.is_set():
+            raise _Cancelled
         self.send({"progress": what, "done": done, "total": total})
 
     def between_batches(self) -> None:
         """Run the waiting tasks that only read; to be called while the store can be read."""
-        self._check()
-        self._run_readers()
-
-    def _check(self) -> None:
         if self.cancelled.is_set():
             raise _Cancelled
+        self._run_readers()
 
     def send(self, result: object) -> None:
         """Hand a result to the client."""
@@ -65,7 +64,6 @@ class ModelThread:
     """A thread that makes an assistant, runs tasks with it, and closes it.
 
     Args:
-        make: makes the assistant; called on the thread.
         waiting: maximum number of queued tasks, running ones not counted.
     """
 
@@ -80,9 +78,8 @@ class ModelThread:
 
     def start(self, prepare: Callable[[Assistant], None]) -> None:
         """Start the thread, wait until ``prepare`` has run on it, and raise what it raised."""
-        self._thread = threading.Thread(
-            target=self._run, args=(prepare,), name="m3mlx", daemon=True
-        )
+        run = partial(self._run, prepare)
+        self._thread = threading.Thread(target=run, name="m3mlx", daemon=True)
         self._thread.start()
         self._ready.wait()
         if self._failure:
@@ -161,10 +158,7 @@ class ModelThread:
             self._do(job)
 
     def _next(self, wait: bool) -> Job | None:
-        """Take a job from the queue: wait for any, or take a reader if there is one.
-
-        Returns None when the thread is to end, or without ``wait`` if no reader waits.
-        """
+        """Take the next job, or without ``wait`` the next reader if any; None at the end."""
         with self._change:
             if wait:
                 self._change.wait_for(lambda: self._queue or self._ending)

@@ -206,15 +206,10 @@ def _one_of(body: Mapping, name: str, values: Sequence[str], default: str | None
 
 
 class Completion:
-    """Format one answer: as a whole, or as the events of a stream.
-
-    Args:
-        model: its name in the answer.
-        request: with ``raw`` it was one to /v1/completions.
-    """
+    """The JSON of one answer to a request: as a whole, or as the events of a stream."""
 
     def __init__(self, model: str, request: ChatRequest):
-        self.raw, self.usage = request.raw, request.usage
+        self.raw, self.usage = request.generation.raw, request.usage
         self._kind = "text_completion" if self.raw else "chat.completion"
         self._head = {
             "id": f"{'cmpl' if self.raw else 'chatcmpl'}-{uuid.uuid4().hex}",
@@ -258,11 +253,7 @@ class Completion:
 def embeddings_json(
     vectors: np.ndarray, model: str, tokens: int, in_base64: bool
 ) -> dict[str, Any]:
-    """The answer of /v1/embeddings.
-
-    Args:
-        vectors: float (texts, dimensions).
-    """
+    """Return the answer of /v1/embeddings; vectors: float (texts, dimensions)."""
     encoded: list[Any] = vectors.tolist()
     if in_base64:
         encoded = [base64.b64encode(each.astype("<f4").tobytes()).decode() for each in vectors]
