@@ -7,7 +7,7 @@ import json
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ UPLOADS = 4  # in memory at the same time; more wait unread until one of them is
 Events = Callable[[Any], Iterable[object]]  # the events of a stream for a result of a task
 
 
+@dataclass
 class Endpoints:
     """The endpoints and their state.
 
@@ -54,20 +55,15 @@ class Endpoints:
         roots, collection: see ``Settings``.
     """
 
-    def __init__(
-        self,
-        thread: ModelThread,
-        *,
-        model: str,
-        encoder: str,
-        roots: Roots,
-        guard: Guard,
-        collection: str | None = None,
-    ):
-        self.thread, self.roots, self.guard = thread, roots, guard
-        self.collection = collection
-        self.model, self.encoder = model, encoder
-        self.models = (model, "m3mlx")
+    thread: ModelThread
+    model: str
+    encoder: str
+    roots: Roots
+    guard: Guard
+    collection: str | None = None
+
+    def __post_init__(self) -> None:
+        self.models = (self.model, "m3mlx")
         self.conversations = ConversationCache()
         self._views: dict[str, str] = {}  # pages that wait to be opened, by ticket
         self._uploading = asyncio.Semaphore(UPLOADS)

@@ -110,7 +110,7 @@ def memorize(
     Raises:
         DocumentError: the only text or upload cannot be read.
     """
-    known = {document.id for document in _stored(assistant)} if contents else set()
+    known = {document.id for document in (_stored(assistant) if contents else ())}
     try:
         report = assistant.memorize(
             paths,

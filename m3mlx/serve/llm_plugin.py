@@ -86,10 +86,9 @@ class M3(llm.Model):
 
     def _open(self, options: Options) -> Assistant:
         """Return the assistant of these options, the last one if they are the same."""
-        store = options.store or os.environ.get("M3MLX_STORE")
         wanted = config.Options(
             model=options.model or os.environ.get("M3MLX_MODEL"),
-            store=Path(store) if store else config.default_store(),
+            store=Path(options.store) if options.store else config.default_store(),
             encoder=options.encoder,
             adapter_path=options.adapter_path,
         )
@@ -101,11 +100,7 @@ class M3(llm.Model):
 
 
 def _conversation(prompt: llm.Prompt) -> tuple[str | None, list[dict[str, str]], str]:
-    """Return the system prompt, the earlier turns, and the message to answer.
-
-    Raises:
-        ModelError: a part is no text.
-    """
+    """Return the system prompt, the earlier turns, and the message to answer."""
     messages = []
     for message in prompt.messages:
         texts = [part.text for part in message.parts if isinstance(part, llm.parts.TextPart)]

@@ -13,7 +13,6 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 from ..assistant import Assistant
@@ -72,14 +71,14 @@ class ModelThread:
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []  # one, or a writer and the reader between its batches
         self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="m3mlx", daemon=True)
         self._ending = False
         self._ready = threading.Event()
         self._failure: BaseException | None = None
 
     def start(self, prepare: Callable[[Assistant], None]) -> None:
         """Start the thread, wait until ``prepare`` has run on it, and raise what it raised."""
-        run = partial(self._run, prepare)
-        self._thread = threading.Thread(target=run, name="m3mlx", daemon=True)
+        self._prepare = prepare
         self._thread.start()
         self._ready.wait()
         if self._failure:
@@ -139,10 +138,10 @@ class ModelThread:
 
     # --- on the thread
 
-    def _run(self, prepare: Callable[[Assistant], None]) -> None:
+    def _run(self) -> None:
         try:
             with self._make() as self._assistant:
-                prepare(self._assistant)
+                self._prepare(self._assistant)
                 self._ready.set()
                 while job := self._next(wait=True):
                     self._do(job)
