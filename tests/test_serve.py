@@ -99,8 +99,8 @@ def test_a_stream_says_the_same_as_a_whole_answer(client):
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     spans = [c.m3mlx for c in chunks if "span" in (getattr(c, "m3mlx", None) or {})]
-    told = [source for span in spans for source in span["sources"]]
-    assert told == whole.m3mlx["sources"] and {s["span"] for s in told} == {
+    streamed = [source for span in spans for source in span["sources"]]
+    assert streamed == whole.m3mlx["sources"] and {s["span"] for s in streamed} == {
         span["span"] for span in spans
     }
 

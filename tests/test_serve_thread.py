@@ -55,8 +55,8 @@ def test_tasks_are_done_in_order_on_one_thread_with_one_assistant(thread):
 
         return await asyncio.gather(*(thread.call(task) for _ in range(3)))
 
-    told = asyncio.run(main())
-    assert len(set(told)) == 1 and told[0][0] != threading.get_ident()
+    calls = asyncio.run(main())
+    assert len(set(calls)) == 1 and calls[0][0] != threading.get_ident()
 
 
 def test_more_tasks_than_may_wait_are_refused_and_room_is_free_when_one_leaves(thread):
