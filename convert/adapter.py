@@ -6,91 +6,57 @@ import math
 import re
 from pathlib import Path
 
+from m3mlx.config import Progress
+
+from .check import Proof, prove
 from .checkpoint import TorchCheckpoint
-from .writer import (
-    Progress,
-    Step,
-    Storage,
-    match,
-    new_folder,
-    some,
-    verify,
-    write_json,
-    write_weights,
-)
+from .writer import Step, Storage, new_folder, some, write_json, write_weights
 
-CONFIG, OUT = "adapter_config.json", "adapters.safetensors"
+CONFIG = "adapter_config.json"  # beside an adapter, not beside a model
 NAME = re.compile(
-    r"(?:base_model\.model\.)?(model\.layers\.(\d+)\.(.+))\.lora_([AB])(?:\.default)?\.weight"
+    r"(?:base_model\.model\.)?(model\.layers\.\d+\.(.+))\.lora_([AB])(?:\.default)?\.weight"
 )
-# Settings of PEFT that change the arithmetic, each with the values under which it does not.
-PLAIN = {
-    "use_dora": (False, None),
-    "bias": ("none", None),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
-    "modules_to_save": ([], None),
-    "fan_in_fan_out": (False, None),
-    "lora_bias": (False, None),
-    "layer_replication": ([], None),
-    "trainable_token_indices": ([], {}, None),
-}
+UNSUPPORTED = (  # settings of PEFT that change the arithmetic, unless they are empty or "none"
+    *("use_dora", "bias", "rank_pattern", "alpha_pattern", "modules_to_save", "fan_in_fan_out"),
+    *("lora_bias", "layer_replication", "trainable_token_indices"),
+)
 
 
-def is_adapter(source: Path) -> bool:
-    """Whether a folder holds an adapter instead of a model."""
-    return (source / CONFIG).is_file()
-
-
-def convert_adapter(
-    source: Path, out: Path, storage: Storage, *, progress: Progress | None = None
-) -> dict[str, int]:
+def convert_adapter(source: Path, out: Path, storage: Storage, progress: Progress) -> Proof:
     """Write adapters.safetensors and adapter_config.json.
 
     PEFT keeps A as (rank, in) and B as (out, rank), and multiplies x by their transposes; mlx-lm
     keeps the transposes. Its ``scale`` is alpha / rank, or alpha / √rank with rank-stabilized LoRA.
-
-    Returns:
-        The CRC-32 of every tensor.
-
-    Raises:
-        ConvertError: it is no plain LoRA, or its tensors are not those of its settings.
     """
     checkpoint = TorchCheckpoint(source, stem="adapter_model")
     config = checkpoint.json(CONFIG)
     if config.get("peft_type") != "LORA":
         raise checkpoint.error(f"an adapter of type {config.get('peft_type')} is not supported")
-    for key, plain in PLAIN.items():
-        if config.get(key) not in plain:
+    for key in UNSUPPORTED:
+        if config.get(key) and config[key] != "none":
             raise checkpoint.error(f"{key} {config[key]!r:.60} of an adapter is not supported")
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
         raise checkpoint.error(f"r {rank!r:.20} and lora_alpha {alpha!r:.20} make no sense")
-
-    steps, modules, unknown, sides = [], set(), [], {}
-    for name, tensor in checkpoint.tensors.items():
-        found = NAME.fullmatch(name)
-        if not found:
-            unknown.append(name)
-            continue
-        path, _, module, side = found.groups()
+    found = {name: NAME.fullmatch(name) for name in checkpoint.tensors}
+    names = {name: match.groups() for name, match in found.items() if match}
+    if not names or found.keys() - names:
+        unknown = some(found.keys() - names)
+        raise checkpoint.error(f"it holds tensors that are no LoRA matrix: {unknown}")
+    steps, modules, sides = [], set(), set()
+    for name, (path, module, side) in names.items():
         modules.add(module)
-        sides.setdefault(path, set()).add(side)
-        shape = (rank, tensor.shape[-1]) if side == "A" else (tensor.shape[0], rank)
-        target = f"{path}.lora_{side.lower()}"
-        steps.append(Step(name, shape, {target: shape[::-1]}, lambda array: (array.T,)))
-    if unknown or not steps:
-        raise checkpoint.error(f"it holds tensors that are no LoRA matrix: {some(unknown)}")
-    if halves := [path for path, found in sides.items() if len(found) < 2]:
+        sides.add((path, side))
+        shape = checkpoint.tensors[name].shape
+        shape = (rank, *shape[-1:]) if side == "A" else (*shape[:1], rank)
+        target = {f"{path}.lora_{side.lower()}": shape[::-1]}
+        steps.append(Step(name, shape, target, lambda array: (array.T,)))
+    if halves := {path for path, _ in sides if not {(path, "A"), (path, "B")} <= sides}:
         raise checkpoint.error(f"one of the two matrices is missing for {some(halves)}")
-    match(checkpoint, steps, (), storage)
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(modules)}
+    settings = {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters}
     with new_folder(out) as folder:
         sums = write_weights(checkpoint, steps, folder, storage, stem="adapters", progress=progress)
-        verify(folder, sums)
-        parameters = {"rank": rank, "scale": scale, "dropout": 0.0, "keys": sorted(modules)}
-        write_json(
-            folder / CONFIG,
-            {"fine_tune_type": "lora", "num_layers": -1, "lora_parameters": parameters},
-        )
-    return sums
+        write_json(folder / CONFIG, settings)
+        return prove(folder, sums)

@@ -1,10 +1,9 @@
-"""The end of a conversion: does MLX compute from what was written what PyTorch computes from the
-source?
+"""The check of a conversion: checksums, and MLX's logits compared with PyTorch's.
 
-The forward pass here is plain PyTorch on the source's own tensors: fused matrices are taken apart
-after they are applied, as Megatron does, and interleaved heads are rotated as llama.cpp rotates
-them. So it shares with the conversion neither a permutation nor a name of a target. Both sides
-hold a layer at a time, and both compute in float32 from the weights as they are stored.
+The forward pass here is plain PyTorch on the source's own tensors: fused matrices are split after
+they are applied, as in Megatron, and interleaved heads are rotated as in llama.cpp. So it shares
+no permutation with the conversion. Both sides hold a layer at a time, and compute in float32 from
+the weights as they are stored.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,34 +21,30 @@ from mlx_lm.utils import load_model
 
 from m3mlx.errors import ConvertError
 
-from .safetensors_file import bits_of
-from .writer import Checkpoint, Storage, verify
+from .safetensors_file import bits_of, checksums
+from .writer import Checkpoint, Storage, some
 
 LENGTH = 64  # tokens of the prompt
 TOLERANCE = 1e-4  # largest difference of a logit, in units of the largest logit
 BLOCK = 8192  # rows of the head multiplied at once
 
 
-def wanted(check: bool | None) -> bool:
-    """Whether logits are compared: if asked for, or by default if torch is there.
-
-    Raises:
-        ConvertError: it is asked for without torch.
-    """
-    there = importlib.util.find_spec("torch") is not None
-    if check and not there:
+def compares_logits(check: bool | None) -> bool:
+    """Return whether logits are compared; ConvertError if that is asked for without torch."""
+    installed = importlib.util.find_spec("torch") is not None
+    if check and not installed:
         raise ConvertError(
             "--check needs PyTorch. Install it with: pip install 'm3mlx[parity]', or leave the "
             "option out to compare checksums."
         )
-    return there if check is None else check
+    return installed if check is None else check
 
 
 class Proof(NamedTuple):
     """How a conversion was checked.
 
     Attributes:
-        tensors: how many came back from the disk bit for bit as they were written.
+        tensors: number of tensors that were read back bit for bit as they were written.
         difference: largest difference of a logit between MLX and PyTorch, in units of the
             largest logit; None where logits were not compared.
     """
@@ -57,34 +53,31 @@ class Proof(NamedTuple):
     difference: float | None
 
     def __str__(self) -> str:
-        if self.difference is None:
-            return f"Checksums of all {self.tensors} tensors agree; logits were not compared."
-        return (
-            f"Checksums of all {self.tensors} tensors agree; MLX's logits differ from PyTorch's by "
-            f"{self.difference:.1e} of the largest."
-        )
+        logits = "logits were not compared"
+        if self.difference is not None:
+            logits = f"MLX's logits differ from PyTorch's by {self.difference:.1e} of the largest"
+        return f"Checksums of all {self.tensors} tensors agree; {logits}."
 
 
-def prove(folder: Path, sums: Mapping[str, int], layout: Layout, check: bool | None) -> Proof:
-    """Check what was written: every tensor's bytes, and the logits of a fixed prompt.
+def prove(folder: Path, sums: Mapping[str, int], layout: Layout | None = None) -> Proof:
+    """Check what was written: the bytes of every tensor, and the logits of a fixed prompt.
 
     Args:
-        folder: the model directory that was written.
         sums: the CRC-32 of every tensor when it was written.
-        layout: the source.
-        check: as given to a converter. Logits of quantized weights are not compared.
-
-    Raises:
-        ConvertError: bytes differ, or logits by more than rounding.
+        layout: the source; None to check bytes only. Logits of quantized weights are not compared.
     """
-    verify(folder, sums)
-    if layout.storage.bits is not None or not wanted(check):
+    found = checksums(sorted(folder.glob("*.safetensors")))
+    if wrong := {name for name in sums.keys() | found if sums.get(name) != found.get(name)}:
+        raise ConvertError(
+            f"{some(wrong)} came back changed from the disk, so nothing was kept. Convert again, "
+            f"and check the disk if that repeats."
+        )
+    if layout is None or layout.storage.bits is not None:
         return Proof(len(sums), None)
     vocabulary = layout.config["vocab_size"]
     ids = [(7919 * n + 13) % vocabulary for n in range(LENGTH)]
     expected = _torch_logits(layout, ids)
-    found = _mlx_logits(folder, ids)
-    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    difference = float(np.abs(_mlx_logits(folder, ids) - expected).max() / np.abs(expected).max())
     if not difference <= TOLERANCE:
         raise ConvertError(
             f"{layout.checkpoint.path}: MLX's logits differ from PyTorch's by {difference:.1e} of "
@@ -98,34 +91,36 @@ def _mlx_logits(folder: Path, ids: list[int]) -> np.ndarray:
         model, _ = load_model(folder, lazy=True)
         model.set_dtype(mx.float32)
         logits = model(mx.array([ids]))[0]
-        del model  # so that a layer's weights go when they have been used
+        del model  # frees each layer's weights once they are used
         mx.eval(logits)
     return np.array(logits)
 
 
+@dataclass
 class Layout:
-    """A source in Hugging Face's layout.
+    """A source in Hugging Face's layout."""
 
-    Args:
-        checkpoint: where its tensors are read.
-        storage: how the converted weights are kept.
-        config: with explicit settings.
-    """
+    checkpoint: Checkpoint
+    storage: Storage  # of the converted weights
+    config: Mapping[str, Any]  # with explicit settings
+    interleaved: bool = False  # whether rotary positions rotate neighbours instead of halves
 
-    interleaved = False  # whether rotary positions turn neighbours instead of halves
-
-    def __init__(self, checkpoint: Checkpoint, storage: Storage, config: Mapping[str, Any]):
-        self.checkpoint, self.storage, self.config = checkpoint, storage, config
+    @property
+    def gemma(self) -> bool:
+        return self.config["model_type"] == "gemma3_text"
 
     def name(self, name: str) -> str:
         """The source's name of a tensor, given Hugging Face's."""
         return name
 
+    def has(self, name: str) -> bool:
+        return self.name(name) in self.checkpoint.tensors
+
     def source(self, name: str) -> Any:
         """A tensor of the source, given Hugging Face's name."""
         import torch
 
-        array = self.checkpoint.read(self.name(name))
+        array = self.checkpoint.tensors[self.name(name)].read()
         tensor = torch.from_numpy(np.array(bits_of(array)))
         return tensor.view(torch.bfloat16) if array.dtype == mx.bfloat16 else tensor
 
@@ -133,8 +128,7 @@ class Layout:
         """The same, rounded as it was when it was written."""
         import torch
 
-        tensor = self.source(name)
-        dtype = self.storage.dtype
+        tensor, dtype = self.source(name), self.storage.dtype
         return tensor.to(getattr(torch, dtype)) if dtype else tensor
 
     def weight(self, name: str) -> Any:
@@ -143,16 +137,13 @@ class Layout:
     def linear(self, name: str, x: Any) -> Any:
         from torch.nn.functional import linear
 
-        biased = self.name(f"{name}.bias") in self.checkpoint.tensors
-        return linear(
-            x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias") if biased else None
-        )
+        bias = self.weight(f"{name}.bias") if self.has(f"{name}.bias") else None
+        return linear(x, self.weight(f"{name}.weight"), bias)
 
-    def attention(self, layer: str, x: Any) -> tuple[Any, Any, Any]:
+    def attention(self, layer: str, x: Any) -> tuple[Any, ...]:
         """Queries, keys and values (tokens, heads, head_dim), before rotation."""
         shape = len(x), -1, self.config["head_dim"]
-        made = (self.linear(f"{layer}.self_attn.{p}_proj", x).view(shape) for p in "qkv")
-        return tuple(made)
+        return tuple(self.linear(f"{layer}.self_attn.{p}_proj", x).view(shape) for p in "qkv")
 
     def gate_and_up(self, layer: str, x: Any) -> tuple[Any, Any]:
         return self.linear(f"{layer}.mlp.gate_proj", x), self.linear(f"{layer}.mlp.up_proj", x)
@@ -176,11 +167,10 @@ class MegatronLayout(Layout):
             name = name.replace(old, new)
         return name
 
-    def attention(self, layer: str, x: Any) -> tuple[Any, Any, Any]:
+    def attention(self, layer: str, x: Any) -> tuple[Any, ...]:
         groups, length = self.config["num_key_value_heads"], self.config["head_dim"]
         queries = self.config["num_attention_heads"] // groups
-        mixed = self.linear(f"{layer}.self_attn.query_key_value", x)
-        mixed = mixed.view(len(x), groups, (queries + 2) * length)
+        mixed = self.linear(f"{layer}.self_attn.query_key_value", x).view(len(x), groups, -1)
         parts = mixed.split([queries * length, length, length], dim=-1)
         return tuple(part.reshape(len(x), -1, length) for part in parts)
 
@@ -193,22 +183,21 @@ def _torch_logits(layout: Layout, ids: list[int]) -> np.ndarray:
 
     config = layout.config
     with torch.inference_mode():
-        gemma = config["model_type"] == "gemma3_text"
         h = layout.stored("model.embed_tokens.weight")[torch.tensor(ids)].float()
-        if gemma:
+        if layout.gemma:
             h = h * torch.tensor(config["hidden_size"] ** 0.5).bfloat16().float()
         for n in range(config["num_hidden_layers"]):
             h = _layer(layout, n, h)
         h = _norm(layout, "model.norm", h)
-        tied = config["tie_word_embeddings"]
-        head = layout.stored("model.embed_tokens.weight" if tied else "lm_head.weight")
-        return torch.cat([h @ rows.float().T for rows in head.split(BLOCK)], dim=-1).numpy()
+        head = "model.embed_tokens" if config["tie_word_embeddings"] else "lm_head"
+        blocks = layout.stored(f"{head}.weight").split(BLOCK)
+        return torch.cat([h @ rows.float().T for rows in blocks], dim=-1).numpy()
 
 
 def _layer(layout: Layout, n: int, h: Any) -> Any:
     from torch.nn.functional import gelu, silu
 
-    name, gemma = f"model.layers.{n}", layout.config["model_type"] == "gemma3_text"
+    name, gemma = f"model.layers.{n}", layout.gemma
     x = _attention(layout, n, _norm(layout, f"{name}.input_layernorm", h))
     if gemma:
         x = _norm(layout, f"{name}.post_attention_layernorm", x)
@@ -226,7 +215,7 @@ def _attention(layout: Layout, n: int, x: Any) -> Any:
     config = layout.config
     name, tokens, length = f"model.layers.{n}", len(x), config["head_dim"]
     queries, keys, values = layout.attention(name, x)
-    if layout.name(f"{name}.self_attn.q_norm.weight") in layout.checkpoint.tensors:
+    if layout.has(f"{name}.self_attn.q_norm.weight"):
         queries = _norm(layout, f"{name}.self_attn.q_norm", queries)
         keys = _norm(layout, f"{name}.self_attn.k_norm", keys)
     if (config.get("no_rope_layers") or {n: 1})[n]:
@@ -238,8 +227,8 @@ def _attention(layout: Layout, n: int, x: Any) -> Any:
     scale = math.sqrt(config.get("query_pre_attn_scalar") or length)
     group = config["num_attention_heads"] // config["num_key_value_heads"]
     mixed = []
-    # A head at a time: torch's product of batches calls a function that OpenBLAS, loaded for MLX,
-    # has under the same name with other arguments.
+    # A head at a time: torch's batched product calls a function of the name that OpenBLAS, loaded
+    # for MLX, has for one with other arguments.
     for head in range(config["num_attention_heads"]):
         scores = queries[:, head] @ keys[:, head // group].T / scale
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
@@ -251,7 +240,7 @@ def _is_sliding(config: Mapping[str, Any], n: int) -> bool:
     if config["model_type"] == "gemma3_text":
         return (n + 1) % config["sliding_window_pattern"] != 0
     types = config.get("layer_types")
-    return bool(types) and types[n] == "sliding_attention"
+    return types is not None and types[n] == "sliding_attention"
 
 
 def _angles(config: Mapping[str, Any], n: int, tokens: int) -> Any:
@@ -284,6 +273,6 @@ def _rotate(x: Any, angles: Any, interleaved: bool) -> Any:
 
 def _norm(layout: Layout, name: str, x: Any) -> Any:
     weight = layout.weight(f"{name}.weight")
-    if layout.config["model_type"] == "gemma3_text":
+    if layout.gemma:
         weight = weight + 1
     return x * (x.pow(2).mean(-1, keepdim=True) + layout.config["rms_norm_eps"]).rsqrt() * weight

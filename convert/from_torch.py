@@ -9,25 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
 
-from m3mlx.config import MEMORY_FILE, MemorySettings
+from m3mlx.config import MEMORY_FILE, MemorySettings, Progress, no_progress
 
-from . import architectures, command, megatron
-from .adapter import convert_adapter, is_adapter
-from .check import Layout, MegatronLayout, Proof, prove, wanted
-from .checkpoint import TorchCheckpoint
-from .memory import MODEL_TYPE, memory_options, memory_settings, write_memory
-from .names import rename
+from . import adapter, architectures, command, megatron
+from .check import Layout, MegatronLayout, Proof, compares_logits, prove
+from .checkpoint import TorchCheckpoint, copy_tokenizer, rename
 from .safetensors_file import bits_of
-from .tokenizer_files import carry_tokenizer
-from .writer import Progress, Step, Storage, match, new_folder, write_json, write_weights
+from .writer import Storage, new_folder, unchanged, write_json, write_weights
 
-# Constants of the rotary positions, which follow from config.json.
-DERIVED = re.compile(r"(^|\.)rotary_(pos_)?emb\.inv_freq$")
+MODEL_TYPE = "memory3"  # of a config.json whose decoder is a llama with memories
+DERIVED = re.compile(r"(^|\.)rotary_(pos_)?emb\.inv_freq$")  # follows from config.json
 TIED = {  # heads that may repeat the embeddings
     "lm_head.weight": "model.embed_tokens.weight",
     "output_layer.weight": "embedding.word_embeddings.weight",
@@ -45,7 +41,7 @@ def convert(
     names: str | Path | None = None,
     memory: Mapping[str, Any] | None = None,
     check: bool | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Proof:
     """Convert a PyTorch checkpoint to a model directory, or a LoRA adapter to mlx-lm's.
 
@@ -57,53 +53,47 @@ def convert(
         quantize: whether matrices are quantized, with MLX's affine groups.
         q_bits, q_group_size: bits per weight and weights per group, when quantizing.
         names: JSON file that maps the checkpoint's names to Hugging Face's or Megatron's.
-        memory: memory settings that go before the checkpoint's own, as fields of
-            ``m3mlx.config.MemorySettings``; they make any decoder one trained with memories.
-        check: whether logits are compared with PyTorch's; None does it where torch is there.
-        progress: called with bytes of the source converted so far and in all.
-
-    Returns:
-        How the conversion was checked.
+        memory: fields of ``m3mlx.config.MemorySettings``, which take precedence over the
+            checkpoint's own; they make any decoder one trained with memories.
+        check: whether logits are compared with PyTorch's; None means "if torch is installed".
+        progress: called with bytes of the source.
 
     Raises:
         ConvertError: the checkpoint is broken, or of a kind that is not supported, or OUT exists.
     """
     source, out = Path(source), Path(out)
-    storage = Storage.asked(dtype, quantize, q_bits, q_group_size)
-    wanted(check)
-    if is_adapter(source):
-        return Proof(len(convert_adapter(source, out, storage, progress=progress)), None)
+    storage = Storage.of(dtype, quantize, q_bits, q_group_size)
+    compare = compares_logits(check)
+    if (source / adapter.CONFIG).is_file():
+        return adapter.convert_adapter(source, out, storage, progress)
     with new_folder(out) as folder:
         checkpoint = TorchCheckpoint(source)
         config = _config(checkpoint)
-        settings = memory_settings(config, memory or {}, checkpoint.error)
+        settings = _memory_settings(checkpoint, config, memory or {})
         if config.get("model_type") == MODEL_TYPE:
             config["model_type"] = "llama"
         for old in ("memory", "torch_dtype"):  # written elsewhere, or under another name
             config.pop(old, None)
         config = architectures.explicit(config, checkpoint.error)
-        left_out = rename(checkpoint, Path(names)) if names else set()
-        plan = _plan(checkpoint, config)
-        match(checkpoint, plan.steps, plan.ignored | left_out, storage)
-        sums = write_weights(checkpoint, plan.steps, folder, storage, progress=progress)
-        carry_tokenizer(checkpoint.folder, folder)
+        ignored = rename(checkpoint, Path(names)) if names else set()
+        shapes, layout = architectures.tensors(config), Layout
+        if plain := megatron.recognized(checkpoint.tensors):
+            checkpoint.rename(plain)
+            steps, layout = megatron.steps(config, shapes), MegatronLayout
+        else:
+            steps = unchanged(shapes)
+        ignored |= _derived(checkpoint, config["tie_word_embeddings"])
+        sums = write_weights(checkpoint, steps, folder, storage, ignored=ignored, progress=progress)
+        copy_tokenizer(checkpoint.folder, folder)
         if settings:
-            write_memory(folder, settings)
-        kept = storage.dtype or checkpoint.tensors[plan.steps[0].source].dtype
+            write_json(folder / MEMORY_FILE, settings.to_json())
+        kept = storage.dtype or checkpoint.tensors[steps[0].source].dtype
         write_json(folder / "config.json", config | {"dtype": kept} | storage.settings)
-        return prove(folder, sums, plan.layout(checkpoint, storage, config), check)
-
-
-class Plan(NamedTuple):
-    """What is to be done with each tensor of a checkpoint, and how to compute with them."""
-
-    steps: list[Step]
-    ignored: set[str]
-    layout: type[Layout]
+        return prove(folder, sums, layout(checkpoint, storage, config) if compare else None)
 
 
 def _config(checkpoint: TorchCheckpoint) -> dict[str, Any]:
-    """config.json, completed from Megatron's arguments and an earlier memory.json."""
+    """Return config.json, completed from Megatron's arguments and an earlier memory.json."""
     config = dict(checkpoint.config)
     if "num_hidden_layers" not in config:
         config = {**megatron.config_of({**checkpoint.settings, **config}), **config}
@@ -114,39 +104,49 @@ def _config(checkpoint: TorchCheckpoint) -> dict[str, Any]:
     return config
 
 
-def _plan(checkpoint: TorchCheckpoint, config: Mapping[str, Any]) -> Plan:
-    """The steps, by the names that the checkpoint has."""
-    shapes = architectures.tensors(config)
-    plain = megatron.recognized(checkpoint.tensors)
-    if plain:
-        checkpoint.rename(plain)
-        steps = megatron.steps(config, shapes)
-    else:
-        steps = [Step(name, shape, {name: shape}) for name, shape in shapes.items()]
-    ignored = {name for name in checkpoint.tensors if DERIVED.search(name)}
-    if config["tie_word_embeddings"]:
-        ignored |= _tied_head(checkpoint)
-    return Plan(steps, ignored, MegatronLayout if plain else Layout)
+def _memory_settings(
+    checkpoint: TorchCheckpoint, config: Mapping[str, Any], given: Mapping[str, Any]
+) -> MemorySettings | None:
+    """Return how a model writes and reads memories, or None if it was trained without.
+
+    A setting is taken from ``given``, else from config.json (under "memory", or beside the other
+    settings), else it is the paper's: the first half of the layers, 8 tokens per head, and so on.
+    """
+    own = config.get("memory") or {}
+    if not isinstance(own, Mapping):
+        raise checkpoint.error('"memory" in config.json is no JSON object')
+    found = {name: config.get(name) for name in MemorySettings.names()} | dict(own)
+    found |= {name: value for name, value in given.items() if value is not None}
+    found = {name: value for name, value in found.items() if value is not None}
+    if not found and config.get("model_type") != MODEL_TYPE:
+        return None
+    layers = int(config["num_hidden_layers"])
+    try:
+        return MemorySettings.from_json({"memory_layers": [*range(layers // 2)], **found}, layers)
+    except ValueError as reason:
+        raise checkpoint.error(str(reason)) from reason
 
 
-def _tied_head(checkpoint: TorchCheckpoint) -> set[str]:
-    """The head of a model that ties it to the embeddings; it must be the same, bit for bit."""
+def _derived(checkpoint: TorchCheckpoint, tied: bool) -> set[str]:
+    """Return the tensors that repeat others, bit for bit, or follow from config.json."""
+    tensors = checkpoint.tensors
+    found = {name for name in tensors if DERIVED.search(name)}
     for head, embedding in TIED.items():
-        if head in checkpoint.tensors and embedding in checkpoint.tensors:
-            one, other = checkpoint.tensors[head], checkpoint.tensors[embedding]
-            if one != other or not np.array_equal(
-                bits_of(checkpoint.read(head)), bits_of(checkpoint.read(embedding))
+        if tied and head in tensors and embedding in tensors:
+            one, other = tensors[head], tensors[embedding]
+            if (one.shape, one.dtype) != (other.shape, other.dtype) or not np.array_equal(
+                bits_of(one.read()), bits_of(other.read())
             ):
                 raise checkpoint.error(
                     f"config.json ties {head} to {embedding}, but they differ; set "
                     f"tie_word_embeddings to false if both are meant"
                 )
-            return {head}
-    return set()
+            found.add(head)
+    return found
 
 
 @command.converter(
-    memory_options,
+    command.memory_options,
     click.option("--names", metavar="FILE", help="JSON that maps names to known ones."),
     command.check_option,
     command.storage_options(None),
@@ -155,8 +155,8 @@ def main(source: Path, out: Path, names: str | None, **options: Any) -> Proof:
     """Convert the PyTorch checkpoint SOURCE to the model directory OUT.
 
     SOURCE is a folder in Hugging Face layout, a Megatron checkpoint, a LoRA adapter in PEFT layout,
-    or one file beside its config.json. The memory flags make a decoder one that was trained with
-    memories; they go before its configuration, and that before the paper's settings.
+    or one file beside its config.json. A memory flag makes a decoder one that was trained with
+    memories; flags take precedence over its configuration, and that over the paper's settings.
     """
     memory = {name: options.pop(name) for name in MemorySettings.names() if name in options}
     return convert(source, out, names=names, memory=memory, **options)

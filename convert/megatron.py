@@ -1,7 +1,7 @@
-"""Megatron's names and fused matrices, as its language models with rotary positions have them.
+"""Names and fused matrices of Megatron's language models with rotary positions.
 
-Attention's three matrices are one, ordered by KV group: the query heads of the group, its key
-head, its value head. The gate and the up matrix of the MLP are stacked.
+The three matrices of attention are one, ordered by KV group: the group's query heads, its key head,
+its value head. The gate and up matrices of the MLP are stacked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from .writer import Step
+from . import architectures
+from .writer import Split, Step
 
 # Older and newer spellings, each to the one in the tables below.
 SPELLINGS = (
@@ -33,22 +34,20 @@ SPELLINGS = (
     (r"\.linear_fc1\.", ".dense_h_to_4h."),
     (r"\.linear_fc2\.", ".dense_4h_to_h."),
 )
+# Hugging Face's names, and Megatron's; those of a layer follow the layer's number.
 OUTER = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "encoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
+    "model.embed_tokens": "embedding.word_embeddings",
+    "model.norm": "encoder.final_layernorm",
+    "lm_head": "output_layer",
 }
 LAYER = {
-    "input_layernorm.weight": "input_layernorm.weight",
-    "self_attention.dense.weight": "self_attn.o_proj.weight",
-    "self_attention.dense.bias": "self_attn.o_proj.bias",
-    "post_attention_layernorm.weight": "post_attention_layernorm.weight",
-    "mlp.dense_4h_to_h.weight": "mlp.down_proj.weight",
-    "mlp.dense_4h_to_h.bias": "mlp.down_proj.bias",
-}
-FUSED = {
-    "self_attention.query_key_value": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "mlp.dense_h_to_4h": ("mlp.gate_proj", "mlp.up_proj"),
+    "self_attn.q_proj": "self_attention.query_key_value",
+    "self_attn.k_proj": "self_attention.query_key_value",
+    "self_attn.v_proj": "self_attention.query_key_value",
+    "self_attn.o_proj": "self_attention.dense",
+    "mlp.gate_proj": "mlp.dense_h_to_4h",
+    "mlp.up_proj": "mlp.dense_h_to_4h",
+    "mlp.down_proj": "mlp.dense_4h_to_h",
 }
 # Megatron's arguments, in Hugging Face's terms.
 ARGUMENTS = {
@@ -67,18 +66,15 @@ ARGUMENTS = {
 
 
 def recognized(names: Iterable[str]) -> dict[str, str]:
-    """The plain spelling of each name if they are Megatron's, or nothing."""
-    plain = {}
-    for name in names:
-        new = name
-        for pattern, spelling in SPELLINGS:
-            new = re.sub(pattern, spelling, new)
-        plain[name] = new
+    """Return each name in the spelling of these tables, or nothing if they are others'."""
+    plain = {name: name for name in names}
+    for pattern, spelling in SPELLINGS:
+        plain = {name: re.sub(pattern, spelling, new) for name, new in plain.items()}
     return plain if "embedding.word_embeddings.weight" in plain.values() else {}
 
 
 def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What Megatron's arguments say of a model, in the terms of config.json."""
+    """Translate Megatron's arguments to config.json's terms."""
     config = {new: settings[old] for old, new in ARGUMENTS.items() if settings.get(old) is not None}
     if not settings.get("group_query_attention", True):
         config["num_key_value_heads"] = config.get("num_attention_heads")
@@ -90,41 +86,26 @@ def config_of(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def steps(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[Step]:
-    """How the tensors of a model come out of Megatron's.
-
-    Args:
-        config: with explicit settings.
-        shapes: of every tensor of the model.
-    """
-    groups = config["num_key_value_heads"]
+    """Return the steps from Megatron's tensors to those of a model, which have these shapes."""
+    groups, head = config["num_key_value_heads"], config["head_dim"]
     queries = config["num_attention_heads"] // groups
-    head = config["head_dim"]
 
     def attention(fused: mx.array) -> Sequence[mx.array]:
         by_group = fused.reshape(groups, queries + 2, head, *fused.shape[1:])
         parts = mx.split(by_group, [queries, queries + 1], axis=1)
         return [part.reshape(-1, *fused.shape[1:]) for part in parts]
 
-    def mlp(stacked: mx.array) -> Sequence[mx.array]:
-        return mx.split(stacked, 2)
-
-    splits = dict(zip(FUSED, (attention, mlp), strict=True))
+    splits: dict[str, Split] = {
+        "query_key_value": attention,
+        "dense_h_to_4h": lambda stacked: list(mx.split(stacked, 2)),
+    }
+    targets: dict[str, dict[str, tuple[int, ...]]] = {}  # what each source becomes
+    for target, shape in shapes.items():
+        source = architectures.renamed(target, OUTER, "encoder.layers", LAYER)
+        targets.setdefault(source, {})[target] = shape
     made = []
-    for source, target in OUTER.items():
-        if target in shapes:
-            made.append(Step(source, shapes[target], {target: shapes[target]}))
-    for n in range(config["num_hidden_layers"]):
-        ours, theirs = f"model.layers.{n}.", f"encoder.layers.{n}."
-        for source, target in LAYER.items():
-            if shape := shapes.get(ours + target):
-                made.append(Step(theirs + source, shape, {ours + target: shape}))
-        for source, stems in FUSED.items():
-            for kind in ("weight", "bias"):
-                names = [f"{ours}{stem}.{kind}" for stem in stems]
-                if names[0] in shapes:
-                    parts = {name: shapes[name] for name in names}
-                    rows = sum(shape[0] for shape in parts.values())
-                    whole = (rows, *parts[names[0]][1:])
-                    made.append(Step(f"{theirs}{source}.{kind}", whole, parts, splits[source]))
-    order = {name: place for place, name in enumerate(shapes)}
-    return sorted(made, key=lambda step: min(order[name] for name in step.targets))
+    for source, parts in targets.items():
+        columns = next(iter(parts.values()))[1:]
+        whole = (sum(shape[0] for shape in parts.values()), *columns)
+        made.append(Step(source, whole, parts, splits.get(source.split(".")[-2])))
+    return made

@@ -1,15 +1,17 @@
 """The safetensors format: a header of names, types and places, then bytes.
 
-Read and written here rather than with a library, so that a tensor at a time is in memory, a
-damaged file is told apart from a foreign one, and two tensors of one name are noticed.
+Read and written here rather than with a library, to hold one tensor at a time, to tell a damaged
+file from a foreign one, and to notice two tensors of one name.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -30,49 +32,52 @@ DTYPES = {
     "U8": "uint8",
 }
 CODES = {name: code for code, name in DTYPES.items()}
-# NumPy knows no bfloat16, so its bits travel as whole numbers.
-BITS = {"bfloat16": "uint16"}
+BITS = {"bfloat16": "uint16"}  # NumPy has no bfloat16, so its bits are kept as integers
+
+Shape = tuple[int, ...]
+Stored = Mapping[str, tuple[str, Shape]]  # name to type and shape, in a file's order
 
 
-class Entry(NamedTuple):
-    """Where one tensor of a file is: its type, its shape, and its bytes [start, end)."""
+class Tensor(NamedTuple):
+    """A tensor in a file; ``read`` loads it into memory of its own."""
 
+    shape: Shape
     dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
-
-    @property
-    def nbytes(self) -> int:
-        return self.end - self.start
+    nbytes: int
+    read: Callable[[], mx.array]
 
 
-def item_bytes(dtype: str) -> int:
-    return np.dtype(BITS.get(dtype, dtype)).itemsize
+def size_of(dtype: str, shape: Sequence[int]) -> int:
+    """Return the bytes that a tensor takes."""
+    return np.dtype(BITS.get(dtype, dtype)).itemsize * math.prod(shape)
 
 
 def bits_of(array: mx.array) -> np.ndarray:
-    """The values of an MLX array for NumPy, contiguous; bfloat16 as uint16."""
+    """Return an MLX array as a contiguous NumPy array; bfloat16 as uint16."""
     if array.dtype == mx.bfloat16:
         array = array.view(mx.uint16)
     return np.ascontiguousarray(np.array(array, copy=False))
 
 
 def array_of(bits: np.ndarray, dtype: str) -> mx.array:
-    """The other way round, without copying."""
+    """Return what `bits_of` made as an MLX array, without copying."""
     array = mx.asarray(bits)
     return array.view(mx.bfloat16) if dtype == "bfloat16" else array
 
 
-def read_header(path: Path) -> dict[str, Entry]:
-    """The tensors of a file by name.
-
-    Raises:
-        ConvertError: it cannot be read, is cut off, damaged, or holds a name twice.
-    """
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file by name; ConvertError if the file is damaged."""
 
     def broken(reason: str) -> ConvertError:
         return ConvertError(f"{path}: {reason}; fetch it again.")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise broken(f"holds {name} twice")
+            found[name] = value
+        return found
 
     try:
         size = path.stat().st_size
@@ -83,18 +88,10 @@ def read_header(path: Path) -> dict[str, Entry]:
             text = file.read(length)
     except OSError as error:
         raise ConvertError(f"{path}: cannot be read: {error.strerror or error}.") from error
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise broken(f"holds {name} twice")
-            found[name] = value
-        return found
-
-    entries = {}
+    tensors: dict[str, Tensor] = {}
+    places: list[tuple[int, int, str]] = []
     try:
-        header = json.loads(text, object_pairs_hook=once)
+        header = json.loads(text, object_pairs_hook=unique)
         header.pop("__metadata__", None)
         for name, value in header.items():
             shape = tuple(value["shape"])
@@ -102,53 +99,40 @@ def read_header(path: Path) -> dict[str, Entry]:
             if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
                 raise ValueError(name)
             dtype = DTYPES.get(value["dtype"], value["dtype"])
-            entries[name] = Entry(dtype, shape, 8 + length + start, 8 + length + end)
+            read = partial(_read, path, 8 + length + start, dtype, shape)
+            tensors[name] = Tensor(shape, dtype, end - start, read)
+            places.append((start, end, name))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise broken("has a damaged header") from error
-    end = 8 + length
-    for name, entry in sorted(entries.items(), key=lambda pair: pair[1].start):
-        known = entry.dtype in CODES
-        if entry.start != end or (
-            known
-            and entry.nbytes != item_bytes(entry.dtype) * int(np.prod(entry.shape, dtype=object))
-        ):
+    last = 0
+    for start, end, name in sorted(places):
+        shape, dtype, nbytes, _ = tensors[name]
+        if start != last or (dtype in CODES and nbytes != size_of(dtype, shape)):
             raise broken(f"its header gives {name} a wrong place or length")
-        end = entry.end
-    if end != size:
-        raise broken(f"has {size} bytes instead of {end}")
-    return entries
+        last = end
+    if size != 8 + length + last:
+        raise broken(f"has {size} bytes instead of {8 + length + last}")
+    return tensors
 
 
-def read_array(path: Path, entry: Entry) -> mx.array:
-    """One tensor, read from the file into memory of its own."""
-    kind = np.dtype(BITS.get(entry.dtype, entry.dtype))
-    bits = np.fromfile(path, kind, entry.nbytes // kind.itemsize, offset=entry.start)
-    if bits.nbytes != entry.nbytes:
+def _read(path: Path, start: int, dtype: str, shape: Shape) -> mx.array:
+    count = math.prod(shape)
+    bits = np.fromfile(path, BITS.get(dtype, dtype), count, offset=start)
+    if len(bits) != count:
         raise ConvertError(f"{path}: became shorter while it was read.")
-    return array_of(bits.reshape(entry.shape), entry.dtype)
+    return array_of(bits.reshape(shape), dtype)
 
 
 class Writer:
-    """One file, whose header is written before the first of its tensors.
+    """Writes one file: the header at once, then its tensors in the order of ``tensors``."""
 
-    Args:
-        file: opened for writing.
-        tensors: name to type and shape, in the order in which they will be given.
-        metadata: strings that the format has room for.
-    """
-
-    def __init__(
-        self,
-        file: BinaryIO,
-        tensors: Mapping[str, tuple[str, tuple[int, ...]]],
-        metadata: Mapping[str, str],
-    ):
+    def __init__(self, file: BinaryIO, tensors: Stored, metadata: Mapping[str, str]):
         self._file = file
         self._expected = iter(tensors.items())
         header: dict[str, Any] = {"__metadata__": dict(metadata)}
         end = 0
         for name, (dtype, shape) in tensors.items():
-            start, end = end, end + item_bytes(dtype) * int(np.prod(shape, dtype=object))
+            start, end = end, end + size_of(dtype, shape)
             header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -160,15 +144,19 @@ class Writer:
         given = (name, (str(array.dtype).removeprefix("mlx.core."), array.shape))
         if given != expected:
             raise ValueError(f"{given} where the header says {expected}")
-        data = bits_of(array).reshape(-1).view(np.uint8)
+        data = _bytes(array)
         self._file.write(data)
         return zlib.crc32(data)
 
 
 def checksums(paths: Iterable[Path]) -> dict[str, int]:
-    """The CRC-32 of every tensor of some files, read back from them."""
+    """Return the CRC-32 of every tensor of some files, read from the disk."""
     return {
-        name: zlib.crc32(bits_of(read_array(path, entry)).reshape(-1).view(np.uint8))
+        name: zlib.crc32(_bytes(tensor.read()))
         for path in paths
-        for name, entry in read_header(path).items()
+        for name, tensor in read_safetensors(path).items()
     }
+
+
+def _bytes(array: mx.array) -> memoryview:
+    return bits_of(array).reshape(-1).view(np.uint8).data

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import mlx.core as mx
 
-from m3mlx.config import MEMORY_FILE
+from m3mlx.config import MEMORY_FILE, Progress, no_progress
 
 from . import architectures, command
-from .check import Proof
-from .checkpoint import TorchCheckpoint
-from .tokenizer_files import carry_tokenizer
-from .writer import (
-    Progress,
-    Step,
-    Storage,
-    Tensor,
-    match,
-    new_folder,
-    verify,
-    write_json,
-    write_weights,
-)
+from .check import Proof, prove
+from .checkpoint import TorchCheckpoint, copy_tokenizer
+from .safetensors_file import Tensor
+from .settings import Settings
+from .writer import Storage, new_folder, some, unchanged, write_json, write_weights
 
 
 def convert(
@@ -33,25 +26,19 @@ def convert(
     *,
     dtype: str | None = None,
     dequantize: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Proof:
     """Convert a model directory to a folder in Hugging Face layout.
 
     Args:
         source: model directory of mlx-lm.
-        out: folder to make. It appears only when everything in it is written.
-        dtype: of the weights: "float16", "bfloat16" or "float32"; None keeps each as it is.
-        dequantize: whether quantized weights are turned back into ordinary ones. They are not what
-            they were before they were quantized.
-        progress: called with bytes of the source converted so far and in all.
-
-    Returns:
-        How the conversion was checked: by the checksum of every tensor.
+        out, dtype, progress: as for ``from_torch.convert``.
+        dequantize: whether quantized weights become ordinary ones, rounded as they are.
 
     Raises:
         ConvertError: the source is broken, not supported, or quantized without ``dequantize``.
     """
-    storage = Storage.asked(dtype, False, 4, 64)
+    storage = Storage.of(dtype)
     with new_folder(Path(out)) as folder:
         checkpoint = TorchCheckpoint(Path(source))
         config = dict(checkpoint.config)
@@ -60,56 +47,47 @@ def convert(
             if not dequantize:
                 raise checkpoint.error(
                     "its weights are quantized, and PyTorch does not know MLX's groups; "
-                    "--dequantize writes what they stand for"
+                    "--dequantize writes ordinary weights with their values"
                 )
-            checkpoint = Dequantized(checkpoint, quantization)
+            checkpoint.tensors = _dequantized(checkpoint, quantization)
         config = architectures.explicit(config, checkpoint.error)
-        steps = [Step(n, shape, {n: shape}) for n, shape in architectures.tensors(config).items()]
-        match(checkpoint, steps, (), storage)
+        steps = unchanged(architectures.tensors(config))
         sums = write_weights(checkpoint, steps, folder, storage, framework="pt", progress=progress)
-        verify(folder, sums)
-        carry_tokenizer(checkpoint.folder, folder)
+        copy_tokenizer(checkpoint.folder, folder)
         if memory := checkpoint.json(MEMORY_FILE):
             write_json(folder / MEMORY_FILE, memory)
         kept = storage.dtype or checkpoint.tensors[steps[0].source].dtype
         write_json(folder / "config.json", config | {"dtype": kept, "torch_dtype": kept})
-    return Proof(len(sums), None)
+        return prove(folder, sums)
 
 
-class Dequantized:
-    """A checkpoint whose quantized matrices read as ordinary ones."""
+def _dequantized(checkpoint: TorchCheckpoint, quantization: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, in which quantized matrices read as ordinary ones."""
+    if quantization.get("mode", "affine") != "affine" or any(
+        isinstance(value, dict) for value in quantization.values()
+    ):
+        raise checkpoint.error("its quantization differs by layer, or is not affine")
+    settings = Settings(quantization, "its quantization", checkpoint.error)
+    group_size, bits = settings.count("group_size"), settings.count("bits")
 
-    def __init__(self, packed: TorchCheckpoint, quantization: dict[str, Any]):
-        self.packed, self.folder = packed, packed.folder
-        self.json, self.error = packed.json, packed.error
-        if quantization.get("mode", "affine") != "affine" or any(
-            isinstance(value, dict) for value in quantization.values()
-        ):
-            raise packed.error("its quantization differs by layer, or is not affine")
-        self.group_size, self.bits = quantization["group_size"], quantization["bits"]
-        self.tensors: dict[str, Tensor] = {}
-        for name, tensor in packed.tensors.items():
-            stem, _, kind = name.rpartition(".")
-            scales = packed.tensors.get(f"{stem}.scales")
-            if scales is None:
-                self.tensors[name] = tensor
-            elif kind == "weight":
-                *rows, groups = scales.shape
-                shape = (*rows, groups * self.group_size)
-                self.tensors[name] = Tensor(shape, scales.dtype, tensor.nbytes)
-            elif kind not in ("scales", "biases"):
-                self.tensors[name] = tensor
+    def read(packed: Tensor, scales: Tensor, biases: Tensor) -> mx.array:
+        return mx.dequantize(packed.read(), scales.read(), biases.read(), group_size, bits)
 
-    def read(self, name: str) -> mx.array:
-        stem = name.rpartition(".")[0]
-        if not name.endswith(".weight") or f"{stem}.scales" not in self.packed.tensors:
-            return self.packed.read(name)
-        parts = (self.packed.read(f"{stem}.{kind}") for kind in ("weight", "scales", "biases"))
-        return mx.dequantize(*parts, group_size=self.group_size, bits=self.bits)
+    tensors = dict(checkpoint.tensors)
+    for stem in [name.removesuffix(".scales") for name in tensors if name.endswith(".scales")]:
+        names = [f"{stem}.{kind}" for kind in ("weight", "scales", "biases")]
+        if missing := set(names) - tensors.keys():
+            raise checkpoint.error(f"its weights are quantized, but it lacks {some(missing)}")
+        packed, scales, biases = (tensors.pop(name) for name in names)
+        *rows, groups = scales.shape
+        shape = (*rows, groups * group_size)
+        values = partial(read, packed, scales, biases)
+        tensors[names[0]] = Tensor(shape, scales.dtype, packed.nbytes, values)
+    return tensors
 
 
 @command.converter(
-    click.option("--dequantize", is_flag=True, help="Write what quantized weights stand for."),
+    click.option("--dequantize", is_flag=True, help="Write quantized weights as ordinary ones."),
     command.dtype_option(None),
 )
 def main(source: Path, out: Path, **options: Any) -> Proof:

@@ -1,14 +1,16 @@
-"""PyTorch's own files (.bin, .pt, .pth): the tensors in them, without running what is pickled.
+"""PyTorch's own files (.bin, .pt, .pth), read without running what is pickled in them.
 
-The only way in is ``torch.load(weights_only=True)``, which builds tensors and plain containers
-and refuses everything else before it could run.
+They are opened with ``torch.load(weights_only=True)`` alone, which builds tensors and plain
+containers and refuses everything else before it could run.
 """
 
 from __future__ import annotations
 
 import argparse
 import pickle
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +19,72 @@ import numpy as np
 
 from m3mlx.errors import ConvertError
 
-from .safetensors_file import array_of
+from .safetensors_file import Tensor, array_of
+from .writer import first_line
 
 # Where training frameworks keep the weights beside optimizer states and counters.
 ROOTS = ("state_dict", "model", "module")
 
 
-class TorchFile:
-    """An opened file.
+def read_torch_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors by name, with dots for nested dictionaries, and Megatron's ``args``.
 
-    Attributes:
-        tensors: name to torch tensor; nested dictionaries are joined with dots. The values stay on
-            disk until they are read, where the file's format allows it.
-        settings: what Megatron's training keeps as ``args``, or nothing.
-
-    Raises:
-        ConvertError: torch is missing, or the file is damaged or holds more than plain data.
+    The values stay on disk until they are read, where the file's format allows it.
     """
+    content = _load(path)
+    args = content.get("args")
+    root = next((r for r in ROOTS if isinstance(content.get(r), Mapping)), None)
+    tensors: dict[str, Tensor] = {}
+    for name, value in _flat(path, "", content[root] if root else content):
+        if name in tensors:
+            raise ConvertError(f"{path}: holds {name} twice.")
+        dtype = str(value.dtype).removeprefix("torch.")
+        read = partial(_read, value, dtype)
+        tensors[name] = Tensor(tuple(value.shape), dtype, value.nbytes, read)
+    return tensors, vars(args) if isinstance(args, argparse.Namespace) else {}
 
-    def __init__(self, path: Path):
-        self.path = path
-        try:
-            import torch
-        except ImportError as error:
-            raise ConvertError(
-                f"{path}: reading it needs PyTorch. Install it with: pip install 'm3mlx[parity]', "
-                f"or save the model as safetensors."
-            ) from error
-        try:
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                try:
-                    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-                except RuntimeError as error:  # a format from before torch 1.6
-                    if "mmap" not in str(error):
-                        raise
-                    content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ConvertError(
-                f"{path}: holds more than tensors and plain data, and could run code; it was not "
-                f"loaded. Save its state_dict alone, or as safetensors."
-            ) from error
-        except Exception as error:  # torch can stumble over foreign bytes anywhere
-            first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise ConvertError(f"{path}: is not a whole PyTorch file ({first}).") from error
-        if not isinstance(content, Mapping):
-            raise ConvertError(f"{path}: holds no dictionary of tensors.")
-        args = content.get("args")
-        self.settings: dict[str, Any] = vars(args) if isinstance(args, argparse.Namespace) else {}
-        root = next((r for r in ROOTS if isinstance(content.get(r), Mapping)), None)
-        self.tensors: dict[str, Any] = {}
-        self._flatten("", content[root] if root else content)
 
-    def _flatten(self, prefix: str, content: Mapping[Any, Any]) -> None:
+def _load(path: Path) -> Mapping[Any, Any]:
+    try:
         import torch
+    except ImportError as error:
+        raise ConvertError(
+            f"{path}: reading it needs PyTorch. Install it with: pip install 'm3mlx[parity]', "
+            f"or save the model as safetensors."
+        ) from error
+    mmap = zipfile.is_zipfile(path)  # or the format from before torch 1.6
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ConvertError(
+            f"{path}: holds more than tensors and plain data, and could run code; it was not "
+            f"loaded. Save its state_dict alone, or as safetensors."
+        ) from error
+    except Exception as error:  # torch can fail on foreign bytes anywhere
+        raise ConvertError(f"{path}: is not a whole PyTorch file ({first_line(error)}).") from error
+    if not isinstance(content, Mapping):
+        raise ConvertError(f"{path}: holds no dictionary of tensors.")
+    return content
 
-        for key, value in content.items():
-            name = f"{prefix}{key}"
-            if isinstance(value, Mapping):
-                self._flatten(f"{name}.", value)
-            elif isinstance(value, torch.Tensor) and value.layout == torch.strided:
-                if name in self.tensors:
-                    raise ConvertError(f"{self.path}: holds {name} twice.")
-                self.tensors[name] = value.detach()
-            elif value is not None and not name.endswith("_extra_state"):
-                raise ConvertError(f"{self.path}: {name} is no tensor.")
 
-    def read(self, name: str) -> mx.array:
-        """One tensor in memory of its own."""
-        import torch
+def _flat(path: Path, prefix: str, content: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield every torch tensor with its name."""
+    import torch
 
-        tensor = self.tensors[name].contiguous()
-        dtype = dtype_of(tensor)
-        bits = tensor.view(torch.uint16) if dtype == "bfloat16" else tensor
-        return array_of(np.array(bits.numpy()), dtype)
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _flat(path, f"{name}.", value)
+        elif isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            yield name, value.detach()
+        elif value is not None and not name.endswith("_extra_state"):
+            raise ConvertError(f"{path}: {name} is no tensor.")
 
 
-def dtype_of(tensor: Any) -> str:
-    """The name of a torch tensor's type."""
-    return str(tensor.dtype).removeprefix("torch.")
+def _read(tensor: Any, dtype: str) -> mx.array:
+    import torch
+
+    tensor = tensor.contiguous()
+    bits = tensor.view(torch.uint16) if dtype == "bfloat16" else tensor
+    return array_of(np.array(bits.numpy()), dtype)

@@ -72,7 +72,7 @@ def _versions(assistant: Assistant) -> Iterator[Finding]:
         except PackageNotFoundError:
             missing.append(name)
     yield Finding("versions", ", ".join(names))
-    yield Finding("machine", f"{cached.machine()}, {platform.machine()}, {os.cpu_count()} cores")
+    yield Finding("machine", f"{cached.machine()}, {os.cpu_count()} cores")
     if missing:
         what = "Install m3mlx again in a new environment, with pip install m3mlx."
         yield Finding("libraries", f"{', '.join(missing)} missing", "broken", what)

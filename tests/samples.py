@@ -1,6 +1,5 @@
 """Sample files of every format, good ones and bad ones, written where a test wants them."""
 
-import json
 import mailbox
 import os
 import zipfile
@@ -13,8 +12,15 @@ from pypdf import PdfReader, PdfWriter
 from m3mlx.documents import MAX_BYTES
 
 
+def write(path: Path, content: str | bytes = "text\n") -> Path:
+    """Write a file, and the folders that it lies in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
 def write_pdf(path: Path, pages: list[list[str]]) -> Path:
-    """A minimal PDF with lines of ASCII text on each page; a page without lines stays blank."""
+    """Write a minimal PDF with lines of ASCII text on each page."""
     objects = ["<< /Type /Catalog /Pages 2 0 R >>", ""]
     objects.append("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
     kids = []
@@ -50,7 +56,7 @@ def write_encrypted_pdf(
 
 
 def write_epub(path: Path, chapters: dict[str, str], spine: list[str], **extra: str) -> Path:
-    """An EPUB of XHTML chapters; ``extra`` are more files, with ``__`` for a slash."""
+    """Write an EPUB of XHTML chapters; ``extra`` are more files, with ``__`` for a slash."""
     items = "".join(
         f'<item id="{name}" href="{name}.xhtml" media-type="application/xhtml+xml"/>'
         for name in chapters
@@ -88,34 +94,23 @@ def mail(subject: str, body: str, html: str | None = None) -> EmailMessage:
 
 
 def write_good_folder(path: Path) -> dict[str, str]:
-    """Write one document of every format; returns a phrase that each must be found to hold."""
+    """Write one document of every format; return a phrase of each one's text."""
     path.mkdir(parents=True, exist_ok=True)
     texts = {
-        "plain.txt": "The ferry to Aldermoor leaves at noon.\n",
-        "notes.md": "# Garden\n\nThe quince tree was planted in 1987.\n",
-        "manual.rst": "Pump\n====\n\nPrime the pump with two litres of oil.\n",
-        "engine.py": "def ignite(spark):\n    return spark * 42  # the Halloway constant\n",
-        "Dockerfile": "FROM scratch\nLABEL keeper=orrin\n",
-        "birds.csv": "bird,colour\nkingfisher,blue\nbullfinch,red\n",
-        "rivers.tsv": "river\tkm\nTeign\t50\n",
-        "settings.json": json.dumps({"lamp": {"colour": "amber", "hours": [6, 22]}}),
-        "events.jsonl": '{"day": 1, "event": "frost"}\n{"day": 2, "event": "thaw"}\n',
-        "page.html": "<h1>Tides</h1><p>High water comes <b>fifty</b> minutes later.</p>",
+        "plain.txt": ("The ferry to Aldermoor leaves at noon.\n", "ferry to Aldermoor"),
+        "notes.md": ("# Garden\n\nThe quince tree was planted in 1987.\n", "planted in 1987"),
+        "manual.rst": ("Pump\n====\n\nPrime it with two litres of oil.\n", "two litres of oil"),
+        "engine.py": ("def spark():\n    return 42  # Halloway constant\n", "Halloway constant"),
+        "Dockerfile": ("FROM scratch\nLABEL keeper=orrin\n", "LABEL keeper=orrin"),
+        "birds.csv": ("bird,colour\nkingfisher,blue\n", "bird: kingfisher; colour: blue"),
+        "rivers.tsv": ("river\tkm\nTeign\t50\n", "river: Teign; km: 50"),
+        "settings.json": ('{"lamp": {"colour": "amber", "hours": [6, 22]}}', "lamp.hours: 6, 22"),
+        "events.jsonl": ('{"day": 1}\n{"day": 2, "event": "thaw"}\n', "day: 2; event: thaw"),
+        "page.html": ("<h1>Tides</h1><p>It comes <b>fifty</b> late.</p>", "It comes fifty late."),
     }
-    for name, text in texts.items():
+    for name, (text, _) in texts.items():
         (path / name).write_text(text, encoding="utf-8")
-    phrases = {
-        "plain.txt": "ferry to Aldermoor",
-        "notes.md": "quince tree was planted in 1987",
-        "manual.rst": "two litres of oil",
-        "engine.py": "the Halloway constant",
-        "Dockerfile": "LABEL keeper=orrin",
-        "birds.csv": "bird: kingfisher; colour: blue",
-        "rivers.tsv": "river: Teign; km: 50",
-        "settings.json": "lamp.hours: 6, 22",
-        "events.jsonl": "day: 2; event: thaw",
-        "page.html": "High water comes fifty minutes later.",
-    }
+    phrases = {name: phrase for name, (_, phrase) in texts.items()}
     (path / "old.txt").write_bytes("Die Brücke über den Fluß kostete 5 €.\n".encode("cp1252"))
     phrases["old.txt"] = "Die Brücke über den Fluß kostete 5 €."
     write_pdf(path / "paper.pdf", [["The comet returns in 2061."], ["Its tail is blue."]])
@@ -141,9 +136,9 @@ def write_good_folder(path: Path) -> dict[str, str]:
 
 
 def write_bad_files(path: Path) -> dict[str, str]:
-    """Write files that look like documents and are none; returns a word of each one's reason.
+    """Write files that cannot be read as documents; return a word of each one's error.
 
-    A file that nobody may read is among them, but for root, who may read everything.
+    One is without permissions, unless the user is root, who may read everything.
     """
     path.mkdir(parents=True, exist_ok=True)
     write_encrypted_pdf(path / "locked.pdf", user="secret")

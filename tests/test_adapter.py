@@ -83,6 +83,16 @@ REFUSED = {
         {"base_model.model.model.embed_tokens.lora_embedding_A": np.ones((4, 9), np.float32)},
         "no LoRA matrix: base_model.model.model.embed_tokens",
     ),
+    "nothing": (
+        {},
+        {
+            f"base_model.model.model.layers.{n}.{module}.lora_{side}.weight": None
+            for n in (1, 3)
+            for module in ("self_attn.q_proj", "mlp.down_proj")
+            for side in "AB"
+        },
+        "no LoRA matrix: none",
+    ),
     "NaN": (
         {},
         {

@@ -248,7 +248,7 @@ def test_a_missing_source_and_an_existing_folder_are_refused(tmp_path):
 def test_an_interrupted_conversion_and_a_full_disk_leave_nothing(tmp_path, monkeypatch):
     source = save_model(tmp_path / "in")
 
-    def interrupt(done, total):
+    def interrupt(what, done, total):
         if done > total // 2:
             raise KeyboardInterrupt
 
@@ -266,6 +266,6 @@ def test_an_interrupted_conversion_and_a_full_disk_leave_nothing(tmp_path, monke
 
 def test_progress_counts_the_bytes_of_all_tensors(tmp_path):
     source, seen = save_model(tmp_path / "in"), []
-    convert(source, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    convert(source, tmp_path / "out", progress=lambda what, done, total: seen.append((done, total)))
     total = sum(len(data) for _, _, data in raw(source).values())
     assert seen[0] == (0, total) and seen[-1] == (total, total) and seen == sorted(seen)

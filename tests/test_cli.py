@@ -650,12 +650,13 @@ def test_eval_reports_every_mode(m3, world, tmp_path):
     flags = ["--encoder", world / "encoder", "--budget", "uniform:4", "--memories", "2"]
     flags += ["--limit", "2", "--plot", tmp_path / "plot.svg"]
     data = json.loads(good(m3("eval", file, *flags, "--json")).stdout)
-    assert [row["mode"] for row in data["rows"]] == list(evaluate.MODES) and data["questions"] == 2
+    assert [row["mode"] for row in data["rows"]] == list(evaluate.CONDITIONS)
+    assert data["questions"] == 2
     assert data["rows"][0]["recovered"] == 0
     assert data["rows"][1]["recovered"] == pytest.approx(1)
     assert (tmp_path / "plot.svg").read_text().startswith("<svg")
     shown = good(m3("eval", file, *flags, "--answer-tokens", "0"))
-    for mode in evaluate.MODES:
+    for mode in evaluate.CONDITIONS:
         assert re.search(rf"^ *{mode} ", shown.stdout, re.M)
         assert re.search(rf"^{mode} ", shown.stderr, re.M)
     assert not (tmp_path / "store").exists()

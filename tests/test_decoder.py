@@ -55,7 +55,13 @@ def test_verified_families_load_with_their_geometry(family, tmp_path):
     assert type(decoder.model).__module__.startswith("mlx_lm.models.")
     original = tiny_model(family)
     original.load_weights(str(folder / "model.safetensors"))
-    same_logits(decoder, original, atol=1e-6)
+    loaded = dict(tree_flatten(decoder.model.parameters()))
+    for name, weight in tree_flatten(original.parameters()):
+        assert mx.array_equal(loaded[name], weight)
+    # Some processors' BLAS adds the products of column-major weights in another order. Float32
+    # rounds to 6e-8, in some 30 matrix products one after the other: 2e-6 of the largest logit.
+    largest = float(mx.abs(original(IDS)).max())
+    same_logits(decoder, original, atol=4e-6 * largest, rtol=0)
     assert decoder.adapter == "" and decoder.path == tmp_path / "tiny"
     assert decoder.tokenizer.eos_token_ids == {259}
 

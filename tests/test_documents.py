@@ -1,4 +1,4 @@
-"""Files are found as git would find them, and read without a wrong character, or by a reason."""
+"""Files of every format are read without a wrong character, or refused with a reason."""
 
 import hashlib
 import json
@@ -14,6 +14,7 @@ from docx.oxml.ns import qn
 from lxml import etree
 from samples import (
     mail,
+    write,
     write_bad_files,
     write_encrypted_pdf,
     write_epub,
@@ -21,21 +22,8 @@ from samples import (
     write_pdf,
 )
 
-from m3mlx.documents import Document, archive, file_hash, find, read
+from m3mlx.documents import Document, archive, file_hash, find, parse, read
 from m3mlx.errors import DocumentError
-
-
-def write(path: Path, content: str | bytes = "text\n") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def names(folder: Path, *paths: Path, **patterns) -> list[str]:
-    """What is found, relative to a folder; there must be no errors."""
-    found = list(find(paths or [folder], **patterns))
-    assert not [error for error in found if isinstance(error, DocumentError)]
-    return [path.relative_to(folder.resolve()).as_posix() for path in found]
 
 
 def reason(path: Path) -> str:
@@ -52,7 +40,7 @@ def text_of(path: Path, content: str | bytes) -> str:
 # --- every format
 
 
-def test_every_format_is_found_and_read_with_what_it_says(tmp_path):
+def test_every_format_is_found_and_its_text_read(tmp_path):
     phrases = write_good_folder(tmp_path)
     found = list(find([tmp_path]))
     assert [path.name for path in found] == sorted(phrases)
@@ -60,7 +48,7 @@ def test_every_format_is_found_and_read_with_what_it_says(tmp_path):
         assert phrases[path.name] in read(path).text
 
 
-def test_every_bad_file_is_named_with_its_reason_and_the_rest_goes_on(tmp_path):
+def test_every_bad_file_has_its_reason_and_the_others_are_read(tmp_path):
     words = write_bad_files(tmp_path)
     phrases = write_good_folder(tmp_path)
     errors, good = {}, []
@@ -186,7 +174,7 @@ def test_a_table_in_a_table_of_a_docx_is_read_once(tmp_path):
     assert read(tmp_path / "a.docx").text == "inside | beside"
 
 
-def test_a_docx_leaves_out_what_was_deleted_and_says_text_boxes_once(tmp_path):
+def test_a_docx_drops_deletions_and_reads_text_boxes_once(tmp_path):
     file = docx.Document()
     paragraph = file.add_paragraph("kept")._p
     compatibility = "{http://schemas.openxmlformats.org/markup-compatibility/2006}"
@@ -231,14 +219,14 @@ def test_mail_names_its_attachments_and_prefers_plain_text(tmp_path):
 
 
 @pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1", "shift_jis", "iso-2022-jp", "koi8-r"])
-def test_mail_is_decoded_as_it_says(tmp_path, charset):
+def test_mail_is_decoded_with_its_declared_charset(tmp_path, charset):
     body = {"iso-8859-1": "Grüße", "koi8-r": "Привет"}.get(charset, "日本語の手紙です。")
     message = EmailMessage()
     message.set_content(body, charset=charset)
     assert body in text_of(tmp_path / "a.eml", bytes(message))
 
 
-def test_mail_that_names_the_wrong_encoding_is_read_all_the_same(tmp_path):
+def test_mail_that_declares_a_wrong_charset_is_read(tmp_path):
     head = b"Subject: x\r\nContent-Type: text/plain; charset=iso-8859-1\r\n\r\n"
     assert text_of(tmp_path / "a.eml", head + "Grüße 日本".encode()).endswith("Grüße 日本")
     head = head.replace(b"iso-8859-1", b"us-ascii")
@@ -250,6 +238,14 @@ def test_a_mailbox_gives_every_mail_also_those_in_html(tmp_path):
     text = read(tmp_path / "archive.mbox").text
     assert text.index("# Boat") < text.index("green.") < text.index("# Oars")
     assert "The oars are ash." in text
+
+
+def test_no_reader_needs_the_file_itself(tmp_path):
+    for name in write_good_folder(tmp_path):
+        path = tmp_path / name
+        expected, content = read(path), path.read_bytes()
+        path.unlink()
+        assert parse(path, content) == expected
 
 
 def test_html_keeps_its_structure_and_drops_what_is_not_read(tmp_path):
@@ -273,7 +269,7 @@ def test_html_of_any_depth_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("charset", ["iso-8859-2", "windows-1251", "shift_jis", "gbk"])
-def test_html_is_decoded_as_it_says(tmp_path, charset):
+def test_html_is_decoded_with_its_declared_charset(tmp_path, charset):
     word = {"iso-8859-2": "ľúbiť", "windows-1251": "и"}.get(charset, "下雪了")
     page = f'<meta charset="{charset}"><p>{word}</p>'
     assert text_of(tmp_path / "a.html", page.encode(charset)) == word
@@ -306,7 +302,7 @@ def test_a_table_without_column_names_is_numbered(tmp_path):
         ("b.json", "[" * 100_000),
     ],
 )
-def test_what_is_no_table_or_json_is_read_as_the_text_it_is(tmp_path, name, content):
+def test_broken_tables_and_json_are_read_as_plain_text(tmp_path, name, content):
     assert text_of(tmp_path / name, content) == content
 
 
@@ -405,5 +401,5 @@ def test_a_long_text_with_one_accent_is_read(tmp_path):
         (os.urandom(4000).replace(b"\0", b"\xfe"), "encoding"),
     ],
 )
-def test_bytes_that_are_no_text_are_refused(tmp_path, content, word):
+def test_bytes_that_are_not_text_are_refused(tmp_path, content, word):
     assert word in reason(write(tmp_path / "a.txt", content))

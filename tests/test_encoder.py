@@ -232,7 +232,7 @@ def test_query_prefix_comes_from_the_prompts(tmp_path, tiny):
         ("minilm", False),
     ],
 )
-def test_english_bge_models_ask_with_their_instruction(name, prefixed, tmp_path, tiny):
+def test_english_bge_models_use_their_query_instruction(name, prefixed, tmp_path, tiny):
     encoder = embed.load(write(tmp_path / name))
     prefix = "Represent this sentence for searching relevant passages: " if prefixed else ""
     asked = encoder.encode(["abc"], query=True)
@@ -331,7 +331,7 @@ def test_default_encoder_agrees_with_torch():
 
 
 @pytest.mark.model
-def test_default_encoder_finds_what_belongs_together():
+def test_default_encoder_matches_questions_with_their_texts():
     encoder = load_encoder()
     passages = ["Cats sleep most of the day.", "The tax is due in April.", "Boil eggs for minutes."]
     questions = ["When must I pay?", "How do I cook breakfast?", "Are pets lazy?"]

@@ -2,26 +2,29 @@
 
 import json
 import random
+from dataclasses import replace
+from inspect import signature
 
 import pytest
 from tiny import save_encoder, save_model
 
 from m3mlx import evaluate
-from m3mlx.config import REFERENCE_TOKENS
+from m3mlx.config import REFERENCE_TOKENS, Options
 from m3mlx.errors import M3Error
-from m3mlx.evaluate.recite import edits
-from m3mlx.evaluate.trial import TemporaryStore, make_assistant
+from m3mlx.evaluate.questions import Choice
+from m3mlx.evaluate.recite import CUE, edits
+from m3mlx.evaluate.temporary import Result, TemporaryStore, make_assistant
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """A world of tiny models; calibrations are made once."""
+    """Tiny models, and one cache folder, so that calibrations are made once."""
     folder = tmp_path_factory.mktemp("evaluate")
     save_model(folder / "decoder")
     save_encoder(folder / "encoder")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("M3MLX_HOME", str(folder / "home"))
-        yield {"model": str(folder / "decoder"), "encoder": str(folder / "encoder")}
+        yield Options(model=str(folder / "decoder"), encoder=str(folder / "encoder"))
 
 
 QUESTIONS = [
@@ -34,12 +37,12 @@ def test_every_combination_is_measured_and_text_once(options, tmp_path):
     told = []
     report = evaluate.evaluate(
         QUESTIONS,
+        options,
         memories=(1, 2),
         budgets=("uniform:4", "half:4"),
         codecs=("k8v8", "k4v4"),
         answer_tokens=2,
         report=told.append,
-        **options,
     )
     assert report.rows == told and report.questions == 3 and report.adapter == "none"
     kinds = [(row.mode, row.memories, row.budget, row.codec) for row in report.rows]
@@ -64,7 +67,6 @@ def test_every_combination_is_measured_and_text_once(options, tmp_path):
     off, oracle = report.rows[:2]
     assert off.recovered == 0 and oracle.recovered == pytest.approx(1)
     for row in report.rows:
-        assert row.recovered == pytest.approx((off.nll - row.nll) / (off.nll - oracle.nll))
         assert 0 <= row.right <= 1 and row.first_token_seconds > 0
     assert json.loads(json.dumps(report.to_json()))["rows"][0]["mode"] == "off"
 
@@ -74,22 +76,50 @@ def test_every_combination_is_measured_and_text_once(options, tmp_path):
         assert f">{name}<" in drawn
 
 
+@pytest.mark.parametrize(
+    ("oracle", "recovered"),
+    [
+        ((0.5, 1.5), {"off": 0, "oracle": 1, "text": 0.75, "explicit": 0.5}),  # gains 4 - 1 = 3
+        ((5.0, 7.0), {"off": 0, "oracle": 1, "text": -1.125, "explicit": -0.75}),  # harms: 4 - 6
+        ((4.0, 4.0), {"off": 0, "oracle": None, "text": None, "explicit": None}),  # no difference
+    ],
+)
+def test_recovered_is_the_share_of_what_the_right_text_gains(
+    options, monkeypatch, oracle, recovered
+):
+    losses = {"off": (3.0, 5.0), "oracle": oracle, "text": (1.0, 2.5), "explicit": (2.0, 3.0)}
+
+    def measure(store, questions, condition, memories, answer_tokens):
+        said = zip(losses[condition], (True, False), (0.25, 0.75), strict=True)
+        return [Result(*values) for values in said]
+
+    monkeypatch.setattr(TemporaryStore, "measure", measure)
+    report = evaluate.evaluate(QUESTIONS[:2], options, budgets=("uniform:4",))
+    assert {row.mode: row.recovered for row in report.rows} == recovered
+    assert [row.nll for row in report.rows] == [4, sum(oracle) / 2, 1.75, 2.5]
+    assert {(row.right, row.first_token_seconds) for row in report.rows} == {(0.5, 0.5)}
+    some = evaluate.evaluate(
+        QUESTIONS[:2], options, modes=("off", "explicit"), budgets=("uniform:4",)
+    )
+    assert [row.recovered for row in some.rows] == [0, None]
+
+
 def test_only_what_is_asked_for_is_measured(options):
     report = evaluate.evaluate(
-        QUESTIONS, modes=("explicit",), budgets=("uniform:4",), answer_tokens=0, **options
+        QUESTIONS, options, modes=("explicit",), budgets=("uniform:4",), answer_tokens=0
     )
     (row,) = report.rows
     assert row.mode == "explicit" and row.right is None and row.recovered is None
     report = evaluate.evaluate(
-        QUESTIONS, modes=("off",), budgets=("uniform:4", "uniform:8"), answer_tokens=0, **options
+        QUESTIONS, options, modes=("off",), budgets=("uniform:4", "uniform:8"), answer_tokens=0
     )
     assert [row.mode for row in report.rows] == ["off"]
 
 
 def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options, tmp_path):
-    with make_assistant(tmp_path / "store", "half:4", **options) as assistant:
-        assert assistant.format.config.counts == ((4, 4), (4, 4), (0, 0), (0, 0))
-        assert assistant.format.config.budget == "uniform"
+    with make_assistant(replace(options, store=tmp_path / "store"), "half:4") as assistant:
+        config = assistant.format.config
+        assert config.counts == ((4, 4), (4, 4), (0, 0), (0, 0)) and config.budget == "uniform"
         (tmp_path / "a.txt").write_text("The boat is green.")
         assistant.memorize([tmp_path / "a.txt"])
         assert assistant.status()["references"] == 1
@@ -98,9 +128,8 @@ def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options
 def test_reciting_has_its_controls(options, monkeypatch):
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcdef ", k=60)) for _ in range(4)] + ["short"]
-    table = evaluate.recite(
-        texts, others=["the others"], answer_tokens=8, budget="uniform:60", **options
-    )
+    with TemporaryStore(options, "uniform:60") as store:
+        table = evaluate.recite(store, texts, others=["the others"], answer_tokens=8)
     rows = {row["texts"]: row for row in table.rows}
     assert list(rows) == [
         *("memorized", "as text in the prompt", "without memory", "cue shuffled"),
@@ -124,7 +153,8 @@ def test_reciting_has_its_controls(options, monkeypatch):
         return iter([*map(Told, ids), Told(None)])
 
     monkeypatch.setattr("m3mlx.chat.conversation.Conversation.decode", decode)
-    table = evaluate.recite(texts[:4], answer_tokens=8, budget="uniform:60", **options)
+    with TemporaryStore(options, "uniform:60") as store:
+        table = evaluate.recite(store, texts[:4], answer_tokens=8)
     first = table.rows[0]
     assert first["exact"] == first["characters"] == first["4 tokens"] == first["8 tokens"] == 1
     assert first["beginning"] == 8 and first["16 tokens"] == 0
@@ -133,8 +163,9 @@ def test_reciting_has_its_controls(options, monkeypatch):
 
 
 def test_texts_too_short_to_recite_are_refused(options):
-    with pytest.raises(M3Error, match="fewer than two of the documents have 44 tokens"):
-        evaluate.recite(["a" * 50, "b"], budget="uniform:4", **options)
+    refused = pytest.raises(M3Error, match="fewer than two of the documents have 44 tokens")
+    with TemporaryStore(options, "uniform:4") as store, refused:
+        evaluate.recite(store, ["a" * 50, "b"])
 
 
 def test_a_changed_fact_is_read_and_the_search_follows(options):
@@ -144,7 +175,8 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
         QUESTIONS[2],  # has no other answer, so its document is left out
     ]
     others = [f"Note {i} of the tide tables." for i in range(12)]
-    table = evaluate.update(questions, others=others, budget="uniform:8", **options)
+    with TemporaryStore(options, "uniform:8") as store:
+        table = evaluate.update(store, questions, others=others)
     assert [row["when"] for row in table.rows] == [
         *("before, without memory", "before", "changed", "beside 10 others", "beside 12 others"),
     ]
@@ -154,22 +186,24 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
     assert before["neighbours"] != changed["neighbours"]  # the same text, but for the fact
     assert all(0 <= row["prefer new"] <= 1 for row in table.rows)
     assert len(table.cells()) == 5 and "" in table.cells()[0]
-    with pytest.raises(M3Error, match="no line has changed"):
-        evaluate.update(QUESTIONS[2:], budget="uniform:8", **options)
+    refused = pytest.raises(M3Error, match="no line has changed")
+    with TemporaryStore(options, "uniform:8") as store, refused:
+        evaluate.update(store, QUESTIONS[2:])
 
 
 @pytest.mark.parametrize("budget", ["uniform:8", "half:8"])
 def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
-    with TemporaryStore(budget=budget, **options) as store:
+    with TemporaryStore(options, budget) as store:
         counts = store.assistant.format.config.counts
-        (path,) = store.memorize(["The boat is green."])
+        store.memorize(["The boat is green."])
+        (path,) = (hit.path for hit in store.search("boat"))
         store.rewrite("The boat is green.", "The boat is red.")
         store.memorize([])
-        (hit,) = store.assistant.search(["boat"], 5)[0]
-        assert "red" in hit.text and store.text_of(hit.path) == "The boat is red."
+        (hit,) = store.search("boat")
+        assert "red" in hit.text and store.path_of("The boat is red.") == hit.path
         assert hit.path == path
         store.restart()
-        assert [hit.text for hit in store.assistant.search(["boat"], 5)[0]] == [hit.text]
+        assert [hit.text for hit in store.search("boat")] == [hit.text]
         assert store.assistant.format.config.counts == counts
 
 
@@ -181,18 +215,39 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
     ]
     file.write_text("\n".join(json.dumps({**line, "document": "b is right"}) for line in lines))
     questions = evaluate.read_choices(file)
-    table = evaluate.choose(questions, budget="uniform:4", **options)
+    with TemporaryStore(options, "uniform:4") as store:
+        table = evaluate.choose(store, questions)
     rows = {row["mode"]: row for row in table.rows}
     assert list(rows) == ["chance", "off", "explicit", "text", "oracle"]
     assert rows["chance"]["right"] == pytest.approx((1 / 2 + 1 / 3) / 2)
-    assert rows["explicit"]["change"] == rows["explicit"]["right"] - rows["off"]["right"]
     # the same losses as of each answer by itself
-    with TemporaryStore(budget="uniform:4", **options) as store:
+    with TemporaryStore(options, "uniform:4") as store:
         both = [result.nll for result in store.ask("What is 0?", ["a", "b cd"], [], 0)]
         assert both == [store.ask("What is 0?", [c], [], 3)[0].nll for c in ("a", "b cd")]
     file.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(M3Error, match="no line has a document"):
-        evaluate.choose(evaluate.read_choices(file), budget="uniform:4", **options)
+    refused = pytest.raises(M3Error, match="no line has a document")
+    with TemporaryStore(options, "uniform:4") as store, refused:
+        evaluate.choose(store, evaluate.read_choices(file))
+
+
+def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatch):
+    """By hand: off is right once in four, explicit memory three times, text and oracle always."""
+
+    def ask(store, text, choices, hits, answer_tokens):
+        number, pasted = int(text[-2]), "right" in text  # a question ends with its number
+        right = pasted or number < (3 if hits else 1)
+        return [Result(1.0 if (choice == "b") == right else 2.0, None, 0.0) for choice in choices]
+
+    monkeypatch.setattr(TemporaryStore, "ask", ask)
+    questions = [Choice(f"What is {i}?", ("a", "b"), 1, f"b is right {i}") for i in range(4)]
+    with TemporaryStore(options, "uniform:4") as store:
+        table = evaluate.choose(store, questions)
+    assert [(row["mode"], row["right"], row["change"]) for row in table.rows] == [
+        *(("chance", 0.5, None), ("off", 0.25, None), ("explicit", 0.75, 0.5)),
+        *(("text", 1, 0.75), ("oracle", 1, 0.75)),
+    ]
+    errors = [row["error"] for row in table.rows]
+    assert errors == pytest.approx([0.25, 0.2165, 0.2165, 0, 0], abs=1e-4)
 
 
 GOOD = {"document": "d e", "question": "q", "answer": "e", "choices": ["e", "f"]}
@@ -226,7 +281,11 @@ def test_a_limit_spreads_over_the_file():
     assert evaluate.spread_documents([*pair, *QUESTIONS], 2) == [*pair, QUESTIONS[1]]
 
 
+def test_a_cue_and_what_is_recited_of_it_fit_into_one_reference():
+    recited = signature(evaluate.recite).parameters["answer_tokens"].default
+    assert CUE + recited <= REFERENCE_TOKENS
+
+
 def test_edits_are_counted():
     pairs = [("", "", 0), ("abc", "", 3), ("kitten", "sitting", 3), ("abc", "abd", 1)]
     assert [edits(a, b) for a, b, _ in pairs] == [n for *_, n in pairs]
-    assert REFERENCE_TOKENS >= 12 + 32  # a cue and what is recited lie in one reference

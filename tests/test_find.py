@@ -1,4 +1,4 @@
-"""Folders are walked as git would walk them, and what was named is taken or complained about."""
+"""Folders are walked as git walks them; a path given by the user is listed or is an error."""
 
 import os
 import shutil
@@ -7,19 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from samples import write
 
 from m3mlx.documents import find, read
 from m3mlx.errors import DocumentError
 
 
-def write(path: Path, content: str | bytes = "text\n") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
 def names(root: Path, *paths: str | Path, **patterns) -> list[str]:
-    """What is found, relative to a folder; there must be no errors."""
+    """Names of the files found, relative to a folder; there must be no errors."""
     found = list(find(paths or [root], **patterns))
     assert not [error for error in found if isinstance(error, DocumentError)]
     return [path.relative_to(root.resolve()).as_posix() for path in found]
@@ -34,7 +29,7 @@ def only_error(*paths: Path) -> DocumentError:
 
 @pytest.fixture
 def nobody(tmp_path) -> Iterator[Path]:
-    """A folder used without the rights of root, to whom every file is readable."""
+    """A folder used without the rights of root, who may read every file."""
     root = os.geteuid() == 0
     folder = Path(tempfile.mkdtemp()).resolve() if root else tmp_path
     if root:
@@ -75,7 +70,7 @@ def test_an_empty_text_is_found_so_that_it_can_be_reported(tmp_path):
     assert names(tmp_path) == ["empty.txt"]
 
 
-def test_what_is_named_itself_is_taken_even_if_hidden_or_of_unknown_suffix(tmp_path):
+def test_a_named_file_is_read_even_if_hidden_or_of_unknown_suffix(tmp_path):
     hidden = write(tmp_path / ".journal" / ".today.md")
     unknown = write(tmp_path / "song.xyz")
     assert names(tmp_path, hidden, unknown) == [".journal/.today.md", "song.xyz"]
@@ -94,7 +89,7 @@ def test_a_named_binary_file_is_an_error(tmp_path, name, content, word):
     assert word in error.reason
 
 
-def test_missing_and_odd_paths_are_errors_and_the_rest_goes_on(tmp_path):
+def test_missing_and_special_paths_are_errors_and_the_others_are_found(tmp_path):
     good = write(tmp_path / "good.md")
     (tmp_path / "loop.md").symlink_to("loop.md")
     (tmp_path / "dangling.md").symlink_to("nowhere.md")
@@ -111,7 +106,7 @@ def test_missing_and_odd_paths_are_errors_and_the_rest_goes_on(tmp_path):
         read(tmp_path / "pipe.md")
 
 
-def test_unreadable_files_and_folders_are_errors_and_the_rest_goes_on(nobody):
+def test_unreadable_files_and_folders_are_errors_and_the_others_are_found(nobody):
     write(nobody / "a" / "x.md").chmod(0)
     write(nobody / "b" / "y.md")
     (nobody / "b").chmod(0)
@@ -127,11 +122,11 @@ def test_unreadable_files_and_folders_are_errors_and_the_rest_goes_on(nobody):
         (nobody / "b").chmod(0o700)
 
 
-def test_a_name_that_is_no_text_is_an_error(tmp_path):
+def test_a_name_that_is_not_utf8_is_an_error(tmp_path):
     try:
         write(tmp_path / os.fsdecode(b"caf\xe9.md"))
-    except OSError:  # file systems of a Mac refuse such names themselves
-        return
+    except OSError:
+        pytest.skip("the file system refuses such names itself, as on a Mac")
     error = only_error(tmp_path)
     assert "UTF-8" in error.reason
     str(error).encode()
@@ -227,7 +222,7 @@ def test_exclude_leaves_out_what_matches(tmp_path):
     assert names(tmp_path, tmp_path / "a.md", tmp_path / "d.txt", exclude=["*.txt"]) == ["a.md"]
 
 
-def test_near_some_paths_only_they_are_looked_at(tmp_path):
+def test_with_near_only_those_paths_are_looked_at(tmp_path):
     for name in ("a/one.md", "a/b/two.md", "a/b/c/three.md", "d/four.md", "five.md"):
         write(tmp_path / name)
     write(tmp_path / "a/b/.gitignore", "three.md\n")

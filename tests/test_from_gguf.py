@@ -455,7 +455,7 @@ def test_an_existing_folder_is_never_touched(tmp_path):
 def test_an_interrupted_conversion_leaves_nothing(tmp_path):
     path, _, _ = write_tiny(tmp_path)
 
-    def interrupt(done, total):
+    def interrupt(what, done, total):
         if done > total // 2:
             raise KeyboardInterrupt
 
@@ -467,7 +467,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path):
 def test_progress_counts_the_bytes_of_all_tensors(tmp_path):
     path, _, model = write_tiny(tmp_path)
     seen = []
-    convert(path, tmp_path / "out", progress=lambda done, total: seen.append((done, total)))
+    convert(path, tmp_path / "out", progress=lambda what, done, total: seen.append((done, total)))
     total = sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     assert seen[0] == (0, total) and seen[-1] == (total, total) and seen == sorted(seen)
 

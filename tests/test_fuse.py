@@ -13,7 +13,7 @@ from tiny import save_model, tiny_model
 from m3mlx.errors import ModelError
 from m3mlx.models.decoder import fuse_adapter, load_decoder
 from m3mlx.train import Settings
-from m3mlx.train.adapter import prepare, save_adapter, untrained
+from m3mlx.train.adapter import initial_weights, prepare, save_adapter
 
 TOKENS = mx.array([[3, 1, 4, 1, 5, 9, 2, 6]])
 
@@ -24,7 +24,7 @@ def adapter(tmp_path):
     save_model(tmp_path / "model")
     model = tiny_model()
     config = prepare(model, Settings(data=("x",), output="y", rank=4, scale=2.0))
-    assert all(float(mx.abs(x).max()) == 0 for x in leaves(untrained(model), "lora_b"))
+    assert all(float(mx.abs(x).max()) == 0 for x in leaves(initial_weights(model), "lora_b"))
     model.apply_to_modules(
         lambda name, part: (
             "lora_b" in part and part.update({"lora_b": 0.2 * mx.random.normal(part.lora_b.shape)})

@@ -10,9 +10,10 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from tiny import FAMILIES, tiny_model
 
 from m3mlx.config import SELECTIONS, MemoryConfig
-from m3mlx.memory.cache import Layout, make_cache, read_prefix, restore_masks
+from m3mlx.memory.cache import Layout, make_cache, read_prefix
 from m3mlx.memory.codec import Codec, Memory
 from m3mlx.memory.write import Writer
+from m3mlx.models.hooks import restore_masks
 
 PREFIX = (256, 7, 30, 11)
 RECITE = (9, 9, 8)

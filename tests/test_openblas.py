@@ -1,4 +1,4 @@
-"""How a library is found without importlib.metadata, which takes a tenth of a second."""
+"""Libraries are found without importlib.metadata, which takes a tenth of a second."""
 
 import os
 import sys
@@ -10,14 +10,14 @@ from m3mlx.models.linux_cpu import openblas
 
 
 def test_a_package_is_found_by_the_folder_that_describes_it():
-    folder = openblas._installed("mlx-lm")
+    folder = openblas._dist_info("mlx-lm")
     assert os.path.samefile(folder, distribution("mlx-lm")._path)
-    assert openblas._installed("mlx-l") is None and openblas._installed("no-such-thing") is None
+    assert openblas._dist_info("mlx-l") is None and openblas._dist_info("no-such-thing") is None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs it")
 def test_what_the_package_brings_comes_first_and_exists():
-    if openblas._installed("ngsolve-openblas") is None:
+    if openblas._dist_info("ngsolve-openblas") is None:
         pytest.skip("ngsolve-openblas is not installed")
     first = openblas._candidates()[0]
     assert [os.path.basename(file).split(".")[0][:11] for file in first] == [

@@ -13,7 +13,7 @@ from m3mlx.memory.cache import Layout, make_cache, read_prefix
 from m3mlx.memory.codec import Memory
 from m3mlx.memory.parallel import logits_with_memories
 from m3mlx.memory.write import Writer, write_traced
-from m3mlx.train.checkpointing import checkpoint_layers, restore_layers
+from m3mlx.models.hooks import gradient_checkpoints
 
 PREFIX, RECITE = (256, 7, 30, 11), (9, 8)
 LENGTH = 24  # of references here
@@ -145,7 +145,7 @@ def close(a, b, relative=1e-3):
         assert error < relative * scale + 1e-6, (name, error, scale)
 
 
-def test_traced_writing_is_the_writers():
+def test_traced_writing_equals_the_writer():
     step = Step(tiny_model())
     traced = step.write()
     written = Writer(step.model, step.prefix, RECITE).write(REFERENCES, step.settings)
@@ -216,9 +216,8 @@ def test_checkpoints_change_no_gradient(lora):
         )
     step = Step(model)
     value, expected = step.gradients()
-    checkpoint_layers(model)
-    again, gradients = step.gradients()
-    restore_layers(model)
+    with gradient_checkpoints(model):
+        again, gradients = step.gradients()
     assert float(value) == pytest.approx(float(again), rel=1e-6)
     close(gradients, expected, 1e-4)
     assert len(gradients) == (32 if lora else len(tree_flatten(model.parameters())))

@@ -7,8 +7,8 @@ import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from m3mlx.config import REFERENCE_TOKENS, MemoryConfig
-from m3mlx.evaluate import Trial, read_questions
+from m3mlx.config import REFERENCE_TOKENS, MemoryConfig, Options
+from m3mlx.evaluate import TemporaryStore, read_questions
 from m3mlx.memory.cache import Layout, make_cache, read_prefix
 from m3mlx.memory.write import Writer
 from m3mlx.models.decoder import load_decoder
@@ -84,7 +84,10 @@ def test_chunked_prefill_equals_decoding_token_by_token(real):
 def test_a_memory_of_8_tokens_per_head_keeps_most_of_what_the_text_gives(real):
     """A sample of the evaluation set; the README has the figures of the whole."""
     questions = read_questions(QUESTIONS)[::4]
-    with Trial(questions, tokens_per_head=8) as trial:
-        results = trial.measure(["off", "oracle", "explicit"], 1, answer_tokens=0)
-    off, oracle, explicit = (mean(r.nll for r in results[m]) for m in results)
+    with TemporaryStore(Options(tokens_per_head=8)) as store:
+        store.memorize(question.document for question in questions)
+        off, oracle, explicit = (
+            mean(result.nll for result in store.measure(questions, condition, 1, 0))
+            for condition in ("off", "oracle", "explicit")
+        )
     assert (off - explicit) / (off - oracle) > 0.8

@@ -52,7 +52,7 @@ def cut(text: str, max_tokens: int, kind: str = "prose") -> list[str]:
 
 
 def check(text: str, references: list[Reference], max_tokens: int, size: int = 400) -> None:
-    """What must hold of every split."""
+    """Check what must hold of every split."""
     end = 0
     for reference in references:
         assert text[end : reference.start].strip() == ""  # nothing visible is left out

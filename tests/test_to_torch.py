@@ -60,6 +60,11 @@ def test_quantized_weights_need_a_flag(tmp_path):
         logits(load_model(tmp_path / "out")[0]), logits(load_model(tmp_path / "q")[0]), atol=1e-3
     )
     assert "quantization" not in json.loads((tmp_path / "out" / "config.json").read_text())
+    weights = mx.load(str(tmp_path / "q" / "model.safetensors"))
+    del weights["model.layers.0.mlp.up_proj.biases"]
+    mx.save_safetensors(str(tmp_path / "q" / "model.safetensors"), weights)
+    with pytest.raises(ConvertError, match=r"it lacks model\.layers\.0\.mlp\.up_proj\.biases"):
+        to_torch.convert(tmp_path / "q", tmp_path / "out2", dequantize=True)
 
 
 def test_memory_settings_come_back(tmp_path):

@@ -98,7 +98,7 @@ def test_distilling_lowers_the_loss_on_held_out_questions(place, tmp_path):
     assert Settings.load(tmp_path / "a").steps == 16
 
 
-def test_a_run_repeats_itself_and_goes_on_where_it_stopped(place, tmp_path):
+def test_a_run_is_deterministic_and_resumes(place, tmp_path):
     objectives = {"distill": 1.0, "keep": 0.5, "sft": 0.5, "lm": 0.5}
     whole = train(settings(place, tmp_path / "whole", objectives=objectives))
 
@@ -114,7 +114,7 @@ def test_a_run_repeats_itself_and_goes_on_where_it_stopped(place, tmp_path):
         train(given, report=stop)
     seen = []
     parts = train(given, report=lambda row: seen.append(row["step"]))
-    assert seen == [5, 6]  # behind the checkpoint of step 4
+    assert seen == [5, 6]  # after the checkpoint of step 4
     assert losses(parts.metrics) == losses(whole.metrics)
     for one, two in zip(*(adapter(tmp_path / name) for name in ("whole", "parts")), strict=True):
         assert one[0] == two[0] and mx.array_equal(one[1], two[1])
@@ -182,7 +182,7 @@ def test_checkpointing_changes_nothing_but_the_memory_taken(place, tmp_path):
         assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_a_detached_run_teaches_reading_alone(place, tmp_path):
+def test_a_detached_run_trains_reading_only(place, tmp_path):
     """Keys of the first layer's references get no gradient, so that results differ."""
     one = train(settings(place, tmp_path / "a", steps=2, objectives={"distill": 1.0}))
     two = train(
@@ -216,7 +216,7 @@ def test_preferences_and_conversations_and_texts(place, tmp_path):
     assert {name for row in losses(run.metrics) for name in row} == set(mixed)
 
 
-def test_warming_up_reads_no_memory(place, tmp_path):
+def test_warmup_reads_no_memory(place, tmp_path):
     run = train(
         settings(place, tmp_path, stage="warmup", objectives={"lm": 1.0, "sft": 1.0}, steps=2)
     )
@@ -225,7 +225,7 @@ def test_warming_up_reads_no_memory(place, tmp_path):
         settings(place, tmp_path, stage="warmup")
 
 
-def test_a_run_begins_with_an_adapter(place, tmp_path):
+def test_a_run_can_start_from_an_adapter(place, tmp_path):
     given = {"objectives": {"distill": 1.0}, "steps": 4, "drop": 0.0}
     first = train(settings(place, tmp_path / "a", **given))
     given["adapter_path"] = str(tmp_path / "a")

@@ -105,7 +105,7 @@ def test_overlap_is_the_longest_common_subsequence_in_twice_the_length(text, ref
     assert overlap(text, reference) == pytest.approx(expected / len(reference))
 
 
-def test_copies_overlap_wholly_and_strangers_not():
+def test_overlap_is_1_for_copies_and_small_for_other_texts():
     reference = list(range(100, 140))
     assert overlap([1, 2, *reference, 3], reference) == 1
     assert overlap([1, 2, 3], reference) == 0
@@ -132,10 +132,10 @@ def test_references_are_those_that_memorize_would_write(tmp_path):
     assert corpus.texts[corpus.places["abc"][0]] == "abc"
     assert len(corpus.places[long]) > 2
     assert all(len(reference) <= 128 for reference in corpus.references)
-    place = corpus.right(long, "sentence 7")
+    place = corpus.find_answer(long, "sentence 7")
     assert "sentence 7" in corpus.texts[place]
-    assert corpus.right(long, "not in it") is None
-    assert corpus.right("abc", "not in it") == corpus.places["abc"][0]  # there is only one
+    assert corpus.find_answer(long, "not in it") is None
+    assert corpus.find_answer("abc", "not in it") == corpus.places["abc"][0]  # there is only one
 
 
 def test_vectors_are_kept_and_not_made_twice(tmp_path):

@@ -13,7 +13,7 @@ from tiny import FAMILIES, tiny_model
 from m3mlx.config import SELECTIONS, MemoryConfig
 from m3mlx.errors import ModelError
 from m3mlx.memory.cache import read_prefix
-from m3mlx.memory.write import Writer, _choose, _Reciter, _Recorder, _run, keep
+from m3mlx.memory.write import Writer, _Reciter, _Recorder, _run, _select, keep
 
 PREFIX, RECITE = [256, 7, 30], [9, 8]
 HEADS, KV_HEADS, DIM = 4, 2, 16
@@ -84,7 +84,7 @@ def test_the_reconstruction_score_is_what_reciting_takes_from_a_token(writer, le
     assert (got[:, length:] == -1).all()
 
 
-def test_keys_are_kept_after_rope_with_the_positions_behind_the_prefix(writer):
+def test_keys_are_kept_after_rope_with_the_positions_after_the_prefix(writer):
     row = tokens(0, 12)
     _, keys, values = writer.score([row], "attention")
     expected = rotate(project(writer.model, [*PREFIX, *row], "k_proj"))[:, len(PREFIX) :]
@@ -115,7 +115,7 @@ def test_each_head_keeps_its_best_tokens_in_order(data):
     scores = rng.random((len(lengths), len(counts), 2, longest)).astype(np.float32)
     for row, length in enumerate(lengths):
         scores[row, ..., length:] = -1
-    positions, flat = _choose(scores, counts)
+    positions, flat = _select(scores, counts)
     assert positions.shape == flat.shape == (len(lengths), sum(map(sum, counts)))
     for row, length in enumerate(lengths):
         start = 0
@@ -135,7 +135,7 @@ def test_each_head_keeps_its_best_tokens_in_order(data):
 
 @pytest.mark.parametrize("foreign", [260, 2**31, 2**32 - 1, -1])
 def test_tokens_that_the_model_does_not_know_are_refused(writer, foreign):
-    """MLX would read behind its embeddings, or kill the process."""
+    """MLX would read beyond its embeddings, or kill the process."""
     for score in ("reconstruction", "attention"):
         with pytest.raises(ModelError, match=rf"token {foreign} .* 260"):
             writer.score([[1, 2], [3, foreign]], score)
@@ -169,12 +169,12 @@ def test_a_recitation_follows_its_reference_as_if_both_were_one_text(family):
         _run(model, [[*row, *RECITE, *row]], whole)
         for reciter, one in zip(reciters, whole, strict=True):
             length = len(RECITE) + len(row)
-            got, expected = reciter.keys[n, :, :length], one.keys[0, :, len(row) :]
+            got, expected = reciter.outputs[0][n, :, :length], one.outputs[0][0, :, len(row) :]
             np.testing.assert_allclose(np.array(got), np.array(expected), atol=2e-5)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
-def test_threads_that_write_with_one_model_do_not_meet(writer, selection):
+def test_threads_that_write_with_one_model_do_not_interfere(writer, selection):
     rows = [tokens(n, 20) for n in range(4)]
     expected = [writer.score([row], selection)[0] for row in rows]
     before = sys.getswitchinterval()

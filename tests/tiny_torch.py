@@ -5,10 +5,9 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from safetensors import deserialize
 from safetensors.numpy import load_file, save_file
 from tiny import VOCABULARY, save_model
-
-from convert import safetensors_file
 
 PAPER = {  # full width, one or few layers
     "2.4B": {"hidden_size": 3200, "num_attention_heads": 40, "head_dim": 80},
@@ -115,9 +114,8 @@ def logits(model, length: int = 40) -> np.ndarray:
 
 def raw(folder: Path) -> dict[str, tuple]:
     """Type, shape and bytes of every tensor of a folder."""
-    found = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        data = file.read_bytes()
-        for name, entry in safetensors_file.read_header(file).items():
-            found[name] = (entry.dtype, entry.shape, data[entry.start : entry.end])
-    return found
+    return {
+        name: (tensor["dtype"], tensor["shape"], bytes(tensor["data"]))
+        for file in sorted(folder.glob("*.safetensors"))
+        for name, tensor in deserialize(file.read_bytes())
+    }

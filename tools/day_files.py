@@ -1,4 +1,4 @@
-"""The files of tools/day.py: facts about what does not exist, in every format that is read."""
+"""The files of tools/day.py: made-up facts in every document format."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from email.message import EmailMessage
 from pathlib import Path
 
-import docx
-from pypdf import PdfWriter
-from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
+from make_demo import docx_bytes, pdf_bytes
 
 THINGS = "clock bell organ weathervane fountain loom kiln telescope barometer windmill".split()
 DEEDS = ("repaired", "built", "bought", "painted")
@@ -24,7 +22,7 @@ FILLER = (
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that one document says, and how it is asked for."""
+    """A statement of one document, and the question for it."""
 
     place: str
     thing: str
@@ -41,7 +39,7 @@ class Fact:
 
 
 def facts(count: int) -> list[Fact]:
-    """Facts about places and people that do not exist, no two about the same place."""
+    """Return made-up facts, no two about the same place."""
     draw = random.Random(7)
     heads = "Brack Thorn Oster Wim Hal Quel Marr Fen Dun Sel Pell Corv Ard Lind Tam Vor Gris Hex"
     tails = "enholt bury mere field stead wick combe ingham tarn gate shaw leigh minster".split()
@@ -61,31 +59,11 @@ def facts(count: int) -> list[Fact]:
 
 
 def _pdf(path: Path, text: str) -> None:
-    writer = PdfWriter()
-    page = writer.add_blank_page(595, 842)
-    font = DictionaryObject(
-        {
-            NameObject("/Type"): NameObject("/Font"),
-            NameObject("/Subtype"): NameObject("/Type1"),
-            NameObject("/BaseFont"): NameObject("/Helvetica"),
-        }
-    )
-    fonts = DictionaryObject({NameObject("/F1"): writer._add_object(font)})
-    page[NameObject("/Resources")] = DictionaryObject({NameObject("/Font"): fonts})
-    words = text.split()
-    lines = [" ".join(words[start : start + 12]) for start in range(0, len(words), 12)]
-    content = DecodedStreamObject()
-    shown = " T* ".join(f"({line}) Tj" for line in lines)
-    content.set_data(f"BT /F1 11 Tf 14 TL 50 790 Td {shown} ET".encode())
-    page[NameObject("/Contents")] = writer._add_object(content)
-    writer.write(path)
+    path.write_bytes(pdf_bytes([["From the parish records", text]]))
 
 
 def _docx(path: Path, text: str) -> None:
-    document = docx.Document()
-    document.add_heading("From the parish records", 1)
-    document.add_paragraph(text)
-    document.save(str(path))
+    path.write_bytes(docx_bytes(["From the parish records", text]))
 
 
 def _mail(path: Path, text: str) -> None:
@@ -116,7 +94,7 @@ FORMATS: dict[str, Callable[[Path, str], None]] = {
 
 
 def write(path: Path, fact: Fact, long: bool = False) -> Path:
-    """Write a fact into a file of the format that its name tells, saved as editors save."""
+    """Write a fact into a file of the format that its name tells, and rename it as editors do."""
     new = path.with_name(f".{path.name}.new")
     FORMATS[path.suffix[1:]](new, fact.text + (f" {FILLER * 3}" if long else ""))
     new.replace(path)

@@ -1,4 +1,4 @@
-"""The page of tools/day.py: in a headless browser, used as somebody would."""
+"""The web page of tools/day.py, in a headless browser."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def until(condition: Callable[[], object], seconds: float, every: float = 0.5) -
 
 
 class Page:
-    """The page, as somebody uses it."""
+    """The page, operated as a user does."""
 
     def __init__(self, browser: object, shots: Path):
         self.browser, self.shots = browser, shots
@@ -41,7 +41,7 @@ class Page:
         return self.browser.execute_script(script)
 
     def ask(self, question: str) -> list[str]:
-        """The sources of the answer, by path."""
+        """Ask a question; return the paths of the answer's sources."""
         field = self.all("#question")[0]
         field.send_keys(question, "\ue007")  # Enter
         until(lambda: self.all(".question")[-1:] and question in self.all(".question")[-1].text, 60)
@@ -57,7 +57,7 @@ class Page:
         self.browser.execute_script(script, self.all(".passage")[0])
 
     def inside(self) -> str:
-        """Open what is kept of the first source; the document that the page is about."""
+        """Open the view of the first source's memory; return the document that it names."""
         here = self.browser.current_window_handle
         self.all(".passage li button")[0].click()
         until(lambda: len(self.browser.window_handles) == 2, 60)

@@ -1,10 +1,10 @@
-"""Measure how many tokens each head needs with an adapter, and leave that in the adapter's folder.
+"""Measure the tokens each head needs with an adapter, and save them in the adapter's folder.
 
     python tools/make_calibration.py m3mlx/data/adapters/smollm2-135m-instruct [--model NAME]
 
-Whoever gets the adapter is then spared the minutes that this takes. To be run again when the
-adapter, the model or the samples (m3mlx/data/calibration.jsonl) have changed; until then users
-measure for themselves, because it holds for exactly these.
+Users of the adapter then need not measure for minutes. Run it again when the adapter, the model
+or the samples (m3mlx/data/calibration.jsonl) have changed: the calibration holds for exactly these,
+and until then users measure for themselves.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Make files for `m3mlx eval --task choice` out of BIG-bench.
+"""Make files for `m3mlx eval --task choice` from BIG-bench.
 
     pip download --no-deps --no-binary bigbench bigbench==1.0.0
     python tools/make_choices.py bigbench-1.0.0.tar.gz OUTPUT [--count 200]
 
-Nothing is installed: the tasks are read out of the archive, and so many examples of each, evenly
-spread, become OUTPUT/TASK.jsonl. The archive may be taken while pip still looks at it, which takes
-long. The files carry a canary, so they are for evaluation only, and stay out of the repository.
+Nothing is installed: the tasks are read from the archive, and COUNT examples of each, evenly
+spread, become OUTPUT/TASK.jsonl. pip takes long to inspect the archive, which can be used before.
+The files carry a canary: they are for evaluation only, and stay out of the repository.
 
 - contextual_parametric_knowledge_conflicts: questions of Natural Questions about a context whose
   answer may have been changed; the choices are the context's answer and the other.
 - vitaminc_fact_verification: claims about a quotation of Wikipedia: True, False or Neither.
-- general_knowledge: closed-book questions, to see what memories do that have nothing to do with it.
+- general_knowledge: closed-book questions, to see the effect of unrelated memories.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def claim(text: str) -> tuple[str, str]:
     return f"Is it true, false, or neither of them? {claim}", quotation
 
 
-# task: input to question and document
+# of each task: its input -> question, document
 TASKS: dict[str, Callable[[str], tuple[str, str]]] = {
     "contextual_parametric_knowledge_conflicts": conflicts,
     "vitaminc_fact_verification": claim,
@@ -43,7 +43,7 @@ TASKS: dict[str, Callable[[str], tuple[str, str]]] = {
 
 
 def lines(task: str, examples: list[dict]) -> list[dict]:
-    """Examples with one right answer, and a context that is long enough where they have one."""
+    """Return the examples with one right answer and, where they have a context, a long one."""
     made = []
     for example in examples:
         question, document = TASKS[task](example["input"])

@@ -1,9 +1,9 @@
-"""Writes the two binary documents of the demo, `volunteers.docx` and `history.pdf`.
+"""Write the two binary documents of the demo, `volunteers.docx` and `history.pdf`.
 
     python tools/make_demo.py [FOLDER]
 
-The folder is m3mlx/data/demo unless another is given. The texts stand below; whoever changes one
-runs this again. The same versions of Python and python-docx write the same bytes every time.
+The default folder is m3mlx/data/demo. Run it again after changing a text below. The same versions
+of Python and python-docx write the same bytes every time.
 """
 
 import argparse

@@ -1,18 +1,17 @@
-"""Make questions about invented documents, to train a model to read its memories.
+"""Make questions about made-up documents, to train a model to read its memories.
 
     python tools/make_training_data.py OUTPUT [--documents 2000] [--questions 3] [--seed 0]
     python tools/make_training_data.py OUTPUT --answers [--model NAME]
 
 The first writes OUTPUT/train.jsonl, OUTPUT/valid.jsonl and OUTPUT/test.jsonl. Names, numbers, dates
-and places are drawn at random, so that nobody can know the answers; all templates
-(training_templates.txt) are our own writing, and those of validation and test are others. The test
-is the same whatever the arguments: 210 questions about 70 documents. In both, "changed" is another
-value for an answer. The second lets the model itself answer every question of train.jsonl with the
-document pasted into its prompt, and adds its answer to those lines where it holds the right words:
-what a model would say itself teaches it best. It takes seconds for each answer on two CPU cores,
-and goes on where it was interrupted.
+and places are drawn at random, so that no model knows the answers. All templates
+(training_templates.txt) are our own writing; validation and test have templates of their own, and
+"changed", another value for an answer. The test does not depend on the arguments: 210 questions
+about 70 documents. The second lets the model answer every question of train.jsonl with the document
+pasted into its prompt, and adds its answer where that is right: a model learns best from what it
+would say itself. It takes seconds for each answer on two CPU cores, and resumes after an interrupt.
 
-The same arguments give the same files. No name of the evaluation's documents is used.
+The same arguments give the same files. Names of the evaluation's documents are not used.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ Fact = tuple[str, ...]  # label, kind of value, sentences, questions, full answe
 
 
 def read_templates() -> tuple[dict[str, tuple[str, list[Fact]]], set[str], dict[str, list[str]]]:
-    """Domains with their subjects and facts, those that are held out, and lists of values."""
+    """Return domains with their subjects and facts, those held out, and lists of values."""
     domains: dict[str, tuple[str, list[Fact]]] = {}
     held: set[str] = set()
     lists: dict[str, list[str]] = {}
@@ -65,7 +64,7 @@ def read_templates() -> tuple[dict[str, tuple[str, list[Fact]]], set[str], dict[
             domains[begin[1]] = begin[3], facts
             held |= {begin[1]} if begin[2] else set()
         elif values := re.match(r"(\w+) = (.*)", line):
-            # a table's own bars are written as broken ones
+            # bars of a table are written as broken bars
             parts = values[2].replace("\\n", "\n").split("|")
             lists[values[1]] = [part.replace("¦", "|") for part in parts]
         elif line and not line.startswith("#"):
@@ -83,7 +82,7 @@ class Draw:
         self.rng, self.forbidden = rng, forbidden
 
     def value(self, kind: str) -> str:
-        """A value that no document of the evaluation mentions."""
+        """Return a value that no document of the evaluation has."""
         while True:
             made = getattr(self, f"_{kind}")() if hasattr(self, f"_{kind}") else self._listed(kind)
             if not self.forbidden & set(re.findall(r"[A-Z]\w{3,}", made)):
@@ -148,10 +147,8 @@ class Draw:
         return f"{self.rng.randint(0, 9)}.{self.rng.randint(0, 30)}"
 
     def _time(self) -> str:
-        hour, minute = (
-            self.rng.randint(1, 12),
-            self.rng.choice("00 05 10 15 20 25 30 40 45 50".split()),
-        )
+        hour = self.rng.randint(1, 12)
+        minute = self.rng.choice("00 05 10 15 20 25 30 40 45 50".split())
         return self.rng.choice([f"{hour}.{minute}", f"{hour}:{minute}", f"half past {hour}"])
 
     def _date(self) -> str:
@@ -183,7 +180,7 @@ class Draw:
         return f"{self.rng.randint(0, 7)} to {self.rng.randint(0, 7)}"
 
     def fill(self, pattern: str, **known: str) -> str:
-        """Replace {kind} by a value of that kind; a digit behind a kind makes it another one."""
+        """Replace {kind} by a value of that kind, and {kind2} by another one."""
 
         def replace(match: re.Match) -> str:
             name = match[1]
@@ -193,9 +190,10 @@ class Draw:
 
 
 def document(draw: Draw, domain: str, count: int, other: Draw | None = None) -> list[dict]:
-    """Questions about one new document: dictionaries as of a line of the file.
+    """Make questions about one new document: a dictionary for each line of the file.
 
-    ``other`` draws another value for each answer, for when the document is changed.
+    Args:
+        other: draws "changed", another value for each answer.
     """
     rng = draw.rng
     subjects, facts = DOMAINS[domain]
@@ -252,24 +250,13 @@ def _capital(text: str) -> str:
 
 
 def evaluation_names() -> set[str]:
-    """Every capitalized word of the documents that models are evaluated with."""
+    """Return the capitalized words of the documents that models are evaluated with."""
     texts = [
         (ROOT / "tests/data/questions.jsonl").read_text("utf-8"),
         (ROOT / "m3mlx/data/calibration.jsonl").read_text("utf-8"),
         (ROOT / "m3mlx/data/demo.json").read_text("utf-8"),
     ]
-    common = {
-        *WEEKDAYS,
-        *MONTHS,
-        "Dear",
-        "Street",
-        "Road",
-        "Lane",
-        "Row",
-        "Hill",
-        "Square",
-        "Works",
-    }
+    common = {*WEEKDAYS, *MONTHS, *"Dear Street Road Lane Row Hill Square Works".split()}
     return {word for text in texts for word in re.findall(r"[A-Z]\w{3,}", text)} - common
 
 
@@ -297,15 +284,15 @@ BATCH = 16  # questions answered together
 
 
 def answer(output: Path, model: str | None) -> None:
-    """Add what the model itself says with the document before it, where that is right."""
+    """Add the model's own answers with the document in the prompt, where they are right."""
     from mlx_lm import batch_generate
 
     import m3mlx  # noqa: F401  (loads a fast BLAS before MLX)
+    from m3mlx.files import write_text
     from m3mlx.models.decoder import load_decoder
-    from m3mlx.models.template import Template
 
     decoder = load_decoder(model)
-    template = Template(decoder.tokenizer)
+    template = decoder.template
     path, part = output / "train.jsonl", output / "answers.jsonl"
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     done = part.read_text("utf-8").splitlines() if part.exists() else []
@@ -329,13 +316,9 @@ def answer(output: Path, model: str | None) -> None:
         if whole and line["answer"].lower() in text.lower():
             right += 1
             line["answers"] = [*line["answers"], text]
-    unfinished = path.with_name(".train.jsonl")
-    unfinished.write_text(
-        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8"
-    )
-    unfinished.replace(path)
+    write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     part.unlink()
-    print(f"{right} of {len(lines)} answers of the model itself are right, and were added")
+    print(f"{right} of {len(lines)} of the model's own answers are right, and were added")
 
 
 def main() -> None:

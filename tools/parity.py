@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch  # noqa: E402
 from live import live_result, torch_result, truth  # noqa: E402
 from quantities import quantities  # noqa: E402
 
+from m3mlx.models.inventory import machine  # noqa: E402
 from m3mlx.parity.cases import TINY, case_digest, lora, weights  # noqa: E402
 from m3mlx.parity.check import DTYPES, Result, devices, summary, table  # noqa: E402
 from m3mlx.parity.compare import compare  # noqa: E402
@@ -66,8 +66,8 @@ def record(device: str) -> None:
 
 
 def where(device: str) -> dict[str, str]:
-    """The fields of ``Origin`` that all cases share."""
-    name, driver = f"CPU {processor()}", "none"
+    """Return the fields of ``Origin`` that all cases share."""
+    name, driver = f"CPU {machine().processor}", "none"
     if device == "cuda":
         name = torch.cuda.get_device_name()
         driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
@@ -83,15 +83,6 @@ def where(device: str) -> dict[str, str]:
         "precision": "float32",
         "commit": commit,
     }
-
-
-def processor() -> str:
-    """The processor's name, which Python knows on a Mac only."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def output(*command: str) -> str:

@@ -28,8 +28,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+from benchmark_parts.made_up import BLOCK, DIMENSIONS, drop_cached, fill, texts, unit, vectors
 
-from m3mlx.bench.made_up import BLOCK, DIMENSIONS, drop_cached, fill, texts, unit, vectors
 from m3mlx.config import MemoryConfig
 from m3mlx.memory.codec import Codec
 from m3mlx.store import MemoryStore

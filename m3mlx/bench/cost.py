@@ -1,10 +1,12 @@
-"""The paper's cost calculator (appendix A): what a fact costs in parameters, memory and text."""
+"""The paper's cost model (appendix A): a fact kept in parameters, in memory or as text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from ..config import CHUNK_TOKENS, REFERENCE_TOKENS
+from ..config import CHUNK_TOKENS, REFERENCE_TOKENS, MemoryConfig
+from ..models.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -12,7 +14,7 @@ class Shape:
     """A decoder; defaults are the paper's.
 
     Attributes:
-        memory_layers: those that a reference runs through when it is written.
+        memory_layers: layers that a reference runs through when it is written.
         width: of the hidden vectors; inner: of the MLP.
         tokens_per_head: kept by each KV head of a memory layer.
         sample: tokens of one training sample.
@@ -29,19 +31,24 @@ class Shape:
     tokens_per_head: float = 8
     sample: int = 2048
 
-    @property
-    def _projections(self) -> int:
-        """Multiplications of one token in the attention matrices of one layer."""
-        queries, keys = self.query_heads * self.head_dim, self.kv_heads * self.head_dim
-        return 2 * self.width * queries + 2 * self.width * keys
-
-    @property
-    def _mlp(self) -> int:
-        return 3 * self.width * self.inner
-
-    @property
-    def _heads(self) -> int:
-        return self.query_heads * self.head_dim
+    @classmethod
+    def of(cls, decoder: Decoder, config: MemoryConfig) -> Shape:
+        """Return the shape of a decoder whose memories are written in some way."""
+        embedding = next(iter(decoder.model.model.embed_tokens.parameters().values()))
+        layer = decoder.model.layers[0]
+        memory_layers = 1 + max(n for n, counts in enumerate(config.counts) if any(counts))
+        return cls(
+            layers=decoder.layers,
+            memory_layers=memory_layers,
+            query_heads=decoder.query_heads,
+            kv_heads=decoder.kv_heads,
+            head_dim=decoder.head_dim,
+            width=getattr(layer, "hidden_size", decoder.query_heads * decoder.head_dim),
+            inner=layer.mlp.up_proj.weight.shape[0],
+            vocabulary=embedding.shape[0],
+            # kept keys, as if all memory layers had as many
+            tokens_per_head=config.kept / (decoder.kv_heads * memory_layers),
+        )
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,9 @@ class Cost:
     """Floating point operations for one reference.
 
     Attributes:
-        learn: into the parameters, one training step (a lower bound).
+        learn: one training step that brings it into the parameters (a lower bound).
         write, read: of its memory; reading is for one chunk of 64 tokens.
-        text: of pasting it before one chunk.
+        text: to read it as text before one chunk.
     """
 
     learn: float
@@ -61,26 +68,29 @@ class Cost:
 
     @property
     def worth(self) -> tuple[float, float]:
-        """Uses between which explicit memory is the cheapest."""
+        """Numbers of uses between which explicit memory is the cheapest."""
         return self.write / (self.text - self.read), (self.learn - self.write) / self.read
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "worth": self.worth}
 
 
 def cost(shape: Shape) -> Cost:
-    """What one reference costs, in the three forms that a fact can have."""
-    tokens, heads = REFERENCE_TOKENS, shape._heads
-    block = tokens * shape._projections
+    """Return the cost of one reference in each form of knowledge."""
+    tokens, heads = REFERENCE_TOKENS, shape.query_heads * shape.head_dim
+    # multiplications in one layer: attention matrices, MLP
+    block = tokens * 2 * shape.width * (heads + shape.kv_heads * shape.head_dim)
+    mlp = tokens * 3 * shape.width * shape.inner
     learn = 6 * (
-        shape.layers * (block + tokens * shape._mlp + 2 * tokens * (shape.sample / 2) * heads)
+        shape.layers * (block + mlp + 2 * tokens * (shape.sample / 2) * heads)
         + tokens * shape.vocabulary * shape.width
     )
     write = 2 * (
-        shape.memory_layers * (block + tokens**2 * heads)
-        + (shape.memory_layers - 1) * tokens * shape._mlp
-        + shape.memory_layers * tokens**2 * heads
+        shape.memory_layers * (block + 2 * tokens**2 * heads) + (shape.memory_layers - 1) * mlp
     )
     read = 4 * shape.memory_layers * CHUNK_TOKENS * shape.tokens_per_head * heads
     text = 2 * (
         shape.layers * (block + 2 * tokens * (tokens / 2 + CHUNK_TOKENS) * heads)
-        + (shape.layers - 1) * tokens * shape._mlp
+        + (shape.layers - 1) * mlp
     )
     return Cost(learn, write, read, text)

@@ -1,8 +1,8 @@
-"""Rounds in which several ways of doing the same work take turns, and what they took."""
+"""Rounds in which several ways of doing the same work take turns, and the time they took."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median, quantiles
@@ -10,9 +10,11 @@ from time import perf_counter, process_time
 
 from ..config import Progress
 
+CLOCKS = {"seconds": "walls", "cpu_seconds": "cpus"}  # in reports, and in figures
 
-class Watch:
-    """Seconds on the wall and of this process, by the name of what took them."""
+
+class Stopwatch:
+    """Wall-clock and CPU seconds, by the name of what took them."""
 
     def __init__(self) -> None:
         self.parts: dict[str, tuple[float, float]] = {}
@@ -23,12 +25,12 @@ class Watch:
         return _minus((perf_counter(), process_time()), self._start)
 
     def lap(self, name: str) -> None:
-        """All that has passed since the beginning, under a name."""
+        """Record the time since the start under a name."""
         self.parts[name] = self.so_far()
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """Add what a block takes to a name, but for the parts inside it."""
+        """Add the time of a block to a name, without the parts inside it."""
         begun, outer, self._inside = self.so_far(), self._inside, (0.0, 0.0)
         yield
         took = _minus(self.so_far(), begun)
@@ -43,11 +45,11 @@ def _minus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float
 
 @dataclass
 class Figure:
-    """What one way of doing something took, a value for each round.
+    """The time of one way of doing something, a value for each round.
 
     Attributes:
         part: of the benchmark.
-        way: of doing it, such as "off" or "explicit".
+        way: such as "off" or "explicit".
         of: what was timed, such as "first token" or "embed".
         size: of the work, in the part's own measure.
         walls, cpus: seconds.
@@ -60,13 +62,9 @@ class Figure:
     walls: list[float] = field(default_factory=list)
     cpus: list[float] = field(default_factory=list)
 
-    @property
-    def seconds(self) -> float:
-        return median(self.walls)
-
-    @property
-    def cpu_seconds(self) -> float:
-        return median(self.cpus)
+    def add(self, seconds: tuple[float, float]) -> None:
+        self.walls.append(seconds[0])
+        self.cpus.append(seconds[1])
 
     def to_json(self) -> dict:
         low, _, high = quantiles(self.walls, n=4) if len(self.walls) > 1 else self.walls * 3
@@ -75,9 +73,9 @@ class Figure:
             "way": self.way,
             "of": self.of,
             "size": self.size,
-            "seconds": self.seconds,
+            "seconds": median(self.walls),
             "quartiles": [low, high],
-            "cpu_seconds": self.cpu_seconds,
+            "cpu_seconds": median(self.cpus),
             "rounds": len(self.walls),
         }
 
@@ -85,36 +83,43 @@ class Figure:
 def take_turns(
     part: str,
     size: int,
-    ways: Mapping[str, Callable[[], Watch]],
+    ways: Mapping[str, Callable[[], Stopwatch]],
     rounds: int,
     progress: Progress,
     *,
     warm: bool = True,
 ) -> list[Figure]:
-    """Run every way in every round, and who goes first changes.
+    """Run every way in every round, in an order that alternates.
 
     Args:
-        ways: each does its work once, and returns its watch.
-        warm: whether a round that does not count comes first.
+        ways: each does its work once, and returns its stopwatch.
+        warm: run a warm-up round first.
     """
     figures: dict[tuple[str, str], Figure] = {}
     names = list(ways)
     for number in range(-warm, rounds):
         for way in names if number % 2 else reversed(names):
             progress(f"{part} {size}: {way}", number + warm, rounds + warm)
-            watch = ways[way]()
-            for of, (wall, cpu) in watch.parts.items() if number >= 0 else ():
-                figure = figures.setdefault((way, of), Figure(part, way, of, size))
-                figure.walls.append(wall)
-                figure.cpus.append(cpu)
+            timed = ways[way]().parts
+            for of, seconds in timed.items() if number >= 0 else ():
+                figures.setdefault((way, of), Figure(part, way, of, size)).add(seconds)
     return sorted(figures.values(), key=lambda figure: names.index(figure.way))
 
 
-def ratio(figures: list[Figure], of: str, size: int, way: str, to: str) -> dict[str, float]:
-    """How many times longer one way takes than another: the median over rounds, on each clock."""
-    found = {f.way: f for f in figures if (f.of, f.size) == (of, size)}
-    above, below = found[way], found[to]
+def ratios_to(
+    others: Iterable[str], figure: Figure, figures: Sequence[Figure]
+) -> dict[str, dict[str, float]]:
+    """Return how many times longer a way takes than others: the median over rounds, by clock."""
+    work = figure.part, figure.of, figure.size
+    same = {f.way: f for f in figures if (f.part, f.of, f.size) == work}
     return {
-        "seconds": median(a / b for a, b in zip(above.walls, below.walls, strict=True)),
-        "cpu_seconds": median(a / b for a, b in zip(above.cpus, below.cpus, strict=True)),
+        f"{figure.part} {figure.size}, {figure.of}: {figure.way} / {other}": {
+            clock: median(
+                a / b
+                for a, b in zip(getattr(figure, times), getattr(same[other], times), strict=True)
+            )
+            for clock, times in CLOCKS.items()
+        }
+        for other in others
+        if other in same and other != figure.way
     }

@@ -1,40 +1,44 @@
-"""Documents in a store of their own, and conversations over them whose parts are timed."""
+"""Documents in a temporary store, and conversations over them whose parts are timed."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ..assistant import Assistant
 from ..chat.conversation import Conversation
-from ..config import CHUNK_TOKENS, MEMORIES, Progress
+from ..config import CHUNK_TOKENS, MEMORIES, Options, Progress
 from ..memory.codec import Memory
 from ..models.template import Turn
 from ..store import Hit
-from .rounds import Watch
+from .rounds import Stopwatch
 
-DOCUMENTS = 12  # enough to search among; memorizing more takes time that no figure needs
+DOCUMENTS = 12  # enough to search among
+WAYS = ("off", "text", "text refreshed", "explicit warm", "explicit cold")  # of answering
 
 
 class Workload:
-    """Sample documents of the calibration, memorized in a temporary store.
+    """The sample documents of the calibration, memorized in a temporary store.
 
     Args:
-        options: of ``Assistant``, without ``store``.
+        options: of the assistant; ``store`` is replaced.
+
+    Attributes:
+        memorizing: time of memorizing the documents, as ``end to end``.
     """
 
-    def __init__(self, *, progress: Progress, **options: Any):
+    def __init__(self, options: Options, progress: Progress):
         self._folder = tempfile.TemporaryDirectory(prefix="m3mlx-bench-")
-        self.options = options
         folder = Path(self._folder.name)
-        self.assistant = Assistant(store=folder / "store", progress=progress, **options)
+        self.assistant = Assistant.of(replace(options, store=folder / "store"), progress=progress)
         text = resources.files("m3mlx").joinpath("data/calibration.jsonl").read_text("utf-8")
         lines = text.splitlines()[:DOCUMENTS]
         self._texts = [json.loads(line)["document"] for line in lines]
@@ -44,20 +48,19 @@ class Workload:
             (self._documents / f"{number}.txt").write_text(text, "utf-8")
 
     def __enter__(self) -> Workload:
-        """Memorize the documents; ``memorizing`` is what that took."""
         assistant = self.assistant
+        template = assistant.decoder.template
         try:
-            # what is loaded and calibrated once belongs to no figure
+            # loading and calibrating belong to no figure
             assistant.encoder.encode(["warm"])
-            assistant.format.write([assistant.decoder.template.encode("warm")])
-            self.memorizing = Watch()
+            assistant.format.write([template.encode("warm")])
+            self.memorizing = Stopwatch()
             self.memorized = assistant.memorize([self._documents])
             self.memorizing.lap("end to end")
-            words = assistant.decoder.template.encode(self.text)
+            self._words = template.encode(self.text) * 8
         except BaseException:
             self.__exit__()
             raise
-        self._words = words * 8
         end = assistant.decoder.tokenizer.eos_token_ids
         vocabulary = assistant.decoder.model(mx.array([[0]])).shape[-1]
         self._never = mx.array([-np.inf if token in end else 0.0 for token in range(vocabulary)])
@@ -65,7 +68,7 @@ class Workload:
 
     @property
     def text(self) -> str:
-        """All documents."""
+        """The text of all documents."""
         return "\n\n".join(self._texts)
 
     def __exit__(self, *exception: object) -> None:
@@ -73,99 +76,96 @@ class Workload:
         self._folder.cleanup()
 
     def sampler(self, logprobs: mx.array) -> mx.array:
-        """Greedy, and never the end: every answer is as long as wanted."""
+        """Sample greedily, but never the end, so that every answer is as long as wanted."""
         return mx.argmax(logprobs + self._never, axis=-1)
 
     def prompt(self, tokens: int, shift: int = 0) -> Turn:
-        """A turn of so many tokens, all of them the user's words."""
+        """Return a turn of so many tokens, all of them the user's words."""
         return Turn(tuple(self._words[shift : shift + tokens]), (0, tokens))
 
     def text_of(self, tokens: Sequence[int]) -> str:
         return self.assistant.decoder.tokenizer.decode(list(tokens))
 
-    def search(self, watch: Watch, texts: Sequence[str], k: int = MEMORIES) -> list[list[Hit]]:
+    def search(self, watch: Stopwatch, texts: Sequence[str], k: int = MEMORIES) -> list[list[Hit]]:
         with watch.part("embed"):
             vectors = self.assistant.encoder.encode(list(texts), query=True)
         with watch.part("search"):
             return self.assistant.store().search(vectors, texts, k)
 
-    def read(self, watch: Watch, slots: Sequence[int]) -> Memory:
-        assistant = self.assistant
+    def read(self, watch: Stopwatch, hits: Sequence[Hit]) -> Memory:
+        """Read memories from the store."""
         with watch.part("read"):
-            packed = assistant.store().read(slots)
+            records = self.assistant.store().read([hit.slot for hit in hits])
+        return self._unpack(watch, records)
+
+    def write(self, watch: Stopwatch, hits: Sequence[Hit]) -> Memory:
+        """Write memories anew, as for the first use of cold references."""
+        decoder = self.assistant.decoder
+        with watch.part("write"):
+            tokens = [hit.tokens or decoder.tokenize(hit.text)[0] for hit in hits]
+            records = self.assistant.format.write(tokens)
+        return self._unpack(watch, records)
+
+    def _unpack(self, watch: Stopwatch, records: np.ndarray) -> Memory:
         with watch.part("unpack"):
-            memory = assistant.format.read(packed)
+            memory = self.assistant.format.read(records)
             mx.eval(memory.keys, memory.values)
         return memory
 
-    def write_and_read(self, watch: Watch, slots: Sequence[int]) -> Memory:
-        """As if none had been written before: what a cold start does at the first use."""
-        assistant = self.assistant
-        with watch.part("write"):
-            found = assistant.store().references(slots)
-            tokens = [assistant.decoder.template.encode(reference.text) for reference in found]
-            packed = assistant.format.write(tokens)
-        with watch.part("unpack"):
-            memory = assistant.format.read(packed)
-            mx.eval(memory.keys, memory.values)
-        order = [reference.slot for reference in found]
-        return memory.take([order.index(slot) for slot in slots])
-
-    def conversation(self, watch: Watch, memory: str) -> Conversation:
-        """One that reads memories ("warm", "cold") or none ("off")."""
-        assistant = self.assistant
-        read = {"warm": self.read, "cold": self.write_and_read}.get(memory)
+    def conversation(self, watch: Stopwatch, memory: str) -> Conversation:
+        """Begin a conversation that reads memories ("warm", "cold") or none ("off")."""
+        decoder, form = self.assistant.decoder, self.assistant.format
+        read = {"warm": self.read, "cold": self.write}.get(memory)
         return Conversation(
-            assistant.decoder,
-            assistant.format.prefix,
-            assistant.format.layout,
+            decoder,
+            form.prefix,
+            form.layout,
             search=read and (lambda texts, k: self.search(watch, texts, k)),
-            read=read and (lambda hits: read(watch, [hit.slot for hit in hits])),
-            memory_temperature=assistant.decoder.memory_temperature,
+            read=read and partial(read, watch),
+            memory_temperature=decoder.memory_temperature,
         )
 
-    def pasted(self, watch: Watch, words: Sequence[int]) -> list[int]:
-        """Tokens of the references that fit some words, as a prompt would have them."""
+    def pasted(self, watch: Stopwatch, words: Sequence[int]) -> list[int]:
+        """Return the tokens of the references that fit some words, for pasting into a prompt."""
         (hits,) = self.search(watch, [self.text_of(words)])
         encode = self.assistant.decoder.template.encode
         return [token for hit in hits for token in encode(hit.text + "\n\n")]
 
+    def ask(self, way: str, prompt: int, marks: Sequence[int]) -> Stopwatch:
+        """Ask one question, and decode an answer as long as the last mark.
 
-def ask(workload: Workload, mode: str, prompt: int, marks: Sequence[int]) -> Watch:
-    """One question, and an answer as long as the last mark.
+        Args:
+            way: of ``WAYS``.
+            prompt: tokens of the question.
+            marks: numbers of answer tokens at which the time is taken, beside the first.
 
-    Args:
-        mode: "off", "text", "text refreshed", "explicit warm" or "explicit cold".
-        prompt: tokens of the question.
-        marks: numbers of tokens at which the time is taken, beside the first.
-
-    Returns:
-        Seconds to the "first token", to each mark ("64 tokens"), and by part.
-    """
-    watch = Watch()
-    question = workload.prompt(prompt).tokens
-    kind, _, how = mode.partition(" ")
-    texts = workload.pasted(watch, question) if kind == "text" else []
-    conversation = workload.conversation(watch, how if kind == "explicit" else "off")
-    said: list[int] = []
-    while True:
-        tokens = (*texts, *question, *said)
-        with watch.part("prefill"):
-            logits = conversation.prefill(Turn(tokens, (0, len(tokens))))
-        count = marks[-1] - len(said)
-        if how == "refreshed":
-            count = min(count, CHUNK_TOKENS)
-        with watch.part("decode"):
-            for step in conversation.decode(logits, count, workload.sampler):
-                if step.token is None:
-                    break
-                said.append(step.token)
-                if len(said) == 1:
-                    watch.lap("first token")
-                elif len(said) in marks:
-                    watch.lap(f"{len(said)} tokens")
-        if len(said) >= marks[-1]:
-            return watch
-        # as fresh with text: other references, and all that follows them is read again
-        texts = workload.pasted(watch, said[-CHUNK_TOKENS:])
-        conversation = workload.conversation(watch, "off")
+        Returns:
+            Seconds to the "first token", to each mark ("64 tokens"), and by part.
+        """
+        watch = Stopwatch()
+        question = self.prompt(prompt).tokens
+        kind, _, how = way.partition(" ")
+        texts = self.pasted(watch, question) if kind == "text" else []
+        conversation = self.conversation(watch, how if kind == "explicit" else "off")
+        said: list[int] = []
+        while True:
+            tokens = (*texts, *question, *said)
+            with watch.part("prefill"):
+                logits = conversation.prefill(Turn(tokens, (0, len(tokens))))
+            count = marks[-1] - len(said)
+            if how == "refreshed":
+                count = min(count, CHUNK_TOKENS)
+            with watch.part("decode"):
+                for step in conversation.decode(logits, count, self.sampler):
+                    if step.token is None:
+                        break
+                    said.append(step.token)
+                    if len(said) == 1:
+                        watch.lap("first token")
+                    elif len(said) in marks:
+                        watch.lap(f"{len(said)} tokens")
+            if len(said) >= marks[-1]:
+                return watch
+            # other references are pasted, and everything behind them is read again
+            texts = self.pasted(watch, said[-CHUNK_TOKENS:])
+            conversation = self.conversation(watch, "off")

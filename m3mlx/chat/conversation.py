@@ -24,7 +24,8 @@ import numpy as np
 from ..config import CHUNK_TOKENS, MEMORIES
 from ..memory.cache import Layout, PrefixStates, make_cache
 from ..memory.codec import Memory
-from ..models.decoder import Decoder, last_rows
+from ..models.decoder import Decoder
+from ..models.hooks import last_rows
 from ..models.template import Turn
 
 PREFILL_STEP = 512  # most tokens of a prompt in one pass, which bounds memory

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import click
 
-from .options import WRITING, common_options, example, json_option, memory_options, without_store
+from ..config import Options
+from .options import WRITING, common_options, example, json_option, memory_options
 from .render import Progress, echo_json, echo_table, note
 
 
@@ -15,14 +14,14 @@ from .render import Progress, echo_json, echo_table, note
 @memory_options(*WRITING)
 @json_option
 @common_options
-def bench(rounds: int, options: dict[str, Any], as_json: bool) -> None:
+def bench(rounds: int, options: Options, as_json: bool) -> None:
     """Measure on this machine what memory costs: answering, decoding, memorizing.
 
     The same work without memory, with the same references as text and with explicit memory, in
     turns, over sample documents in a store of its own. Takes a minute or two."""
     from ..bench.report import Plan, ratio_table, run, table
 
-    report = run(Plan(rounds=rounds), progress=Progress.of_context(), **without_store(options))
+    report = run(Plan(rounds=rounds), options, progress=Progress.of_context())
     if as_json:
         echo_json(report)
         return

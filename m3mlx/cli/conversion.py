@@ -1,4 +1,4 @@
-"""The command convert, which hands its arguments to a converter."""
+"""The command convert, which passes its arguments to a converter."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ def convert(arguments: tuple[str, ...], as_json: bool) -> None:
     --memory-layers, --tokens-per-head, --prefix, --memories
                                   how a model trained with memories uses them
 
-    python -m convert.from_torch --help and python -m convert.from_gguf --help tell all of them.
+    python -m convert.from_torch --help and python -m convert.from_gguf --help list all of them.
     """
     if any(Path(argument).suffix == ".gguf" for argument in arguments):
         from convert.from_gguf import main
     else:
         from convert.from_torch import main
-    args = [*arguments, *(["--json"] if as_json else [])]
-    with main.make_context("m3mlx convert", args) as ctx:
-        main.invoke(ctx)
+    with main.make_context("m3mlx convert", [*arguments, *["--json"] * as_json]) as context:
+        main.invoke(context)

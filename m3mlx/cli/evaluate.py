@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
 
-from ..config import CODECS, SELECTIONS
+from ..config import CODECS, SELECTIONS, Options
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import common_options, example, json_option, memory_options, without_store
+from .options import common_options, example, json_option, memory_options
 from .render import Progress, dim, echo_json, echo_table, human_bytes, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
@@ -102,7 +103,7 @@ def eval_file(
     limit: int | None,
     others: str | None,
     plot: str | None,
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -120,22 +121,23 @@ def eval_file(
         raise click.UsageError("--plot draws the task questions, into a file named .svg.")
     if others and task == "questions":
         raise click.UsageError("--others is for the tasks recite, update and choice.")
-    options = {"progress": Progress.of_context(), **without_store(options)}
     if task == "questions":
         _questions(file, limit, plot, options, as_json, **chosen)
         return
     single = {name: chosen[name] for name in _LISTS}
     if chosen["modes"] or any(len(values) > 1 for values in single.values()):
         raise click.UsageError(f"--task {task} takes no --mode, and one value of each option.")
-    options |= {name: values[0] for name, values in single.items() if values}
-    _task(task, file, limit, others, options, as_json, chosen["answer_tokens"])
+    given = {name: values[0] for name, values in single.items() if values}
+    budget = given.pop("budget")
+    options = replace(options, **given)
+    _task(task, file, limit, others, options, budget, as_json, chosen["answer_tokens"])
 
 
 def _questions(
     file: str,
     limit: int | None,
     plot: str | None,
-    options: dict[str, Any],
+    options: Options,
     as_json: bool,
     **chosen: Any,
 ) -> None:
@@ -144,14 +146,15 @@ def _questions(
     questions = evaluate.spread(evaluate.read_questions(file), limit)
     report = evaluate.evaluate(
         questions,
-        modes=chosen["modes"] or evaluate.MODES,
+        options,
+        modes=chosen["modes"] or evaluate.CONDITIONS,
         memories=chosen["memories"],
         budgets=chosen["budget"],
         selections=chosen["selection"] or (None,),
         codecs=chosen["codec"] or (None,),
         answer_tokens=chosen["answer_tokens"],
         report=lambda row: note(" ".join(filter(None, _cells(row)))),
-        **options,
+        progress=Progress.of_context(),
     )
     if plot:
         evaluate.plot(report, plot)
@@ -188,7 +191,8 @@ def _task(
     file: str,
     limit: int | None,
     others: str | None,
-    options: dict[str, Any],
+    options: Options,
+    budget: str,
     as_json: bool,
     answer_tokens: int,
 ) -> None:
@@ -202,7 +206,8 @@ def _task(
     unrelated = evaluate.read_documents(others) if others else []
     limited = evaluate.spread_documents if task == "update" else evaluate.spread
     lines = limited(read(file), limit)
-    table = measure(lines, others=unrelated, answer_tokens=answer_tokens, **options)
+    with evaluate.TemporaryStore(options, budget, Progress.of_context()) as store:
+        table = measure(store, lines, others=unrelated, answer_tokens=answer_tokens)
     if as_json:
         echo_json(table.to_json())
         return

@@ -313,11 +313,6 @@ def filter_options(command: Callable) -> Callable:
     return filtering
 
 
-def without_store(options: Options) -> dict[str, Any]:
-    """Arguments of ``Assistant`` for programs that make a store of their own."""
-    return {name: value for name, value in vars(options).items() if name != "store"}
-
-
 def chosen_model() -> str | None:
     """What --model says."""
     return _noted("model")

@@ -27,7 +27,7 @@ _OPTIONS: dict[str, tuple[Any, str]] = {
     "sequence_tokens": (int, "Length of a text in one batch of lm or keep."),
     "learning_rate": (float, "Of AdamW, between warm-up and decay."),
     "weight_decay": (float, "Of AdamW."),
-    "clip": (float, "Longest gradient; 0 for any."),
+    "clip": (float, "Maximum gradient norm; 0 disables clipping."),
     "warmup": (float, "Share of the steps in which the learning rate grows."),
     "decay": (float, "Share of the steps in which it falls."),
     "rank": (int, "Of LoRA; 0 trains the weights themselves."),

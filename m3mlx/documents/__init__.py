@@ -1,12 +1,13 @@
-"""Paths become documents, and documents become references of a few tokens each.
+"""Find files, read them as documents, and split documents into references.
 
-``find`` lists the files, ``read`` turns one into plain text whose places can be cited, and
-``split`` cuts that text where a reader would. Each family of formats has one file, which hides
-the traps of its library; nothing outside this package opens a user's file.
+``find`` lists the files, ``read`` and ``parse`` turn one into plain text whose places can be cited,
+``split`` cuts that text into references. The table of formats is in ``formats.py``; each family of
+formats has one file with its readers. Nothing outside this package opens a user's file.
 """
 
-from .document import MAX_BYTES, Document, absolute, file_hash, format_of, parse, read
+from .document import MAX_BYTES, Document, absolute, file_hash, parse, read
 from .folder import find
+from .formats import format_of
 from .split import Reference, Tokenize, split
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Zip files that hold a document, opened with care: what they unpack to is bounded."""
+"""Zip files that hold a document, with a limit on what they unpack to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ OLE = b"\xd0\xcf\x11\xe0"  # container of old Office files, and of encrypted new
 
 
 def open_archive(path: Path, data: bytes) -> zipfile.ZipFile:
-    """Open the zip file that a document is.
+    """Open a document that is a zip file.
 
     Raises:
-        DocumentError: it is none, is encrypted, or unpacks to more than ``MAX_UNPACKED``.
+        DocumentError: no zip file, encrypted, or unpacks to more than ``MAX_UNPACKED``.
     """
     if data.startswith(OLE):
         raise DocumentError(path, "is encrypted, or of an old format; save it without a password")
@@ -26,8 +26,8 @@ def open_archive(path: Path, data: bytes) -> zipfile.ZipFile:
         raise DocumentError(path, f"is broken ({error})") from error
     entries = archive.infolist()
     if sum(entry.file_size for entry in entries) > MAX_UNPACKED:
-        limit = MAX_UNPACKED // 1_000_000
-        raise DocumentError(path, f"is too large, it unpacks to more than {limit} MB")
+        megabytes = MAX_UNPACKED // 1_000_000
+        raise DocumentError(path, f"is too large, it unpacks to more than {megabytes} MB")
     if any(entry.flag_bits & 1 for entry in entries):
         raise DocumentError(path, "is encrypted; save it without a password")
     return archive

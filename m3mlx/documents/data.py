@@ -1,6 +1,6 @@
 """CSV and JSON to text in which every row or record stands alone.
 
-What cannot be parsed is still text, and is read as the text that it is.
+What cannot be parsed is read as plain text.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from .text import decode
 
@@ -18,7 +19,7 @@ NUMBER = re.compile(r"\s*[-+]?[\d.,]+%?\s*")
 
 
 def read_table(path: Path, data: bytes) -> str:
-    """Each row as ``column: value; column: value`` on the line of the file that it begins on."""
+    """Write each row as ``column: value; column: value``, on its line of the file."""
     source = decode(path, data)
     sample = source[:20_000].splitlines()[:20]
     try:
@@ -27,61 +28,58 @@ def read_table(path: Path, data: bytes) -> str:
             "\t,;|" if path.suffix.lower() == ".tsv" else ",;\t|",
             key=lambda d: min(map(len, filter(None, csv.reader(sample, delimiter=d))), default=0),
         )
-        reader = csv.reader(io.StringIO(source, newline=""), delimiter=delimiter, strict=True)
-        return "\n".join(_rows(reader))
+        rows = csv.reader(io.StringIO(source, newline=""), delimiter=delimiter, strict=True)
+        return "\n".join(_lines(rows))
     except csv.Error:
         return source
 
 
-def _rows(reader) -> Iterator[str]:
+def _lines(rows: Any) -> Iterator[str]:
+    """Yield a line for each row of a csv reader; its type has no public name."""
     columns: list[str] | None = None
     lines = 0
-    for row in reader:
+    for row in rows:
         cells = [" ".join(cell.split()) for cell in row]
         if columns is None and any(cells) and not any(map(NUMBER.fullmatch, cells)):
             columns = cells
             yield f"Columns: {'; '.join(filter(None, cells))}"
         else:
             columns = columns or []
-            yield _row(cells, columns)
+            names = columns + [f"column {i + 1}" for i in range(len(columns), len(cells))]
+            pairs = zip(names, cells, strict=False)
+            yield "; ".join(f"{name}: {cell}" if name else cell for name, cell in pairs if cell)
         lines += 1
-        while lines < reader.line_num:  # a cell with newlines: the next row keeps its line
+        while lines < rows.line_num:  # a cell with newlines: the next row keeps its line
             yield ""
             lines += 1
 
 
-def _row(cells: list[str], columns: list[str]) -> str:
-    names = columns + [f"column {i + 1}" for i in range(len(columns), len(cells))]
-    pairs = zip(names, cells, strict=False)
-    return "; ".join(f"{name}: {cell}" if name else cell for name, cell in pairs if cell)
-
-
 def read_lines(path: Path, data: bytes) -> str:
-    """JSON lines: each record as ``key: value; key: value`` on its own line."""
-    return "\n".join(_record(line) for line in decode(path, data).splitlines())
-
-
-def _record(line: str) -> str:
-    try:
-        return "; ".join(_flat(json.loads(line)))
-    except (ValueError, RecursionError):
-        return line
+    """Write each record of JSON lines as ``key: value; key: value`` on its own line."""
+    return "\n".join(_parsed(line, _record) for line in decode(path, data).splitlines())
 
 
 def read_json(path: Path, data: bytes) -> str:
-    """One line for each value, or for each element where the whole is a list."""
-    source = decode(path, data)
+    """Write a line for each value, or for each element where the whole is a list."""
+    return _parsed(
+        decode(path, data),
+        lambda tree: "\n".join(map(_record, tree) if isinstance(tree, list) else _flat(tree)),
+    )
+
+
+def _parsed(source: str, render: Callable[[object], str]) -> str:
     try:
-        value = json.loads(source)
-        if isinstance(value, list):
-            return "\n".join("; ".join(_flat(element)) for element in value)
-        return "\n".join(_flat(value))
+        return render(json.loads(source))
     except (ValueError, RecursionError):
         return source
 
 
+def _record(value: object) -> str:
+    return "; ".join(_flat(value))
+
+
 def _flat(value: object, name: str = "") -> Iterator[str]:
-    """Values of a JSON tree as ``path.to.key: value``."""
+    """Yield the values of a JSON tree as ``path.to.key: value``."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else key)
@@ -97,6 +95,4 @@ def _flat(value: object, name: str = "") -> Iterator[str]:
 
 
 def _scalar(value: object) -> str:
-    if isinstance(value, str):
-        return " ".join(value.split())
-    return json.dumps(value)
+    return " ".join(value.split()) if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""EPUB to text: the chapters in the order of its spine."""
+"""EPUB to text: the chapters in the order of the spine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 from ..errors import DocumentError
 from . import html
 from .archive import open_archive
-from .text import declared_encoding, decode
 
 CONTAINER, ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
 
@@ -18,26 +17,23 @@ CONTAINER, ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
 def read(path: Path, data: bytes) -> str:
     with open_archive(path, data) as archive:
         names = set(archive.namelist())
-        if CONTAINER not in names:
-            raise DocumentError(path, "is broken: it has no table of contents")
-        rootfile = ElementTree.fromstring(archive.read(CONTAINER)).find(".//{*}rootfile")
-        package = rootfile.get("full-path") if rootfile is not None else None
-        if package not in names:
+        package = None
+        if CONTAINER in names:
+            rootfile = ElementTree.fromstring(archive.read(CONTAINER)).find(".//{*}rootfile")
+            package = rootfile.get("full-path") if rootfile is not None else None
+        if package is None or package not in names:
             raise DocumentError(path, "is broken: it has no table of contents")
         root = ElementTree.fromstring(archive.read(package))
         folder = posixpath.dirname(package)
         files = {
-            item.get("id"): posixpath.normpath(posixpath.join(folder, unquote(item.get("href"))))
+            item.get("id"): posixpath.normpath(posixpath.join(folder, unquote(item.attrib["href"])))
             for item in root.iterfind(".//{*}manifest/{*}item")
         }
-        spine = [files.get(ref.get("idref")) for ref in root.iterfind(".//{*}spine/{*}itemref")]
+        spine = [files.get(ref.get("idref"), "") for ref in root.iterfind(".//{*}spine/{*}itemref")]
         if not spine or any(name not in names for name in spine):
             raise DocumentError(path, "is broken: chapters of it are missing")
         locked = archive.read(ENCRYPTION).decode(errors="replace") if ENCRYPTION in names else ""
         if any(name in unquote(locked) for name in spine):
             raise DocumentError(path, "is encrypted: it is protected against copying")
-        chapters = []
-        for name in spine:
-            chapter = archive.read(name)
-            chapters.append(html.render(decode(path, chapter, declared_encoding(chapter))))
+        chapters = [html.read(path, archive.read(name)) for name in spine]
     return "\n\n".join(filter(None, chapters))

@@ -1,4 +1,4 @@
-"""Which files a user means by a path: walks folders as git would, and says what it cannot read."""
+"""Find the documents in files and folders: folders are walked as git walks them."""
 
 from __future__ import annotations
 
@@ -6,43 +6,35 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pathspec import GitIgnoreSpec
 
 from ..errors import DocumentError
-from .document import PLAIN, Format, absolute, format_of, unreadable
+from .document import absolute, os_errors_as_document_errors
+from .formats import PLAIN, format_of
 from .text import is_binary
 
 HEAD = 8192  # bytes in which a binary file shows
 
 
-@dataclass(frozen=True)
 class Patterns:
-    """Lines as of a .gitignore, and the folder that they are relative to.
+    """Lines as of a .gitignore, and the folder that they are relative to."""
 
-    Walking decides on each folder before it looks inside, so that a pattern for folders only is
-    an ordinary one when a folder is asked about. pathspec, made to match whole paths at once,
-    would rank it below all others.
-    """
-
-    folder: Path
-    files: GitIgnoreSpec
-    folders: GitIgnoreSpec
-
-    @classmethod
-    def of(cls, folder: Path, lines: Sequence[str]) -> Patterns:
-        bare = [re.sub(r"/\s*$", "", line) for line in lines]
-        return cls(folder, GitIgnoreSpec.from_lines(lines), GitIgnoreSpec.from_lines(bare))
+    def __init__(self, folder: Path, lines: Sequence[str]) -> None:
+        self.folder = folder
+        self.files = GitIgnoreSpec.from_lines(lines)
+        # Each folder is decided on before it is entered, so that there a pattern for folders only
+        # is an ordinary one. pathspec, made to match whole paths, would rank it below all others.
+        self.folders = GitIgnoreSpec.from_lines([re.sub(r"/\s*$", "", line) for line in lines])
 
     def decide(self, path: Path) -> bool | None:
-        """Whether a path matches; None if no pattern is about it."""
+        """Return True if a path matches, False if it is excepted, None if no pattern applies."""
         spec = self.folders if path.is_dir() else self.files
         return spec.check_file(path.relative_to(self.folder).as_posix()).include
 
 
-Rules = tuple[Patterns, ...]  # the outermost first
+Rules = tuple[Patterns, ...]  # of nested folders, the outermost first
 
 
 def find(
@@ -54,22 +46,22 @@ def find(
 ) -> Iterator[Path | DocumentError]:
     """List the documents in files and folders, each once, in the order of their names.
 
-    Of a folder, what is hidden, ignored by a ``.gitignore``, a link, binary or of an unknown
-    format is left out without a word. What is named itself is taken or complained about.
+    In folders, hidden and ignored (``.gitignore``) files, links, binary files and files of an
+    unknown format are skipped silently. A path given by the user is listed or is an error.
 
     Args:
-        include: patterns as in .gitignore, relative to the path given; only these files are
-            taken if there are any.
-        exclude: patterns of what to leave out.
-        near: resolved paths; of folders only what lies at or below these is looked at.
+        include: patterns as in .gitignore, relative to the path given; if there are any, only
+            these files are listed.
+        exclude: patterns of files and folders to skip.
+        near: resolved paths; if given, only files at or below these are looked at.
 
     Yields:
         Absolute paths, and an error for each path that cannot be read.
     """
     seen: set[str] = set()
-    wanted = _way_to(near)
+    is_near = _near(near)
     for path in map(absolute, paths):
-        for found in _below(path, include, exclude, wanted):
+        for found in _find_below(path, include, exclude, is_near):
             if isinstance(found, DocumentError):
                 yield found
             elif (real := os.path.realpath(found)) not in seen:
@@ -77,53 +69,45 @@ def find(
                 yield found
 
 
-def _way_to(near: Iterable[str | Path] | None) -> Callable[[Path], bool]:
-    """Tells of a path whether it lies on the way to one of some, is one, or lies below one."""
-    if near is None:
+def _near(paths: Iterable[str | Path] | None) -> Callable[[Path], bool]:
+    """Return a test whether a path is above, at or below one of the given paths."""
+    if paths is None:
         return lambda path: True
-    goals = set(map(Path, near))
+    goals = set(map(Path, paths))
     ways = {path for goal in goals for path in (goal, *goal.parents)}
     return lambda path: path in ways or not goals.isdisjoint(path.parents)
 
 
-def _below(
+def _find_below(
     path: Path, include: Sequence[str], exclude: Sequence[str], near: Callable[[Path], bool]
 ) -> Iterator[Path | DocumentError]:
     try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except OSError as error:
-        yield unreadable(path, error)
+        with os_errors_as_document_errors(path):
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except DocumentError as error:
+        yield error
         return
     root = path.resolve() if is_folder else path.parent
-    only, never = Patterns.of(root, include), Patterns.of(root, exclude)
-
-    def wanted(path: Path) -> bool:
-        return not include or bool(only.decide(path))
-
-    if not near(root if is_folder else path):
+    only, never = Patterns(root, include), Patterns(root, exclude)
+    if not near(root if is_folder else path) or (not is_folder and never.decide(path)):
         return
-    if not is_folder:
-        if wanted(path) and not never.decide(path):
-            yield _named(path)
-        return
-    waiting: list[tuple[Path, Rules]] = [(root, _rules_above(root))]
+    waiting = [(root, _rules_above(root)) if is_folder else (path, ())]
     while waiting:
         path, rules = waiting.pop()
         try:
-            if path.is_dir():
-                rules, inner = _open_folder(path, rules)
-                inner = [p for p in inner if near(p) and not never.decide(p)]
-                waiting += [(p, rules) for p in reversed(inner)]
-            elif wanted(path) and _readable(path):
-                yield path
+            with os_errors_as_document_errors(path):
+                if path.is_dir():
+                    rules, inner = _open_folder(path, rules)
+                    inner = [p for p in inner if near(p) and not never.decide(p)]
+                    waiting += [(p, rules) for p in reversed(inner)]
+                elif (not include or only.decide(path)) and _is_document(path, not is_folder):
+                    yield path
         except DocumentError as error:
             yield error
-        except OSError as error:
-            yield unreadable(path, error)
 
 
 def _open_folder(folder: Path, rules: Rules) -> tuple[Rules, list[Path]]:
-    """What a folder holds that is neither hidden, nor a link, nor ignored, sorted by name."""
+    """Return a folder's entries that are not hidden, links or ignored, sorted, and its rules."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if e.name[0] != "." and not e.is_symlink())
     rules += _rules_of(folder)
@@ -134,12 +118,11 @@ def _rules_of(folder: Path) -> Rules:
     file = folder / ".gitignore"
     if not file.is_file():
         return ()
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    return (Patterns.of(folder, lines),)
+    return (Patterns(folder, file.read_text("utf-8", errors="replace").splitlines()),)
 
 
 def _rules_above(folder: Path) -> Rules:
-    """Rules of the folders above, up to the head of the git repository, if it is in one."""
+    """Return the rules of the folders above, up to the top of the git repository, if any."""
     above: Rules = ()
     for parent in folder.parents if not (folder / ".git").exists() else ():
         above = _rules_of(parent) + above
@@ -154,48 +137,30 @@ def _ignored(path: Path, rules: Rules) -> bool:
     return next((decision for decision in decisions if decision is not None), False)
 
 
-def _readable(path: Path) -> bool:
-    """Whether a file in a folder is a document; an empty source file has its meaning elsewhere.
+def _is_document(path: Path, named: bool) -> bool:
+    """Look whether a file is to be read. Empty source files in folders are not.
+
+    Args:
+        named: the user named the file itself: any text is read, all else is an error.
 
     Raises:
-        DocumentError: its name cannot be stored.
+        DocumentError: its name cannot be stored, or it was named and is no document.
         OSError: it cannot be opened.
     """
-    form = format_of(path)
+    form = format_of(path) or (PLAIN if named else None)
     if form is None or not path.is_file():
+        if named:
+            raise DocumentError(path, "is neither a file nor a folder")
         return False
-    _check_name(path)
-    head = _head(path)
-    return bool(head or form.kind != "code") and not _binary(head, form)
-
-
-def _named(path: Path) -> Path | DocumentError:
-    """A file that the user named, or why it is no document."""
-    try:
-        if not path.is_file():
-            return DocumentError(path, "is neither a file nor a folder")
-        _check_name(path)
-        if _binary(_head(path), format_of(path) or PLAIN):
-            return DocumentError(path, "is binary or of an unknown format")
-    except DocumentError as error:
-        return error
-    except OSError as error:
-        return unreadable(path, error)
-    return path
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(HEAD)
-
-
-def _binary(head: bytes, form: Format) -> bool:
-    return form.plain and is_binary(head)
-
-
-def _check_name(path: Path) -> None:
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         name = os.fsencode(path).decode(errors="replace")
         raise DocumentError(name, "has a name that is not UTF-8; rename it") from error
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    if form.plain and is_binary(head):
+        if named:
+            raise DocumentError(path, "is binary or of an unknown format")
+        return False
+    return named or bool(head) or form.kind != "code"

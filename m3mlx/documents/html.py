@@ -1,4 +1,4 @@
-"""HTML to text: headings, paragraphs, lists and table rows keep their own lines."""
+"""HTML to text: headings, paragraphs, list items and table rows are lines of their own."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from pathlib import Path
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from .text import declared_encoding, decode
+from .text import read as read_text
 
 DROPPED = re.compile(
     "head|script|style|nav|noscript|template|svg|math|iframe|object|canvas|audio|video|button"
     "|select|input|textarea|-comment"
 )
-PARTED = re.compile("p|h[1-6]|table|[uod]l|pre|blockquote|section|article|main|figure")
+BLOCKS = re.compile("p|h[1-6]|table|[uod]l|pre|blockquote|section|article|main|figure")
 LINES = re.compile("[bh]r|li|tr|d[td]|div|header|footer|aside|address|form|figcaption|caption")
 HEADING = re.compile("h([1-6])")
-# a cell with any of these is a piece of page layout, not one value
+# a cell with any of these lays out the page and is no value
 LAYOUT = "table, ul, ol, h1, h2, h3, h4, p ~ p, div ~ div, p ~ div"
 
 
 class _Writer:
-    """Text in the making: runs of white space become one space, breaks the newlines they need."""
+    """Collects text; white space becomes one space, breaks become as many newlines as needed."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
-        self.newlines = 0  # wanted before the next word
-        self.space = self.marked = False  # wanted before the next word; a mark was just written
+        self.newlines = 0  # pending before the next word
+        self.space = False  # pending before the next word
+        self.marked = False  # the last thing written was a mark
 
     def break_line(self, newlines: int) -> None:
-        if not self.marked:  # a mark stays on the line of what it marks
+        if not self.marked:  # what is marked follows on the same line
             self.newlines, self.space = max(self.newlines, newlines), False
 
     def mark(self, sign: str) -> None:
-        """Write the sign of a heading or list item, which belongs to the next word."""
+        """Write the sign of a heading or list item before its first word."""
         self.write(sign)
         self.space = self.marked = True
 
@@ -53,28 +54,29 @@ class _Writer:
 
 
 def render(source: str) -> str:
-    """The readable text of an HTML page; headings begin with ``#`` as in Markdown."""
+    """Return the readable text of an HTML page; headings begin with ``#`` as in Markdown."""
     tree = LexborHTMLParser(source)
     writer = _Writer()
     title = tree.css_first("head > title")
     if title is not None and tree.css_first("h1") is None and title.text().strip():
         writer.write(f"# {title.text()}")
         writer.break_line(2)
-    cells = verbatim = 0  # how many of them we are in
-    in_row = False
+    cells = verbatim = 0  # depth of nesting
+    in_row = False  # behind the first cell of a row
     stack: list[tuple[LexborNode, bool]] = [(tree.root, False)] if tree.root else []
     while stack:
         node, leaving = stack.pop()
-        tag = node.tag
+        tag = node.tag or ""
         if tag == "-text":
             writer.write(node.text_content or "", verbatim > 0)
             continue
         if DROPPED.fullmatch(tag):
             continue
         cell = tag in ("td", "th") and node.css_first(LAYOUT) is None
-        cells += (-1 if leaving else 1) * cell
-        verbatim += (-1 if leaving else 1) * (tag == "pre")
-        if newlines := 2 if PARTED.fullmatch(tag) else 1 if LINES.fullmatch(tag) else 0:
+        step = -1 if leaving else 1
+        cells += step * cell
+        verbatim += step * (tag == "pre")
+        if newlines := 2 if BLOCKS.fullmatch(tag) else 1 if LINES.fullmatch(tag) else 0:
             if cells:
                 writer.write(" ")
             else:
@@ -92,14 +94,9 @@ def render(source: str) -> str:
                 writer.write(" | ")
             in_row = True
         stack.append((node, True))
-        children = []
-        child = node.child
-        while child is not None:
-            children.append((child, False))
-            child = child.next
-        stack.extend(reversed(children))
+        stack += [(child, False) for child in reversed(list(node.iter(include_text=True)))]
     return "".join(writer.parts)
 
 
 def read(path: Path, data: bytes) -> str:
-    return render(decode(path, data, declared_encoding(data)))
+    return render(read_text(path, data))

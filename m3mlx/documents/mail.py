@@ -1,8 +1,8 @@
-"""E-mail to text: who, to whom, when, what about, and the body. Attachments are only named."""
+"""E-mail to text: subject, sender, recipients, date and body; attachments are only named."""
 
 from __future__ import annotations
 
-import mailbox
+import re
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -11,21 +11,15 @@ from . import html
 from .text import decode
 
 HEADERS = ("From", "To", "Cc", "Date")
+FROM_LINE = re.compile(rb"^From .*\n", re.MULTILINE)  # begins every message of a mailbox
+
+
+def read_mailbox(path: Path, data: bytes) -> str:
+    return "\n\n".join(read_message(path, message) for message in FROM_LINE.split(data)[1:])
 
 
 def read_message(path: Path, data: bytes) -> str:
-    return _render(path, message_from_bytes(data, policy=policy.default))
-
-
-def read_box(path: Path, data: bytes) -> str:
-    box = mailbox.mbox(path, create=False)
-    try:
-        return "\n\n".join(read_message(path, box.get_bytes(key)) for key in box.iterkeys())
-    finally:
-        box.close()
-
-
-def _render(path: Path, message: EmailMessage) -> str:
+    message = message_from_bytes(data, policy=policy.default)
     lines = [f"# {message['Subject'] or 'Mail without a subject'}"]
     lines += [f"{name}: {message[name]}" for name in HEADERS if message[name]]
     names = [part.get_filename() or part.get_content_type() for part in message.iter_attachments()]
@@ -35,13 +29,14 @@ def _render(path: Path, message: EmailMessage) -> str:
 
 
 def _body(path: Path, message: EmailMessage) -> str:
-    for kind in ("plain", "html"):  # the plain part of some mails is there, and blank
+    for kind in ("plain", "html"):  # the plain part of some mails is blank
         part = message.get_body(preferencelist=(kind,))
         if part is None:
             continue
         # get_content() would put question marks where the named encoding is the wrong one
-        content = part.get_payload(decode=True) or b""
-        body = decode(path, content, part.get_content_charset() or "")
+        content = part.get_payload(decode=True)
+        charset = part.get_content_charset() or ""
+        body = decode(path, content if isinstance(content, bytes) else b"", charset)
         if body := html.render(body) if kind == "html" else body.strip():
             return body
     return ""

@@ -1,4 +1,4 @@
-"""DOCX to text: paragraphs, headings, lists and tables in the order of the document."""
+"""DOCX to text: paragraphs, headings, lists and tables, in their order."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 
 import docx
 from docx.oxml.ns import qn
+from docx.oxml.xmlchemy import BaseOxmlElement as Element
 
 from .archive import open_archive
 
 PARAGRAPH, TABLE, ROW, CELL = qn("w:p"), qn("w:tbl"), qn("w:tr"), qn("w:tc")
-# text of these stands elsewhere too, or was deleted
+# deleted text, and text that stands elsewhere too
 SKIPPED = {qn("w:del"), qn("w:moveFrom"), qn("w:instrText"), qn("w:pPr"), qn("w:rPr")}
 SKIPPED |= {"{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"}
 SIGNS = {qn("w:tab"): "\t", qn("w:br"): "\n", qn("w:cr"): "\n", qn("w:noBreakHyphen"): "-"}
@@ -26,8 +27,8 @@ def read(path: Path, data: bytes) -> str:
     return "\n\n".join(_blocks(document.element.body, names))
 
 
-def _blocks(parent, names: dict[str, str]) -> Iterator[str]:
-    """Paragraphs and tables below an element; whatever wraps them is looked through."""
+def _blocks(parent: Element, names: dict[str, str]) -> Iterator[str]:
+    """Yield the paragraphs and tables below an element, in whatever they are wrapped."""
     for child in parent:
         if child.tag == PARAGRAPH:
             if text := _paragraph(child, names):
@@ -39,22 +40,22 @@ def _blocks(parent, names: dict[str, str]) -> Iterator[str]:
             yield from _blocks(child, names)
 
 
-def _own(parent, tag: str) -> Iterator:
-    """Rows of a table or cells of a row, without those of the tables inside."""
+def _own(parent: Element, tag: str) -> Iterator[Element]:
+    """Return the rows of a table or cells of a row, without those of nested tables."""
     return (e for e in parent.iter(tag) if next(e.iterancestors(parent.tag)) is parent)
 
 
-def _cells(row, names: dict[str, str]) -> Iterator[str]:
+def _cells(row: Element, names: dict[str, str]) -> Iterator[str]:
     for cell in _own(row, CELL):
         yield " ".join(" ".join(_blocks(cell, names)).split())
 
 
-def _paragraph(element, names: dict[str, str]) -> str:
+def _paragraph(element: Element, names: dict[str, str]) -> str:
     text = "".join(_runs(element)).strip()
-    style = element.find(f"{qn('w:pPr')}/{qn('w:pStyle')}")
-    name = names.get(style.get(qn("w:val")), "") if style is not None else ""
     if not text:
         return ""
+    style = element.find(f"{qn('w:pPr')}/{qn('w:pStyle')}")
+    name = names.get(style.get(qn("w:val")), "") if style is not None else ""
     if heading := re.fullmatch(r"heading ([1-9])", name.lower()):
         return f"{'#' * min(6, int(heading[1]))} {text}"
     if name == "Title":
@@ -63,8 +64,8 @@ def _paragraph(element, names: dict[str, str]) -> str:
     return f"- {text}" if numbered or name.startswith("List ") else text
 
 
-def _runs(parent) -> Iterator[str]:
-    """Text below a paragraph, also in links, fields, insertions and text boxes."""
+def _runs(parent: Element) -> Iterator[str]:
+    """Yield the text of a paragraph, with its links, fields, insertions and text boxes."""
     for child in parent:
         if child.tag == qn("w:t"):
             yield child.text or ""

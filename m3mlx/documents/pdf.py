@@ -14,9 +14,9 @@ from pypdf.errors import LimitReachedError
 from ..errors import DocumentError
 
 HYPHEN = re.compile(r"(\w+)[-\u00ad]\n(\w+)")
-GARBLED = 0.1  # share of characters that are no characters
+GARBLED = 0.1  # share of code points that are no characters
 
-# it logs every oddity of a file, of which all but the last word is noise
+# it logs every oddity of a file; what matters is raised
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)
 
 
@@ -39,12 +39,11 @@ def read(path: Path, data: bytes) -> list[str]:
 
 
 def _join_hyphens(page: str, words: set[str]) -> str:
-    """Join words divided at line ends; one that is written so elsewhere keeps its hyphen."""
+    """Join words divided at line ends; a word that has its hyphen elsewhere too keeps it."""
 
     def join(match: re.Match[str]) -> str:
         first, second = match.groups()
-        if f"{first}-{second}" in words or not (first[-1].islower() and second[0].islower()):
-            return f"{first}-{second}"
-        return first + second
+        divided = first[-1].islower() and second[0].islower()
+        return first + ("" if divided and f"{first}-{second}" not in words else "-") + second
 
     return HYPHEN.sub(join, page)

@@ -1,8 +1,7 @@
 """Cut a document into references of at most 128 tokens, where a reader would cut it.
 
-Between the first character of a reference and the last that fits, the best end is a compromise
-of how full the reference is and how good the place: before a heading, between paragraphs, after
-a sentence, X code points and tokens it has.
+Of the places where a reference may end, the best one weighs how full the reference is against the
+worth of the place: before a heading, between paragraphs, after a sentence, …
 """
 
 from __future__ import annotations
@@ -12,26 +11,28 @@ import unicodedata
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 
 from ..config import REFERENCE_TOKENS
 from .document import Document
 
 Tokenize = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 
-# what the place of a cut is worth, in shares of a full reference
+# worth of the place of a cut, in shares of a full reference
 HEADING, PARAGRAPH, SENTENCE, LINE, WORD, CHARACTER = 1.2, 0.9, 0.6, 0.3, 0.0, -0.5
 
-# a run of signs is tried once and never again from its middle: time stays linear in its length
+# possessive: a run of signs is tried once, so that time is linear in its length
 SENTENCE_END = re.compile(
     r"(?<![.!?…؟।])(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|No|vs|cf))(?<!\b(?:Mrs|Fig|e\.g|i\.e|bzw))"
     r"[.!?…؟।]++[\"'”’»)\]]*+(?=\s++[^a-z])|[。！？．]++[」』”’）]*+"
 )
 ENDED = re.compile(r"[.!?…:؟।。！？．][\"'”’»)\]」』）]*\Z")
-MARKED = re.compile(r"#{1,6} \S|=+ \S")  # as in Markdown or AsciiDoc
+MARKED = re.compile(r"#{1,6} \S|=+ \S")  # headings of Markdown and AsciiDoc
+VISIBLE = re.compile(r"\S")
 RULE = re.compile(r"([=\-~^\"*+])\1{2,}")
 ITEM = re.compile(r"[-*+•] |\(?\w{1,3}[.)] ")
-# what belongs to the character before it, beside the categories of marks: joiners, skin tones,
-# tags, inner parts of old Hangul, vowels of Thai and Lao, half-width marks of Japanese
+# code points that continue a character, beside the marks: joiners, skin tones, tags, inner parts
+# of old Hangul, vowels of Thai and Lao, half-width marks of Japanese
 BOUND = {0x200C, 0x200D, *range(0x1F3FB, 0x1F400), *range(0xE0020, 0xE0080)}
 BOUND |= {*range(0x1160, 0x1200), 0x0E33, 0x0EB3, 0xFF9E, 0xFF9F}
 
@@ -42,9 +43,9 @@ class Reference:
 
     Attributes:
         start, end: characters of the document's text.
-        text: these characters; neither end is white space.
+        text: these characters, without white space at either end.
         tokens: the decoder's ids of ``text``, without special tokens.
-        page, line: where it starts, from 1; None where the format has none.
+        page, line: where it starts, from 1; None for formats without them.
     """
 
     start: int
@@ -70,8 +71,9 @@ def split(
     text = document.text
     places = list(_places(text, document.kind))
     references = []
-    start, guess = 0, 8 * max_tokens  # characters that will hold more than enough tokens
-    while (start := _skip_space(text, start)) < len(text):
+    end, guess = 0, 8 * max_tokens  # characters that will hold more than enough tokens
+    while visible := VISIBLE.search(text, end):
+        start = visible.start()
         limit = _reach(text, start, guess, tokenize, max_tokens)
         while True:
             end = _best_end(text, start, limit, places)
@@ -83,29 +85,15 @@ def split(
             fits = start + offsets[max_tokens - 1][1]
             limit = min(fits, limit - 1, end - 1)
         if ids:  # a tokenizer may drop what it does not know
-            references.append(
-                Reference(
-                    start,
-                    start + len(piece),
-                    piece,
-                    tuple(ids),
-                    document.page_of(start),
-                    document.line_of(start),
-                )
-            )
+            page, line = document.page_of(start), document.line_of(start)
+            stop = start + len(piece)
+            references.append(Reference(start, stop, piece, tuple(ids), page, line))
         guess = 5 * (limit - start) // 4 + max_tokens // 4
-        start = end
     return references
 
 
-def _skip_space(text: str, start: int) -> int:
-    while start < len(text) and text[start].isspace():
-        start += 1
-    return start
-
-
 def _reach(text: str, start: int, guess: int, tokenize: Tokenize, max_tokens: int) -> int:
-    """About where the text has one reference of tokens; never short of it by a whole token."""
+    """Return about where the text has ``max_tokens`` tokens, never a whole token before it."""
     while True:
         offsets = tokenize(text[start : start + guess])[1]
         if len(offsets) > max_tokens:
@@ -116,30 +104,23 @@ def _reach(text: str, start: int, guess: int, tokenize: Tokenize, max_tokens: in
 
 
 def _best_end(text: str, start: int, limit: int, places: list[tuple[int, float]]) -> int:
-    """The best place for an end in (start, limit]."""
+    """Return the best end of a reference in (start, limit]."""
     if limit <= start:
         raise ValueError(f"{text[start]!r} alone has more tokens than a reference may have")
     if limit == len(text):
         return limit
-    known = places[_after(places, start) : _after(places, limit)]
-    word = limit
-    while word > start and not text[word].isspace():
-        word -= 1
-    character = limit
-    while character > start and not _between_characters(text, start, character):
-        character -= 1
-    known += [(word, WORD), (character, CHARACTER)]
-    # one character longer than a reference: base and marks without end
-    known = [(end, worth) for end, worth in known if end > start] or [(limit, CHARACTER)]
-    return max(known, key=lambda place: (place[0] - start) / (limit - start) + place[1])[0]
+    first, last = (bisect_right(places, end, key=itemgetter(0)) for end in (start, limit))
+    back = range(limit, start, -1)
+    word = next((i for i in back if text[i].isspace()), start)
+    character = next((i for i in back if _starts_character(text, start, i)), start)
+    ends = [*places[first:last], (word, WORD), (character, CHARACTER)]
+    # one character of base and many marks can be longer than a reference: it has to be cut
+    ends = [place for place in ends if place[0] > start] or [(limit, CHARACTER)]
+    return max(ends, key=lambda place: (place[0] - start) / (limit - start) + place[1])[0]
 
 
-def _after(places: list[tuple[int, float]], position: int) -> int:
-    return bisect_right(places, position, key=lambda place: place[0])
-
-
-def _between_characters(text: str, start: int, i: int) -> bool:
-    """Whether what a reader calls one character ends before ``text[i]``; one ends at start."""
+def _starts_character(text: str, start: int, i: int) -> bool:
+    """Tell whether ``text[i]`` starts what a reader calls a character, as ``text[start]`` does."""
     if ord(text[i]) in BOUND or unicodedata.category(text[i])[0] == "M" or text[i - 1] == "\u200d":
         return False
     first = i  # of the letters that pair up to flags
@@ -153,12 +134,12 @@ def _is_flag(character: str) -> bool:
 
 
 def _places(text: str, kind: str) -> Iterator[tuple[int, float]]:
-    """Where a reference may well end, in order, and what each place is worth.
+    """Yield the places where a reference may well end, in order, and their worth.
 
-    No place follows a heading: it starts what it is the heading of.
+    None is behind a heading, which belongs to what follows.
     """
     lines = text.split("\n")
-    start = end = 0  # of the line; of the last one that was not blank
+    start = end = 0  # of this line; of the last line that was not blank
     blank = heading = False
     for i, line in enumerate(lines):
         stripped = line.strip()
@@ -178,7 +159,7 @@ def _places(text: str, kind: str) -> Iterator[tuple[int, float]]:
 
 
 def _worth(kind: str, line: str, before: str, blank: bool, heading: bool) -> float:
-    """What it is worth to cut between two lines."""
+    """Return the worth of a cut between two lines."""
     if kind == "rows":
         return PARAGRAPH
     if heading or (kind == "code" and blank and not line[0].isspace()):
@@ -191,7 +172,7 @@ def _worth(kind: str, line: str, before: str, blank: bool, heading: bool) -> flo
 
 
 def _is_heading(lines: list[str], i: int) -> bool:
-    """Whether a line is a heading of Markdown, AsciiDoc or reStructuredText, or its overline."""
+    """Tell whether a line is a heading (Markdown, AsciiDoc, reStructuredText) or its overline."""
     if MARKED.match(lines[i]):
         return True
     below = [bool(RULE.fullmatch(line.strip())) for line in lines[i : i + 3]]

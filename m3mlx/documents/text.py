@@ -1,6 +1,6 @@
-"""Bytes to text: encodings, newlines, characters that are none.
+"""Bytes to text: encodings, newlines and control characters.
 
-A wrong guess of the encoding would store nonsense for good, so that a guess must be sure.
+A wrong encoding would be stored for good, so that a doubtful one is refused.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 from ..errors import DocumentError
 from .encoding import guess
 
-BOMS = (  # the longer ones first: the mark of UTF-32 begins with that of UTF-16
+BOMS = (  # UTF-32 first: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-# what is named on the left is mostly written with its superset on the right
+# files said to be in the encoding on the left are mostly in its superset on the right
 SUPERSETS = {
     "ascii": "cp1252",
     "iso8859-1": "cp1252",
@@ -33,7 +33,7 @@ SUPERSETS = {
 DECLARED = re.compile(rb"(?:coding|charset)\s*[:=]\s*[\"']?([-\w.:]+)")
 TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SURROGATE = re.compile("[\ud800-\udfff]")
-CHARACTERS = {
+CHARACTERS = {  # for str.translate; None removes
     **dict.fromkeys([*range(32), *range(127, 160), 0xAD, 0xFEFF, 0xFFFE, 0xFFFF]),
     **dict.fromkeys([0x0B, 0x0C, 0x2028, 0x2029], " "),  # no new line: lines are counted
     0x09: "\t",
@@ -41,8 +41,14 @@ CHARACTERS = {
 }
 
 
+def read(path: Path, data: bytes) -> str:
+    """Decode a file that may name its encoding at its head, as HTML and source code do."""
+    match = DECLARED.search(data[:1024])
+    return decode(path, data, match[1].decode() if match else "")
+
+
 def is_binary(head: bytes) -> bool:
-    """Whether the first bytes of a file cannot be those of a text."""
+    """Tell from its first bytes that a file is no text."""
     return b"\0" in head and not head.startswith(tuple(bom for bom, _ in BOMS))
 
 
@@ -50,11 +56,11 @@ def decode(path: Path, data: bytes, declared: str = "") -> str:
     """Decode a text of unknown encoding.
 
     Args:
-        path: for the error.
-        declared: encoding that the file or mail names, believed where UTF-8 is impossible.
+        path: named in the error.
+        declared: encoding that the file or mail names, tried after UTF-8.
 
     Raises:
-        DocumentError: it is no text, or its encoding cannot be told with certainty.
+        DocumentError: not text, or the encoding is not certain.
     """
     for bom, encoding in BOMS:
         if data.startswith(bom):
@@ -69,9 +75,9 @@ def decode(path: Path, data: bytes, declared: str = "") -> str:
     for name in names:
         if (decoded := _strict(data, name)) is not None:
             return decoded
-    if (encoding := guess(data)) and (decoded := _strict(data, encoding)) is not None:
-        return decoded
-    raise DocumentError(path, "is in an encoding that cannot be told; save it as UTF-8")
+    if (decoded := _strict(data, guess(data) or "")) is None:
+        raise DocumentError(path, "is in an encoding that cannot be told; save it as UTF-8")
+    return decoded
 
 
 def _strict(data: bytes, encoding: str) -> str | None:
@@ -82,19 +88,9 @@ def _strict(data: bytes, encoding: str) -> str | None:
         return None
 
 
-def declared_encoding(data: bytes) -> str:
-    """The encoding that the head of a file names, as HTML and source code do, or ""."""
-    match = DECLARED.search(data[:1024])
-    return match[1].decode() if match else ""
-
-
 def clean(text: str) -> str:
-    """Normalize newlines and characters; the number of lines stays as it is."""
+    """Normalize newlines and characters, and keep the number of lines."""
     text = TERMINAL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     if SURROGATE.search(text):  # pairs are joined, single ones say nothing
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
     return unicodedata.normalize("NFC", text.translate(CHARACTERS))
-
-
-def read(path: Path, data: bytes) -> str:
-    return decode(path, data, declared_encoding(data))

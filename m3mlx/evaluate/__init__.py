@@ -1,12 +1,11 @@
-"""What explicit memory is worth, measured on questions of one's own.
+"""Measure what explicit memory is worth, on questions of the user's own.
 
 ``evaluate`` compares ways of writing memories with pasted text and with nothing. ``recite``,
-``update`` and ``choose`` are the other measurements, each with its controls. All of them work
-in temporary stores.
+``update`` and ``choose`` are other measurements, with their controls. All work in temporary stores.
 """
 
 from .choice import choose
-from .compare import Report, Row, evaluate, plot
+from .compare import evaluate, plot
 from .questions import (
     Question,
     read_choices,
@@ -16,16 +15,13 @@ from .questions import (
     spread_documents,
 )
 from .recite import recite
-from .trial import ANSWER_TOKENS, MODES, Trial
+from .temporary import CONDITIONS, TemporaryStore
 from .update import update
 
 __all__ = [
-    "ANSWER_TOKENS",
-    "MODES",
+    "CONDITIONS",
     "Question",
-    "Report",
-    "Row",
-    "Trial",
+    "TemporaryStore",
     "choose",
     "evaluate",
     "plot",

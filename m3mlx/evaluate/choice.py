@@ -1,30 +1,28 @@
-"""Multiple choice with and without memory: the paper's question (its section 7.2)."""
+"""Multiple choice with and without memory, as in section 7.2 of the paper."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean
-from typing import Any
 
 from ..errors import M3Error
 from .questions import Choice
 from .table import Table
-from .trial import TemporaryStore
+from .temporary import TemporaryStore
 
 
 def choose(
+    store: TemporaryStore,
     questions: Sequence[Choice],
     *,
     others: Sequence[str] = (),
     answer_tokens: int = 0,
-    **options: Any,
 ) -> Table:
     """Choose the likeliest answer without memory, with what the search finds, and by chance.
 
     Args:
         others: documents to memorize beside those of the questions.
-        answer_tokens: not used; no answer is generated.
-        options: of ``TemporaryStore``.
+        answer_tokens: ignored, no answer is generated.
 
     Raises:
         M3Error: there is no document.
@@ -34,26 +32,22 @@ def choose(
         raise M3Error("no line has a document, and there are no others: there is no memory to read")
     table = Table(
         {"mode": "", "right": ".1%", "error": ".1%", "change": "+.1%"},
-        "right are questions whose right answer is the likeliest per token; error is the standard "
-        "error of that, change the difference to off, in points.",
+        "right: share of questions whose right answer is the likeliest per token; error: its "
+        "standard error; change: difference to off, in points.",
     )
-    with TemporaryStore(**options) as store:
-        store.memorize(documents)
-        modes = ["off", "explicit", "text"]
-        if all(question.document for question in questions):
-            modes.append("oracle")
-        right: dict[str, list[bool]] = {mode: [] for mode in modes}
-        for number, question in enumerate(questions):
-            store.progress("choosing", number, len(questions))
-            hits = store.assistant.search([question.question], store.assistant.memories)[0]
-            for mode in modes:
-                pasted = {"text": [hit.text for hit in hits], "oracle": [question.document]}
-                text = "\n\n".join([*pasted.get(mode, []), question.question])
-                read = hits if mode == "explicit" else []
-                results = store.ask(text, question.choices, read, 0)
-                losses = [result.nll for result in results]
-                right[mode].append(losses.index(min(losses)) == question.answer)
-        store.progress("choosing", len(questions), len(questions))
+    modes = ["off", "explicit", "text"]
+    if all(question.document for question in questions):
+        modes.append("oracle")
+    right: dict[str, list[bool]] = {mode: [] for mode in modes}
+    store.memorize(documents)
+    for question in store.each(questions, "choosing"):
+        hits = store.search(question.question)
+        pasted = {"text": [hit.text for hit in hits], "oracle": [question.document]}
+        for mode in modes:
+            text = "\n\n".join([*pasted.get(mode, []), question.question])
+            results = store.ask(text, question.choices, hits if mode == "explicit" else [], 0)
+            losses = [result.nll for result in results]
+            right[mode].append(losses.index(min(losses)) == question.answer)
     chance = mean(1 / len(question.choices) for question in questions)
     shares = {"chance": chance} | {mode: float(mean(values)) for mode, values in right.items()}
     for mode, share in shares.items():

@@ -1,4 +1,4 @@
-"""The files that evaluations read: a JSON object on each line."""
+"""Read the files of evaluations: a JSON object on each line."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one document; ``answer`` is a short text.
+    """A question about one document.
 
-    ``changed`` is another answer, of the same document with the answer replaced by it; "" if the
-    line has none.
+    Attributes:
+        answer: a short text.
+        changed: the answer if it is replaced by this in the document; "" if there is none.
     """
 
     document: str
@@ -30,7 +31,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Choice:
-    """A question with several answers, of which one is right; perhaps with a document."""
+    """A question with several answers.
+
+    Attributes:
+        answer: index of the right one among the choices.
+        document: "" if there is none.
+    """
 
     question: str
     choices: tuple[str, ...]
@@ -46,30 +52,26 @@ def read_questions(path: str | Path) -> list[Question]:
     """
 
     def read(data: dict, number: int) -> Question:
-        texts = [data[key] for key in ("document", "question", "answer")]
-        name = data.get("path", f"document-{number}.txt")
-        if not all(isinstance(text, str) and text.strip() for text in [*texts, name]):
-            raise ValueError("they must be text")
-        changed = data.get("changed", "")
-        if not isinstance(changed, str) or (changed and texts[2] not in texts[0]):
+        document, question, answer = (data[key] for key in ("document", "question", "answer"))
+        name, changed = data.get("path", f"document-{number}.txt"), data.get("changed", "")
+        _check_texts(document, question, answer, name)
+        if not isinstance(changed, str) or (changed and answer not in document):
             raise ValueError("changed must be text, and the answer stand in the document")
-        return Question(*texts, path=name, changed=changed)
+        return Question(document, question, answer, name, changed)
 
     return _read(path, "document, question and answer", "questions", read)
 
 
 def read_documents(path: str | Path) -> list[str]:
-    """Read lines with a document, each different one once.
+    """Read lines with a document; equal ones are returned once.
 
     Raises:
         M3Error: as ``read_questions``.
     """
 
     def read(data: dict, number: int) -> str:
-        text = data["document"]
-        if not (isinstance(text, str) and text.strip()):
-            raise ValueError("it must be text")
-        return text
+        _check_texts(data["document"])
+        return data["document"]
 
     return list(dict.fromkeys(_read(path, "a document", "documents", read)))
 
@@ -84,9 +86,7 @@ def read_choices(path: str | Path) -> list[Choice]:
     def read(data: dict, number: int) -> Choice:
         question, choices, answer = (data[key] for key in ("question", "choices", "answer"))
         document = data.get("document", "")
-        texts = [question, answer, *choices, document or "none"]
-        if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise ValueError("they must be text")
+        _check_texts(question, answer, *choices, document or "none")
         if len(set(choices)) != len(choices) or len(choices) < 2 or answer not in choices:
             raise ValueError("the answer must be one of at least two different choices")
         return Choice(question, tuple(choices), choices.index(answer), document)
@@ -94,7 +94,12 @@ def read_choices(path: str | Path) -> list[Choice]:
     return _read(path, "question, choices and answer", "questions", read)
 
 
-def _read(path: str | Path, wanted: str, things: str, read: Callable[[Any, int], T]) -> Sequence[T]:
+def _check_texts(*values: object) -> None:
+    if not all(isinstance(value, str) and value.strip() for value in values):
+        raise ValueError("they must be text")
+
+
+def _read(path: str | Path, wanted: str, things: str, read: Callable[[Any, int], T]) -> list[T]:
     try:
         lines = Path(path).read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -106,23 +111,22 @@ def _read(path: str | Path, wanted: str, things: str, read: Callable[[Any, int],
         try:
             found.append(read(json.loads(line), number))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise M3Error(
-                f"{path}, line {number}: expected a JSON object with {wanted} ({error})"
-            ) from error
+            expected = f"expected a JSON object with {wanted}"
+            raise M3Error(f"{path}, line {number}: {expected} ({error})") from error
     if not found:
         raise M3Error(f"{path}: there are no {things} in it")
     return found
 
 
 def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
-    """So many of the items, evenly spread over all of them."""
+    """Return at most ``limit`` items, evenly spread over all of them."""
     if limit is None or limit >= len(items):
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def spread_documents(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
-    """All questions about so many of the documents, evenly spread."""
+    """Return all questions about at most ``limit`` documents, evenly spread."""
     documents = list(dict.fromkeys(question.document for question in questions))
     kept = set(spread(documents, limit))
     return [question for question in questions if question.document in kept]

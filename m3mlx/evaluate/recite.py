@@ -1,85 +1,90 @@
-"""Can a text that was memorized be recited from its first words?
+"""Recite memorized texts from their first words.
 
-Beside it, the same is tried with everything that would give a right recitation away as something
-else: without memory, with the words of the cue shuffled, and with texts that were never memorized;
-and what should change nothing: other documents, and a restart.
+Controls, which should fail: without memory, with the words of the cue shuffled, and texts that
+were never memorized. What should change nothing: other documents, and a restart.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from statistics import mean
 from typing import Any
 
 from ..errors import M3Error
 from ..models.template import Turn
-from .table import Table
-from .trial import TemporaryStore
+from .table import Table, mean_of_known
+from .temporary import TemporaryStore
 
-CUE = 12  # tokens of a text that are given
+CUE = 12  # tokens at the head of a text that are given
 REQUEST = "Recite the text that begins like this, word for word."
-LENGTHS = (4, 8, 16)  # of right beginnings that are counted
+LENGTHS = (4, 8, 16)  # tokens of a right beginning, counted in a column each
+COLUMNS = {
+    "found": ".0%",
+    "exact": ".0%",
+    "characters": ".1%",
+    "beginning": ".1f",
+    **{f"{length} tokens": ".0%" for length in LENGTHS},
+}
+EXPLANATION = (
+    f"Of the {{tokens}} tokens behind a cue of {CUE}: found: the search for the cue gives the "
+    f"text; exact: all are right; characters: share that is right after the fewest corrections; "
+    f"beginning: tokens up to the first error; the last columns: share of texts whose beginning is "
+    f"at least so long."
+)
 
 
 def recite(
-    documents: Sequence[str], *, others: Sequence[str] = (), answer_tokens: int = 32, **options: Any
+    store: TemporaryStore,
+    documents: Sequence[str],
+    *,
+    others: Sequence[str] = (),
+    answer_tokens: int = 32,
 ) -> Table:
-    """Memorize every second document, and let all of them be recited.
+    """Memorize every second document, and recite all of them.
 
     Args:
         others: unrelated documents, memorized for one of the rows.
-        answer_tokens: how much behind the cue is to be recited.
-        options: of ``TemporaryStore``.
+        answer_tokens: tokens behind the cue to recite.
 
     Raises:
         M3Error: fewer than two documents are long enough.
     """
-    table = Table(
-        {
-            "texts": "",
-            "tried": "d",
-            "found": ".0%",
-            "exact": ".0%",
-            "characters": ".1%",
-            "beginning": ".1f",
-            **{f"{length} tokens": ".0%" for length in LENGTHS},
-        },
-        f"Of the {answer_tokens} tokens behind a cue of {CUE}: found are texts whose memory the "
-        f"search gives for the cue; exact recites all of it; characters are right after the fewest "
-        f"corrections; beginning is the length in tokens of what is right up to the first error, "
-        f"and the last columns the share of texts where it is at least so long.",
-    )
-    with TemporaryStore(**options) as store:
-        encode = store.assistant.decoder.template.encode
-        tokens = [encode(text)[: CUE + answer_tokens] for text in documents]
-        long = [i for i, row in enumerate(tokens) if len(row) == CUE + answer_tokens]
-        if len(long) < 2:
-            raise M3Error(
-                f"fewer than two of the documents have {CUE + answer_tokens} tokens; give longer "
-                f"ones, or fewer --answer-tokens"
-            )
-        known, unseen = ([(documents[i], tokens[i]) for i in long[start::2]] for start in (0, 1))
-        store.memorize([text for text, _ in known])
+    columns = {"texts": "", "tried": "d", **COLUMNS}
+    table = Table(columns, EXPLANATION.format(tokens=answer_tokens))
+    encode = store.assistant.decoder.template.encode
+    tokens = [encode(text)[: CUE + answer_tokens] for text in documents]
+    long = [i for i, row in enumerate(tokens) if len(row) == CUE + answer_tokens]
+    if len(long) < 2:
+        raise M3Error(
+            f"fewer than two of the documents have {CUE + answer_tokens} tokens; give longer "
+            f"ones, or fewer --answer-tokens"
+        )
+    known, unseen = ([(documents[i], tokens[i]) for i in long[start::2]] for start in (0, 1))
+    store.memorize([text for text, _ in known])
 
-        def measure(name: str, texts: Sequence, mode: str = "explicit", shuffled: bool = False):
-            results = []
-            for number, (text, row) in enumerate(texts):
-                store.progress(f"reciting, {name}", number, len(texts))
-                results.append(_recite(store, text, row, mode, shuffled))
-            store.progress(f"reciting, {name}", len(texts), len(texts))
-            table.rows.append({"texts": name, "tried": len(texts), **_summary(results)})
+    def measure(
+        name: str,
+        texts: Sequence[tuple[str, list[int]]],
+        mode: str = "explicit",
+        shuffled: bool = False,
+    ) -> None:
+        results = [
+            _recite(store, text, row, mode, shuffled)
+            for text, row in store.each(texts, f"reciting, {name}")
+        ]
+        means = {name: mean_of_known(result[name] for result in results) for name in COLUMNS}
+        table.rows.append({"texts": name, "tried": len(texts), **means})
 
-        measure("memorized", known)
-        measure("as text in the prompt", known, "text")
-        measure("without memory", known, "off")
-        measure("cue shuffled", known, shuffled=True)
-        measure("never memorized", unseen)
-        if others:
-            store.memorize(others, cold=True)
-            measure(f"beside {len(others)} others", known)
-        store.restart()
-        measure("after a restart", known)
+    measure("memorized", known)
+    measure("as text in the prompt", known, "text")
+    measure("without memory", known, "off")
+    measure("cue shuffled", known, shuffled=True)
+    measure("never memorized", unseen)
+    if others:
+        store.memorize(others, cold=True)
+        measure(f"beside {len(others)} others", known)
+    store.restart()
+    measure("after a restart", known)
     return table
 
 
@@ -92,15 +97,16 @@ def _recite(
         words = template.decode(cue).split()
         random.Random(text).shuffle(words)
         cue = template.encode(" ".join(words))
-    hits = store.assistant.search([template.decode(cue)], store.assistant.memories)[0]
+    hits = store.search(template.decode(cue))
     pasted = f"{text}\n\n" if mode == "text" else ""
     turn = template.turn(pasted + REQUEST)
     conversation = store.conversation(hits if mode == "explicit" else [])
     logits = conversation.prefill(Turn((*turn.tokens, *cue), turn.words), query="message")
-    said = [step.token for step in conversation.decode(logits, len(rest))][:-1]
+    steps = conversation.decode(logits, len(rest))
+    said = [step.token for step in steps if step.token is not None]
     right = next((i for i, token in enumerate(rest) if said[i : i + 1] != [token]), len(rest))
     wanted, got = template.decode(rest), template.decode(said)
-    found = any(store.text_of(hit.path) == text for hit in hits)
+    found = any(hit.path == store.path_of(text) for hit in hits)
     return {
         "found": found if mode == "explicit" else None,
         "exact": right == len(rest),
@@ -110,15 +116,8 @@ def _recite(
     }
 
 
-def _summary(results: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-    columns = {name: [result[name] for result in results] for name in results[0]}
-    return {
-        name: None if None in values else float(mean(values)) for name, values in columns.items()
-    }
-
-
 def edits(one: str, other: str) -> int:
-    """Characters to insert, delete or replace until one text is the other (Levenshtein)."""
+    """Return the Levenshtein distance of two texts."""
     row = list(range(len(other) + 1))
     for i, mine in enumerate(one, 1):
         corner, row[0] = row[0], i

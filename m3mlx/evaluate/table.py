@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
+
+
+def mean_of_known(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are not None; None if there is none."""
+    known = [value for value in values if value is not None]
+    return float(mean(known)) if known else None
 
 
 @dataclass
@@ -11,8 +19,8 @@ class Table:
     """Rows of one measurement.
 
     Attributes:
-        formats: of each column, how its numbers are written; "" for text.
-        explanation: of the columns, in a sentence or two.
+        formats: format of the numbers in each column; "" for text.
+        explanation: of the columns.
         rows: values by column; None where one was not measured.
     """
 

@@ -1,35 +1,49 @@
-"""Does an answer change with the document that it stands in, and nothing else?
+"""Change one fact in each document, and look whether its answer changes and nothing else.
 
-A fact is changed in every document, the files are memorized again, and the same questions are
-asked: about the fact, and about other facts of the same documents, which must stay. Then unrelated
-documents are added, ten times as many each time, to see how long it lasts.
+The files are memorized again, and the same questions asked: about the fact, and about other facts
+of the same documents, which must stay. Then unrelated documents are added, ten times as many each
+time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import mean
-from typing import Any
 
 from ..errors import M3Error
 from .questions import Question
-from .table import Table
-from .trial import TemporaryStore
+from .table import Table, mean_of_known
+from .temporary import Result, TemporaryStore
+
+COLUMNS = {
+    "when": "",
+    "found": ".0%",
+    "prefer new": ".0%",
+    "old": ".3f",
+    "new": ".3f",
+    "say old": ".0%",
+    "say new": ".0%",
+    "neighbours": ".3f",
+    "neighbours right": ".0%",
+}
+EXPLANATION = (
+    "found: questions whose document the search gives; old, new: loss of the two answers in nats "
+    "per token; prefer new: share where the new one is likelier; say old, say new: greedy answers "
+    "that contain them; neighbours: other questions about the same documents."
+)
 
 
 def update(
+    store: TemporaryStore,
     questions: Sequence[Question],
     *,
     others: Sequence[str] = (),
     answer_tokens: int = 32,
-    **options: Any,
 ) -> Table:
     """Change one fact of each document that has a question with ``changed``.
 
     Args:
         others: unrelated documents, added at the end: 10, 100, 1,000 of them and so on.
         answer_tokens: length of the greedy answers; 0 for likelihood alone.
-        options: of ``TemporaryStore``.
 
     Raises:
         M3Error: no question has ``changed``.
@@ -37,79 +51,56 @@ def update(
     facts = {q.document: q for q in reversed(questions) if q.changed}  # the first of each
     if not facts:
         raise M3Error("no line has changed, another answer that takes the place of the first")
-    table = Table(
-        {
-            "when": "",
-            "found": ".0%",
-            "prefer new": ".0%",
-            "old": ".3f",
-            "new": ".3f",
-            "say old": ".0%",
-            "say new": ".0%",
-            "neighbours": ".3f",
-            "neighbours right": ".0%",
-        },
-        "found are questions whose document the search gives; old and new are the losses of the "
-        "two answers in nats per token, prefer new the share in which the new one is likelier, "
-        "say old and say new the greedy answers that contain them; neighbours are the other "
-        "questions about the same documents, whose answers stay.",
-    )
-    with TemporaryStore(**options) as store:
-        texts = {document: document for document in facts}  # as it stands now
-        store.memorize(facts)
+    asked = [q for q in questions if q.document in facts]
+    table = Table(COLUMNS, EXPLANATION)
+    store.memorize(facts)
+    paths = {document: store.path_of(document) for document in facts}
 
-        def measure(when: str, memory: bool = True) -> None:
-            asked = [q for q in questions if q.document in facts]
-            changed, neighbours = [], []
-            for number, question in enumerate(asked):
-                store.progress(f"asking, {when}", number, len(asked))
-                fact = facts[question.document]
-                hits = store.assistant.search([question.question], store.assistant.memories)[0]
-                read = hits if memory else []
-                answers = [question.answer]
-                if question is fact:
-                    answers.append(fact.changed)
-                elif fact.answer in question.answer:
-                    continue  # it changes too
-                results = store.ask(question.question, answers, read, answer_tokens)
-                if question is fact:
-                    text = texts[question.document]
-                    changed.append((any(store.text_of(h.path) == text for h in hits), *results))
-                else:
-                    neighbours += results
-            store.progress(f"asking, {when}", len(asked), len(asked))
-            table.rows.append({"when": when, **_summary(changed, neighbours, memory)})
+    def measure(when: str, memory: bool = True) -> None:
+        changed, neighbours = [], []
+        for question in store.each(asked, f"asking, {when}"):
+            fact = facts[question.document]
+            if question is not fact and fact.answer in question.answer:
+                continue  # its answer changes too
+            hits = store.search(question.question)
+            answers = [question.answer, *([fact.changed] if question is fact else [])]
+            read = hits if memory else []
+            results = store.ask(question.question, answers, read, answer_tokens)
+            if question is fact:
+                found = any(hit.path == paths[question.document] for hit in hits)
+                old, new = results
+                changed.append((found if memory else None, old, new))
+            else:
+                neighbours += results
+        table.rows.append({"when": when, **_summary(changed, neighbours)})
 
-        measure("before, without memory", memory=False)
-        measure("before")
-        for document, fact in facts.items():
-            texts[document] = document.replace(fact.answer, fact.changed)
-            store.rewrite(document, texts[document])
-        store.memorize([])
-        measure("changed")
-        count = 10
-        while others:
-            store.memorize(others[:count], cold=True)
-            measure(f"beside {min(count, len(others))} others")
-            if count >= len(others):
-                break
-            count *= 10
+    measure("before, without memory", memory=False)
+    measure("before")
+    for document, fact in facts.items():
+        store.rewrite(document, document.replace(fact.answer, fact.changed))
+    store.memorize([])
+    measure("changed")
+    count = 10
+    while others:
+        store.memorize(others[:count], cold=True)
+        measure(f"beside {min(count, len(others))} others")
+        if count >= len(others):
+            break
+        count *= 10
     return table
 
 
-def _summary(changed: Sequence[tuple], neighbours: Sequence, memory: bool) -> dict[str, Any]:
-    def share(values: Sequence[bool | None]) -> float | None:
-        known = [value for value in values if value is not None]
-        return mean(known) if known else None
-
+def _summary(
+    changed: Sequence[tuple[bool | None, Result, Result]], neighbours: Sequence[Result]
+) -> dict[str, float | None]:
     found, old, new = zip(*changed, strict=True)
     return {
-        "found": share(found) if memory else None,
-        "prefer new": share([n.nll < o.nll for o, n in zip(old, new, strict=True)]),
-        "old": mean(result.nll for result in old),
-        "new": mean(result.nll for result in new),
-        "say old": share([result.right for result in old]),
-        "say new": share([result.right for result in new]),
-        "neighbours": mean(r.nll for r in neighbours) if neighbours else None,
-        "neighbours right": share([result.right for result in neighbours]),
+        "found": mean_of_known(found),
+        "prefer new": mean_of_known(n.nll < o.nll for o, n in zip(old, new, strict=True)),
+        "old": mean_of_known(result.nll for result in old),
+        "new": mean_of_known(result.nll for result in new),
+        "say old": mean_of_known(result.right for result in old),
+        "say new": mean_of_known(result.right for result in new),
+        "neighbours": mean_of_known(result.nll for result in neighbours),
+        "neighbours right": mean_of_known(result.right for result in neighbours),
     }

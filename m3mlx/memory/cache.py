@@ -1,13 +1,9 @@
-"""How memories reach attention: through mlx-lm's cache protocol, and nowhere else.
+"""Memories in attention, through mlx-lm's cache protocol.
 
-Each layer has a ``MemoryCache``: an ordinary mlx-lm cache that holds prefix and context, with
-the layer's memories in front of them. MLX aligns its causal mask to the lower right, so keys in
-front are seen by every query and the models of mlx-lm run unmodified.
-
-Where a mask must be an array — heads that keep different numbers of tokens, sliding windows —
-mlx-lm makes one for all layers, while memories need one for each. ``widen_masks`` gives the
-attention modules of a model a subclass of their own class that asks the layer's cache to
-widen the mask; ``restore_masks`` takes it back.
+Each layer has a ``MemoryCache``: an mlx-lm cache of prefix and context, with the layer's memories
+in front. MLX aligns its causal mask to the lower right, so every query sees keys in front, and
+mlx-lm's models run unmodified. Where a layer needs a mask of its own (heads that keep different
+numbers of tokens, sliding windows), its cache widens mlx-lm's (``hooks.widen_masks``).
 """
 
 from __future__ import annotations
@@ -30,44 +26,40 @@ from mlx_lm.models.cache import (
 
 from ..config import MemoryConfig
 from ..errors import ModelError
+from ..models.hooks import widen_masks
 from .codec import PADDING, Memory
 
-ROOM = 256  # keys for which the mask of a decoding step is made ahead
+SPARE_KEYS = 256  # for which the mask of a decoding step is made ahead
 
 PrefixStates = list[tuple[mx.array, mx.array]]  # keys and values, (1, KV heads, prefix, head_dim)
 
 
 class MemoryCache:
-    """One layer's cache: memories, then prefix and context, in one buffer of mlx-lm's cache.
+    """Memories, then prefix and context, of one layer in the buffer of its mlx-lm cache.
 
-    Memories are laid in front when they are attached, every 64 tokens at most, so that a step
-    of decoding copies nothing. ``gap`` is the number of positions between the end of the prefix
-    and the first context token that belong to the references; position is not length once
-    memories are present.
+    Memories are put in front when they are attached, every 64 tokens at most, so that a decoding
+    step copies nothing. ``gap`` is the number of positions between prefix and context that belong
+    to the references: with memories, position is not length.
     """
 
     def __init__(self, base: Any):
         self.base = base
         self.gap = 0
         self.length = 0  # of the memories
-        self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None where all 0
-        self._row: mx.array | None = None  # the mask of one query, with room for more keys
+        self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None if all are 0
+        self.positions: Any = None  # int32 (KV heads, M)
+        self._row: mx.array | None = None  # mask of one query, with spare keys
 
     def attach(
-        self,
-        keys: mx.array,
-        values: mx.array,
-        weights: np.ndarray,
-        positions: np.ndarray,
-        gap: int,
+        self, keys: mx.array, values: mx.array, weights: np.ndarray, positions: np.ndarray, gap: int
     ) -> None:
-        """Show the context that follows these memories, in place of any before them.
+        """Show these memories to the context that follows, in place of earlier ones.
 
         Args:
             keys, values: (1, KV heads, M, head_dim), keys after RoPE.
             weights: float32 (KV heads, M), added to the logits of attention; -inf for padding.
-            positions: int (KV heads, M), the positions that the keys carry.
-            gap: positions set apart for references; stays when the memories go.
+            positions: int (KV heads, M), positions of the keys.
+            gap: positions reserved for references; stays when the memories are detached.
         """
         self.gap = gap
         if not np.isfinite(weights).any():
@@ -75,21 +67,22 @@ class MemoryCache:
             return
         if hasattr(self.base, "bits"):
             size = {"group_size": self.base.group_size, "bits": self.base.bits}
-            keys, values = mx.quantize(keys, **size), mx.quantize(values, **size)
-        self._put(keys, values, weights.shape[1])
+            self._set(mx.quantize(keys, **size), mx.quantize(values, **size), weights.shape[1])
+        else:
+            self._set(keys, values, weights.shape[1])
         self.weights = mx.array(weights) if weights.any() else None
+        self.positions = mx.array(positions)
 
     def detach(self) -> None:
-        """Forget the memories; what follows sees prefix and context only."""
+        """Remove the memories; what follows sees prefix and context only."""
         if self.length:
-            self._put(None, None, 0)
+            self._set(None, None, 0)
         self.weights = None
 
-    def _put(self, keys: Any, values: Any, length: int) -> None:
-        """Lay memories in front of the context, which starts at the buffer's begin without any."""
+    def _set(self, keys: Any, values: Any, length: int) -> None:
         base = self.base
-        base.keys = _replace(base.keys, self.length, keys)
-        base.values = _replace(base.values, self.length, values)
+        base.keys = _replace_front(base.keys, self.length, keys)
+        base.values = _replace_front(base.values, self.length, values)
         base.offset += length - self.length
         self.length, self._row = length, None
 
@@ -109,7 +102,7 @@ class MemoryCache:
         return self.base.update_and_fetch(keys, values)
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
-        """The mask over prefix and context alone; ``widen`` adds the memories."""
+        """Mask over prefix and context only; ``widen`` adds the memories."""
         return create_attention_mask(N, self.context, return_array, window_size)
 
     @property
@@ -117,8 +110,7 @@ class MemoryCache:
         return self.base.state
 
     def __getattr__(self, name: str) -> Any:
-        # Only what tells mlx-lm that keys and values are quantized.
-        if name in ("bits", "group_size"):
+        if name in ("bits", "group_size"):  # by which mlx-lm knows quantized keys and values
             return getattr(self.base, name)
         raise AttributeError(name)
 
@@ -127,12 +119,11 @@ class MemoryCache:
     def widen(self, mask: mx.array | str | None, queries: int, query_heads: int) -> Any:
         """Turn a mask over prefix and context into one over memories, prefix and context.
 
-        What comes back, if it is an array, is added to the logits.
+        A returned array is added to the logits.
 
         Args:
             mask: None, "causal", or a bool array (…, queries, keys).
             queries: number of query tokens.
-            query_heads: number of query heads.
         """
         if not self.length:
             return mask
@@ -141,54 +132,42 @@ class MemoryCache:
             return mask
         if memory is None:
             memory = mx.zeros((1, 1, self.length))
-        elif not hasattr(self.base, "bits"):  # the quantized attention wants KV heads
+        elif not hasattr(self.base, "bits"):  # quantized attention takes KV heads
             memory = mx.repeat(memory, query_heads // len(memory), axis=0)
         if mask is None:
-            return self._mask_of_one(memory)
+            return self._single_query_mask(memory)
         if isinstance(mask, mx.array):
             context = mask
         else:
             keys = self.context + queries
             context = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
-        return _beside(memory, context, queries)
+        return _join_masks(memory, context, queries)
 
     def _memory_mask(self, queries: int) -> mx.array | None:
-        """What is added to their logits, (KV heads, queries or 1, M); None where nothing is."""
+        """Return what is added to logits, (KV heads, queries or 1, M); None for nothing."""
         return None if self.weights is None else self.weights[:, None]
 
-    def _mask_of_one(self, memory: mx.array) -> mx.array:
-        """The mask of one query, which sees the whole context; made once for many steps."""
+    def _single_query_mask(self, memory: mx.array) -> mx.array:
+        """Mask of one query, which sees the whole context; made once for many steps."""
         keys = self.base.offset + 1
         if self._row is None or self._row.shape[-1] < keys:
-            room = mx.ones((1, self.context + ROOM), mx.bool_)
-            self._row = _beside(memory, room, 1)
+            self._row = _join_masks(memory, mx.ones((1, self.context + SPARE_KEYS), mx.bool_), 1)
         return self._row[..., :keys]
 
 
 class WindowedCache(MemoryCache):
-    """The same for a layer with a sliding window, which sees memories as long as it would text.
+    """A cache for a layer with a sliding window, which memories leave as their text would.
 
-    mlx-lm's rotating buffer writes over its oldest entries, so the memories stand beside it and
-    are joined with it at every step.
+    mlx-lm's rotating buffer overwrites its oldest entries, so memories are kept beside it and
+    concatenated at every step.
     """
 
     def __init__(self, base: RotatingKVCache):
         super().__init__(base)
-        self.keys = self.values = None  # (1, KV heads, M, head_dim)
-        self.positions: mx.array | None = None  # int32 (KV heads, M)
+        self.keys: Any = None  # (1, KV heads, M, head_dim)
+        self.values: Any = None
 
-    def attach(
-        self,
-        keys: mx.array,
-        values: mx.array,
-        weights: np.ndarray,
-        positions: np.ndarray,
-        gap: int,
-    ) -> None:
-        super().attach(keys, values, weights, positions, gap)
-        self.positions = mx.array(positions)
-
-    def _put(self, keys: Any, values: Any, length: int) -> None:
+    def _set(self, keys: Any, values: Any, length: int) -> None:
         self.keys, self.values, self.length = keys, values, length
 
     @property
@@ -199,7 +178,7 @@ class WindowedCache(MemoryCache):
         keys, values = self.base.update_and_fetch(keys, values)
         if not self.length:
             return keys, values
-        return _join(self.keys, keys), _join(self.values, values)
+        return _prepend(self.keys, keys), _prepend(self.values, values)
 
     def make_mask(self, *args: Any, **kwargs: Any) -> mx.array | str | None:
         return self.base.make_mask(*args, **kwargs)
@@ -209,13 +188,21 @@ class WindowedCache(MemoryCache):
         near = at - self.positions[:, None] < self.base.max_size
         return mx.where(near, 0.0 if self.weights is None else self.weights[:, None], -mx.inf)
 
-    def _mask_of_one(self, memory: mx.array) -> mx.array:
-        return _beside(memory, mx.ones((1, min(self.context + 1, self.base.max_size)), mx.bool_), 1)
+    def _single_query_mask(self, memory: mx.array) -> mx.array:
+        width = min(self.context + 1, self.base.max_size)
+        return _join_masks(memory, mx.ones((1, width), mx.bool_), 1)
 
 
-def _beside(memory: mx.array, context: mx.array, queries: int) -> mx.array:
-    """What is added to the logits of memories, (heads, queries or 1, M), and a bool mask over the
-    context, (…, queries, keys), as one (1, heads, queries, M + keys)."""
+def _join_masks(memory: mx.array, context: mx.array, queries: int) -> mx.array:
+    """Join what is added to the logits of memories with a mask over the context.
+
+    Args:
+        memory: (heads, queries or 1, M).
+        context: bool (…, queries, keys).
+
+    Returns:
+        (1, heads, queries, M + keys), to be added to logits.
+    """
     context = context[0] if context.ndim == 4 else context.reshape(1, *context.shape[-2:])
     shape = (len(memory), queries)
     context = mx.where(context, 0.0, -mx.inf)
@@ -223,51 +210,22 @@ def _beside(memory: mx.array, context: mx.array, queries: int) -> mx.array:
     return mx.concatenate(parts, axis=-1)[None]
 
 
-def _replace(buffer: Any, old: int, memory: Any) -> Any:
-    """A buffer with other memories in front; what stands behind the first ``old`` entries stays."""
+def _replace_front(buffer: Any, length: int, memory: Any) -> Any:
+    """Replace the first ``length`` keys of a buffer, which may be quantized, by a memory."""
     if isinstance(buffer, (tuple, list)):
-        return tuple(_replace(x, old, memory and memory[i]) for i, x in enumerate(buffer))
-    rest = buffer[..., old:, :]
-    return rest if memory is None else _join(memory, rest)
+        return tuple(_replace_front(x, length, memory and memory[i]) for i, x in enumerate(buffer))
+    rest = buffer[..., length:, :]
+    return rest if memory is None else _prepend(memory, rest)
 
 
-def _join(memory: mx.array, context: mx.array) -> mx.array:
+def _prepend(memory: mx.array, context: mx.array) -> mx.array:
     return mx.concatenate([memory.astype(context.dtype), context], axis=-2)
-
-
-def widen_masks(model: nn.Module) -> None:
-    """Let the caches of each layer widen its mask; parameters and their names do not change."""
-    for layer in model.layers:
-        attention = layer.self_attn
-        if not hasattr(attention, "_plain_class"):
-            attention.__class__ = _widening(type(attention))
-
-
-def restore_masks(model: nn.Module) -> None:
-    """Undo ``widen_masks``."""
-    for layer in model.layers:
-        plain = getattr(layer.self_attn, "_plain_class", None)
-        if plain is not None:
-            layer.self_attn.__class__ = plain
-
-
-def _widening(plain: type) -> type:
-    def __call__(self, x, mask=None, cache=None):
-        if hasattr(cache, "widen"):
-            heads = getattr(self, "n_heads", None) or self.num_attention_heads
-            mask = cache.widen(mask, x.shape[1], heads)
-            if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-                mask = mask.astype(x.dtype)  # as attention wants it
-        return plain.__call__(self, x, mask, cache)
-
-    return type(plain.__name__, (plain,), {"__call__": __call__, "_plain_class": plain})
 
 
 def check_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
     """Raise ModelError for token ids that the model does not know.
 
-    MLX reads whatever lies behind its embeddings, or kills the process. Ids of an imported file
-    are whatever somebody wrote.
+    MLX would read beyond its embeddings, or kill the process. An imported file may hold any ids.
     """
     embeddings = (nn.Embedding, nn.QuantizedEmbedding)
     known = next(m for m in model.modules() if isinstance(m, embeddings)).weight.shape[0]
@@ -279,9 +237,9 @@ def check_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
 
 
 def read_prefix(model: nn.Module, prefix: Sequence[int]) -> PrefixStates:
-    """Keys and values of the constant prefix, at every layer (section 3.2 of the paper)."""
+    """Compute keys and values of the constant prefix at every layer (section 3.2 of the paper)."""
     check_tokens(model, prefix)
-    caches = [ConcatenateKVCache() for _ in model.layers]
+    caches: Any = [ConcatenateKVCache() for _ in model.layers]
     model(mx.array([list(prefix)]), cache=caches)
     states = [(cache.keys, cache.values) for cache in caches]
     mx.eval(states)
@@ -291,19 +249,19 @@ def read_prefix(model: nn.Module, prefix: Sequence[int]) -> PrefixStates:
 def make_cache(
     model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = None
 ) -> list[MemoryCache]:
-    """Caches for one conversation, one for each layer, with the prefix in place.
+    """Make the caches of one conversation, one per layer, with the prefix in place.
 
     The model's masks are widened from here on, without which heads would see padding.
 
     Args:
-        prefix: what ``read_prefix`` gave.
-        kv_bits: 8 or 4 to keep the context quantized; layers with a sliding window stay as is.
+        prefix: from ``read_prefix``.
+        kv_bits: 8 or 4 to quantize the context; layers with a sliding window stay as they are.
 
     Raises:
         ModelError: the head dimension does not allow a quantized context.
     """
     widen_masks(model)
-    caches = []
+    caches: list[MemoryCache] = []
     for base, (keys, values) in zip(make_prompt_cache(model), prefix, strict=True):
         if kv_bits and isinstance(base, KVCache):
             head_dim = keys.shape[-1]
@@ -321,23 +279,27 @@ def make_cache(
 
 
 class Layout:
-    """Where each layer's and head's tokens stand in a flat memory."""
+    """Places of each layer's and head's tokens in a flat memory.
+
+    Attributes:
+        rows: of each layer the index, int (KV heads, most), and which of it is no padding, bool;
+            None for a layer without memories.
+    """
 
     def __init__(self, config: MemoryConfig):
         self.first = len(config.prefix)
         self.gap = config.reference_tokens
         self.key_scale = config.key_scale
-        self.rows: list[tuple[mx.array, np.ndarray] | None] = []  # index and its bool padding
+        self.rows: list[tuple[np.ndarray, np.ndarray] | None] = []
         start = 0
         for counts in config.counts:
-            most = max(counts)
-            index = np.zeros((len(counts), most), np.int64)
-            real = np.zeros((len(counts), most), bool)
+            index = np.zeros((len(counts), max(counts)), np.int64)
+            real = np.zeros(index.shape, bool)
             for head, count in enumerate(counts):
                 index[head, :count] = np.arange(start, start + count)
                 real[head, :count] = True
                 start += count
-            self.rows.append((index, real) if most else None)
+            self.rows.append((index, real) if index.size else None)
 
     def attach(
         self,
@@ -345,45 +307,47 @@ class Layout:
         memory: Memory | None,
         weights: np.ndarray | None = None,
     ) -> None:
-        """Put a batch of memories, in any order, before the caches of all layers.
+        """Put a batch of memories, in any order, in front of the caches of all layers.
 
-        All memories share the interval of positions that follows the prefix. None or an empty
-        batch takes the memories away.
+        All memories share the positions after the prefix. None or an empty batch detaches the
+        present ones.
 
         Args:
-            weights: float32 (batch,), the logarithm of what each memory counts in the softmax of
-                attention; all the same when None.
+            weights: float32 (batch,), logarithm of each memory's weight in the softmax; None for
+                equal weights.
         """
-        if memory is not None and self.key_scale != 1:
+        if memory is None or not len(memory):
+            for cache in caches:
+                cache.detach()
+            return
+        if self.key_scale != 1:
             memory = replace(memory, keys=memory.keys * self.key_scale)
-        if memory is not None and weights is None:
+        if weights is None:
             weights = np.zeros(len(memory), np.float32)
         for cache, row in zip(caches, self.rows, strict=True):
-            if memory is None or not len(memory):
-                cache.detach()
-            elif row is None:
+            if row is None:
                 cache.detach()
                 cache.gap = self.gap
-            else:
-                index, real = row
-                places = memory.positions[:, index]  # (batch, heads, most)
-                there = (places != PADDING) & real
-                cache.attach(
-                    _lay_out(memory.keys, index),
-                    _lay_out(memory.values, index),
-                    _side_by_side(np.where(there, weights[:, None, None], np.float32(-np.inf))),
-                    self.first + _side_by_side(places.astype(np.int32)),
-                    self.gap,
-                )
+                continue
+            index, real = row
+            places = memory.positions[:, index]  # (batch, heads, most)
+            present = (places != PADDING) & real
+            cache.attach(
+                _by_head(memory.keys, index),
+                _by_head(memory.values, index),
+                _flatten_batch(np.where(present, weights[:, None, None], np.float32(-np.inf))),
+                self.first + _flatten_batch(places.astype(np.int32)),
+                self.gap,
+            )
 
 
-def _lay_out(array: mx.array, index: np.ndarray) -> mx.array:
+def _by_head(array: mx.array, index: np.ndarray) -> mx.array:
     """(batch, kept, head_dim) to (1, heads, batch·most, head_dim)."""
     picked = array[:, mx.array(index)]  # (batch, heads, most, head_dim)
     batch, heads, most, head_dim = picked.shape
     return picked.transpose(1, 0, 2, 3).reshape(1, heads, batch * most, head_dim)
 
 
-def _side_by_side(array: np.ndarray) -> np.ndarray:
+def _flatten_batch(array: np.ndarray) -> np.ndarray:
     """(batch, heads, most) to (heads, batch·most)."""
     return array.transpose(1, 0, 2).reshape(array.shape[1], -1)

@@ -1,6 +1,6 @@
-"""Memories to record bytes and back: the one bridge between MLX and NumPy.
+"""Memories to record bytes and back: the only bridge between MLX and NumPy.
 
-A record is, without gaps, for N kept tokens and vectors of D values:
+A record of N kept tokens and head dimension D is, without gaps:
 
     positions       N bytes: place of each kept token in its reference, 255 for padding
     keys, values    each one of
@@ -43,15 +43,15 @@ class Memory:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def take(self, rows: Sequence[int]) -> Memory:
-        """The memories of these rows, in this order."""
+    def take(self, rows: Sequence[int] | np.ndarray) -> Memory:
+        """Return the memories of these rows, in this order."""
         index = np.array(rows, np.int32)
         at = mx.array(index)
         return Memory(self.keys[at], self.values[at], self.positions[index])
 
     @staticmethod
     def join(parts: Sequence[Memory]) -> Memory:
-        """One batch of several."""
+        """Join batches into one."""
         return Memory(
             mx.concatenate([part.keys for part in parts]),
             mx.concatenate([part.values for part in parts]),
@@ -62,9 +62,9 @@ class Memory:
 class Codec:
     """Packs memories of one configuration into records of one size.
 
-    A value is off by at most 1.5 steps in 8 bits and one step in 4, where a step is the spread of
-    its group over 255 or 15 (MLX keeps the largest magnitude exact, and may cut the other end),
-    and by float16's rounding; 16 bits round to bfloat16.
+    Error of a value: at most 1.5 steps in 8 bits and one step in 4, a step being the range of its
+    group over 255 or 15 (MLX keeps the largest magnitude exact, and may clip the other end), and
+    float16's rounding; 16 bits round to bfloat16.
     """
 
     def __init__(self, config: MemoryConfig):
@@ -82,10 +82,8 @@ class Codec:
         Raises:
             M3Error: a key or value is NaN or infinite, or too large for its format.
         """
-        arrays = [
-            self._encode(memory.keys, self.bits[0]),
-            self._encode(memory.values, self.bits[1]),
-        ]
+        pairs = zip((memory.keys, memory.values), self.bits, strict=True)
+        arrays = [self._encode(array, bits) for array, bits in pairs]
         return np.concatenate([memory.positions, *arrays], axis=1)
 
     def unpack(self, records: np.ndarray, dtype: mx.Dtype = mx.float32) -> Memory:
@@ -102,18 +100,15 @@ class Codec:
         return Memory(keys.astype(dtype), values.astype(dtype), records[:, : self.kept].copy())
 
     def rounded(self, memory: Memory) -> Memory:
-        """What ``unpack`` gives after ``pack``, with gradients that pass straight through.
+        """Return what ``unpack`` gives after ``pack``, with straight-through gradients.
 
-        Quantization itself has no useful gradient, and MLX's is a meaningless number, so the
-        gradient of what comes out is taken for that of what went in.
+        MLX's own gradient of quantization is meaningless.
         """
-        return Memory(
-            *(
-                x + mx.stop_gradient(self._rounded(mx.stop_gradient(x), bits) - x)
-                for x, bits in zip((memory.keys, memory.values), self.bits, strict=True)
-            ),
-            memory.positions,
+        keys, values = (
+            x + mx.stop_gradient(self._rounded(mx.stop_gradient(x), bits) - x)
+            for x, bits in zip((memory.keys, memory.values), self.bits, strict=True)
         )
+        return Memory(keys, values, memory.positions)
 
     def _rounded(self, array: mx.array, bits: int) -> mx.array:
         if bits == 16:
@@ -124,7 +119,7 @@ class Codec:
         return flat[:, : self.kept * self.head_dim].reshape(array.shape).astype(array.dtype)
 
     def _quantize(self, array: mx.array, bits: int) -> tuple[mx.array, mx.array, mx.array]:
-        """Codes, and float16 scales and biases, of each row's groups."""
+        """Return codes, float16 scales and float16 biases of each row's groups."""
         flat = array.reshape(len(array), -1).astype(mx.float32)
         flat = mx.pad(flat, [(0, 0), (0, self._groups() * self.group - flat.shape[1])])
         codes, scales, biases = mx.quantize(flat, group_size=self.group, bits=bits)
@@ -163,6 +158,6 @@ class Codec:
             codes = mx.stack([codes & 15, codes >> 4], axis=-1)
         numbers = np.ascontiguousarray(data[:, end:]).view("<f2").astype(np.float32)
         scales, biases = mx.array(numbers.reshape(batch, 2, groups, 1).swapaxes(0, 1))
-        # as mx.dequantize, which takes four times as long on the CPU
+        # Not mx.dequantize, which takes four times as long on the CPU.
         values = codes.reshape(batch, groups, self.group).astype(mx.float32) * scales + biases
         return values.reshape(batch, -1)[:, : self.kept * self.head_dim].reshape(shape)

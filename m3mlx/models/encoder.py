@@ -1,8 +1,8 @@
-"""Text to unit vectors: BERT-family sentence encoders, in MLX.
+"""Text to unit vectors: BERT-family sentence encoders in MLX.
 
-A directory in the layout of sentence-transformers says everything: ``config.json`` and
-safetensors for BERT, ``1_Pooling/config.json`` for the pooling, ``sentence_bert_config.json``
-for the length, ``config_sentence_transformers.json`` for prompts, ``tokenizer.json``.
+A directory has the layout of sentence-transformers: ``config.json`` and safetensors for BERT,
+``1_Pooling/config.json`` for the pooling, ``sentence_bert_config.json`` for the length,
+``config_sentence_transformers.json`` for prompts, ``tokenizer.json``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +21,18 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..errors import ModelError
-from .linux_cpu import ops as cpu
+from .arrays import load_arrays
+from .linux_cpu import ops
 
-# The model cards ask for this before a query; the models' own files do not say it.
+# From the model cards; the models' own files do not have it.
 BGE_QUERY = "Represent this sentence for searching relevant passages: "
 BGE = re.compile(r"bge-(small|base|large)-en", re.IGNORECASE)
 
-ACTIVATIONS = {"gelu": cpu.gelu, "gelu_new": nn.gelu_approx, "relu": nn.relu}
+ACTIVATIONS = {"gelu": ops.gelu, "gelu_new": nn.gelu_approx, "relu": nn.relu}
 POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
-}
-# Names in the file, and in this module.
-EMBEDDINGS = {
-    "embeddings.word_embeddings": "words",
-    "embeddings.position_embeddings": "positions",
-    "embeddings.token_type_embeddings": "types",
-    "embeddings.LayerNorm": "norm",
-}
-LAYER = {
-    "attention.self.query": "query",
-    "attention.self.key": "key",
-    "attention.self.value": "value",
-    "attention.output.dense": "output",
-    "attention.output.LayerNorm": "attention_norm",
-    "intermediate.dense": "up",
-    "output.dense": "down",
-    "output.LayerNorm": "norm",
 }
 IGNORED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*")
 HASHED = (
@@ -56,79 +41,90 @@ HASHED = (
 )
 
 
-class _Layer(nn.Module):
-    def __init__(self, config: dict):
-        super().__init__()
-        width, inner = config["hidden_size"], config["intermediate_size"]
-        self.heads = config["num_attention_heads"]
-        if width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide {width}")
-        self.activation = ACTIVATIONS[config["hidden_act"]]
-        self.query, self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(4))
-        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.attention_norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
+class _Bert:
+    """BERT's forward pass over weights by their names in the file."""
 
-    def __call__(self, x: mx.array, mask: mx.array) -> mx.array:  # (batch, tokens, width)
-        def split(y: mx.array) -> mx.array:
-            return mx.unflatten(y, -1, (self.heads, -1)).swapaxes(1, 2)
-
-        queries, keys, values = split(self.query(x)), split(self.key(x)), split(self.value(x))
-        seen = mx.fast.scaled_dot_product_attention(
-            queries, keys, values, scale=queries.shape[-1] ** -0.5, mask=mask
-        )
-        x = self.attention_norm(x + self.output(seen.swapaxes(1, 2).flatten(-2)))
-        return self.norm(x + self.down(self.activation(self.up(x))))
-
-
-class _Bert(nn.Module):
-    def __init__(self, config: dict):
-        super().__init__()
-        width = config["hidden_size"]
-        self.words = nn.Embedding(config["vocab_size"], width)
-        self.positions = nn.Embedding(config["max_position_embeddings"], width)
-        self.types = nn.Embedding(config["type_vocab_size"], width)
-        self.norm = nn.LayerNorm(width, eps=config["layer_norm_eps"])
-        self.layers = [_Layer(config) for _ in range(config["num_hidden_layers"])]
+    def __init__(self, config: dict[str, Any], weights: dict[str, mx.array]):
+        self.weights = weights
+        self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
+        self.activation, self.eps = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"]
 
     def __call__(self, ids: mx.array, real: mx.array) -> mx.array:  # both (batch, tokens)
-        places = self.positions(mx.arange(ids.shape[1]))
-        x = self.norm(self.words(ids) + places + self.types(mx.zeros_like(ids)))
-        for layer in self.layers:
-            x = layer(x, real[:, None, None, :])
-        return x
+        words, places, types = (
+            self.weights[f"embeddings.{kind}_embeddings.weight"]
+            for kind in ("word", "position", "token_type")
+        )
+        x = self._norm("embeddings", words[ids] + places[: ids.shape[1]] + types[0])
+        for n in range(self.layers):
+            at = f"encoder.layer.{n}"
+            x = self._norm(f"{at}.attention.output", x + self._attend(f"{at}.attention", x, real))
+            inner = self.activation(self._dense(f"{at}.intermediate.dense", x))
+            x = self._norm(f"{at}.output", x + self._dense(f"{at}.output.dense", inner))
+        return x  # (batch, tokens, width)
+
+    def _attend(self, name: str, x: mx.array, real: mx.array) -> mx.array:
+        queries, keys, values = (
+            mx.unflatten(self._dense(f"{name}.self.{part}", x), -1, (self.heads, -1)).swapaxes(1, 2)
+            for part in ("query", "key", "value")
+        )
+        mixed = mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=queries.shape[-1] ** -0.5, mask=real[:, None, None, :]
+        )
+        return self._dense(f"{name}.output.dense", mixed.swapaxes(1, 2).flatten(-2))
+
+    def _dense(self, name: str, x: mx.array) -> mx.array:
+        return mx.addmm(self.weights[f"{name}.bias"], x, self.weights[f"{name}.weight"].T)
+
+    def _norm(self, name: str, x: mx.array) -> mx.array:
+        weight, bias = (self.weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
+        return mx.fast.layer_norm(x, weight, bias, self.eps)
 
 
+def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the weights of a BERT and their shapes."""
+    width, inner = config["hidden_size"], config["intermediate_size"]
+    if width % config["num_attention_heads"]:
+        raise ValueError(f"{config['num_attention_heads']} heads do not divide {width}")
+    parts: dict[str, tuple[int, ...]] = {"embeddings.LayerNorm": (width,)}
+    for n in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{n}"
+        square = ("self.query", "self.key", "self.value", "output.dense")
+        parts |= {f"{at}.attention.{part}": (width, width) for part in square}
+        parts |= {f"{at}.{part}output.LayerNorm": (width,) for part in ("attention.", "")}
+        parts[f"{at}.intermediate.dense"] = (inner, width)
+        parts[f"{at}.output.dense"] = (width, inner)
+    return {
+        "embeddings.word_embeddings.weight": (config["vocab_size"], width),
+        "embeddings.position_embeddings.weight": (config["max_position_embeddings"], width),
+        "embeddings.token_type_embeddings.weight": (config["type_vocab_size"], width),
+        **{f"{name}.weight": shape for name, shape in parts.items()},
+        **{f"{name}.bias": shape[:1] for name, shape in parts.items()},
+    }
+
+
+@dataclass(eq=False)
 class Encoder:
-    """A loaded sentence encoder; make one with `load`.
+    """A loaded sentence encoder; made by ``load``.
 
     Attributes:
-        dimensions: length of a vector.
-        max_tokens: what is longer is cut, special tokens counted.
+        max_tokens: longest input, with special tokens; longer ones are cut.
         identity: SHA-256 over all files that decide a vector.
         name: of its folder, or its hub id.
     """
 
-    def __init__(
-        self,
-        bert: _Bert,
-        tokenizer: Tokenizer,
-        *,
-        pooling: str,
-        max_tokens: int,
-        query_prefix: str,
-        document_prefix: str,
-        identity: str,
-        name: str = "",
-    ):
-        self._bert = bert
-        self._tokenizer = tokenizer
-        self._pooling = pooling
-        self._prefixes = {True: query_prefix, False: document_prefix}
-        self.dimensions: int = bert.words.weight.shape[1]
-        self.max_tokens = max_tokens
-        self.identity = identity
-        self.name = name
+    bert: _Bert
+    tokenizer: Tokenizer
+    pooling: str
+    max_tokens: int
+    query_prefix: str
+    document_prefix: str
+    identity: str
+    name: str
+
+    @property
+    def dimensions(self) -> int:
+        """Length of a vector."""
+        return self.bert.weights["embeddings.word_embeddings.weight"].shape[1]
 
     def encode(
         self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
@@ -136,38 +132,38 @@ class Encoder:
         """Embed texts.
 
         Args:
-            texts: any text, the empty one too; what is longer than `max_tokens` is cut.
-            query: whether the texts ask, so that the model's query prefix stands before them.
-            batch_size: texts in one forward pass. The result does not depend on it.
+            texts: cut to ``max_tokens``; may be empty.
+            query: put the model's query prefix before each text.
+            batch_size: texts in one forward pass; the result does not depend on it.
 
         Returns:
-            (len(texts), dimensions) float32, rows of length 1, in the order of the texts.
+            float32 (texts, dimensions), rows of length 1, in the order of the texts.
         """
-        prefix = self._prefixes[query]
-        tokens = [e.ids for e in self._tokenizer.encode_batch([prefix + t for t in texts])]
+        prefix = self.query_prefix if query else self.document_prefix
+        tokens = [e.ids for e in self.tokenizer.encode_batch([prefix + t for t in texts])]
         vectors = np.empty((len(tokens), self.dimensions), np.float32)
-        # Texts of like length go together, so that little padding is computed.
+        # Texts of similar length go together, so that little padding is computed.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            parts = cpu.on_all_cores(self._forward, [tokens[i] for i in rows])
+            parts = ops.split_over_cores(self._forward, [tokens[i] for i in rows])
             vectors[rows] = np.concatenate(parts)
         return vectors
 
     def count(self, texts: Sequence[str]) -> int:
-        """How many tokens of texts are read, special tokens counted."""
-        return sum(len(encoded.ids) for encoded in self._tokenizer.encode_batch(list(texts)))
+        """Return the number of tokens read from texts, with special tokens."""
+        return sum(len(encoded.ids) for encoded in self.tokenizer.encode_batch(list(texts)))
 
-    def _forward(self, batch: list[list[int]]) -> np.ndarray:
+    def _forward(self, batch: Sequence[list[int]]) -> np.ndarray:
         width = max(map(len, batch))
         ids = mx.array([row + [0] * (width - len(row)) for row in batch])
         real = mx.arange(width) < mx.array([[len(row)] for row in batch])
-        x = self._bert(ids, real)  # (batch, tokens, width)
-        if self._pooling == "cls":
+        x = self.bert(ids, real)  # (batch, tokens, width)
+        if self.pooling == "cls":
             pooled = x[:, 0]
-        elif self._pooling == "max":
+        elif self.pooling == "max":
             pooled = mx.where(real[..., None], x, -mx.inf).max(1)
-        else:  # the mean; what it is divided by does not matter to a unit vector
+        else:  # the sum has the direction of the mean
             pooled = mx.where(real[..., None], x, 0).sum(1)
         return np.array(pooled / mx.linalg.norm(pooled, axis=-1, keepdims=True))
 
@@ -176,7 +172,7 @@ def load(directory: str | Path) -> Encoder:
     """Load a BERT-family sentence encoder from a directory.
 
     Raises:
-        ModelError: a file is missing or broken, or the model needs what is not done here.
+        ModelError: a file is missing or broken, or the model has an unsupported part.
     """
     directory = Path(directory)
     config = _json(directory, "config.json")
@@ -188,7 +184,7 @@ def load(directory: str | Path) -> Encoder:
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(f"{directory}/tokenizer.json is broken ({error}).") from error
     bert = _bert(directory, config)
-    max_tokens = bert.positions.weight.shape[0]
+    max_tokens = config["max_position_embeddings"]
     limit = (_json(directory, "sentence_bert_config.json") or {}).get("max_seq_length")
     max_tokens = min(limit or max_tokens, max_tokens)
     tokenizer.enable_truncation(max_tokens)
@@ -210,7 +206,7 @@ def load(directory: str | Path) -> Encoder:
 
 
 def _json(directory: Path, name: str) -> Any:
-    """The contents of a JSON file, or None where there is no such file."""
+    """Return the contents of a JSON file; None if there is no such file."""
     try:
         return json.loads((directory / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -258,36 +254,26 @@ def _bert(directory: Path, config: dict) -> _Bert:
     files = sorted(directory.glob("model*.safetensors"))
     if not files:
         raise ModelError(f"{directory}: no model.safetensors there.")
-    weights: dict[str, mx.array] = {}
     try:
-        bert = _Bert(config)
-        for file in files:
-            weights |= mx.load(str(file))
-        found = {}
-        for name, array in weights.items():
-            name = name.removeprefix("bert.")
-            if not IGNORED.fullmatch(name):
-                found[name] = array.astype(mx.float32)
+        shapes = _shapes(config)
+        weights = {
+            name.removeprefix("bert."): array.astype(mx.float32)
+            for file in files
+            for name, array in load_arrays(file).items()
+        }
+        found = {name: array for name, array in weights.items() if not IGNORED.fullmatch(name)}
         mx.eval(found)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{directory}: its model cannot be read ({error}).") from error
-
-    table = dict(EMBEDDINGS)
-    for n in range(len(bert.layers)):
-        table |= {f"encoder.layer.{n}.{k}": f"layers.{n}.{v}" for k, v in LAYER.items()}
-    wanted = {}
-    for theirs, ours in table.items():
-        parts = ("weight",) if "_embeddings" in theirs else ("weight", "bias")
-        wanted |= {f"{theirs}.{part}": f"{ours}.{part}" for part in parts}
-    if missing := sorted(wanted.keys() - found.keys()):
+    if missing := sorted(shapes.keys() - found.keys()):
         raise ModelError(f"{directory}: its weights lack {', '.join(missing)}.")
-    if unused := sorted(found.keys() - wanted.keys()):
+    if unused := sorted(found.keys() - shapes.keys()):
         raise ModelError(f"{directory}: its weights hold unknown {', '.join(unused)}.")
-    try:
-        bert.load_weights([(wanted[name], array) for name, array in found.items()])
-    except ValueError as error:
-        raise ModelError(f"{directory}: its weights do not fit config.json ({error}).") from error
-    return bert
+    for name, shape in shapes.items():
+        if found[name].shape != shape:
+            wrong = f"{name} is {found[name].shape} and not {shape}"
+            raise ModelError(f"{directory}: its weights do not fit config.json ({wrong}).")
+    return _Bert(config, found)
 
 
 def _identity(directory: Path) -> str:

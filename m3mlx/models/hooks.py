@@ -1,32 +1,234 @@
-"""All that touches the classes of MLX and mlx-lm."""
+"""Everything that changes a class or a function of MLX or mlx-lm, and how it is undone.
+
+Models stay instances of mlx-lm's own classes. A hook runs around a module's ``__call__``: the
+module gets a subclass of its class while it has hooks, and its class back after the last one.
+Parameters and their names do not change. ``tests/test_hooks.py`` checks what the hooks rely on
+against the installed mlx-lm.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from copy import copy
+from dataclasses import dataclass, field
+from functools import cache, partial
+from threading import RLock, get_ident
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 
-_ATTENTION = "scaled_dot_product_attention"  # in the files of mlx-lm's models
+from .linux_cpu import ops
+
+# Called as hook(call, module, *args, **kwargs); call(*args, **kwargs) is the module without it.
+Hook = Callable[..., Any]
+# Called with queries and keys after RoPE, the layer's cache, the scale and the mask.
+AttentionObserver = Callable[[mx.array, Any, Any, float, Any], None]
+
+ATTENTION = "scaled_dot_product_attention"  # its name in the modules of mlx-lm's models
+
+_lock = RLock()
+
+
+def add_hook(module: nn.Module, hook: Hook, thread: int | None = None) -> None:
+    """Run a hook around a module's calls, outside of the hooks that it has.
+
+    Args:
+        thread: identifier of the only thread whose calls it sees; None for all threads.
+    """
+    with _lock:
+        # Not by setattr, which would make the tuple a parameter of the module.
+        vars(module)["_hooks"] = (*vars(module).get("_hooks", ()), (hook, thread))
+        if not hasattr(type(module), "_plain_class"):
+            module.__class__ = _hooked_class(type(module))
+
+
+def remove_hook(module: nn.Module, hook: Hook) -> None:
+    """Remove a hook; without any the module has its own class again."""
+    with _lock:
+        kept = tuple(item for item in vars(module).get("_hooks", ()) if item[0] is not hook)
+        if kept:
+            vars(module)["_hooks"] = kept
+        elif vars(module).pop("_hooks", None):
+            module.__class__ = getattr(type(module), "_plain_class")  # noqa: B009
+
+
+@cache
+def _hooked_class(plain: type) -> type:
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call = partial(plain.__call__, self)
+        for hook, thread in vars(self).get("_hooks", ()):
+            if thread is None or thread == get_ident():
+                call = partial(hook, call, self)
+        return call(*args, **kwargs)
+
+    names = {"__call__": __call__, "__module__": plain.__module__, "_plain_class": plain}
+    return type(plain.__name__, (plain,), names)
 
 
 @contextmanager
-def observe_attention(model: nn.Module, observer: Callable[..., None]) -> Iterator[None]:
-    """Let ``observer(queries, keys, cache, scale, mask)`` see every attention of a model."""
+def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
+    """Run a hook around the calls that this thread makes of some modules, until the block ends."""
+    modules = list(modules)
+    try:
+        for module in modules:
+            add_hook(module, hook, get_ident())
+        yield
+    finally:
+        for module in modules:
+            remove_hook(module, hook)
 
-    def observed(plain: Callable[..., Any]) -> Callable[..., Any]:
-        def attention(queries, keys, values, cache, scale, mask, **more):
+
+def last_rows(model: nn.Module, rows: int) -> Any:
+    """Return a context in which a model computes the logits of its last tokens only.
+
+    The logits of all tokens would take a fifth of a prompt's time.
+
+    Args:
+        rows: number of tokens; 0 for none.
+    """
+
+    def cut(call: Hook, body: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
+        hidden = call(*args, **kwargs)
+        return hidden[:, max(hidden.shape[1] - rows, 0) :]
+
+    return hooked([model.model], cut)
+
+
+@contextmanager
+def layer_outputs(model: nn.Module) -> Iterator[list[mx.array]]:
+    """Yield a list that gets the output of each layer."""
+    outputs: list[mx.array] = []
+
+    def record(call: Hook, layer: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
+        outputs.append(call(*args, **kwargs))
+        return outputs[-1]
+
+    with hooked(model.layers, record):
+        yield outputs
+
+
+def widen_masks(model: nn.Module) -> None:
+    """Let the cache of each layer widen its attention mask by the layer's memories.
+
+    mlx-lm makes one mask for all layers; a cache with a method ``widen`` makes its own of it.
+    """
+    for layer in model.layers:
+        with _lock:
+            if (_widen_mask, None) not in vars(layer.self_attn).get("_hooks", ()):
+                add_hook(layer.self_attn, _widen_mask)
+
+
+def restore_masks(model: nn.Module) -> None:
+    """Undo ``widen_masks``."""
+    for layer in model.layers:
+        remove_hook(layer.self_attn, _widen_mask)
+
+
+def _widen_mask(
+    call: Hook, attention: nn.Module, x: mx.array, mask: Any = None, cache: Any = None
+) -> mx.array:
+    if hasattr(cache, "widen"):
+        heads = getattr(attention, "n_heads", None) or attention.num_attention_heads
+        mask = cache.widen(mask, x.shape[1], heads)
+        if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+            mask = mask.astype(x.dtype)  # attention refuses a mask of another dtype
+    return call(x, mask, cache)
+
+
+@dataclass
+class RopeTap:
+    """Queries, then keys, of one attention module before and after rotary embedding."""
+
+    scale: float | None
+    before: list[mx.array] = field(default_factory=list)
+    after: list[mx.array] = field(default_factory=list)
+
+    def record(self, call: Hook, rope: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
+        self.before.append(x)
+        self.after.append(call(x, *args, **kwargs))
+        return self.after[-1]
+
+
+@contextmanager
+def tap_rope(model: nn.Module) -> Iterator[list[RopeTap]]:
+    """Record what this thread's calls rotate; yield one tap per layer.
+
+    mlx-lm rotates the queries first, then the keys.
+    """
+    taps = [RopeTap(getattr(layer.self_attn, "scale", None)) for layer in model.layers]
+    with ExitStack() as stack:
+        for layer, tap in zip(model.layers, taps, strict=True):
+            stack.enter_context(hooked([layer.self_attn.rope], tap.record))
+        yield taps
+
+
+@contextmanager
+def observe_attention(model: nn.Module, observer: AttentionObserver) -> Iterator[None]:
+    """Call an observer at each attention of a model, before it is computed.
+
+    The function is replaced in the modules of the model's classes, so that the observer also sees
+    other models of these classes and other threads. Blocks must end in the reverse order.
+
+    Args:
+        observer: called with queries (batch, heads, queries, head_dim), keys as the cache
+            returned them, the cache, the scale and the mask.
+    """
+
+    def observed(plain: Callable) -> Callable:
+        def attention(queries, keys, values, cache, scale, mask, **others):
             observer(queries, keys, cache, scale, mask)
-            return plain(queries, keys, values, cache, scale=scale, mask=mask, **more)
+            return plain(queries, keys, values, cache, scale=scale, mask=mask, **others)
 
         return attention
 
     classes = {kind for layer in model.layers for kind in type(layer.self_attn).mro()}
     with ExitStack() as undo:
         for module in {sys.modules[kind.__module__] for kind in classes}:
-            if plain := getattr(module, _ATTENTION, None):
-                setattr(module, _ATTENTION, observed(plain))
-                undo.callback(setattr, module, _ATTENTION, plain)
+            if plain := getattr(module, ATTENTION, None):
+                undo.callback(setattr, module, ATTENTION, plain)
+                setattr(module, ATTENTION, observed(plain))
         yield
+
+
+def gradient_checkpoints(model: nn.Module) -> Any:
+    """Return a context in which the backward pass computes each layer again.
+
+    Only the input of each layer is kept. mlx-lm's own ``grad_checkpoint`` silently drops the
+    gradients of arrays that reach a layer inside a cache. Here a cache names the arrays that it
+    brings (``inputs``) and those that a layer leaves in it (``outputs``); both pass through the
+    checkpoint as arguments and results.
+    """
+    return hooked(model.layers, _checkpoint)
+
+
+def _checkpoint(
+    call: Hook, layer: nn.Module, x: mx.array, mask: Any = None, cache: Any = None
+) -> mx.array:
+    if not hasattr(cache, "inputs"):
+        return call(x, mask, cache)
+    parameters = layer.trainable_parameters()
+
+    def run(parameters: dict, x: mx.array, *inputs: mx.array) -> Sequence[mx.array]:
+        layer.update(parameters)
+        inner = copy(cache)
+        inner.inputs = inputs
+        y = call(x, mask, inner)
+        return y, *inner.outputs
+
+    y, *outputs = mx.checkpoint(run)(parameters, x, *cache.inputs)
+    layer.update(parameters)  # a layer may run twice in one step: writing, then reading
+    cache.outputs = tuple(outputs)
+    return y
+
+
+def install_fast_ops() -> None:
+    """Replace MLX's attention and SiLU by those of ``linux_cpu``, on Linux, for this process.
+
+    mlx-lm's models call both by these names. With a GPU they pass everything on to MLX.
+    """
+    if sys.platform == "linux":
+        mx.fast.scaled_dot_product_attention = ops.attention
+        nn.silu = ops.silu

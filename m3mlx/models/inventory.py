@@ -1,4 +1,4 @@
-"""Models on this machine: which are there, what they take, what fits, and taking one away."""
+"""The machine, the models in its cache, and those that fit its memory."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from .. import config
 from ..errors import ModelError
 from .builtin import BUILT_IN
 
-_REST = 1_000_000_000  # bytes beside the weights: context, memories, the process itself
-_SHARE = 2 / 3  # of the machine's memory that a model may take, so that others find room
+_OVERHEAD_BYTES = 1_000_000_000  # beside the weights: context, memories, the process itself
+_SHARE = 2 / 3  # of the machine's memory that a model may take
 _FOUR_BITS = 4.5 / 8  # bytes of a weight, with the scale and bias of its group
 NOT_MEASURED = "not measured"
 
@@ -29,9 +29,7 @@ class CachedModel:
     """A model whose files are on the disk.
 
     Attributes:
-        name: as it is given to ``--model`` or ``--encoder``.
-        kind: "built-in" or "hub".
-        bytes: on the disk.
+        name: as given to ``--model`` or ``--encoder``.
         broken: what is wrong with its files, or "".
     """
 
@@ -49,8 +47,7 @@ class Recommended:
     Attributes:
         name: built-in name or hub id.
         parameters: number of weights.
-        licence: of the model.
-        state: what has been measured of it with explicit memory; ``NOT_MEASURED`` for most.
+        state: what was measured of it with explicit memory; ``NOT_MEASURED`` for most.
     """
 
     name: str
@@ -60,12 +57,12 @@ class Recommended:
 
     @property
     def needs_bytes(self) -> int:
-        """About what it takes of memory: an estimate, not a measurement."""
+        """Memory that it takes: an estimate, not a measurement."""
         on_cpu = mx.default_device() == mx.cpu  # there the weights become float32
-        return int(self.parameters * (4 if on_cpu else _FOUR_BITS)) + _REST
+        return int(self.parameters * (4 if on_cpu else _FOUR_BITS)) + _OVERHEAD_BYTES
 
 
-# Only what was really measured (README, tools/LOG.md) is said of a model.
+# A state says only what was measured (tools/LOG.md).
 RECOMMENDED = (
     Recommended(
         *("smollm2-135m-instruct", 134_515_008, "Apache-2.0"),
@@ -83,10 +80,7 @@ RECOMMENDED = (
 
 
 def machine_memory() -> tuple[int, int | None]:
-    """Bytes of memory of this machine, and how many are free where the system tells.
-
-    A container's own limit counts as the machine's.
-    """
+    """Return the machine's bytes of memory, and the free ones if known; in a container its own."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     free = None
     try:
@@ -103,22 +97,30 @@ def machine_memory() -> tuple[int, int | None]:
 
 
 def fits(model: Recommended, memory_bytes: int | None = None) -> bool:
-    """Whether a model leaves enough of this machine's memory to others."""
+    """Return whether a model leaves enough of the machine's memory to other programs."""
     total = machine_memory()[0] if memory_bytes is None else memory_bytes
     return model.needs_bytes <= _SHARE * total
 
 
-def machine() -> str:
-    """The processor's name and system, for people."""
-    try:
-        name = mx.device_info().get("device_name")
-    except (AttributeError, RuntimeError):
-        name = None
-    return f"{name or platform.processor() or platform.machine()}, {platform.system()}"
+@dataclass(frozen=True)
+class Machine:
+    """Names for people: of the processor or GPU, and of the system and its architecture."""
+
+    processor: str
+    system: str
+
+    def __str__(self) -> str:
+        return f"{self.processor}, {self.system}"
+
+
+def machine() -> Machine:
+    """Return the names of this machine; MLX knows the processor's better than Python does."""
+    processor = mx.device_info().get("device_name") or platform.processor() or platform.machine()
+    return Machine(str(processor), f"{platform.system()} {platform.machine()}")
 
 
 def cached() -> list[CachedModel]:
-    """All models on this machine that m3mlx would find: built-in ones, then those of the hub."""
+    """Return all models that m3mlx would find here: built-in ones, then those of the hub."""
     found = []
     for folder in _folders(config.cache_folder() / "models"):
         if folder.name in BUILT_IN:
@@ -134,7 +136,7 @@ def cached() -> list[CachedModel]:
 
 
 def remove(name: str) -> CachedModel:
-    """Take a model's files from the disk; it is fetched again when it is used.
+    """Remove a model's files; it is fetched again when it is used.
 
     Raises:
         ModelError: it is not there, or cannot be removed.
@@ -144,10 +146,10 @@ def remove(name: str) -> CachedModel:
     if model is None:
         have = ", ".join(known) or "nothing"
         raise ModelError(f"{name}: no such model is cached (there is {have}).")
-    doomed = model.path.with_name(f".{model.path.name}-{uuid.uuid4().hex}")
+    removed = model.path.with_name(f".{model.path.name}-{uuid.uuid4().hex}")
     try:
-        model.path.rename(doomed)  # whole or gone for whoever looks meanwhile
-        shutil.rmtree(doomed)
+        model.path.rename(removed)  # at once, for other processes
+        shutil.rmtree(removed)
     except OSError as error:
         raise ModelError(f"{model.path} cannot be removed: {error.strerror}.") from error
     return model
@@ -165,13 +167,13 @@ def _folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _cached(name: str, kind: str, path: Path, files: Path) -> CachedModel:
+def _cached(name: str, kind: Literal["built-in", "hub"], path: Path, files: Path) -> CachedModel:
     size = sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
     return CachedModel(name, kind, path, size, _broken(files))
 
 
 def _broken(folder: Path) -> str:
-    """What is wrong with a model directory, as far as lengths and headers tell."""
+    """Return what is wrong with a model directory by its lengths and headers, or ""."""
     try:
         json.loads((folder / "config.json").read_text("utf-8"))
     except (OSError, ValueError):

@@ -1,11 +1,11 @@
 """A model's chat template, cut where a reference would stand.
 
-What the template puts before the user's first words is the constant prefix; the rest belongs
-to the context. A system prompt of the user's own therefore goes to the head of the context: the
-prefix stays a constant of the model, which is what makes memories readable (DESIGN, section 4).
-A model without a template has the prefix of the paper, ``<bos>Reference:`` (section 3.2). A
-model that was trained with memories brings its own prefix; its context then begins as it would
-without memories, with everything that the template puts before the user's words.
+The template's text before the user's first words is the constant prefix; the rest belongs to the
+context. A user's own system prompt goes to the head of the context, so that the prefix stays a
+constant of the model, without which memories cannot be read. A model without a template has the
+prefix of the paper, ``<bos>Reference:`` (section 3.2). A model that was trained with memories
+brings its own prefix; its context then begins with all that the template puts before the user's
+words.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ _USER, _ANSWER, _NEXT = "m3mlxfirstuser", "m3mlxfirstanswer", "m3mlxseconduser"
 
 @dataclass(frozen=True)
 class Turn:
-    """Tokens of one user turn, and which of them are the user's own words.
-
-    ``words`` is half open; what lies outside is the template's.
-    """
+    """Token ids of one user turn, and the half-open range of the user's own words in them."""
 
     tokens: tuple[int, ...]
     words: tuple[int, int]
@@ -35,7 +32,7 @@ class Template:
 
     Args:
         tokenizer: mlx-lm's ``TokenizerWrapper``.
-        prefix: of a model that was trained with memories.
+        prefix: the own prefix of a model that was trained with memories.
 
     Raises:
         ModelError: the chat template drops or repeats the user's message.
@@ -43,7 +40,9 @@ class Template:
 
     def __init__(self, tokenizer: Any, prefix: str | None = None):
         self._tokenizer = tokenizer
-        if getattr(tokenizer, "chat_template", None):
+        bos = getattr(tokenizer, "bos_token", None) or ""
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if has_template:
             first = self._render([("user", _USER)])
             both = self._render([("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)])
             if first.count(_USER) != 1 or both.count(_ANSWER) != 1 or both.count(_NEXT) != 1:
@@ -54,38 +53,36 @@ class Template:
             self.prefix_text, self._after = first.split(_USER)
             self._between = both.split(_ANSWER)[1].split(_NEXT)[0]
         else:
-            self.prefix_text = f"{getattr(tokenizer, 'bos_token', None) or ''}Reference:"
+            self.prefix_text = f"{bos}Reference:"
             self._after = self._between = "\n"
         self._head = "\n\n"
         if prefix is not None:
-            bos = getattr(tokenizer, "bos_token", None) or ""
-            has_template = getattr(tokenizer, "chat_template", None)
             self._head = self.prefix_text if has_template else bos
             self.prefix_text = prefix
         self.prefix = tuple(self.encode(self.prefix_text))
 
     @property
     def recite(self) -> tuple[int, ...]:
-        """Token ids that end a turn behind a reference, so that the answer begins."""
+        """Token ids between a reference and its recitation: an empty user turn's."""
         return self.turn("").tokens
 
     @property
     def end(self) -> int:
-        """The token that ends an answer."""
+        """Return the token that ends an answer."""
         ends = self._tokenizer.eos_token_ids
-        behind = self.encode(self._between)
-        return behind[0] if behind[0] in ends else self._tokenizer.eos_token_id
+        first = self.encode(self._between)[0]
+        return first if first in ends else self._tokenizer.eos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of text, without special tokens around it."""
+        """Return the token ids of text, without special tokens around it."""
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Return the text of token ids, without special tokens."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
     def turn(self, message: str, *, system: str | None = None, first: bool = True) -> Turn:
-        """Token ids from the end of the prefix, or of the last answer, to the next answer."""
+        """Render a message, from the end of the prefix or the last answer to the next answer."""
         head = self._head if first else self._between
         if system and first:
             message = f"{system}\n\n{message}"
@@ -96,13 +93,10 @@ class Template:
     def resume(
         self, said: Sequence[Mapping[str, str]], message: str, *, system: str | None = None
     ) -> Turn:
-        """Token ids from the end of the prefix to the next answer, behind what was said.
+        """Render earlier messages and a new one as one turn, whose words are the new message's.
 
         Args:
-            said: earlier messages, as role and content: the user's and the answers in turn.
-
-        Returns:
-            All of it as one turn, whose words are those of the new message.
+            said: earlier messages as role and content, the user's and the answers in turn.
         """
         tokens: list[int] = []
         for asked, answered in zip(said[::2], said[1::2], strict=True):

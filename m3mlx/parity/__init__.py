@@ -1,7 +1,7 @@
-"""Does MLX compute here what PyTorch computes? The MLX side of the parity suite.
+"""Compare what MLX computes on this machine with PyTorch; the MLX side.
 
-The PyTorch side is the repository's ``tests/parity/reference.py``. What it computed for tiny models
-is recorded in ``data/parity`` (golden files), so that a machine without PyTorch or CUDA can prove
-itself too. ``cases`` says what is computed, ``measure`` computes it with MLX, ``compare`` holds
-the tolerances, ``check`` brings them together on each device.
+The PyTorch side is ``tests/parity/reference.py``. Its results for tiny models are recorded in
+``data/parity`` (golden files), for machines without PyTorch or CUDA. ``cases`` defines what is
+computed, ``measure`` computes it with MLX, ``compare`` holds the tolerances, ``check`` runs them on
+each device.
 """

@@ -1,8 +1,8 @@
-"""What is compared: tiny random models whose weights follow from a seed, and what they read.
+"""The cases that are compared: tiny random models, and what they read.
 
-Both sides take their inputs from here, and nothing else is shared. Everything is NumPy's frozen
-``RandomState``, so that a case is the same on every machine and in every version. The weights are
-bfloat16 values, so that they are the same in every precision too.
+Both sides take their inputs from here and share nothing else. NumPy's frozen ``RandomState`` makes
+a case the same on every machine and in every version; weights of bfloat16 values make it the same
+in every precision.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -20,8 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from ..config import CHUNK_TOKENS, REFERENCE_TOKENS
 
 LORA_RANK, LORA_SCALE, LORA_RATE = 4, 2.0, 1e-3
-# AdamW's first step is hardly more than the sign of a gradient, which is chance where the gradient
-# is nearly zero; so large an eps makes the step differentiable there.
+# AdamW's first step is little more than the sign of a gradient, which is chance near zero; this eps
+# makes the step smooth there.
 LORA_EPS = 1e-5
 LORA_MODULES = ("q_proj", "v_proj")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+-"  # one for each token
@@ -33,15 +34,13 @@ class Case:
     """A model and a conversation with it.
 
     Attributes:
-        config: what stands in ``config.json``, in Hugging Face's names.
+        config: the contents of ``config.json``.
         counts: tokens that a memory keeps, by layer and KV head.
-        selection: the score by which they are kept.
-        key_scale: factor on the keys when they are read.
-        prefix, recite: token ids, as ``MemoryConfig`` and ``Writer`` have them.
+        selection, key_scale, prefix, recite: as in ``MemoryConfig`` and ``Writer``.
         references: token ids of each.
         context: token ids of the prompt.
-        reads: which references each chunk of the prompt reads.
-        refreshes: which ones each further 64 tokens of the answer read.
+        reads: references that each chunk of the prompt reads.
+        refreshes: references that each further 64 tokens of the answer read.
         generate: length of the answer.
     """
 
@@ -73,21 +72,23 @@ class Case:
 
     @property
     def chunks(self) -> list[tuple[int, ...]]:
-        """The prompt, cut where memories change; the tail is a chunk."""
+        """The prompt, cut where memories change."""
         starts = range(0, len(self.context), CHUNK_TOKENS)
         return [self.context[i : i + CHUNK_TOKENS] for i in starts]
 
 
 def tiny_case(
     name: str,
+    family: str,
     counts: Sequence[Sequence[int]],
-    *,
     selection: str,
     key_scale: float = 1.0,
-    **config: object,
+    **config: Any,
 ) -> Case:
-    """A case whose texts follow from its name."""
+    """Make a case whose texts are random, seeded by its name."""
     config = {
+        "model_type": family,
+        "architectures": [f"{family.capitalize()}ForCausalLM"],
         "hidden_size": 32,
         "num_hidden_layers": len(counts),
         "intermediate_size": 48,
@@ -100,6 +101,9 @@ def tiny_case(
         "max_position_embeddings": 1024,
         "vocab_size": VOCABULARY,
         "eos_token_id": VOCABULARY - 1,
+        "tie_word_embeddings": True,
+        **({} if family == "qwen2" else {"attention_bias": False}),
+        **({"mlp_bias": False} if family == "llama" else {}),
         **config,
     }
     random = np.random.RandomState(crc32(f"{name} texts".encode()))
@@ -123,59 +127,23 @@ def tiny_case(
     )
 
 
-TINY = {
-    case.name: case
-    for case in (
-        tiny_case(
-            "llama",
-            [[5, 2], [0, 7], [9, 1]],
-            selection="reconstruction",
-            key_scale=1.2,
-            model_type="llama",
-            architectures=["LlamaForCausalLM"],
-            attention_bias=False,
-            mlp_bias=False,
-            tie_word_embeddings=True,
-        ),
-        tiny_case(
-            "qwen2-untied",
-            [[6, 6], [6, 6], [6, 6]],
-            selection="attention",
-            head_dim=8,
-            model_type="qwen2",
-            architectures=["Qwen2ForCausalLM"],
-            tie_word_embeddings=False,
-        ),
-        tiny_case(
-            "qwen3-qk-norm",
-            [[8, 0], [0, 0], [3, 10]],
-            selection="reconstruction",
-            model_type="qwen3",
-            architectures=["Qwen3ForCausalLM"],
-            attention_bias=False,
-            tie_word_embeddings=True,
-            rope_theta=1e6,
-        ),
-        # As the paper has it: memory layers first, head dimension 80, its own selection.
-        tiny_case(
-            "paper",
-            [[8], [8], [0]],
-            selection="attention",
-            model_type="llama",
-            architectures=["LlamaForCausalLM"],
-            attention_bias=False,
-            mlp_bias=False,
-            head_dim=80,
-            tie_word_embeddings=False,
-        ),
-    )
-}
+_UNTIED = {"tie_word_embeddings": False}
+_CASES = (
+    tiny_case("llama", "llama", [[5, 2], [0, 7], [9, 1]], "reconstruction", key_scale=1.2),
+    tiny_case("qwen2-untied", "qwen2", [[6, 6]] * 3, "attention", head_dim=8, **_UNTIED),
+    tiny_case(
+        "qwen3-qk-norm", "qwen3", [[8, 0], [0, 0], [3, 10]], "reconstruction", rope_theta=1e6
+    ),
+    # As in the paper: memory layers first, head dimension 80, its own selection.
+    tiny_case("paper", "llama", [[8], [8], [0]], "attention", head_dim=80, **_UNTIED),
+)
+TINY = {case.name: case for case in _CASES}
 
 
 def weights(case: Case) -> dict[str, np.ndarray]:
-    """The model's tensors in Hugging Face's names and order, float32 holding bfloat16 values.
+    """Return the tensors in Hugging Face's names and order, float32 holding bfloat16 values.
 
-    They are so large that attention is far from uniform, and logits from one another.
+    They are large enough for attention that is far from uniform, and for distinct logits.
     """
     c = case.config
     width, inner, length = c["hidden_size"], c["intermediate_size"], case.head_dim
@@ -209,7 +177,7 @@ def weights(case: Case) -> dict[str, np.ndarray]:
 
 
 def lora(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A of (inputs, rank) and B of (rank, outputs) for each module that is adapted."""
+    """Return A (inputs, rank) and B (rank, outputs) of each adapted module."""
     found = {}
     for name, weight in weights(case).items():
         module = name.removesuffix(".weight")
@@ -222,8 +190,10 @@ def lora(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def case_digest(case: Case) -> str:
-    """Names a case with its weights, so that a golden file of another one is noticed."""
-    whole = hashlib.sha256(json.dumps(vars(case), sort_keys=True).encode())
+    """Hash a case and its weights, so that a golden file of another one is noticed."""
+    fields = {**vars(case), "sharpness": case.key_scale}  # its name in the golden files
+    del fields["key_scale"]
+    whole = hashlib.sha256(json.dumps(fields, sort_keys=True).encode())
     for name, weight in weights(case).items():
         whole.update(name.encode() + weight.tobytes())
     return whole.hexdigest()[:16]
@@ -251,7 +221,7 @@ def _random(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _bfloat16(array: np.ndarray) -> np.ndarray:
-    """Rounded to the nearest bfloat16, as float32."""
+    """Round to the nearest bfloat16; the result is float32."""
     bits = array.astype(np.float32).view(np.uint32)
-    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
-    return bits.astype(np.uint32).view(np.float32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return rounded.astype(np.uint32).view(np.float32)

@@ -1,11 +1,10 @@
-"""The comparisons that a user's machine can make, and the table of their outcome."""
+"""The comparisons that a user's machine can run, and the table of their results."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -20,21 +19,22 @@ import numpy as np
 
 from ..config import Progress, no_progress
 from ..models.decoder import Decoder, load_decoder
+from ..models.inventory import machine
 from .cases import TINY, Case, lora, save_case
 from .compare import Difference, compare
 from .golden import read_golden
-from .measure import ROUNDED, STAGES, LoRA, measure
+from .measure import BFLOAT16_STAGES, STAGES, LoRA, measure
 
-# Products of float32 are to be float32 on GPUs too; MLX asks once, at its first product.
+# Full float32 products on GPUs too; MLX reads this once, at its first product.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
-DTYPES = {"float32": STAGES, "bfloat16": ROUNDED}  # and what is compared in each
+DTYPES = {"float32": STAGES, "bfloat16": BFLOAT16_STAGES}  # and what is compared in each
 REFERENCE = Path(__file__).parents[2] / "tests" / "parity"
 
 
 @dataclass(frozen=True)
 class Result:
-    """One case on one device, beside what it was compared with."""
+    """One case on one device, compared with another side."""
 
     device: str
     dtype: str
@@ -48,12 +48,12 @@ class Result:
 
     @property
     def column(self) -> str:
-        """Its head in the table."""
+        """Its heading in the table."""
         return f"{self.device} {self.dtype} / {self.against}"
 
 
 def devices() -> dict[str, str | None]:
-    """MLX's devices, and why one cannot be used; None where it can."""
+    """Return MLX's devices, each with the reason why it cannot be used, or None."""
     return {
         "cpu": None,
         "metal": None if mx.metal.is_available() else "this MLX has no Metal, it needs a Mac",
@@ -65,7 +65,7 @@ def devices() -> dict[str, str | None]:
 
 @contextmanager
 def on_device(name: str) -> Iterator[None]:
-    """Compute on the CPU or the GPU."""
+    """Compute on the CPU or the GPU until the block ends."""
     before = mx.default_device()
     mx.set_default_device(mx.cpu if name == "cpu" else mx.gpu)
     try:
@@ -88,11 +88,11 @@ def mlx_result(
     """Compute a case on one device and in one precision, and compare it.
 
     Args:
-        theirs: what the other side computed, and ``against`` its name.
+        theirs: results of the other side, and ``against`` its name.
         device, dtype: keys of ``devices`` and ``DTYPES``.
-        load: makes the decoder; without it the tiny case is loaded as any other model.
-        adapters: A and B of each module adapted; the tiny case's own without it.
-        stages: what is compared; without it all of the precision.
+        load: makes the decoder; by default that of the tiny case.
+        adapters: A and B of each adapted module; by default the tiny case's.
+        stages: what is compared; by default all of the precision.
     """
     stages = stages or DTYPES[dtype]
     adapters = lora(case) if adapters is None else adapters
@@ -105,7 +105,7 @@ def mlx_result(
 
 
 def load_case(case: Case) -> Decoder:
-    """The decoder of a tiny case, as ``load_decoder`` loads any other."""
+    """Load the decoder of a tiny case as any other."""
     with tempfile.TemporaryDirectory(prefix="m3mlx-parity-") as folder:
         return load_decoder(save_case(case, Path(folder) / "model"))
 
@@ -116,19 +116,19 @@ def check_golden(device: str, progress: Progress | None = None) -> Iterator[Resu
     Raises:
         M3Error: a golden file is missing or damaged.
     """
-    report = progress or no_progress
+    progress = progress or no_progress
     what = f"comparing {device} with golden files"
     wanted = [(dtype, case) for dtype in DTYPES for case in TINY.values()]
     for done, (dtype, case) in enumerate(wanted):
-        report(what, done, len(wanted))
+        progress(what, done, len(wanted))
         origin, theirs = read_golden(case)
         against = f"golden {origin.kind}"
         yield mlx_result(case, theirs, against, device=device, dtype=dtype)
-    report(what, len(wanted), len(wanted))
+    progress(what, len(wanted), len(wanted))
 
 
 def reference_side() -> tuple[ModuleType | None, str]:
-    """The repository's comparison of whole models with PyTorch, or None and why there is none."""
+    """Return the repository's comparison of whole models with PyTorch, or None and the reason."""
     if importlib.util.find_spec("torch") is None:
         return None, "PyTorch is not installed; add it with: pip install -e '.[parity]'"
     if not (REFERENCE / "real.py").is_file():
@@ -139,11 +139,7 @@ def reference_side() -> tuple[ModuleType | None, str]:
 
 
 def table(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
-    """Stage by (device, precision, other side): largest and mean difference, and where it begins.
-
-    Returns:
-        The heads of the columns, and the rows.
-    """
+    """Return column heads and rows: largest and mean difference by stage, and its first layer."""
     worst: dict[tuple[str, str], list[Difference]] = {}
     columns = dict.fromkeys(r.column for r in results)
     for r in results:
@@ -175,7 +171,7 @@ COUNTED = ("selected", "tokens", "queries")
 
 
 def summary(results: Sequence[Result], skipped: Mapping[str, str]) -> str:
-    """One line that tells somebody else all there is to know."""
+    """Return one line to report: results, versions and machine."""
     failed = [r for r in results if not r.ok]
     outcome = f"{len(results) - len(failed)} of {len(results)} comparisons agree"
     for r in failed[:3]:
@@ -186,6 +182,5 @@ def summary(results: Sequence[Result], skipped: Mapping[str, str]) -> str:
     outcome += f"; float32 logits differ by {apart:.1e} at most"
     against = ", ".join(sorted({r.against for r in results}))
     versions = " ".join(f"{name} {version(name)}" for name in ("m3mlx", "mlx", "mlx-lm"))
-    machine = f"{platform.system()} {platform.machine()}"
     without = f"; without {', '.join(skipped)}" if skipped else ""
-    return f"m3mlx parity: {outcome} ({against}{without}); {versions}, {machine}"
+    return f"m3mlx parity: {outcome} ({against}{without}); {versions}, {machine()}"

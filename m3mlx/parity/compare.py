@@ -1,19 +1,18 @@
-"""Two runs of one case, side by side: differences by stage, and how large they may be.
+"""Differences between two runs of one case, by stage, and their tolerances.
 
-The one table of tolerances, ``TOLERANCES``, with its reasons:
+The reasons of ``TOLERANCES``:
 
-float32 rounds to 6e-8 of a value. What stands here is a sum of a hundred products through three
-layers, in another order on every machine, with angles of up to 419 radians that float32 knows to
-3e-5. That comes to 1e-5 of a value on average, to 1e-4 for the largest error of a logit, and to
-2e-5 of the largest value in what lies before, which grows to thousands in real models. There is
-room in it for another order of summation and none for another formula: each mutation of
-``tests/parity`` is far larger. A gradient passes through everything twice.
+float32 rounds to 6e-8 of a value. The values are sums of a hundred products through three layers,
+in another order on every machine, with angles of up to 419 radians that float32 knows to 3e-5.
+That makes 1e-5 of a value on average, 1e-4 for the largest error of a logit, and before that 2e-5
+of the largest value, which grows to thousands in real models. This allows another order of
+summation and no other formula: each mutation of ``tests/parity`` is far larger. A gradient passes
+through everything twice.
 
-bfloat16 rounds to 4e-3 (2^-8) of a value, at every step from one module to the next. Some 40 of
-such errors in a row walk at random to 4e-3 · √40, that is 3 % on average; the largest among ten
-thousand is four times as far, which is more than 10 % of its own value and, as large values are
-less so, of the largest value at most. PyTorch's own bfloat16 is as far from float64, and the suite
-shows it. Training is compared in float32 alone.
+bfloat16 rounds to 4e-3 (2^-8) of a value at every module. Some 40 such errors in a row walk at
+random to 4e-3 · √40, or 3 % on average; the largest among ten thousand is four times as far, which
+is more than 10 % of its own value but, as large values are less so, at most of the largest value.
+PyTorch's own bfloat16 is as far from float64. Training is compared in float32 only.
 """
 
 from __future__ import annotations
@@ -30,16 +29,16 @@ from ..memory.codec import PADDING
 from .cases import Case
 from .measure import STAGES
 
-_LEAST = 1e-30  # against a division by zero
+_TINY = 1e-30  # prevents a division by zero
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """The most that may differ.
+    """Largest allowed differences.
 
     Attributes:
-        most: any element's difference; of the tensor's largest value where ``relative``.
-        mean: the mean difference, over the mean of the values' size.
+        most: of any element; relative to the tensor's largest value where ``relative``.
+        mean: on average, over the mean absolute value.
     """
 
     most: float
@@ -63,14 +62,13 @@ TOLERANCES: dict[str, dict[str, Tolerance]] = {
 
 @dataclass
 class Difference:
-    """How far one stage is from what the other side has.
+    """Difference of one stage between both sides.
 
     Attributes:
-        most, mean: as ``Tolerance`` has them; of ``selected``, ``tokens`` and ``queries`` the
-            number and the share of those that differ by more than a tie. NaN where one side has
-            not what the other has.
-        layer: the first layer that differs, None where none does or the stage has no layers.
-        ties: tokens that fell the other way where both were as good.
+        most, mean: as in ``Tolerance``; of ``selected``, ``tokens`` and ``queries`` the number
+            and share of those that differ by more than a tie. NaN where a side lacks a part.
+        layer: the first layer that differs, if any.
+        ties: tokens chosen differently where both were equally good.
     """
 
     stage: str
@@ -91,19 +89,19 @@ def compare(
     """Compare stage by stage, in the order of the computation.
 
     Args:
-        ours: what ``measure`` yields; it is read only as far as differences are taken.
+        ours: from ``measure``; read only as far as differences are taken.
         theirs: the same quantities from the other side.
         dtype: "float32" or "bfloat16", whose tolerances apply.
-        stages: what both sides must have.
+        stages: those that both sides must have.
     """
-    told = set()
-    agreed = case.generate  # tokens up to the first tie, behind which answers go their own ways
+    compared = set()
+    agreed = case.generate  # tokens before the first tie, after which answers may differ
     for stage, group in groupby(ours, lambda item: item[0].split("/")[0]):
         parts = dict(group)
         if stage not in stages:
             continue
         tolerance = TOLERANCES[dtype][stage]
-        told.add(stage)
+        compared.add(stage)
         wanted = {key: x for key, x in theirs.items() if key.split("/")[0] == stage}
         if stage in ("decoded", "queries"):
             end = agreed if stage == "decoded" else len(case.chunks) + agreed // CHUNK_TOKENS
@@ -121,7 +119,7 @@ def compare(
         else:
             yield _values(stage, parts, wanted, tolerance)
     for stage in stages:
-        if stage not in told:
+        if stage not in compared:
             yield Difference(stage, nan, nan, False)
 
 
@@ -131,15 +129,15 @@ def _values(
     theirs: Mapping[str, np.ndarray],
     tolerance: Tolerance,
 ) -> Difference:
-    """The worst of a stage's parts."""
+    """Return the worst difference of a stage's parts."""
     worst = Difference(stage, 0.0, 0.0, True)
     for key, expected in theirs.items():
         expected = expected.astype(np.float64)
         apart = np.abs(ours[key].astype(np.float64) - expected)
         size = np.abs(expected)
-        most, mean = apart.max(initial=0), apart.mean() / max(size.mean(), _LEAST)
+        most, mean = apart.max(initial=0), apart.mean() / max(size.mean(), _TINY)
         if tolerance.relative:
-            most /= max(size.max(initial=0), _LEAST)
+            most /= max(size.max(initial=0), _TINY)
         ok = bool(most <= tolerance.most and mean <= tolerance.mean)  # not so with NaN
         if not ok and worst.ok and key.split("/")[-1].isdigit():
             worst.layer = int(key.split("/")[-1])
@@ -151,7 +149,7 @@ def _values(
 def _selected(
     case: Case, ours: np.ndarray, theirs: Mapping[str, np.ndarray], tolerance: Tolerance
 ) -> Difference:
-    """Tokens kept, as sets; a token on the edge between kept and dropped may be either."""
+    """Compare kept tokens as sets; a token on the edge between kept and dropped may be either."""
     wrong = ties = start = 0
     first: int | None = None
     for layer, counts in enumerate(case.counts):
@@ -176,7 +174,7 @@ def _selected(
 def _tokens(
     ours: np.ndarray, theirs: Mapping[str, np.ndarray], tolerance: Tolerance
 ) -> tuple[Difference, int]:
-    """Tokens of an answer; and how many there are before the first that was a tie."""
+    """Compare an answer's tokens; also return how many there are before the first tie."""
     apart = np.flatnonzero(ours != theirs["tokens"])
     if not len(apart):
         return Difference("tokens", 0.0, 0.0, True), len(ours)

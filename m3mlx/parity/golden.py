@@ -1,8 +1,8 @@
-"""Golden files: what PyTorch computed for the tiny cases, and where.
+"""Golden files: what PyTorch computed for the tiny cases.
 
-One compressed NumPy file for each case, small enough for the package. Its header names the device,
-its driver, PyTorch's version, the precision and the commit it was recorded at, and the digest of
-the case, so that a file of another case is an error and not a difference.
+One compressed NumPy file for each case. Its header names device, driver, PyTorch's version,
+precision and commit, and the digest of the case, so that a file of another case is an error and
+not a difference.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -24,7 +25,7 @@ FOLDER = Path(__file__).parents[1] / "data" / "parity"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the numbers of a golden file come from.
+    """The origin of a golden file's numbers.
 
     Attributes:
         kind: "cuda" or "cpu".
@@ -47,7 +48,7 @@ class Origin:
 
 def write_golden(path: Path, origin: Origin, arrays: Mapping[str, np.ndarray]) -> None:
     """Write one file; floats become float32."""
-    small = {
+    small: dict[str, Any] = {
         key: array.astype(np.float32) if array.dtype.kind == "f" else array.astype(np.int16)
         for key, array in arrays.items()
     }
@@ -57,7 +58,7 @@ def write_golden(path: Path, origin: Origin, arrays: Mapping[str, np.ndarray]) -
 
 
 def read_golden(case: Case, folder: Path = FOLDER) -> tuple[Origin, dict[str, np.ndarray]]:
-    """The golden file of a case.
+    """Read the golden file of a case.
 
     Raises:
         M3Error: it is missing, damaged, or of another case.

@@ -1,25 +1,24 @@
-"""What MLX computes for a case, stage by stage, through the same code that answers questions."""
+"""The stages of a case, computed with MLX by the code that answers questions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from ..chat.conversation import Conversation
 from ..config import CHUNK_TOKENS, SELECTIONS, MemoryConfig
-from ..memory.cache import Layout, make_cache, read_prefix
+from ..memory.cache import Layout, PrefixStates, make_cache, read_prefix
 from ..memory.codec import PADDING, Memory
 from ..memory.parallel import logits_with_memories
 from ..memory.write import Writer, keep, write_traced
+from ..models.arrays import named_arrays
 from ..models.decoder import Decoder
+from ..models.hooks import layer_outputs
 from ..models.template import Turn
 from .cases import LORA_EPS, LORA_MODULES, LORA_RANK, LORA_RATE, LORA_SCALE, Case
 
@@ -44,44 +43,23 @@ STAGES = (
     "gradients",
     "lora",  # the adapter's weights after one step
 )
-ROUNDED = STAGES[: STAGES.index("tokens")]  # what is compared in bfloat16
+BFLOAT16_STAGES = STAGES[: STAGES.index("tokens")]
 LoRA = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-class _Table:
-    """Stands in for a store: retrieval as the case has it, memories as they were written."""
-
-    def __init__(self, case: Case, memory: Memory, tokenizer: Any):
-        self.rows = iter([*case.reads, *case.refreshes])
-        self.memory, self.tokenizer = memory, tokenizer
-        self.queries: list[list[int]] = []
-
-    def search(self, texts: Sequence[str], k: int) -> list[list[int]]:
-        self.queries += [self.tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        return [list(next(self.rows)) for _ in texts]
-
-    def read(self, rows: Sequence[int]) -> Memory:
-        return self.memory.take(rows)
-
-
 def measure(
-    decoder: Decoder,
-    case: Case,
-    lora: LoRA,
-    selected: np.ndarray,
-    stages: Collection[str] = STAGES,
+    decoder: Decoder, case: Case, lora: LoRA, selected: np.ndarray, stages: Collection[str] = STAGES
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Compute the stages of a case, each when it is asked for.
 
     Args:
-        decoder: the case's model; with the stage ``lora`` it has adapters afterwards.
-        lora: A and B of each module adapted.
-        selected: uint8 (references, kept), the tokens that the other side kept. What comes after
-            the stage ``selected`` reads memories of just these, so that a tie, which may fall
-            either way, is one difference and not a hundred.
+        decoder: the case's model; the stage ``lora`` leaves adapters in it.
+        lora: A and B of each adapted module.
+        selected: uint8 (references, kept), the tokens that the other side kept. Later stages read
+            memories of these, so that a tie is one difference and not a hundred.
 
     Yields:
-        Names and arrays, as ``tests/parity/quantities.py`` gives them; float32 or integers.
+        Names and arrays as in ``tests/parity/quantities.py``; float32 or integers.
     """
     model = decoder.model
     config = MemoryConfig(
@@ -97,7 +75,7 @@ def measure(
 
     yield "embeddings", _array(model.model.embed_tokens(mx.array(case.context)))
     prefix = read_prefix(model, case.prefix)
-    with _outputs(model) as outputs:
+    with layer_outputs(model) as outputs:
         model(first, cache=make_cache(model, prefix))
     yield from _layers("layers", outputs)
 
@@ -107,8 +85,22 @@ def measure(
         for layer in range(case.layers):
             yield f"scores {selection}/{layer}", scores[:, layer]
     yield "selected", writer.write(case.references, config).positions
-    # The last scores are of any selection: the keys and values are the same.
     memory = keep(_scores_of(selected, case), keys, values, case.counts)
+    yield from _keys_and_values(case, memory)
+
+    caches = make_cache(model, prefix)
+    layout.attach(caches, memory.take(case.reads[0]))
+    with layer_outputs(model) as outputs:
+        logits = model(first, cache=caches)[0]
+    yield from _layers("read", outputs)
+    yield "logits", _array(logits)
+
+    yield from _answer(decoder, case, prefix, layout, memory, stages)
+    if "loss" in stages:
+        yield from _training(model, case, config, lora, selected, stages)
+
+
+def _keys_and_values(case: Case, memory: Memory) -> Iterator[tuple[str, np.ndarray]]:
     real = mx.array(memory.positions != PADDING)[..., None]
     for stage, array in (("keys", memory.keys), ("values", memory.values)):
         start = 0
@@ -118,30 +110,34 @@ def measure(
                 yield f"{stage}/{layer}", _array(array[:, start:stop] * real[:, start:stop])
             start = stop
 
-    caches = make_cache(model, prefix)
-    layout.attach(caches, memory.take(case.reads[0]))
-    with _outputs(model) as outputs:
-        logits = model(first, cache=caches)[0]
-    yield from _layers("read", outputs)
-    yield "logits", _array(logits)
 
-    table = _Table(case, memory, decoder.tokenizer)
-    layout = Layout(config)
-    conversation = Conversation(decoder, prefix, layout, search=table.search, read=table.read)
-    logits = conversation.prefill(
-        Turn(case.context, (0, len(case.context))), rows=len(case.context)
-    )
+def _answer(
+    decoder: Decoder,
+    case: Case,
+    prefix: PrefixStates,
+    layout: Layout,
+    memory: Memory,
+    stages: Collection[str],
+) -> Iterator[tuple[str, np.ndarray]]:
+    queries: list[list[int]] = []
+    found = iter([*case.reads, *case.refreshes])
+
+    def search(texts: Sequence[str], k: int) -> list[list[int]]:
+        queries.extend(decoder.tokenizer.encode(t, add_special_tokens=False) for t in texts)
+        return [list(next(found)) for _ in texts]
+
+    conversation = Conversation(decoder, prefix, layout, search=search, read=memory.take)
+    length = len(case.context)
+    logits = conversation.prefill(Turn(case.context, (0, length)), rows=length)
     yield "prefill", _array(logits)
     if "tokens" in stages:
         decoder.tokenizer.eos_token_ids = set()  # an answer of one length, whatever it says
         steps = list(conversation.decode(logits, case.generate))[:-1]
         yield "tokens", np.array([step.token for step in steps])
         if "queries" in stages:
-            rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in table.queries]
+            rows = [[*row, *[-1] * (CHUNK_TOKENS - len(row))] for row in queries]
             yield "queries", np.array(rows)
         yield "decoded", np.stack([_two_best(step.logprobs) for step in steps])
-    if "loss" in stages:
-        yield from _training(model, case, config, lora, selected, stages)
 
 
 def _training(
@@ -152,10 +148,7 @@ def _training(
     selected: np.ndarray,
     stages: Collection[str],
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Loss and gradients through reading and writing, the choice of tokens being fixed.
-
-    This is the way of training: memories written with gradient, and read in one parallel pass.
-    """
+    """Loss and gradients of training: write memories with gradients, read in one parallel pass."""
     scores = _scores_of(selected, case)
     target = mx.array(case.context[1:])
 
@@ -171,15 +164,15 @@ def _training(
         return nn.losses.cross_entropy(logits, target, reduction="mean")
 
     shape = (len(case.references), config.kept, case.head_dim)
-    nothing = [mx.zeros(shape), mx.zeros(shape)]  # whose gradients are those of the memories
+    zeros = [mx.zeros(shape), mx.zeros(shape)]  # whose gradients are those of the memories
     if "gradients" not in stages:
-        yield "loss", _array(loss(nothing))
+        yield "loss", _array(loss(zeros))
         return
 
     model.unfreeze()
-    value, (of_model, of_memories) = _gradients(model, loss, nothing)
+    value, (of_model, of_memories) = _gradients(model, loss, zeros)
     yield "loss", _array(value)
-    for name, gradient in tree_flatten(of_model):
+    for name, gradient in named_arrays(of_model).items():
         yield f"gradients/{name}", _array(gradient)
     for name, gradient in zip(("keys", "values"), of_memories, strict=True):
         yield f"gradients/memory {name}", _array(gradient)
@@ -189,21 +182,19 @@ def _training(
         settings = {"rank": LORA_RANK, "scale": LORA_SCALE, "dropout": 0.0}
         keys = [f"self_attn.{module}" for module in LORA_MODULES]
         linear_to_lora_layers(model, case.layers, {**settings, "keys": keys})
-        pairs = [
-            (m, dict(zip(("lora_a", "lora_b"), pair, strict=True))) for m, pair in lora.items()
-        ]
-        flat = [(f"{m}.{x}", mx.array(array)) for m, pair in pairs for x, array in pair.items()]
-        model.load_weights(flat, strict=False)
-        _, (of_model, _) = _gradients(model, loss, nothing)
+        adapter = [(f"{module}.lora_a", mx.array(a)) for module, (a, _) in lora.items()]
+        adapter += [(f"{module}.lora_b", mx.array(b)) for module, (_, b) in lora.items()]
+        model.load_weights(adapter, strict=False)
+        _, (of_model, _) = _gradients(model, loss, zeros)
         optim.AdamW(learning_rate=LORA_RATE, eps=LORA_EPS).update(model, of_model)
-        for name, weight in tree_flatten(model.trainable_parameters()):
+        for name, weight in named_arrays(model.trainable_parameters()).items():
             yield f"lora/{name}", _array(weight)
 
 
 def _gradients(
     model: nn.Module, loss: Callable[[list[mx.array]], mx.array], added: list[mx.array]
 ) -> tuple[mx.array, tuple[dict, list[mx.array]]]:
-    """The loss, and its gradients by the model's parameters and by what is added to memories."""
+    """Return the loss and its gradients by the parameters and by what is added to memories."""
 
     def of(parameters: dict, added: list[mx.array]) -> mx.array:
         model.update(parameters)
@@ -217,7 +208,7 @@ def _gradients(
 
 
 def _scores_of(selected: np.ndarray, case: Case) -> np.ndarray:
-    """Scores by which ``keep`` keeps just these tokens."""
+    """Return scores by which ``keep`` keeps exactly these tokens."""
     longest = max(map(len, case.references))
     scores = np.full((len(selected), case.layers, case.kv_heads, longest), -1.0, np.float32)
     start = 0
@@ -229,28 +220,8 @@ def _scores_of(selected: np.ndarray, case: Case) -> np.ndarray:
     return scores
 
 
-@contextmanager
-def _outputs(model: nn.Module) -> Iterator[list[mx.array]]:
-    """Collects each layer's output."""
-    plain = type(model.layers[0])
-    outputs: list[mx.array] = []
-
-    def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
-        outputs.append(plain.__call__(self, *args, **kwargs))
-        return outputs[-1]
-
-    watched = type(plain.__name__, (plain,), {"__call__": __call__})
-    for layer in model.layers:
-        layer.__class__ = watched
-    try:
-        yield outputs
-    finally:
-        for layer in model.layers:
-            layer.__class__ = plain
-
-
-def _two_best(logprobs: mx.array) -> np.ndarray:
-    """The two largest logits, counted from the mean of all, as no other zero is known of them."""
+def _two_best(logprobs: mx.array | None) -> np.ndarray:
+    """Return the two largest logits, relative to the mean of all."""
     centred = np.array(logprobs, np.float64)
     centred -= centred.mean()
     return np.sort(centred)[:-3:-1]

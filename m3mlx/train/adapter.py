@@ -5,75 +5,78 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map_with_path
+from mlx.utils import tree_map_with_path
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from ..errors import M3Error
+from ..files import NEW, replacing, write_text
+from ..models.arrays import load_arrays, named_arrays
 from .settings import Settings
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def prepare(model: nn.Module, settings: Settings) -> dict:
-    """Decide what learns: LoRA layers, or with rank 0 the layers' own weights.
+def prepare(model: nn.Module, settings: Settings) -> dict[str, Any]:
+    """Make LoRA layers trainable, or with rank 0 the layers' own weights.
 
     Returns:
-        What mlx-lm needs to know to load the result, as in adapter_config.json.
+        What adapter_config.json says, by which mlx-lm loads the result.
 
     Raises:
-        M3Error: all weights are to learn, and they are quantized.
+        M3Error: full training was asked for, and the weights are quantized.
     """
     model.freeze()
     mx.random.seed(settings.seed)  # LoRA layers begin at random
     if settings.rank:
-        names = [name for name, part in model.layers[0].named_modules() if _learns(name, settings)]
+        names = [n for n, _ in model.layers[0].named_modules() if _is_target(n, settings)]
         lora = {"rank": settings.rank, "scale": settings.scale, "dropout": 0.0, "keys": names}
         linear_to_lora_layers(model, len(model.layers), lora)
-        return {
-            "fine_tune_type": "lora",
-            "num_layers": len(model.layers),
-            "lora_parameters": lora,
-        }
+        layers = len(model.layers)
+        return {"fine_tune_type": "lora", "num_layers": layers, "lora_parameters": lora}
     if any(isinstance(part, nn.QuantizedLinear) for part in model.modules()):
         raise M3Error("the weights of a quantized model cannot be trained; use a --rank above 0")
     for layer in model.layers:
         for name, part in layer.named_modules():
-            if _learns(name, settings):
+            if _is_target(name, settings):
                 part.unfreeze(recurse=False)
     return {"fine_tune_type": "full", "num_layers": len(model.layers)}
 
 
-def _learns(name: str, settings: Settings) -> bool:
+def _is_target(name: str, settings: Settings) -> bool:
     part = name.split(".")[-1]
-    if settings.targets == "attention":
-        return part in ATTENTION
-    return part.endswith("_proj")
+    return part in ATTENTION if settings.targets == "attention" else part.endswith("_proj")
 
 
-def untrained(model: nn.Module) -> dict:
-    """The trainable weights of the model before any training: LoRA that adds nothing."""
+def initial_weights(model: nn.Module) -> dict[str, Any]:
+    """Return the trainable weights as before any training: LoRA that adds nothing."""
     return tree_map_with_path(
         lambda name, x: mx.zeros_like(x) if name.endswith("lora_b") else x,
         model.trainable_parameters(),
     )
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
-    """Begin with an adapter that was trained before.
+def check_shapes(model: nn.Module, weights: Mapping[str, mx.array]) -> bool:
+    """Return whether weights have the names and shapes of the trainable ones."""
+    expected = named_arrays(model.trainable_parameters())
+    return {n: x.shape for n, x in weights.items()} == {n: x.shape for n, x in expected.items()}
+
+
+def load_adapter(model: nn.Module, folder: Path) -> None:
+    """Load the weights of an earlier adapter, to go on with.
 
     Raises:
-        M3Error: it cannot be read, or other weights learn in it.
+        M3Error: it cannot be read, or has other weights than those trained here.
     """
     try:
-        weights = mx.load(str(folder / "adapters.safetensors"))
+        weights = load_arrays(folder / "adapters.safetensors")
         mx.eval(weights)
     except (OSError, ValueError, RuntimeError) as error:
         raise M3Error(f"{folder}: there is no adapter that can be read ({error})") from error
-    expected = dict(tree_flatten(model.trainable_parameters()))
-    if {n: x.shape for n, x in weights.items()} != {n: x.shape for n, x in expected.items()}:
+    if not check_shapes(model, weights):
         raise M3Error(
             f"{folder}: its weights are not those that learn here; give the --rank and "
             f"--targets that it was trained with, and its model"
@@ -84,14 +87,11 @@ def load_weights(model: nn.Module, folder: Path) -> None:
 def save_adapter(folder: Path, model: nn.Module, config: Mapping, model_name: str) -> None:
     """Write adapters.safetensors and adapter_config.json, each whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(tree_flatten(model.trainable_parameters()))
-    unfinished = folder / ".adapters.safetensors"
-    mx.save_safetensors(str(unfinished), weights, metadata={"format": "mlx"})
-    unfinished.replace(folder / "adapters.safetensors")
+    weights = named_arrays(model.trainable_parameters())
+    with replacing(folder / "adapters.safetensors", f"{NEW}.safetensors") as new:
+        mx.save_safetensors(str(new), weights, metadata={"format": "mlx"})
     write_json(folder / "adapter_config.json", {"model": model_name, **config})
 
 
 def write_json(path: Path, value: object) -> None:
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-    unfinished.replace(path)
+    write_text(path, json.dumps(value, indent=2) + "\n")

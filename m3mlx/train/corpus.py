@@ -12,7 +12,7 @@ from ..documents import Document, Tokenize, split
 from ..store.index import Exact
 
 COPY = 0.9  # overlap from which a reference is a copy of a training text (section 3.6, eq. 6)
-LEAK = 2 / 3  # the same when evaluating (section 4.4)
+LEAK = 2 / 3  # the same in validation (section 4.4)
 
 Reference = tuple[int, ...]  # token ids
 Encode = Callable[[Sequence[str]], np.ndarray]
@@ -22,15 +22,15 @@ class Corpus:
     """Every reference of the training data, with its vector.
 
     Args:
-        documents: texts, each different from the others.
-        tokenize: text to token ids and the characters that each came from.
+        documents: different texts.
+        tokenize: text to token ids and their character offsets.
         encode: texts to unit vectors, float32 (n, dimensions).
         folder: where vectors are kept between runs.
         identity: of the encoder.
 
     Attributes:
         references: token ids of every different reference.
-        texts: of the same.
+        texts: their texts.
         places: for each document the indices of its references, in order.
     """
 
@@ -42,68 +42,58 @@ class Corpus:
         folder: Path,
         identity: str,
     ):
-        self.references: list[Reference] = []
-        self.texts: list[str] = []
-        self.places: dict[str, list[int]] = {}
-        known: dict[Reference, int] = {}
+        texts: dict[Reference, str] = {}
+        pieces = {text: split(Document("", "", text), tokenize) for text in documents}
         for document in documents:
-            self.places[document] = []
-            for piece in split(Document("", "", document), tokenize):
-                if piece.tokens not in known:
-                    known[piece.tokens] = len(self.references)
-                    self.references.append(piece.tokens)
-                    self.texts.append(piece.text)
-                self.places[document].append(known[piece.tokens])
+            for piece in pieces[document]:
+                texts.setdefault(piece.tokens, piece.text)
+        self.references, self.texts = list(texts), list(texts.values())
+        known = {reference: i for i, reference in enumerate(self.references)}
+        self.places = {text: [known[p.tokens] for p in pieces[text]] for text in documents}
         self._encode = encode
-        self._vectors = self._load(folder, identity)
-        self._index = Exact(np.arange(len(self.references)), self._vectors)
-
-    def _load(self, folder: Path, identity: str) -> np.ndarray:
         name = hashlib.sha256("\0".join([identity, *self.texts]).encode()).hexdigest()
         path = folder / f"vectors-{name[:32]}.npy"
-        if path.exists():
-            return np.load(path, allow_pickle=False)
-        vectors = self._encode(self.texts)
-        save_array(path, vectors)
-        return vectors
+        if not path.exists():
+            save_array(path, encode(self.texts))
+        self._vectors: np.ndarray = np.load(path, allow_pickle=False)
+        self._index = Exact(np.arange(len(self.references)), self._vectors)
 
-    def right(self, document: str, answer: str) -> int | None:
-        """The reference of a document that holds an answer; None if it lies across a cut."""
+    def find_answer(self, document: str, answer: str) -> int | None:
+        """Return the reference of a document that holds an answer; None if it lies across a cut."""
         places = self.places[document]
-        holding = [i for i in places if answer.lower() in self.texts[i].lower()]
-        if holding or len(places) > 1:
-            return holding[0] if holding else None
-        return places[0]
+        if len(places) == 1:
+            return places[0]
+        return next((i for i in places if answer.lower() in self.texts[i].lower()), None)
 
     def nearest(self, texts: Sequence[str], count: int) -> list[list[int]]:
-        """The references that fit each text best, best first."""
+        """Return the references that fit each text best, best first."""
         found = self._index.search(self._encode(list(texts)), count)
         return [[place for _, place in near] for near in found]
 
     def clusters(
         self, places: Sequence[int], size: int, rng: np.random.Generator
     ) -> list[list[int]]:
-        """Cut references into groups of neighbours, each around one drawn at random."""
-        places = np.array(places)
-        free = np.ones(len(places), bool)
+        """Divide references into groups of neighbours, each around one drawn at random."""
+        index = np.array(places)
+        free = np.ones(len(index), bool)
         groups = []
-        for start in rng.permutation(len(places)):
+        for start in rng.permutation(len(index)):
             if not free[start]:
                 continue
             free[start] = False
             others = np.flatnonzero(free)
-            near = self._vectors[places[others]] @ self._vectors[places[start]]
+            near = self._vectors[index[others]] @ self._vectors[index[start]]
             chosen = others[np.argsort(-near, kind="stable")[: size - 1]]
             free[chosen] = False
-            groups.append([int(place) for place in places[[start, *chosen]]])
+            groups.append(index[[start, *chosen]].tolist())
         return groups
 
 
 def overlap(text: Sequence[int], reference: Sequence[int]) -> float:
-    """How much of a reference a text repeats (section 3.6, equation 6 of the paper).
+    """Return the share of a reference that a text repeats (section 3.6, equation 6 of the paper).
 
-    The longest common subsequence that lies within twice the reference's length of the text, over
-    the reference's length: 1 for a copy.
+    This is the longest common subsequence with any part of the text of twice the reference's
+    length, over the reference's length: 1 for a copy.
     """
     places: dict[int, int] = {}
     for i, token in enumerate(reference):
@@ -125,7 +115,7 @@ def overlap(text: Sequence[int], reference: Sequence[int]) -> float:
 
 
 def save_array(path: Path, array: np.ndarray) -> None:
-    """Write a NumPy file whole or not at all."""
+    """Write a NumPy file whole or not at all; unsynced, since it can be made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}")
     with unfinished.open("wb") as file:

@@ -1,14 +1,13 @@
-"""What a model is trained on: text, conversations, questions about documents, preferences.
+"""Training data: text, conversations, questions about documents, preferences.
 
-A ``.jsonl`` file holds samples, one JSON object a line, told apart by their keys:
+A ``.jsonl`` file holds samples, one JSON object a line, distinguished by their keys:
 
     {"text": …}
     {"messages": [{"role": "user", "content": …}, …], "document": …}
     {"document": …, "question": …, "answer": …, "answers": [longer wordings of it, …]}
     {"prompt": …, "chosen": …, "rejected": …, "document": …}
 
-``document`` is optional but for questions. Any other file is read as ``memorize`` reads it, and is
-one text.
+Only questions need a ``document``. Any other file is read as by ``memorize``, as one text.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..documents import find, read
 from ..errors import DocumentError, M3Error
@@ -31,7 +31,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a document; ``answers`` begins with the short right answer."""
+    """A question about a document; the first answer is the short right one."""
 
     document: str
     question: str
@@ -40,9 +40,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Conversation:
-    """What users and the model said in turn, about a document or not; the user begins."""
+    """A chat, about a document or not."""
 
-    messages: tuple[tuple[str, str], ...]  # what the user said, and the answer
+    messages: tuple[tuple[str, str], ...]  # pairs of a user's message and its answer
     document: str = ""
 
 
@@ -56,6 +56,9 @@ class Preference:
     document: str = ""
 
 
+Sample = Text | Question | Conversation | Preference
+
+
 @dataclass
 class Data:
     """Samples by kind, in the order of the files."""
@@ -65,8 +68,8 @@ class Data:
     conversations: list[Conversation] = field(default_factory=list)
     preferences: list[Preference] = field(default_factory=list)
 
-    def add(self, sample: Text | Question | Conversation | Preference) -> None:
-        kinds = {
+    def add(self, sample: Sample) -> None:
+        kinds: dict[type, list[Any]] = {
             Text: self.texts,
             Question: self.questions,
             Conversation: self.conversations,
@@ -75,8 +78,8 @@ class Data:
         kinds[type(sample)].append(sample)
 
     def documents(self) -> list[str]:
-        """Every different document and text, in order."""
-        samples = [*self.questions, *self.conversations, *self.preferences]
+        """Return every different document and text, in order."""
+        samples: list[Any] = [*self.questions, *self.conversations, *self.preferences]
         texts = [sample.document for sample in samples] + [text.text for text in self.texts]
         return list(dict.fromkeys(filter(None, texts)))
 
@@ -85,7 +88,7 @@ def read_data(paths: Iterable[str | Path]) -> Data:
     """Read files and folders.
 
     Raises:
-        M3Error: a file or a line of it cannot be used; names both. Nothing is left out silently.
+        M3Error: a file or a line of it cannot be used; nothing is left out silently.
     """
     data = Data()
     for path in find(paths):
@@ -102,7 +105,7 @@ def read_data(paths: Iterable[str | Path]) -> Data:
     return data
 
 
-def _samples(path: Path) -> Iterable[Text | Question | Conversation | Preference]:
+def _samples(path: Path) -> Iterable[Sample]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -116,29 +119,24 @@ def _samples(path: Path) -> Iterable[Text | Question | Conversation | Preference
             raise M3Error(f"{path}, line {number}: {error}") from error
 
 
-def _sample(fields: object) -> Text | Question | Conversation | Preference:
-    """The sample of one line; ValueError says what is wrong with it."""
+def _sample(fields: object) -> Sample:
+    """Return the sample of one line; ValueError says what is wrong with it."""
     if not isinstance(fields, dict):
         raise ValueError("expected a JSON object")
     document = _text(fields, "document") if fields.get("document") is not None else ""
     if "messages" in fields:
         return Conversation(_turns(fields["messages"]), document)
     if "chosen" in fields or "rejected" in fields:
-        return Preference(
-            *(_text(fields, key) for key in ("prompt", "chosen", "rejected")), document
-        )
+        prompt, chosen, rejected = (_text(fields, key) for key in ("prompt", "chosen", "rejected"))
+        return Preference(prompt, chosen, rejected, document)
     if "question" in fields:
-        answers = [_text(fields, "answer")]
-        longer = fields.get("answers", [])
-        if not isinstance(longer, list) or not all(
-            isinstance(x, str) and x.strip() for x in longer
-        ):
+        answer, more = _text(fields, "answer"), fields.get("answers", [])
+        if not isinstance(more, list) or not all(isinstance(x, str) and x.strip() for x in more):
             raise ValueError('"answers" must be a list of texts')
         if not document:
             raise ValueError('a question needs a "document"')
-        return Question(
-            document, _text(fields, "question"), tuple(dict.fromkeys([*answers, *longer]))
-        )
+        answers = tuple(dict.fromkeys([answer, *more]))
+        return Question(document, _text(fields, "question"), answers)
     if "text" in fields:
         return Text(_text(fields, "text"))
     raise ValueError(
@@ -155,7 +153,7 @@ def _text(fields: dict, key: str) -> str:
 
 
 def _turns(messages: object) -> tuple[tuple[str, str], ...]:
-    """Pairs of what the user said and the answer; a system message goes to the first of them."""
+    """Return pairs of message and answer; a system message goes to the first message."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError('"messages" must be a list of objects with role and content')
     said = [(m.get("role"), _text(m, "content")) for m in messages]

@@ -1,4 +1,4 @@
-"""What a batch costs: write its references, read them, compare with what is to be learned."""
+"""The loss of a batch: write its references, read them, compare with the targets."""
 
 from __future__ import annotations
 
@@ -10,65 +10,65 @@ from ..memory.cache import PrefixStates
 from ..memory.codec import Codec, Memory
 from ..memory.parallel import logits_with_memories
 from ..memory.write import write_traced
-from .batches import Batch
+from .dataloader import Batch
 from .settings import Settings
 
 
 def batch_loss(
     model: nn.Module, prefix: PrefixStates, batch: Batch, settings: Settings
 ) -> mx.array:
-    """The loss of one batch, in nats per token but for ``dpo``; gradients reach every weight used.
+    """Return the loss of a batch, in nats per token but for ``dpo``.
 
     Args:
-        prefix: read by the model as it is now. No gradient goes through it: it is a constant of
-            each step, a few tokens that every pass shares.
+        prefix: of the model's present weights. It gets no gradient: it is a constant of each step.
     """
     logprobs = _logprobs(model, prefix, batch, settings)
-    right = _right(logprobs, batch)
+    targets = _target_logprobs(logprobs, batch)
     if batch.objective == "dpo":
-        gain = (_by_answer(right, batch) - batch.baseline).reshape(-1, 2)
+        gain = (_sum_by_answer(targets, batch) - batch.baseline).reshape(-1, 2)
         return -nn.log_sigmoid(settings.beta * (gain[:, 0] - gain[:, 1])).mean()
     if batch.teacher is None:
-        return -right.mean()
+        return -targets.mean()
     loss = divergence(logprobs, *batch.teacher).mean()
     if batch.objective == "distill":
-        loss = loss - settings.hardness * right.mean()
+        loss = loss - settings.hardness * targets.mean()
     return loss
 
 
 def answer_logprobs(
     model: nn.Module, prefix: PrefixStates, batch: Batch, settings: Settings
 ) -> mx.array:
-    """Log probability of each whole answer, (sequences,): the measure of direct preference
-    optimization (arXiv 2305.18290). Answers come in pairs, the better first."""
-    return _by_answer(_right(_logprobs(model, prefix, batch, settings), batch), batch)
+    """Return the log probability of each answer, (sequences,), for direct preference optimization.
+
+    Answers come in pairs, the better first (arXiv 2305.18290).
+    """
+    targets = _target_logprobs(_logprobs(model, prefix, batch, settings), batch)
+    return _sum_by_answer(targets, batch)
 
 
 def _logprobs(model: nn.Module, prefix: PrefixStates, batch: Batch, settings: Settings) -> mx.array:
-    """Write, read: (places wanted, vocabulary)."""
+    """Write the references and read them: (wanted places, vocabulary)."""
     memory = None
-    if batch.references:
+    if batch.scores is not None:
         memory = write_traced(model, prefix, batch.references, batch.scores, batch.config.counts)
         if settings.codec:
             memory = Codec(batch.config).rounded(memory)
         if settings.detach_memories:
-            memory = Memory(
-                mx.stop_gradient(memory.keys), mx.stop_gradient(memory.values), memory.positions
-            )
+            keys, values = mx.stop_gradient(memory.keys), mx.stop_gradient(memory.values)
+            memory = Memory(keys, values, memory.positions)
     logits = logits_with_memories(
         model, prefix, batch.config, batch.sequences, memory, batch.reads, batch.wanted
     )
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
-def _right(logprobs: mx.array, batch: Batch) -> mx.array:
-    """Of the tokens that are to be predicted: (places wanted,)."""
+def _target_logprobs(logprobs: mx.array, batch: Batch) -> mx.array:
     return mx.take_along_axis(logprobs, mx.array(batch.targets)[:, None], axis=-1)[:, 0]
 
 
-def _by_answer(right: mx.array, batch: Batch) -> mx.array:
+def _sum_by_answer(targets: mx.array, batch: Batch) -> mx.array:
     cuts = np.cumsum([len(wanted) for wanted in batch.wanted])[:-1].tolist()
-    return mx.stack([part.sum() for part in mx.split(right, cuts)])
+    return mx.stack([part.sum() for part in mx.split(targets, cuts)])
 
 
 def divergence(logprobs: mx.array, ids: np.ndarray, teacher: np.ndarray) -> mx.array:
@@ -79,9 +79,9 @@ def divergence(logprobs: mx.array, ids: np.ndarray, teacher: np.ndarray) -> mx.a
         ids, teacher: the likeliest tokens and their log probabilities, (places, k).
     """
     own = mx.take_along_axis(logprobs, mx.array(ids), axis=-1)
-    teacher = mx.array(teacher)
-    share = mx.exp(teacher)
-    loss = (share * (teacher - own)).sum(axis=-1)
+    expected = mx.array(teacher)
+    share = mx.exp(expected)
+    loss = (share * (expected - own)).sum(axis=-1)
     if ids.shape[-1] == logprobs.shape[-1]:
         return loss
     tiny = 1e-6

@@ -1,10 +1,12 @@
-"""Curves as a picture: SVG, written by hand, so that nothing has to be installed."""
+"""Plots as SVG, without a plotting library."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..files import write_text
 
 WIDTH, HEIGHT, EDGE = 640, 360, 48
 COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#7f7f7f")
@@ -13,19 +15,17 @@ Curve = list[tuple[float, float]]
 
 
 def plot_metrics(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw the loss of each objective and of each mode of validation against the steps."""
+    """Plot the loss of each objective and validation mode against the steps."""
     curves: dict[str, Curve] = {}
     for row in metrics:
         for kind, prefix in (("loss", ""), ("valid", "valid ")):
             for name, value in row.get(kind, {}).items():
                 curves.setdefault(prefix + name, []).append((row["step"], value))
-    unfinished = path.with_name(f".{path.name}")
-    unfinished.write_text(draw(curves, "step", "nats per token"), "utf-8")
-    unfinished.replace(path)
+    write_text(path, draw(curves, "step", "nats per token"))
 
 
 def draw(curves: dict[str, Curve], across: str, up: str) -> str:
-    """An SVG with one line for each curve, and a legend."""
+    """Return an SVG with one line for each curve, and a legend."""
     points = [point for curve in curves.values() for point in curve]
     left, right = _range([x for x, _ in points])
     low, high = _range([0.0, *(y for _, y in points)])

@@ -1,4 +1,4 @@
-"""What a training run is told: everything that decides its result, in one place."""
+"""Settings of a training run: everything that decides its result."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from ..config import CODECS, MEMORIES, SELECTIONS
 from ..errors import M3Error
 
 OBJECTIVES = ("distill", "sft", "lm", "dpo", "keep")
-WITH_MEMORY = ("distill", "sft", "lm", "dpo")  # objectives that may read memories
 STAGES = ("warmup", "continual")
 QUERIES = ("own", "previous")
-BUDGETS = ("calibrated", "uniform", "half")
+BUDGET_KINDS = ("calibrated", "uniform", "half")
 
 
 @dataclass(frozen=True)
@@ -24,32 +23,32 @@ class Settings:
     Attributes:
         data: files and folders.
         output: folder of the adapter.
-        model, adapter_path: what is trained, and an adapter to start from.
-        valid: file of questions held out for validation.
+        adapter_path: adapter to start from.
+        valid: file of held-out questions, for validation.
         objectives: shares of the batches, by objective.
         stage: "continual" with memories, "warmup" without (section 3.6 of the paper).
         steps, accumulate: optimizer steps, and batches in each.
         references: written in one batch.
         questions: asked about each reference in one batch.
         sequence_tokens: length of a text in one batch of ``lm`` and ``keep``.
-        learning_rate, weight_decay, clip: of AdamW; ``clip`` bounds the gradient's length.
-        warmup, decay: shares of the steps at the ends of the warm-up–stable–decay schedule.
+        learning_rate, weight_decay: of AdamW.
+        clip: maximum gradient norm; 0 disables clipping.
+        warmup, decay: shares of the steps in the warm-up–stable–decay schedule.
         rank, scale: of LoRA; rank 0 trains all weights of attention and MLP.
-        targets: parts of each layer that learn: "attention" or "all".
-        budgets: drawn from for each batch: "auto" (what calibration finds for the model),
-            "calibrated:8", "uniform:8" or "half:8" (uniform in the first half of the layers, as
-            in the paper). Validation uses the first.
-        selection: score that picks the tokens of a memory.
-        codec: reading goes through this quantization; None for exact memories.
-        memories: read by one question, at most: the right one and distractors.
-        drop: share of questions that read no memory at all.
+        targets: trained parts of each layer: "attention" or "all".
+        budgets: one is drawn for each batch: "auto" (from calibration), "calibrated:8",
+            "uniform:8" or "half:8" (uniform in the first half of the layers, as in the paper).
+            Validation uses the first.
+        selection: score by which the tokens of a memory are kept.
+        codec: quantization of the memories that are read; None for exact ones.
+        memories: most that a question reads, the right one and distractors.
+        drop: share of questions that read no memory.
         detach_memories: no gradient from reading into writing.
         hardness: weight of cross-entropy beside the teacher's distribution, in ``distill``.
         beta: of ``dpo``.
-        query: what a chunk of ``lm`` retrieves with, its own text or the chunk before it.
-        checkpoint: run layers again in the backward pass, which saves memory and costs time.
-        save_every, eval_every: steps between checkpoints, and between validations; 0 for never.
-        seed: of everything that is drawn.
+        query: text that a chunk of ``lm`` retrieves with, its "own" or the "previous" chunk's.
+        checkpoint: compute layers again in the backward pass: less memory, more time.
+        save_every, eval_every: steps between checkpoints and between validations; 0 for never.
     """
 
     data: tuple[str, ...]
@@ -115,31 +114,27 @@ class Settings:
                 refuse("budgets", str(error))
         if not self.budgets:
             refuse("budgets", "names at least one")
-        for name in ("steps", "accumulate", "references", "questions", "memories"):
-            if getattr(self, name) < 1:
-                refuse(name, "is at least 1")
-        if self.sequence_tokens < 2:
-            refuse("sequence_tokens", "is at least 2")
+        ones = ("steps", "accumulate", "references", "questions", "memories")
+        zeros = ("rank", "save_every", "eval_every")
+        minimums = {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0), "sequence_tokens": 2}
+        for name, least in minimums.items():
+            if getattr(self, name) < least:
+                refuse(name, f"is at least {least}")
         for name in ("learning_rate", "weight_decay", "clip", "scale", "hardness", "beta"):
             if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
                 refuse(name, "is a number from 0 up")
         for name in ("warmup", "decay", "drop"):
             if not 0 <= getattr(self, name) <= 1:
                 refuse(name, "is between 0 and 1")
-        for name in ("rank", "save_every", "eval_every"):
-            if getattr(self, name) < 0:
-                refuse(name, "is at least 0")
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, from 0: warm-up, stable, decay to nothing (section 5)."""
-        rising = round(self.warmup * self.steps)
-        falling = round(self.decay * self.steps)
-        rate = self.learning_rate
-        if step < rising:
-            return rate * (step + 1) / (rising + 1)
-        if step >= self.steps - falling:
-            return rate * (self.steps - step) / (falling + 1)
-        return rate
+        """Return the learning rate of a step, from 0: warm-up, stable, decay (section 5)."""
+        warmup, decay = round(self.warmup * self.steps), round(self.decay * self.steps)
+        if step < warmup:
+            return self.learning_rate * (step + 1) / (warmup + 1)
+        if step >= self.steps - decay:
+            return self.learning_rate * (self.steps - step) / (decay + 1)
+        return self.learning_rate
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -150,7 +145,7 @@ class Settings:
 
     @classmethod
     def load(cls, folder: str | Path) -> Settings:
-        """The settings beside an adapter.
+        """Load the settings beside an adapter.
 
         Raises:
             M3Error: there are none, or they are damaged.
@@ -167,13 +162,13 @@ class Settings:
 
 
 def parse_budget(text: str) -> tuple[str, int | None]:
-    """Kind and tokens per head of a budget such as "calibrated:8"; "auto" has no number."""
+    """Return kind and tokens per head of a budget such as "calibrated:8"; "auto" has no number."""
     if text == "auto":
         return "calibrated", None
     kind, _, count = text.partition(":")
-    if kind not in BUDGETS or not count.isdecimal() or not 1 <= int(count) <= 128:
+    if kind not in BUDGET_KINDS or not count.isdecimal() or not 1 <= int(count) <= 128:
         raise M3Error(
             f"{text} is no budget; write auto, "
-            f"{', '.join(f'{kind}:8' for kind in BUDGETS)} or the like"
+            f"{', '.join(f'{kind}:8' for kind in BUDGET_KINDS)} or the like"
         )
     return kind, int(count)

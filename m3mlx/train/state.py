@@ -1,51 +1,50 @@
-"""Checkpoints of a run: written whole or not at all, and enough to go on exactly."""
+"""Checkpoints and metrics of a run: enough to resume it exactly."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_unflatten
 
 from ..errors import M3Error
-from .adapter import write_json
+from ..files import sync_folder, write_text
+from ..models.arrays import load_arrays, named_arrays
+from .adapter import check_shapes, write_json
 
 KEPT = 2  # checkpoints that stay
 METRICS = "metrics.jsonl"
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: optim.Optimizer) -> None:
-    """Keep the state behind a number of steps.
+    """Save the state after a number of steps, whole or not at all.
 
-    Nothing random is carried from step to step (``batches.py``), so weights, optimizer and the
-    number say all.
+    This is weights, optimizer and the number: nothing random is carried from step to step.
     """
     unfinished = folder / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    weights = dict(tree_flatten(model.trainable_parameters()))
-    mx.save_safetensors(str(unfinished / "weights.safetensors"), weights)
-    moments = dict(tree_flatten(optimizer.state))
-    mx.save_safetensors(str(unfinished / "optimizer.safetensors"), moments)
+    arrays = {"weights": model.trainable_parameters(), "optimizer": optimizer.state}
+    for name, tree in arrays.items():
+        mx.save_safetensors(str(unfinished / f"{name}.safetensors"), named_arrays(tree))
+        sync_folder(unfinished / f"{name}.safetensors")
     write_json(unfinished / "state.json", {"step": step})
-    for path in unfinished.iterdir():
-        _sync(path)
     final = folder / f"step-{step:06}"
     shutil.rmtree(final, ignore_errors=True)
     unfinished.replace(final)
-    _sync(folder)
+    sync_folder(folder)
     for old in _checkpoints(folder)[:-KEPT]:
         shutil.rmtree(old)
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> int:
-    """Take up the last state; the number of steps done, 0 where there is none.
+    """Load the last checkpoint; return the number of finished steps, 0 without one.
 
     Raises:
         M3Error: a checkpoint is damaged or belongs to another model.
@@ -56,11 +55,10 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: optim.Optimizer) 
     last = found[-1]
     try:
         step = json.loads((last / "state.json").read_text("utf-8"))["step"]
-        weights = mx.load(str(last / "weights.safetensors"))
-        moments = mx.load(str(last / "optimizer.safetensors"))
+        weights = load_arrays(last / "weights.safetensors")
+        moments = load_arrays(last / "optimizer.safetensors")
         mx.eval(weights, moments)
-        expected = dict(tree_flatten(model.trainable_parameters()))
-        if {n: x.shape for n, x in weights.items()} != {n: x.shape for n, x in expected.items()}:
+        if not check_shapes(model, weights):
             raise ValueError("its weights are not those of this model and these settings")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise M3Error(
@@ -73,7 +71,7 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: optim.Optimizer) 
 
 
 def cut_metrics(folder: Path, step: int) -> None:
-    """Drop the metrics of steps that will be done again, and a line that was not finished."""
+    """Remove the metrics of steps that will be repeated, and an unfinished line."""
     path = folder / METRICS
     if not path.exists():
         return
@@ -82,30 +80,19 @@ def cut_metrics(folder: Path, step: int) -> None:
         with contextlib.suppress(ValueError):
             if json.loads(line)["step"] <= step:
                 kept.append(line + "\n")
-    unfinished = path.with_name(f".{METRICS}")
-    unfinished.write_text("".join(kept), "utf-8")
-    unfinished.replace(path)
+    write_text(path, "".join(kept))
 
 
-def add_metrics(folder: Path, row: dict) -> None:
+def add_metrics(folder: Path, row: dict[str, Any]) -> None:
     with (folder / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 
-def read_metrics(folder: Path) -> list[dict]:
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
     path = folder / METRICS
-    return (
-        [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
-    )
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*"))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -21,7 +21,7 @@ TRUTH = "torch float64"
 
 
 def truth(case: Case, device: str = "cpu") -> dict[str, np.ndarray]:
-    """What the reference computes in float64."""
+    """Results of the reference in float64."""
     return quantities(case, weights(case), lora(case), STAGES, device=device)
 
 

@@ -1,4 +1,4 @@
-"""What the reference computes for a case, under the names that ``m3mlx/parity`` gives its own."""
+"""Results of the reference for a case, under the names of ``m3mlx/parity``."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def _selected(case: Case, kept: list[Kept]) -> np.ndarray:
 
 
 def _places(case: Case, row: np.ndarray) -> list[list[list[int]]]:
-    """What ``_selected`` made a row of."""
+    """The inverse of ``_selected``, for one row."""
     parts = iter(np.split(row, np.cumsum([n for counts in case.counts for n in counts])))
     return [[[p for p in next(parts).tolist() if p != 255] for _ in c] for c in case.counts]
 
@@ -186,7 +186,7 @@ def _kept(case: Case, kept: list[Kept], layer: int, part: int) -> Tensor:
 
 
 def _queries(case: Case, tokens: list[int]) -> np.ndarray:
-    """What is searched for: each chunk of the prompt, and each 64 tokens of the answer."""
+    """Search queries: each chunk of the prompt, and each 64 tokens of the answer."""
     spans = [tokens[i * 64 : (i + 1) * 64] for i in range(len(case.refreshes))]
     rows = [torch.tensor(list(row)) for row in (*case.chunks, *spans)]
     return np.stack([_lengthened(row, 64, -1).numpy() for row in rows])

@@ -1,7 +1,7 @@
 """The memory-augmented decoder in plain PyTorch, from the formulas of the paper and the design.
 
 It is the other half of the parity suite and shares no code with ``m3mlx``: nothing is batched,
-nothing is padded, and every head is attended to by itself, so that there is little to get wrong.
+nothing is padded, and every head is computed separately, so that it is easy to check.
 It runs on CPU and CUDA in float64, float32 (TensorFloat-32 off) and bfloat16, and gradients pass
 through all of it.
 
@@ -40,7 +40,7 @@ class Kept:
 
 @dataclass
 class Context:
-    """What a conversation has read so far, and the memories in front of it."""
+    """Keys and values of a conversation so far, and of the memories in front of it."""
 
     prefix: States
     position: int  # of the next token
@@ -52,7 +52,7 @@ class Reference:
     """A decoder of the llama, qwen2 or qwen3 family with explicit memory.
 
     Args:
-        config: what stands in ``config.json``.
+        config: the contents of ``config.json``.
         weights: tensors by their Hugging Face names, all on one device and of one dtype.
         key_scale: factor on the keys of memories when they are read.
     """
@@ -139,7 +139,7 @@ class Reference:
         before: States,
         look: Callable[[int, list[Tensor], list[Tensor], list[Tensor]], None] | None = None,
     ) -> tuple[Tensor, States]:
-        """Run tokens at positions ``start`` … behind states that all of them see.
+        """Run tokens at positions ``start`` … after states that all of them see.
 
         Args:
             before: keys and values of each layer and KV head.
@@ -179,12 +179,12 @@ class Reference:
     def score(
         self, prefix: States, reference: Sequence[int], selection: str, recite: Sequence[int]
     ) -> tuple[Tensor, States]:
-        """Rank the tokens of a reference that is read behind the prefix.
+        """Rank the tokens of a reference that is read after the prefix.
 
         ``attention`` (section 3.3): the attention that a token receives within the reference,
         before RoPE and without causal mask, summed over queries and the group's query heads.
         ``reconstruction``: the largest causal attention that a token receives while the model
-        recites the reference behind ``recite``, times the length of its value.
+        recites the reference after ``recite``, times the length of its value.
 
         Returns:
             Scores (layers, KV heads, tokens), and the states of the reference.

@@ -1,4 +1,4 @@
-"""What counts as a difference."""
+"""Differences, ties and tolerances."""
 
 import math
 
@@ -35,7 +35,7 @@ def test_the_tolerances_are_those_that_were_agreed():
     assert all(set(DTYPES[dtype]) <= set(TOLERANCES[dtype]) for dtype in DTYPES)
 
 
-def test_the_same_agrees(theirs):
+def test_equal_results_agree(theirs):
     results = list(compare(CASE, theirs.items(), theirs, "float32"))
     assert [d.stage for d in results if d.ok] == [*dict.fromkeys(k.split("/")[0] for k in theirs)]
 

@@ -55,7 +55,7 @@ def test_the_case_can_tell_right_from_wrong(name):
     assert len(answer) == case.generate > 2 * 64 + 1
     assert len(set(answer)) > 8
     assert (-np.diff(found["decoded"])).min() > 4e-4  # no token is a toss in float32
-    # Another second refresh changes the answer, from the token behind it on.
+    # Another second refresh changes the answer, from the next token on.
     other = replace(case, refreshes=(case.refreshes[0], (0, 1)))
     stages = ("tokens", "decoded", f"scores {case.selection}")
     changed = quantities(other, weights(case), {}, stages)["decoded"] - found["decoded"]

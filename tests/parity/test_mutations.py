@@ -7,6 +7,7 @@ are the other side, so that this needs no PyTorch.
 
 import inspect
 import textwrap
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 
@@ -69,19 +70,20 @@ def blank_prefix(self, x):
 
 
 def keys_before_rope(monkeypatch):
-    taps, remove, score = [], write._Tap.remove, write.Writer.score
+    taps, tap_rope, score = [], write.tap_rope, write.Writer.score
 
-    def collect(tap):
-        taps.append(tap)
-        remove(tap)
+    @contextmanager
+    def collect(model):
+        with tap_rope(model) as found:
+            taps[:] = found
+            yield found
 
     def unrotated(self, references, selection, *rest):
-        taps.clear()
         scores, keys, values = score(self, references, selection, *rest)
         before = [tap.before[1][:, :, : keys.shape[3]] for tap in taps]
         return scores, mx.stack(before, axis=1), values
 
-    monkeypatch.setattr(write._Tap, "remove", collect)
+    monkeypatch.setattr(write, "tap_rope", collect)
     monkeypatch.setattr(write.Writer, "score", unrotated)
 
 
@@ -155,7 +157,7 @@ MUTATIONS = {
     ),
     "wrong KV group when reading": (
         "qwen2-untied",
-        partial(rewrite, cache, "_lay_out", "transpose(1, 0, 2, 3)", "transpose(1, 0, 2, 3)[::-1]"),
+        partial(rewrite, cache, "_by_head", "transpose(1, 0, 2, 3)", "transpose(1, 0, 2, 3)[::-1]"),
         ("read", 0),
     ),
     "mask off by one, a token sees the next": (
@@ -182,7 +184,13 @@ MUTATIONS = {
     ),
     "padding of references seen when scoring": (
         "llama",
-        partial(rewrite, write, "_attention", "real[:, None, None, None], l", "mx.array(True), l"),
+        partial(
+            rewrite,
+            write,
+            "_attention_score",
+            "real[:, None, None, None], l",
+            "mx.array(True), l",
+        ),
         ("scores attention", 0),
     ),
     "keys before RoPE": ("llama", keys_before_rope, ("keys", 0)),
@@ -192,7 +200,7 @@ MUTATIONS = {
         partial(
             rewrite,
             write,
-            "_reconstruction",
+            "_reconstruction_score",
             "prefix : prefix + longest]",
             ": longest]",
         ),
@@ -200,7 +208,7 @@ MUTATIONS = {
     ),
     "best tokens dropped": (
         "llama",
-        partial(rewrite, write, "_choose", "np.argsort(-scores", "np.argsort(scores"),
+        partial(rewrite, write, "_select", "np.argsort(-scores", "np.argsort(scores"),
         ("selected", 0),
     ),
     "keys not enlarged": (
@@ -221,7 +229,7 @@ MUTATIONS = {
     ),
     "memories read a chunk late in training": (
         "llama",
-        partial(rewrite, parallel, "_slots", "number * CHUNK", "(number + 1) * CHUNK"),
+        partial(rewrite, parallel, "_rows_seen", "number * CHUNK", "(number + 1) * CHUNK"),
         ("loss", None),
     ),
     "padding of memories seen in training": (

@@ -1,1 +1,1 @@
-"""What MLX needs on Linux without a GPU; a Mac and a GPU need none of it."""
+"""Workarounds for MLX's CPU build on Linux; on a Mac or a GPU they do nothing."""

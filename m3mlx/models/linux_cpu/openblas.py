@@ -1,11 +1,10 @@
-"""Make MLX's CPU build on Linux fast and safe. A Mac needs none of this.
+"""Load OpenBLAS, and set MLX's CPU build on Linux up, before ``mlx.core`` is imported.
 
-The wheel ``mlx-cpu`` carries the reference BLAS, whose matrix products are 15 to 30 times slower
-than OpenBLAS. MLX finds ``cblas_sgemm`` by dynamic symbol, so an OpenBLAS that is loaded with
-global symbols before ``mlx.core`` takes its place. The same build compiles fused functions with
-a C++ compiler at run time, which gains nothing and can abort the process in a thread, so that
-is turned off. And it asks the C library for each array's memory, which by default gives large
-blocks back to the system at once, so that a fifth of a long prompt's time went into page faults.
+The wheel ``mlx-cpu`` carries the reference BLAS, whose matrix products are 15 to 30 times slower.
+MLX finds ``cblas_sgemm`` by dynamic symbol, so an OpenBLAS loaded before it with global symbols
+takes its place. The build also compiles fused functions with a C++ compiler at run time, which
+gains nothing and can abort the process in a thread; it is turned off. And the C library by default
+returns large freed blocks to the system at once: page faults took a fifth of a long prompt's time.
 """
 
 import ctypes
@@ -16,63 +15,64 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
 
-# of mallopt(3): the most that the heap keeps free on top, and the largest block that comes from it
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT, LARGEST = 256 << 20, 32 << 20  # bytes; weights are larger, and go back at once
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
+KEPT_BYTES = 256 << 20  # free memory that the heap keeps
+HEAP_BYTES = 32 << 20  # largest block from the heap; weights are larger, and are returned at once
 
-_library: ctypes.CDLL | None = None  # what was loaded
+_library: ctypes.CDLL | None = None
 
 
-def _installed(name: str) -> str | None:
-    """The folder that describes an installed package. ``importlib.metadata`` takes longer."""
+def _dist_info(name: str) -> str | None:
+    """Return the metadata folder of an installed package; faster than ``importlib.metadata``."""
     name = name.replace("-", "_")
     found = (glob(os.path.join(folder, f"{name}-*.dist-info")) for folder in sys.path if folder)
     return next((folders[0] for folders in found if folders), None)
 
 
 def _candidates() -> list[list[str]]:
-    """Libraries to try, each with those it needs before it; the package's own first."""
+    """Libraries to try, each after those it needs; those of the Python package come first."""
     found = []
-    if folder := _installed("ngsolve-openblas"):
+    if folder := _dist_info("ngsolve-openblas"):
         files = os.path.join(os.path.dirname(folder), "ngsolve_openblas", "lib")
         found = [[*glob(f"{files}gfortran*"), library] for library in glob(f"{files}openblas*")]
     return [*found, ["libopenblas.so.0"], ["libopenblas.so"]]
 
 
 def threads() -> int:
-    """On how many cores OpenBLAS multiplies; 1 where none was loaded."""
+    """Return the number of threads of OpenBLAS; 1 where none was loaded."""
     count = getattr(_library, "openblas_get_num_threads", None)
     return count() if count else 1
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let each product of this process use one core, so that several can run side by side."""
+    """Compute each matrix product of this process on one core, so that several run in parallel."""
     before = threads()
-    if before > 1:
-        _library.openblas_set_num_threads(1)
+    if _library is None or before == 1:
+        yield
+        return
+    _library.openblas_set_num_threads(1)
     try:
         yield
     finally:
-        if before > 1:
-            _library.openblas_set_num_threads(before)
+        _library.openblas_set_num_threads(before)
 
 
 def load() -> bool:
-    """Load OpenBLAS for MLX where that helps; call before ``mlx.core`` is imported.
+    """Load OpenBLAS for MLX; call before ``mlx.core`` is imported.
 
     Returns:
-        Whether an OpenBLAS was loaded. False on a Mac, with CUDA, and where none is installed.
+        True if one was loaded; False on a Mac, with CUDA, and where none is installed.
     """
     global _library
-    if sys.platform != "linux" or _installed("mlx-cuda-12") or _installed("mlx-cuda-13"):
+    if sys.platform != "linux" or _dist_info("mlx-cuda-12") or _dist_info("mlx-cuda-13"):
         return False
     if importlib.util.find_spec("mlx") is None:
         return False
     os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # glibc has it
-        mallopt(M_MMAP_THRESHOLD, LARGEST)
-        mallopt(M_TRIM_THRESHOLD, KEPT)
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # only in glibc
+        mallopt(M_MMAP_THRESHOLD, HEAP_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
     for libraries in _candidates():
         try:
             for library in libraries:

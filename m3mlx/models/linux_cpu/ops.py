@@ -1,10 +1,9 @@
-"""What MLX's CPU build on Linux computes slowly, put in terms that it computes fast.
+"""Faster forms of operations that MLX's CPU build on Linux computes slowly.
 
-The wheel has no vectorized exponential. It takes 15 ns a number there, so that softmax and SiLU
-take as long as the matrix products of a short prompt; a power of e takes 7, a product 0.3.
-OpenBLAS in turn multiplies a single row faster by a matrix that lies column by column. Results
-differ from MLX's in the last digits, and gradients pass. And MLX multiplies matrices on all cores,
-but does everything else on one. On a Mac and on a GPU all of this is MLX's own.
+The wheel has no vectorized exponential: it takes 15 ns a number, so that softmax and SiLU take as
+long as the matrix products of a short prompt. A power of e takes 7 ns. OpenBLAS multiplies a
+single row faster by a column-major matrix. And MLX uses all cores for matrix products only.
+Results differ from MLX's by rounding; gradients pass. Elsewhere all of this is MLX's own.
 """
 
 from __future__ import annotations
@@ -23,123 +22,118 @@ from mlx.utils import tree_map
 
 from . import openblas
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
-_attention = mx.fast.scaled_dot_product_attention
-_silu = nn.silu
+_mlx_attention = mx.fast.scaled_dot_product_attention
+_mlx_silu = nn.silu
 
-# The error function as a quotient of polynomials in x², for |x| up to 4 (as in Eigen and XLA).
-ERF_OVER = (
+# erf(x) for |x| up to 4 as x times a quotient of polynomials in x² (as in Eigen and XLA).
+ERF_NUMERATOR = (
     *(-2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05),
     *(-7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02),
 )
-ERF_UNDER = (
+ERF_DENOMINATOR = (
     *(-1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03),
     *(-7.37332916720468e-03, -1.42647390514189e-02),
 )
 
 
-def install_fast_ops() -> None:
-    """Let everything that calls MLX's attention and SiLU, as mlx-lm's models do, use the ones here.
+def make_column_major(model: nn.Module) -> None:
+    """Store a model's matrices by columns; a decoding step then takes a ninth less time."""
 
-    For this whole process, and on Linux only; with a GPU, MLX's go on doing the work.
-    """
-    if sys.platform == "linux":
-        mx.fast.scaled_dot_product_attention = attention
-        nn.silu = silu
+    def turned(x: mx.array) -> mx.array:
+        return mx.contiguous(x.T).T if x.ndim == 2 and _on_cpu(x) else x
 
-
-def lay_out(model: nn.Module) -> None:
-    """Keep a model's matrices column by column; a step of decoding takes a ninth less."""
-    model.update(
-        tree_map(
-            lambda x: mx.contiguous(x.T).T if x.ndim == 2 and _slow(x) else x, model.parameters()
-        )
-    )
+    model.update(tree_map(turned, model.parameters()))
     mx.eval(model.parameters())
 
 
-def on_all_cores(work: Callable[[Sequence], T], items: Sequence) -> list[T]:
-    """Share a batch among as many threads as there are cores, each of which uses one.
+def split_over_cores(
+    work: Callable[[Sequence[Item]], Result], items: Sequence[Item]
+) -> list[Result]:
+    """Split a batch over as many threads as there are cores, each of which uses one.
 
-    Anywhere but on a Linux CPU the whole batch is one share, and the work is done here.
+    Anywhere but on a Linux CPU ``work`` gets the whole batch, in this thread.
 
     Args:
-        work: given a share, does all of it, and leaves nothing to be evaluated by another thread.
+        work: called with a part of the items; must evaluate its arrays, which belong to its thread.
 
     Returns:
-        What ``work`` returned for each share, in the order of the items.
+        The result of each part, in order.
     """
-    cores = openblas.threads() if _slow() else 1
+    cores = openblas.threads() if _on_cpu() else 1
     count = min(cores, len(items))
     if count < 2:
         return [work(items)]
     ends = [len(items) * n // count for n in range(count + 1)]
-    shares = [items[start:end] for start, end in pairwise(ends)]
 
-    def on_this_core(share: Sequence) -> T:
+    def run(part: Sequence[Item]) -> Result:
         with mx.stream(mx.cpu):
-            return work(share)
+            return work(part)
 
     with openblas.one_thread():
-        return list(_pool(cores).map(on_this_core, shares))
+        return list(_pool(cores).map(run, [items[start:end] for start, end in pairwise(ends)]))
 
 
 @cache
 def _pool(cores: int) -> ThreadPoolExecutor:
-    """Threads that stay, since MLX keeps what it has made for a thread."""
+    """One pool that stays, since MLX keeps what it has made for a thread."""
     return ThreadPoolExecutor(cores, thread_name_prefix="m3mlx-core")
 
 
-def _slow(*arrays: mx.array) -> bool:
-    """Whether MLX's own functions are the slow ones for these."""
+def _on_cpu(*arrays: mx.array) -> bool:
+    """Return whether MLX's own functions would be slow for these: float32 on a Linux CPU."""
     here = sys.platform == "linux" and mx.default_device() == mx.cpu
     return here and all(array.dtype == mx.float32 for array in arrays)
 
 
 def softmax(x: mx.array) -> mx.array:
-    """Softmax of the last axis."""
-    if not _slow(x):
+    """Softmax over the last axis."""
+    if not _on_cpu(x):
         return mx.softmax(x, axis=-1, precise=True)
-    powers = _powers(x, _most(x))
+    powers = _exp(x - _row_max(x))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
 def logsumexp(x: mx.array) -> mx.array:
-    """Logarithm of the sum of e to each number of the last axis, which stays with length 1."""
-    if not _slow(x):
+    """Log-sum-exp over the last axis, which is kept with length 1."""
+    if not _on_cpu(x):
         return mx.logsumexp(x, axis=-1, keepdims=True)
-    most = _most(x)
-    return most + mx.log(_powers(x, most).sum(axis=-1, keepdims=True))
+    largest = _row_max(x)
+    return largest + mx.log(_exp(x - largest).sum(axis=-1, keepdims=True))
 
 
-def _powers(x: mx.array, most: mx.array) -> mx.array:
-    return mx.power(math.e, mx.maximum(x - most, -87.0))  # what is masked takes three times as long
+def _exp(x: mx.array) -> mx.array:
+    """Exponential of numbers up to 0, at least e^-87."""
+    return mx.power(math.e, mx.maximum(x, -87.0))  # subnormal results take three times as long
 
 
-def _most(x: mx.array) -> mx.array:
+def _row_max(x: mx.array) -> mx.array:
     return mx.stop_gradient(x.max(axis=-1, keepdims=True))
 
 
 def silu(x: mx.array) -> mx.array:
     """x · sigmoid(x)."""
-    if not _slow(x):
-        return _silu(x)
-    return x / (1 + mx.power(math.e, mx.minimum(-x, 88.0)))  # more is infinite
+    if not _on_cpu(x):
+        return _mlx_silu(x)
+    return x / (1 + mx.power(math.e, mx.minimum(-x, 88.0)))  # e^89 overflows
 
 
 def gelu(x: mx.array) -> mx.array:
-    """GELU; on a CPU within a millionth of the larger of 1 and x."""
-    if not _slow(x):
+    """GELU; on a CPU within 1e-6 of the larger of 1 and |x|."""
+    if not _on_cpu(x):
         return nn.gelu(x)
     z = mx.clip(x * 0.5**0.5, -4, 4)
-    square = z * z
-    over, under = ERF_OVER[0], ERF_UNDER[0]
-    for factor in ERF_OVER[1:]:
-        over = over * square + factor
-    for factor in ERF_UNDER[1:]:
-        under = under * square + factor
-    return 0.5 * x * (1 + z * over / under)
+    erf = z * _polynomial(ERF_NUMERATOR, z * z) / _polynomial(ERF_DENOMINATOR, z * z)
+    return 0.5 * x * (1 + erf)
+
+
+def _polynomial(factors: Sequence[float], x: mx.array) -> mx.array:
+    total = x * factors[0] + factors[1]
+    for factor in factors[2:]:
+        total = total * x + factor
+    return total
 
 
 def attention(
@@ -153,17 +147,17 @@ def attention(
     **others: Any,
 ) -> mx.array:
     """``mx.fast.scaled_dot_product_attention``."""
-    if others or sinks is not None or not _slow(q, k, v):
-        return _attention(q, k, v, scale=scale, mask=mask, sinks=sinks, **others)
+    if others or sinks is not None or not _on_cpu(q, k, v):
+        return _mlx_attention(q, k, v, scale=scale, mask=mask, sinks=sinks, **others)
     batch, heads, queries, head_dim = q.shape
     kv_heads, keys = k.shape[1:3]
-    # queries of the heads that share keys, one below the other
-    below = (batch, kv_heads, heads // kv_heads * queries)
-    logits = (q * scale).reshape(*below, head_dim) @ k.swapaxes(-1, -2)
-    if isinstance(mask, str):  # causal: the last query sees all
+    # the queries of all heads that share keys, in one matrix
+    grouped = (batch, kv_heads, heads // kv_heads * queries)
+    logits = (q * scale).reshape(*grouped, head_dim) @ k.swapaxes(-1, -2)
+    if isinstance(mask, str):  # causal: the last query sees all keys
         mask = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
     if mask is not None:
         if mask.dtype == mx.bool_:
             mask = mx.where(mask, 0.0, mx.finfo(mx.float32).min)
-        logits = (logits.reshape(batch, heads, queries, keys) + mask).reshape(*below, keys)
+        logits = (logits.reshape(batch, heads, queries, keys) + mask).reshape(*grouped, keys)
     return (softmax(logits) @ v).reshape(batch, heads, queries, -1)

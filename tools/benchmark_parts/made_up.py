@@ -1,7 +1,7 @@
-"""References that nobody wrote, to fill stores of any size in minutes instead of days.
+"""Made-up references, to fill stores of any size in minutes instead of days.
 
 Vectors lie in 2,000 clusters of uneven size, always the same ones. Texts are words of uneven
-frequency, as in a language. How they come into a store is the product's own path.
+frequency, as in a language. The store adds them like any others.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..store import MemoryStore, NewReference
+from m3mlx.store import MemoryStore, NewReference
 
 DIMENSIONS = 384  # of all-MiniLM-L6-v2
 BLOCK = 2_000  # references of a document, and of a commit
@@ -20,7 +20,7 @@ WORDS = 40  # of a text
 
 
 def vectors(seed: int, count: int, dimensions: int = DIMENSIONS) -> np.ndarray:
-    """Clustered unit vectors, float32 (count, dimensions); the clusters are always the same."""
+    """Return clustered unit vectors, float32 (count, dimensions); the clusters do not change."""
     same, random = np.random.default_rng(0), np.random.default_rng(seed)
     centers = same.standard_normal((2_000, dimensions), np.float32)
     directions = same.standard_normal((64, dimensions), np.float32)
@@ -35,7 +35,7 @@ def unit(made: np.ndarray) -> np.ndarray:
 
 
 def texts(seed: int, count: int, vocabulary: Sequence[str] = ()) -> list[str]:
-    """Texts of few frequent and many rare words.
+    """Return texts of few frequent and many rare words.
 
     Args:
         vocabulary: the most frequent words, in this order; the others are made up.
@@ -55,14 +55,14 @@ def fill(
     vocabulary: Sequence[str] = (),
     record: Callable[[int], bytes | None] = lambda number: None,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Add made-up references of these numbers to a store, a document and a commit at a time.
+    """Add made-up references of some numbers to a store, a document and a commit at a time.
 
     Args:
         vocabulary: as of ``texts``.
         record: the memory of a reference by its number; None leaves it cold.
 
     Yields:
-        After each commit the number of its first reference, and its vectors.
+        After each commit, the number of its first reference and its vectors.
     """
     for start in range(first, end, BLOCK):
         size = min(BLOCK, end - start)
@@ -92,7 +92,7 @@ def fill(
 
 
 def drop_cached(path: Path) -> None:
-    """Let the system drop what it has cached of a file, so that the next read is cold."""
+    """Drop a file from the system's cache, so that the next read is cold."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -1,18 +1,17 @@
-"""What reading memories asks of the drive, in the shape of "LLM in a flash" (arXiv 2312.11514).
+"""Reading the memories of one answer from the drive, after "LLM in a flash" (arXiv 2312.11514).
 
-Ways of bringing in the memories of one answer, each with one idea more than the one before:
+Each way adds an idea to the one before:
 
 ``whole``       all keys and values of all tokens of the references, a read for each layer
-``sparse``      only what is kept, a read for each layer and head
-``reused``      the same, but for memories that the last chunk read too
-``bundled``     one contiguous record for each memory that is new
-``ahead``       the same, all of a chunk asked for at once; this is what the store does
+``sparse``      only the kept tokens, a read for each layer and head
+``reused``      the same, without memories that the last chunk read too
+``bundled``     one contiguous record for each new memory
+``ahead``       the same, all of a chunk requested at once; this is what the store does
 
-Nothing is in the system's cache: it is told to drop the file before each measurement.
+The file is dropped from the system's cache before each measurement.
 
-The cost model says what a way takes without trying it. A read of ``b`` bytes takes ``latency +
-b / bandwidth``; both are fitted to the machine's own curve of block size, for each number of
-threads and for reads that are asked for ahead.
+The cost model predicts a way: a read of ``b`` bytes takes ``latency + b / bandwidth``, both fitted
+to the drive's measured curve of block sizes, for each number of threads and for reads ahead.
 """
 
 from __future__ import annotations
@@ -30,25 +29,26 @@ from typing import Any
 
 import numpy as np
 
-from ..config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, MemoryConfig, Progress
-from ..store.bank import PAGE, stride
+from m3mlx.bench.report import Table
+from m3mlx.config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, MemoryConfig, Progress
+from m3mlx.store.bank import PAGE, stride
 
 FILE_BYTES = 256 << 20
 BLOCKS = (512, 4096, 16384, 65536, 262144, 1048576)
-THREADS = ("1", "2", "4", "ahead")  # how the curve is read; ahead by one thread, as the store does
+THREADS = ("1", "2", "4", "ahead")  # for the curve; ahead uses one thread, as the store does
 ANSWER = 512  # tokens, so 8 chunks with memories of their own
-NEW = 2  # of five memories, those that the last chunk did not read, where reuse is counted
-AHEAD = NEW  # reads of the curve that are asked for at once, as an answer does in most chunks
+NEW = 2  # of five memories, those that the last chunk did not read, where they are reused
+AHEAD = NEW  # reads of the curve requested at once, as in most chunks of an answer
 
 Chunks = list[list[int]]  # lengths of the reads of each chunk of an answer
 
 
 class Flash:
-    """A file of random bytes, and reads from it.
+    """Reads from a file of random bytes.
 
     Args:
         config: how memories are written.
-        record: bytes of one.
+        record: bytes of one memory.
     """
 
     def __init__(self, config: MemoryConfig, record: int):
@@ -66,7 +66,7 @@ class Flash:
         self._file = os.open(path, os.O_RDONLY)
         self._map = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
         self._map.madvise(mmap.MADV_RANDOM)
-        if hasattr(os, "posix_fadvise"):  # no more is to be read than is asked for
+        if hasattr(os, "posix_fadvise"):  # no read-ahead of its own
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         if hasattr(fcntl, "F_NOCACHE"):  # macOS
             fcntl.fcntl(self._file, fcntl.F_NOCACHE, 1)
@@ -78,9 +78,9 @@ class Flash:
         self._folder.cleanup()
 
     def measure(self, rounds: int, progress: Progress) -> dict[str, Any]:
-        """The curve of the drive, the cost model that fits it, and the ways of reading.
+        """Measure the curve of the drive and the ways of reading, and fit the cost model.
 
-        Each way has what it took for an answer of 512 tokens, and what the model predicts.
+        Each way has its seconds for an answer of 512 tokens, and those that the model predicts.
         """
         blocks = [(block, threads) for threads in THREADS for block in BLOCKS]
         ways = self._ways()
@@ -133,8 +133,11 @@ class Flash:
         }
 
     def _places(self, chunks: Chunks) -> list[list[tuple[int, int]]]:
-        """The same reads as offset and length, all over the file and apart as far as there is room,
-        each at the begin of a page."""
+        """Place reads in the file, each at a page of its own as far as there is room.
+
+        Returns:
+            Offset and length of each.
+        """
         room = -(-max(map(max, chunks)) // PAGE) * PAGE
         places = FILE_BYTES // room
         count = sum(map(len, chunks))
@@ -142,13 +145,13 @@ class Flash:
         return [[(next(chosen) * room, length) for length in chunk] for chunk in chunks]
 
     def _time(self, chunks: Chunks, threads: str) -> float:
-        """Seconds to read, one chunk after the other, with nothing in the cache."""
+        """Return the seconds to read one chunk after the other, with nothing in the cache."""
         placed = self._places(chunks)
         self._map.madvise(mmap.MADV_DONTNEED)  # what is mapped is not dropped
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
         with ThreadPoolExecutor(4 if threads == "ahead" else int(threads)) as pool:
-            list(pool.map(len, chunks * 4))  # its threads are started
+            list(pool.map(len, chunks * 4))  # start its threads
             start = perf_counter()
             for reads in placed:
                 if threads == "ahead":
@@ -165,21 +168,21 @@ class Flash:
 
 
 def _reader(way: str) -> str:
-    """How a way reads, as in ``THREADS``."""
+    """Return how a way reads, of ``THREADS``."""
     return "ahead" if way == "ahead" else "1"
 
 
 def fitted(curve: Mapping[tuple[int, str], float]) -> dict[str, tuple[float, float]]:
-    """The cost model of a curve: latency in seconds, and seconds for each byte.
+    """Fit the cost model to a curve: latency in seconds, and seconds per byte.
 
     Args:
-        curve: seconds of a read, by its bytes and how it was read.
+        curve: seconds of a read, by its bytes and one of ``THREADS``.
     """
     model = {}
     for how in dict.fromkeys(how for _, how in curve):
         points = {block: seconds for (block, h), seconds in curve.items() if h == how}
         seconds = np.array(list(points.values()))
-        # relative errors count, or the largest blocks alone would decide
+        # relative errors, or the largest blocks alone would decide
         scaled = np.array([[1.0, block] for block in points]) / seconds[:, None]
         latency, per_byte = np.linalg.lstsq(scaled, np.ones(len(points)), rcond=None)[0]
         model[how] = max(0.0, float(latency)), max(0.0, float(per_byte))
@@ -187,10 +190,23 @@ def fitted(curve: Mapping[tuple[int, str], float]) -> dict[str, tuple[float, flo
 
 
 def predicted(cost: tuple[float, float], chunks: Sequence[Sequence[int]]) -> float:
-    """Seconds that reading takes by the cost model.
+    """Return the seconds of reading by the cost model.
 
     Args:
-        cost: latency and seconds for each byte.
+        cost: latency, and seconds per byte.
         chunks: bytes of the reads of each chunk.
     """
     return sum(map(len, chunks)) * cost[0] + sum(map(sum, chunks)) * cost[1]
+
+
+def io_table(report: dict[str, Any]) -> Table:
+    """Return the ways to read the memories of an answer, where they were measured."""
+    rows = [
+        (
+            *(way, str(found["reads"]), f"{found['bytes'] / 1e6:.2f}"),
+            *(f"{1000 * found[name]:.2f}" for name in ("seconds", "predicted_seconds")),
+            f"{found['predicted_seconds'] / found['seconds']:.2f}",
+        )
+        for way, found in report.get("io", {"ways": {}})["ways"].items()
+    ]
+    return ("reading for an answer", "reads", "MB", "ms", "predicted", "ratio"), rows

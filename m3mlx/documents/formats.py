@@ -1,0 +1,70 @@
+"""The table of formats: how each kind of file is read and cut.
+
+A reader gets a file's name and bytes, never the file itself. It returns the text, or a list with
+the text of each page, and raises DocumentError with a reason a user can act on. Any other
+exception of it means that the file is damaged. To add a format, write its reader and name it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from . import data, epub, html, mail, office, pdf, text
+
+Kind = Literal["prose", "code", "rows"]
+
+CODE = """
+    .ada .adb .ads .asm .awk .bash .bat .c .cc .cjs .clj .cljs .cmake .cmd .coffee .cpp .cr .cs
+    .css .cu .cuh .cxx .d .dart .el .elm .erl .ex .exs .f .f90 .f95 .fish .for .fs .fsx .glsl .go
+    .gradle .graphql .groovy .h .hcl .hh .hpp .hrl .hs .hxx .java .jl .js .jsx .kt .kts .less
+    .lisp .lua .m .metal .mjs .mk .ml .mli .mm .nim .nix .pas .php .pl .pm .proto .ps1 .py .pyi
+    .pyx .r .rb .rkt .rs .s .sass .scala .scm .scss .sh .sol .sql .sv .svelte .swift .tcl .tf .ts
+    .tsx .v .vala .vb .vhd .vhdl .vim .vue .wgsl .zig .zsh
+    cmakelists.txt dockerfile gemfile jenkinsfile justfile makefile rakefile
+""".split()
+TEXT = """
+    .adoc .asciidoc .bib .cfg .cnf .conf .diff .eln .ini .log .markdown .md .mdown .mdx .mkd .nfo
+    .org .patch .po .properties .qmd .rmd .rst .srt .tex .text .toml .txt .vtt .wiki .xml .yaml
+    .yml authors changelog changes contributing copying license news readme todo
+""".split()
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one format is read and cut.
+
+    Attributes:
+        read: the reader: name and bytes of a file -> its text, or the text of each page.
+        kind: where the text may be cut; every line of "rows" stands alone.
+        lined: lines of the text are those of the file, so that they can be cited.
+        plain: the file is nothing but text, so that a NUL byte makes it binary.
+    """
+
+    read: Callable[[Path, bytes], str | list[str]]
+    kind: Kind = "prose"
+    lined: bool = False
+    plain: bool = True
+
+
+PLAIN = Format(text.read, lined=True)
+FORMATS = {  # by whole name or suffix, in lower case
+    **dict.fromkeys(TEXT, PLAIN),
+    **dict.fromkeys(CODE, Format(text.read, kind="code", lined=True)),
+    **dict.fromkeys((".csv", ".tsv"), Format(data.read_table, kind="rows", lined=True)),
+    **dict.fromkeys((".jsonl", ".ndjson"), Format(data.read_lines, kind="rows", lined=True)),
+    ".json": Format(data.read_json, kind="rows"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), Format(html.read)),
+    ".pdf": Format(pdf.read, plain=False),
+    ".docx": Format(office.read, plain=False),
+    ".epub": Format(epub.read, plain=False),
+    ".eml": Format(mail.read_message, plain=False),
+    ".mbox": Format(mail.read_mailbox, plain=False),
+}
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format that a file's name tells, or None."""
+    return FORMATS.get(path.name.lower()) or FORMATS.get(path.suffix.lower())

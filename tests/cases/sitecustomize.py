@@ -1,0 +1,64 @@
+"""Names of version 0.1 that scripts from outside call, found where they are now.
+
+Python imports this file at its start where the folder is on PYTHONPATH. Nothing of m3mlx is
+imported until a script asks for one of the names.
+"""
+
+import importlib
+import importlib.abc
+import importlib.util
+import sys
+from types import SimpleNamespace
+
+MODULES = {  # name of version 0.1 -> module now
+    "m3mlx.store.portable": "m3mlx.export.portable",
+    "m3mlx.store.transfer": "m3mlx.export.transfer",
+    "m3mlx.store.container": "m3mlx.export.container",
+    "m3mlx.store.signature": "m3mlx.export.signature",
+    "m3mlx.store.files": "m3mlx.files",
+    "m3mlx.generate": "m3mlx.chat.conversation",
+    "m3mlx.template": "m3mlx.models.template",
+    "m3mlx.embed": "m3mlx.models.encoder",
+    "m3mlx.packages": "m3mlx.models.builtin",
+    "m3mlx.cached": "m3mlx.models.inventory",
+    "m3mlx.memory.calibrate": "m3mlx.calibrate",
+    "m3mlx.history": "m3mlx.sessions",
+    "m3mlx.transfer": "m3mlx.export.transfer",
+}
+
+
+def memorizing() -> type:
+    """``m3mlx.memorize.Memorizing`` with the arguments that it had."""
+    from m3mlx.memorize.run import MemorizeRun
+
+    class Memorizing(MemorizeRun):
+        def __init__(self, *, encode, tokenize, write, record_bytes, progress):
+            decoder = SimpleNamespace(tokenize=tokenize, tokenizer_hash=None)
+            written = write and SimpleNamespace(write=write, record_bytes=record_bytes)
+            super().__init__(encode=encode, decoder=decoder, format=written, progress=progress)
+
+        @property
+        def done(self):
+            return self.report
+
+    return Memorizing
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the modules above, and the class as if it were a module of its package."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name in MODULES or name == "m3mlx.memorize.Memorizing":
+            return importlib.util.spec_from_loader(name, self)
+        return None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        name = module.__spec__.name
+        found = importlib.import_module(MODULES[name]) if name in MODULES else memorizing()
+        sys.modules[name] = found
+
+
+sys.meta_path.append(Finder())
