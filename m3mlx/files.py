@@ -21,7 +21,7 @@ except ImportError:  # not on this platform
 NEW = ".new"  # ending of a file that is still being written
 
 
-def step(name: str) -> None:
+def at_step(name: str) -> None:
     """A named moment in the order of writing; nothing happens here.
 
     What kills the process or fails the disk at every such moment replaces this function.
@@ -85,9 +85,9 @@ def replacing(path: Path, ending: str = NEW) -> Iterator[Path]:
             sync(descriptor)
         finally:
             os.close(descriptor)
-        step(f"{path.name} written")
+        at_step(f"{path.name} written")
         os.replace(new, path)
-        step(f"{path.name} in place")
+        at_step(f"{path.name} in place")
     except BaseException:
         new.unlink(missing_ok=True)
         raise

@@ -63,9 +63,10 @@ def references(document, texts, *, first=0, cold=False):
     ]
 
 
-def memorize(store, path, texts, *, hash=None, cold=False):
+def memorize(store, path, texts, *, hash=None, cold=False, tokenizer=None):
     """Store a document; return its id."""
-    document, done = store.begin(path, hash or str(texts), len(texts), size=sum(map(len, texts)))
+    about = {"size": sum(map(len, texts)), "tokenizer": tokenizer}
+    document, done = store.begin(path, hash or str(texts), len(texts), **about)
     store.add(references(document, texts[done:], first=done, cold=cold))
     return document
 

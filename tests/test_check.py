@@ -109,7 +109,7 @@ def test_what_is_in_quarantine_can_be_forgotten(path):
         samples = store.traces(ids)
         assert any(sample.needle == A[1].encode() for sample in samples)
         store.forget(ids)
-        assert store.verify(samples).residue == []
+        assert store.verify(samples).remnants == []
     assert not any(b"treez" in file.read_bytes() for file in path.iterdir())
     assert found(path) == {"/b": WHOLE["/b"]}
 
@@ -250,7 +250,7 @@ def test_nobody_checks_what_is_being_written(path):
             with pytest.raises(StoreError, match="is writing to this store"):
                 look(path, wait=0)
     finally:
-        lock.release()
+        lock.close()
 
 
 def test_where_there_is_no_store_there_is_nothing_to_check(tmp_path):

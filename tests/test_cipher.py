@@ -20,32 +20,32 @@ ID = "00" * 16
 
 @given(st.binary(), st.text(st.characters(exclude_categories=["Cs"])))
 def test_what_is_sealed_is_opened(data, text):
-    assert KEY.open(KEY.seal(data, "text", 1), "text", 1) == data
-    assert KEY.open_record(KEY.seal_record(data, b"1"), b"1") == data
-    assert KEY.open_text(KEY.seal_text(text, 1, 2), 1, 2) == text
-    assert KEY.open_name(KEY.seal_name(text)) == text
-    assert len(KEY.seal(data)) == len(data) + cipher.OVERHEAD
+    assert KEY.decrypt(KEY.encrypt(data, "text", 1), "text", 1) == data
+    assert KEY.decrypt_record(KEY.encrypt_record(data, b"1"), b"1") == data
+    assert KEY.decrypt(KEY.encrypt(text, 1, 2), 1, 2) == text
+    assert KEY.decrypt_name(KEY.encrypt_name(text)) == text
+    assert len(KEY.encrypt(data)) == len(data) + cipher.OVERHEAD
 
 
 def test_the_same_twice_looks_different_except_for_names():
-    assert KEY.seal(b"a") != KEY.seal(b"a")
-    assert KEY.seal_record(b"a", b"") != KEY.seal_record(b"a", b"")
-    assert KEY.seal_text("a") != KEY.seal_text("a")
-    assert KEY.seal_name("a") == KEY.seal_name("a") != KEY.seal_name("b")
+    assert KEY.encrypt(b"a") != KEY.encrypt(b"a")
+    assert KEY.encrypt_record(b"a", b"") != KEY.encrypt_record(b"a", b"")
+    assert KEY.encrypt("a") != KEY.encrypt("a")
+    assert KEY.encrypt_name("a") == KEY.encrypt_name("a") != KEY.encrypt_name("b")
 
 
 @pytest.mark.parametrize("identity", [(), ("text",), ("text", 2), ("text", "1"), (1, "text")])
 def test_a_value_in_another_place_is_refused(identity):
     with pytest.raises(Tampered):
-        KEY.open(KEY.seal(b"secret", "text", 1), *identity)
+        KEY.decrypt(KEY.encrypt(b"secret", "text", 1), *identity)
 
 
 def test_a_record_in_another_place_or_kind_is_refused():
-    sealed = KEY.seal_record(b"secret", b"1")
+    sealed = KEY.encrypt_record(b"secret", b"1")
     for attempt in (
-        lambda: KEY.open_record(sealed, b"2"),
-        lambda: KEY.open(sealed),
-        lambda: Cipher(bytes(32)).open_record(sealed, b"1"),
+        lambda: KEY.decrypt_record(sealed, b"2"),
+        lambda: KEY.decrypt(sealed),
+        lambda: Cipher(bytes(32)).decrypt_record(sealed, b"1"),
     ):
         with pytest.raises(Tampered):
             attempt()
@@ -53,26 +53,26 @@ def test_a_record_in_another_place_or_kind_is_refused():
 
 @given(st.integers(0, 33), st.integers(0, 7))
 def test_every_changed_bit_is_noticed(byte, bit):
-    sealed = bytearray(KEY.seal_record(b"secret", b"1"))
+    sealed = bytearray(KEY.encrypt_record(b"secret", b"1"))
     sealed[byte % len(sealed)] ^= 1 << bit
     with pytest.raises(Tampered):
-        KEY.open_record(bytes(sealed), b"1")
+        KEY.decrypt_record(bytes(sealed), b"1")
 
 
 @pytest.mark.parametrize("sealed", ["", "x", "é", "AAAA", "AAAA" * 20, None, 3])
 def test_what_was_never_sealed_is_refused(sealed):
-    for open in (KEY.open_text, KEY.open_name):
+    for open in (KEY.decrypt, KEY.decrypt_name):
         with pytest.raises(Tampered):
             open(sealed)
     with pytest.raises(Tampered):
-        KEY.open(b"")
+        KEY.decrypt(b"")
 
 
 def test_only_the_passphrase_opens():
     settings, made = new_key(ID, lambda: "correct horse")
     assert "horse" not in str(settings)
     again = unlock("/store", ID, settings, lambda: "correct horse")
-    assert again.open_name(made.seal_name("x")) == "x"
+    assert again.decrypt_name(made.encrypt_name("x")) == "x"
     for wrong in ("", "Correct horse", "correct horse "):
         with pytest.raises(LockedError, match=r"/store.*not the passphrase"):
             unlock("/store", ID, settings, lambda wrong=wrong: wrong)
@@ -113,7 +113,7 @@ def test_the_key_store_of_the_system_opens():
         settings, made = new_key(ID, None)
         assert list(Ring.kept) == [("m3mlx", ID)]
         opened = unlock("/store", ID, settings, None)
-        assert opened.open_name(made.seal_name("x")) == "x"
+        assert opened.decrypt_name(made.encrypt_name("x")) == "x"
         with pytest.raises(LockedError, match="not in the key store"):
             unlock("/store", "11" * 16, settings, None)
         from keyring.backends.fail import Keyring

@@ -33,15 +33,15 @@ def path(tmp_path):
 
 
 STEPS = [
-    ("m3mlx.store.bank", "Bank", "write", "before"),
-    ("m3mlx.store.bank", "Bank", "write", "after"),
+    ("m3mlx.store.record_file", "RecordFile", "write", "before"),
+    ("m3mlx.store.record_file", "RecordFile", "write", "after"),
     ("m3mlx.store.catalog", "Catalog", "insert", "after"),
-    ("m3mlx.store.bank", "Bank", "erase", "before"),
-    ("m3mlx.store.bank", "Bank", "erase", "after"),
-    ("m3mlx.store.catalog", "Catalog", "scrub", "after"),
+    ("m3mlx.store.record_file", "RecordFile", "erase", "before"),
+    ("m3mlx.store.record_file", "RecordFile", "erase", "after"),
+    ("m3mlx.store.catalog", "Catalog", "purge", "after"),
     ("m3mlx.store.index", None, "save", "before"),
     ("m3mlx.store.index", None, "save", "after"),
-    ("m3mlx.store.search", "Search", "refresh", "after"),
+    ("m3mlx.store.search", "Search", "refresh_index", "after"),
 ]
 
 
@@ -78,7 +78,10 @@ def test_a_crash_at_any_step_leaves_the_old_or_the_new(path, module, owner, func
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
     ("module", "owner", "function"),
-    [("m3mlx.store.bank", "Bank", "create"), ("m3mlx.store.catalog", "Catalog", "create")],
+    [
+        ("m3mlx.store.record_file", "RecordFile", "create"),
+        ("m3mlx.store.catalog", "Catalog", "create"),
+    ],
 )
 def test_a_creation_that_was_cut_off_can_be_repeated(path, module, owner, function, moment):
     die_in(module, owner, function, moment, new_store, path)
@@ -93,7 +96,7 @@ def test_records_of_a_commit_that_failed_are_cut_off(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
     size = (path / "memories.kv").stat().st_size
-    die_in("m3mlx.store.bank", "Bank", "write", "after", add_b, path)
+    die_in("m3mlx.store.record_file", "RecordFile", "write", "after", add_b, path)
     assert in_bytes(path, memory(B[0])[:40]) != []
     MemoryStore.open(path, write=True).close()
     assert (path / "memories.kv").stat().st_size == size

@@ -20,9 +20,10 @@ from small_store import (
 )
 
 from m3mlx.errors import StoreError
-from m3mlx.export.merge import receive, send
 from m3mlx.export.portable import Export
-from m3mlx.store import LockedError, MemoryStore, cipher, index, sealed
+from m3mlx.export.transfer import read_export, write_export
+from m3mlx.store import LockedError, MemoryStore, cipher, index
+from m3mlx.store import words as words_module
 from m3mlx.store.catalog import _checksum
 
 PATH = "/home/quix/zeppelin.md"
@@ -64,7 +65,7 @@ def traces_of(texts):
     for new in references(0, texts):
         found += [word.encode() for word in new.text.split() if len(word) > 4]
         found.append(np.array(new.tokens, dtype="<u4").tobytes()[:16])
-        found += [new.vector.tobytes()[:16], index.rounded(new.vector).tobytes()[:12]]
+        found += [new.vector.tobytes()[:16], index.quantize(new.vector).tobytes()[:12]]
         found.append(new.record[:16])
     return found
 
@@ -100,7 +101,7 @@ def test_the_files_say_nothing(path, settled):
         store.write({store.slots()[0]: memory(A[0])})
         search(store, A[0])
         if settled:
-            store.settle()
+            store.maintain()
         assert {file.name for file in path.iterdir()} >= {"catalog.sqlite", "memories-2.kv"}
         assert in_files(path, traces_of([*A, *B])) == []
         assert not (path / "vectors.usearch").exists()
@@ -110,7 +111,7 @@ def test_the_files_say_nothing(path, settled):
 def test_the_search_for_traces_would_find_them(tmp_path):
     with new_store(tmp_path / "plain", **LARGE) as store:
         memorize(store, PATH, [*A, *B], hash=HASH)
-        store.settle()
+        store.maintain()
     found = {needle for _, needle in in_files(tmp_path / "plain", traces_of([*A, *B]))}
     assert found == set(traces_of([*A, *B]))
 
@@ -131,7 +132,7 @@ def test_every_search_finds_what_it_finds_in_a_plain_store(path, tmp_path, mode)
 
 
 def test_a_large_store_is_searched_by_meaning_alone(path, monkeypatch):
-    monkeypatch.setattr(sealed, "MOST_WORDS", 2)
+    monkeypatch.setattr(words_module, "MOST_IN_MEMORY", 2)
     with new(path) as store:
         memorize(store, "/a", A)
         assert search(store, A[1], mode="hybrid")[0] == A[1]
@@ -155,7 +156,7 @@ def test_replacing_forgetting_and_compacting(store, path):
     ids = [document.id for document in store.find_documents([PATH])]
     samples = store.traces(ids)
     store.forget(ids)
-    assert store.verify(samples).residue == []
+    assert store.verify(samples).remnants == []
     assert everything(store) == expected({"/b": B})
     assert search(store, B[0], mode="text") == [B[0], B[1]]
 
@@ -194,15 +195,15 @@ def test_records_and_rows_cannot_change_places(store, path):
         ).fetchone()
         db.execute(
             "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?",
-            [second[1], _checksum(first[0], stored, place, tokens, vector), first[0]],
+            [second[1], _checksum(first[0], stored, [*place, tokens, vector]), first[0]],
         )
     db.close()
     with reopened(path) as store, pytest.raises(StoreError, match="not what was encrypted"):
         search(store, A[0], mode="dense")
     with reopened(path, write=True) as store:
-        bank = store._records.bank()
-        moved = bank.raw(1)[: bank.record_bytes]
-        bank._put(2, moved + bank._checksum(2, moved))
+        file = store._records.file(1)
+        moved = file.raw(1)[: file.record_bytes]
+        file._put(2, moved + file._checksum(2, moved))
         with pytest.raises(StoreError, match="zeppelin"):
             store.read([2])
         assert bytes(store.read([1])[0]) == memory(A[1])
@@ -233,12 +234,12 @@ def test_the_key_in_the_settings_is_wrapped(store, path):
 
 def test_an_encrypted_store_travels_into_any_other(store, tmp_path):
     whole = [document for document in store.documents() if document.complete]
-    send(store, tmp_path / "file", whole, program="test")
+    write_export(store, tmp_path / "file", whole, program="test")
     with new_store(tmp_path / "plain") as plain, Export(tmp_path / "file") as export:
-        receive(plain, export)
+        read_export(plain, export)
         assert everything(plain) == expected({PATH: A})
     with new(tmp_path / "other") as other, Export(tmp_path / "file") as export:
-        receive(other, export)
+        read_export(other, export)
         assert everything(other) == expected({PATH: A})
     assert in_files(tmp_path / "other", traces_of(A)) == []
 
@@ -327,12 +328,12 @@ def test_a_damaged_encrypted_reference_is_named_hidden_and_not_exported(whole, t
             "/b": expected({"/b": B})["/b"],
         }
         with pytest.raises(StoreError, match=r"zeppelin.*in quarantine.*Memorize it again"):
-            send(store, tmp_path / "file", store.documents(), program="test")
+            write_export(store, tmp_path / "file", store.documents(), program="test")
         assert not (tmp_path / "file").exists()
-        send(store, tmp_path / "file", store.find_documents(["/b"]), program="test")
+        write_export(store, tmp_path / "file", store.find_documents(["/b"]), program="test")
         assert store.missing([(PATH, HASH)]) == {PATH}
         memorize(store, PATH, A, hash=HASH)
-        send(store, tmp_path / "all", store.documents(), program="test")
+        write_export(store, tmp_path / "all", store.documents(), program="test")
     assert MemoryStore.check(whole, passphrase=words).quarantined == {}
 
 

@@ -66,7 +66,7 @@ def logits(assistant):
     """Of a prompt behind the memories that the question finds, in the order of their texts."""
     assistant.check()
     (hits,) = assistant.search([QUESTION], 5)
-    memory = assistant.read([hit.slot for hit in sorted(hits, key=lambda hit: hit.start)])
+    memory = assistant.read(sorted(hits, key=lambda hit: hit.start))
     caches = make_cache(assistant.decoder.model, assistant.format.prefix)
     Layout(assistant.format.config).attach(caches, memory)
     tokens = assistant.decoder.template.turn(QUESTION).tokens

@@ -129,7 +129,7 @@ def large(tmp_path_factory):
             memorize(store, f"/{number}", [f"text {number}"], cold=True)
             vectors.append(vector(f"text {number}"))
     store = MemoryStore.open(path, write=True, **{"exact": 25})
-    store.settle()
+    store.maintain()
     for number in range(120, 125):
         memorize(store, f"/{number}", [f"text {number}"], cold=True)
         vectors.append(vector(f"text {number}"))

@@ -20,14 +20,14 @@ def clustered(seed, count, dimensions=32, clusters=60):
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def saved(path, slots, vectors, *, commit=1, seal=None):
+def saved(path, slots, vectors, *, commit=1, stamp=None):
     slots = np.array(slots, dtype=np.int64)
 
     def some(wanted):
         places = np.flatnonzero(np.isin(slots, wanted))
         return slots[places], vectors[places]
 
-    return index.save(path, slots, some, vectors.shape[1], commit, seal)
+    return index.save(path, slots, some, vectors.shape[1], commit, stamp)
 
 
 def exact(where, queries, count):
@@ -57,23 +57,23 @@ def test_exact_search_in_blocks_is_the_same(monkeypatch):
 def test_the_graph_finds_what_the_exact_search_finds(tmp_path):
     vectors, asked = clustered(1, 3000), clustered(2, 100)
     slots = np.arange(3000) * 2 + 5
-    seal = saved(tmp_path / "i", slots, vectors)
+    stamp = saved(tmp_path / "i", slots, vectors)
     wanted = exact(index.Exact(slots, vectors), asked, 10)
-    found = index.Graph(tmp_path / "i", seal).search(asked, 10)
+    found = index.Graph(tmp_path / "i", stamp).search(asked, 10)
     shared = [len(set(a) & set(b)) for a, b in zip(wanted, found, strict=True)]
     assert np.mean(shared) / 10 > 0.95
 
 
 def test_the_graph_leads_to_every_vector(tmp_path):
     vectors = clustered(1, 2000)
-    seal = saved(tmp_path / "i", range(2000), vectors)
-    found = index.Graph(tmp_path / "i", seal).search(vectors, 1)
+    stamp = saved(tmp_path / "i", range(2000), vectors)
+    found = index.Graph(tmp_path / "i", stamp).search(vectors, 1)
     assert found == [[slot] for slot in range(2000)]
 
 
 def test_rounding_hardly_turns_a_vector():
     vectors = clustered(1, 500, dimensions=384)
-    turned = index.rounded(vectors).astype(np.float64)
+    turned = index.quantize(vectors).astype(np.float64)
     assert np.abs(turned).max(axis=1).tolist() == [127] * 500
     turned /= np.linalg.norm(turned, axis=1, keepdims=True)
     assert (turned * vectors).sum(axis=1).min() > 0.9995
@@ -83,19 +83,19 @@ def test_vectors_are_kept_as_bytes_on_every_machine(tmp_path):
     vectors = clustered(1, 20)
     saved(tmp_path / "i", range(20), vectors)
     data = (tmp_path / "i").read_bytes()
-    assert all(vector.tobytes() in data for vector in index.rounded(vectors))
+    assert all(vector.tobytes() in data for vector in index.quantize(vectors))
 
 
 def test_asking_for_more_than_there_is_gives_what_there_is(tmp_path):
-    seal = saved(tmp_path / "i", [0, 4, 9], clustered(1, 3))
-    found = index.Graph(tmp_path / "i", seal).search(clustered(2, 2), 50)
+    stamp = saved(tmp_path / "i", [0, 4, 9], clustered(1, 3))
+    found = index.Graph(tmp_path / "i", stamp).search(clustered(2, 2), 50)
     assert [sorted(hits) for hits in found] == [[0, 4, 9], [0, 4, 9]]
 
 
 def test_added_vectors_join_the_file(tmp_path):
     vectors = clustered(1, 300)
     first = saved(tmp_path / "i", range(200), vectors[:200])
-    second = saved(tmp_path / "i", range(300), vectors, commit=2, seal=first)
+    second = saved(tmp_path / "i", range(300), vectors, commit=2, stamp=first)
     assert second.commit == 2
     found = index.Graph(tmp_path / "i", second).search(vectors, 1)
     assert np.mean([hits == [slot] for slot, hits in enumerate(found)]) > 0.99
@@ -104,16 +104,16 @@ def test_added_vectors_join_the_file(tmp_path):
 def test_removed_vectors_leave_no_bytes(tmp_path):
     vectors = clustered(1, 200)
     first = saved(tmp_path / "i", range(200), vectors)
-    second = saved(tmp_path / "i", range(100), vectors[:100], seal=first)
+    second = saved(tmp_path / "i", range(100), vectors[:100], stamp=first)
     data = (tmp_path / "i").read_bytes()
-    assert not any(vector.tobytes() in data for vector in index.rounded(vectors[100:]))
+    assert not any(vector.tobytes() in data for vector in index.quantize(vectors[100:]))
     found = index.Graph(tmp_path / "i", second).search(vectors[:100], 1)
     assert np.mean([hits == [slot] for slot, hits in enumerate(found)]) > 0.99
 
 
 def test_a_file_that_is_not_the_sealed_one_is_never_opened(tmp_path):
     path = tmp_path / "i"
-    seal = saved(path, range(50), clustered(1, 50))
+    stamp = saved(path, range(50), clustered(1, 50))
     good = path.read_bytes()
     random = np.random.default_rng(0)
     bad = [b"", good[:100], good[:-1], good + b"\0", os.urandom(len(good))]
@@ -123,46 +123,46 @@ def test_a_file_that_is_not_the_sealed_one_is_never_opened(tmp_path):
         bad.append(bytes(flipped))
     for data in bad:
         path.write_bytes(data)
-        with pytest.raises(index.Unsealed):
-            index.Graph(path, seal)
+        with pytest.raises(index.StaleIndex):
+            index.Graph(path, stamp)
     path.write_bytes(good)
-    index.Graph(path, seal)
-    with pytest.raises(index.Unsealed):
-        index.Graph(path, replace(seal, sha256="0" * 64))
+    index.Graph(path, stamp)
+    with pytest.raises(index.StaleIndex):
+        index.Graph(path, replace(stamp, sha256="0" * 64))
     path.unlink()
-    with pytest.raises(index.Unsealed):
-        index.Graph(path, seal)
+    with pytest.raises(index.StaleIndex):
+        index.Graph(path, stamp)
 
 
 def test_a_damaged_file_is_built_anew(tmp_path):
     path, vectors = tmp_path / "i", clustered(1, 60)
     first = saved(path, range(50), vectors[:50])
     path.write_bytes(path.read_bytes()[:-200] + os.urandom(200))
-    second = saved(path, range(60), vectors, seal=first)
+    second = saved(path, range(60), vectors, stamp=first)
     found = index.Graph(path, second).search(vectors, 1)
     assert np.mean([hits == [slot] for slot, hits in enumerate(found)]) > 0.95
 
 
 def test_a_file_is_hashed_once_and_again_when_it_changed(tmp_path, monkeypatch):
     path = tmp_path / "i"
-    seal = saved(path, range(50), clustered(1, 50))
+    stamp = saved(path, range(50), clustered(1, 50))
     hashed, real = [], index._hash
     monkeypatch.setattr(index, "_hash", lambda data: hashed.append(1) or real(data))
-    index.Graph(path, seal)
-    index.Graph(path, seal)
+    index.Graph(path, stamp)
+    index.Graph(path, stamp)
     assert len(hashed) == 2  # it is so young that a change might not show in its times
     monkeypatch.setattr(index, "_SETTLED", -1)
     for _ in range(3):
-        index.Graph(path, seal)
+        index.Graph(path, stamp)
     assert len(hashed) == 3
     os.utime(path, (1, 1))
-    index.Graph(path, seal)
+    index.Graph(path, stamp)
     assert len(hashed) == 4
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(index.Unsealed):
-        index.Graph(path, seal)
+    with pytest.raises(index.StaleIndex):
+        index.Graph(path, stamp)
 
 
 def test_an_open_index_survives_its_replacement(tmp_path):
@@ -170,7 +170,7 @@ def test_an_open_index_survives_its_replacement(tmp_path):
     first = saved(path, range(400), vectors)
     graph = index.Graph(path, first)
     before = graph.search(vectors[:20], 5)
-    saved(path, range(10), vectors[:10], seal=first)
+    saved(path, range(10), vectors[:10], stamp=first)
     assert graph.search(vectors[:20], 5) == before
 
 

@@ -21,8 +21,8 @@ from small_store import (
 )
 
 from m3mlx.errors import StoreError
-from m3mlx.export.merge import receive, send
 from m3mlx.export.portable import Export
+from m3mlx.export.transfer import read_export, write_export
 from m3mlx.store import MemoryStore
 
 OTHER = {"fingerprint": {"weights": "other", "codec": "k8v8"}, "memory": {"counts": [[3]]}}
@@ -45,12 +45,12 @@ def file(store, tmp_path):
 
 def write(store, path, ids=None):
     documents = [d for d in store.documents() if d.complete and (ids is None or d.id in ids)]
-    return send(store, path, documents, program="test")
+    return write_export(store, path, documents, program="test")
 
 
 def read(store, file, **options):
     with Export(file) as export:
-        return receive(store, export, **options)
+        return read_export(store, export, **options)
 
 
 def test_a_new_store_gets_everything_bit_for_bit(store, file, tmp_path):
@@ -149,19 +149,15 @@ def test_the_memories_of_all_editions_travel(store, tmp_path):
     about = {**OTHER, "record_bytes": 50}
     store.add_edition(**about)
     slots = store.slots_of(1)
-    store.write({slots[1]: b"x" * 50})
-    store.use(1)
+    store.write({slots[1]: b"x" * 50}, edition=2)
     assert write(store, tmp_path / "both")["memories"] == 6
-    assert store.edition.id == 1
     with new_store(tmp_path / "new") as new:
         new.add_edition(**about)
-        new.use(1)
         assert read(new, tmp_path / "both").memories == 6
         assert everything(new) == expected({"/a": A, "/b": B})
-        new.use(2)
-        warm = [r for r in new.references(new.slots()) if r.warm]
+        warm = [r for r in new.references(new.slots(), edition=2) if r.warm]
         assert [r.text for r in warm] == [A[1]]
-        assert bytes(new.read([warm[0].slot])[0]) == b"x" * 50
+        assert bytes(new.read([warm[0].slot], edition=2)[0]) == b"x" * 50
     with new_store(tmp_path / "first", **about) as first:  # only the second of the file
         assert read(first, tmp_path / "both").memories == 1
 
@@ -201,7 +197,7 @@ def test_half_a_document_is_not_exported_and_an_interrupted_import_goes_on(store
                 return unit(1, len(texts))
 
             with pytest.raises(KeyboardInterrupt):
-                receive(new, export, encode=encode)
+                read_export(new, export, encode=encode)
         assert [d.complete for d in new.documents()] == [True, True, False]
         done = read(new, tmp_path / "file")
         assert done.added == ["/long"] and done.references == 24
@@ -209,8 +205,8 @@ def test_half_a_document_is_not_exported_and_an_interrupted_import_goes_on(store
 
 
 def test_a_damaged_document_is_named_and_no_file_is_left(store, tmp_path):
-    bank = tmp_path / "store" / "memories.kv"
-    with bank.open("r+b") as opened:
+    records = tmp_path / "store" / "memories.kv"
+    with records.open("r+b") as opened:
         data = opened.read()
         opened.seek(data.index(memory(B[0])[:50]))
         opened.write(b"damage")
@@ -236,8 +232,8 @@ from pathlib import Path
 import numpy as np
 from small_store import new_store, unit
 from m3mlx.store import NewReference
-from m3mlx.store.portable import Export
-from m3mlx.store.transfer import receive, send
+from m3mlx.export.portable import Export
+from m3mlx.export.transfer import read_export, write_export
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 record = bytes(range(256)) * 400
 with new_store(folder / "old", record_bytes=len(record)) as store:
@@ -246,9 +242,9 @@ with new_store(folder / "old", record_bytes=len(record)) as store:
         vectors = unit(start, 100)
         store.add([NewReference(id, n, 0, 1, "x" * 500, [1] * 128, None, None, vectors[n], record)
                    for n in range(100)])
-    send(store, folder / "file", store.documents(), program="test")
+    write_export(store, folder / "file", store.documents(), program="test")
 with new_store(folder / "new", record_bytes=len(record)) as new, Export(folder / "file") as export:
-    assert receive(new, export).memories == count
+    assert read_export(new, export).memories == count
 print((folder / "file").stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

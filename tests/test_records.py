@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from small_store import (
 from m3mlx import files
 from m3mlx.errors import StoreError
 from m3mlx.store import BusyStore, ColdReference, MemoryStore
-from m3mlx.store.bank import PAGE
+from m3mlx.store.record_file import PAGE
 from m3mlx.store.usage import Usage
 
 OTHER = {
@@ -53,9 +54,9 @@ def other_memory(text):
 
 
 def fill_other(store):
-    """Write the memories of the edition in use, which is the other one."""
-    written = store.references(store.cold(count=1000))
-    store.write({reference.slot: other_memory(reference.text) for reference in written})
+    """Write all memories of the edition 2, which is the other one."""
+    written = store.references(store.cold(count=1000, edition=2))
+    store.write({reference.slot: other_memory(reference.text) for reference in written}, edition=2)
 
 
 # editions
@@ -65,48 +66,44 @@ def test_editions_share_documents_and_keep_their_own_memories(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
         added = store.add_edition(**OTHER)
-        assert (added.id, added.fingerprint, store.edition) == (2, OTHER["fingerprint"], added)
-        (hits,) = store.search(unit(0, 1), [""], 9, "dense")
+        assert (added.id, added.fingerprint, store.edition.id) == (2, OTHER["fingerprint"], 1)
+        assert store.editions() == [store.edition, added]
+        (hits,) = store.search(unit(0, 1), [""], 9, "dense", edition=2)
         assert {hit.warm for hit in hits} == {False}
         assert {hit.tokens for hit in hits} == {None}  # of another tokenizer
         with pytest.raises(ColdReference):
-            store.read([hits[0].slot])
+            store.read([hits[0].slot], edition=2)
         fill_other(store)
-        memorize(store, "/b", B, cold=True)
-        store.use(1)
+        memorize(store, "/b", B, cold=True, tokenizer=added.tokenizer)
         assert everything(store)["/a"] == expected({"/a": A})["/a"]
         assert [(d.path, d.warm) for d in store.documents()] == [("/a", 3), ("/b", 0)]
         (hits,) = store.search(unit(0, 1), [""], 9, "dense")
         assert {hit.path: hit.tokens is None for hit in hits} == {"/a": False, "/b": True}
-    with MemoryStore.open(path, edition=2) as store:
+    with MemoryStore.open(path) as store:
         for hit in store.search(unit(0, 1), [""], 9, "dense")[0]:
             if hit.path == "/a":
-                assert bytes(store.read([hit.slot])[0]) == other_memory(hit.text)
+                assert bytes(store.read([hit.slot], edition=2)[0]) == other_memory(hit.text)
         warm = {edition["id"]: edition["warm"] for edition in store.status()["editions"]}
         assert warm == {1: 3, 2: 3}
 
 
-def test_a_reader_uses_an_edition_that_was_added_after_it_opened(path, store):
+def test_a_reader_reads_an_edition_that_was_added_after_it_opened(path, store):
     memorize(store, "/a", A)
     with MemoryStore.open(path) as reader:
         store.add_edition(**OTHER)
         fill_other(store)
-        reader.use(2)
-        assert bytes(reader.read([0])[0]) == other_memory(A[0])
-        reader.use(1)
+        assert bytes(reader.read([0], edition=2)[0]) == other_memory(A[0])
         assert bytes(reader.read([0])[0]) == memory(A[0])
 
 
 def test_wrong_editions_are_named(path, store):
     with pytest.raises(StoreError, match="already"):
         store.add_edition(**{**OTHER, "fingerprint": ABOUT["fingerprint"]})
-    for use in (store.use, store.remove_edition):
+    for use in (store.remove_edition, store.documents, store.status, partial(store.read, [])):
         with pytest.raises(StoreError, match="no edition 7"):
             use(7)
-    with pytest.raises(StoreError, match="in use"):
+    with pytest.raises(StoreError, match="is the only one"):
         store.remove_edition(1)
-    with pytest.raises(StoreError, match="no edition 7"):
-        MemoryStore.open(path, edition=7)
 
 
 def test_what_is_forgotten_is_erased_in_all_editions(path):
@@ -119,10 +116,10 @@ def test_what_is_forgotten_is_erased_in_all_editions(path):
         memories = [sample.needle for sample in samples if sample.kind == "memory"]
         assert {name for name, _ in in_bytes(path, *memories)} == {"memories.kv", "memories-2.kv"}
         store.forget([document])
-        assert store.verify(samples).residue == []
+        assert store.verify(samples).remnants == []
         assert in_bytes(path, *memories) == []
         (hit,) = store.search(vector(B[0])[None], [B[0]], 1)[0]
-        assert bytes(store.read([hit.slot])[0]) == other_memory(B[0])
+        assert bytes(store.read([hit.slot], edition=2)[0]) == other_memory(B[0])
 
 
 def test_an_edition_can_be_removed_and_its_number_does_not_come_back(path):
@@ -130,23 +127,23 @@ def test_an_edition_can_be_removed_and_its_number_does_not_come_back(path):
         memorize(store, "/a", A)
         store.add_edition(**OTHER)
         fill_other(store)
-        store.use(1)
         store.remove_edition(2)
         assert not (path / "memories-2.kv").exists()
         assert store.add_edition(**OTHER).id == 3
-        assert store.status()["cold"] == 3
-        store.use(1)
+        assert store.status(edition=3)["cold"] == 3
         assert everything(store) == expected({"/a": A})
+        store.remove_edition(1)
+        assert store.edition.id == 3
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize(
-    ("owner", "function"), [("Bank", "create"), ("Memories", "add_edition")], ids=str
+    ("owner", "function"), [("RecordFile", "create"), ("Memories", "add_edition")], ids=str
 )
 def test_a_crash_while_an_edition_is_added_leaves_none(path, owner, function, moment):
     with new_store(path) as store:
         memorize(store, "/a", A)
-    module = "m3mlx.store.bank" if owner == "Bank" else "m3mlx.store.memories"
+    module = "m3mlx.store.record_file" if owner == "RecordFile" else "m3mlx.store.catalog_memories"
     die_in(module, owner, function, moment, add_other, path)
     with MemoryStore.open(path, write=True) as store:
         assert [edition.id for edition in store.editions()] == [1]
@@ -154,7 +151,7 @@ def test_a_crash_while_an_edition_is_added_leaves_none(path, owner, function, mo
         assert everything(store) == expected({"/a": A})
         store.add_edition(**OTHER)
         fill_other(store)
-        assert store.status()["cold"] == 0
+        assert store.status(edition=2)["cold"] == 0
 
 
 def add_other(path):
@@ -166,26 +163,36 @@ def test_files_of_two_editions_cannot_stand_for_each_other(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
         store.add_edition(**{**OTHER, "record_bytes": ABOUT["record_bytes"]})
-        store.write({slot: memory(f"other {slot}") for slot in range(3)})
+        store.write({slot: memory(f"other {slot}") for slot in range(3)}, edition=2)
     first, second = path / "memories.kv", path / "memories-2.kv"
     good = second.read_bytes()
     shutil.copy(first, second)
     with pytest.raises(StoreError, match=r"another edition of memories \(1 instead of 2\)"):
-        MemoryStore.open(path, edition=2)
+        read_other(path)
     second.write_bytes(good[:PAGE] + first.read_bytes()[PAGE:])  # its records only
-    with MemoryStore.open(path, edition=2) as store, pytest.raises(StoreError, match="damaged"):
-        store.read([0])
+    with pytest.raises(StoreError, match="damaged"):
+        read_other(path)
+    second.write_bytes(good[:PAGE])
+    with pytest.raises(StoreError, match=r"memories-2\.kv: it is cut short"):
+        read_other(path)
     second.unlink()
     with pytest.raises(StoreError, match=r"memories-2\.kv is missing"):
-        MemoryStore.open(path, edition=2)
+        read_other(path)
     with MemoryStore.open(path, write=True) as store:  # the other one is untouched by all that
         assert everything(store) == expected({"/a": A})
         memorize(store, "/b", B)
     second.write_bytes(good)
     first.unlink()
-    with MemoryStore.open(path, write=True, edition=2) as store:
-        assert bytes(store.read([0])[0]) == memory("other 0")
-        memorize(store, "/c", ["something else"])
+    with MemoryStore.open(path, write=True) as store:
+        assert bytes(store.read([0], edition=2)[0]) == memory("other 0")
+        memorize(store, "/c", ["something else"], cold=True)
+    with pytest.raises(StoreError, match=r"memories\.kv is missing"):
+        MemoryStore.open(path).read([0])
+
+
+def read_other(path):
+    with MemoryStore.open(path) as store:
+        return store.read([0], edition=2)
 
 
 def test_a_writer_in_the_way_has_an_error_of_its_own(path, store):
@@ -196,11 +203,10 @@ def test_a_writer_in_the_way_has_an_error_of_its_own(path, store):
 def test_a_document_that_another_tokenizer_began_to_cut_starts_anew(store):
     begun, _ = store.begin("/a", "h", 3, size=1)
     store.add(references(begun, A[:2]))
-    store.add_edition(**OTHER)
-    again, done = store.begin("/a", "h", 3, size=1)
+    other = store.add_edition(**OTHER)
+    again, done = store.begin("/a", "h", 3, size=1, tokenizer=other.tokenizer)
     assert (again != begun, done) == (True, 0)
     store.add(references(again, A, cold=True))
-    store.use(1)
     assert store.begin("/a", "h", 3, size=1) == (again, 3)  # whole documents are shared
 
 
@@ -220,7 +226,7 @@ def test_the_least_used_memories_are_dropped_first(path, monkeypatch):
         minute[0] = 2000
         store.read([3, 7])
         minute[0] = 3000
-        assert store._catalog.empty_log()
+        assert store._catalog.db.empty_log()
         text = sum(file.stat().st_size for file in path.iterdir() if file.suffix != ".kv")
         text -= (path / "catalog.sqlite-shm").stat().st_size
         dropped = store.set_bound(int((text + PAGE + 10 * PAGE) / 0.9))
@@ -244,7 +250,7 @@ def test_the_least_used_memories_are_dropped_first(path, monkeypatch):
 def test_a_store_stays_within_its_bound_whatever_is_added(path):
     with new_store(path) as store:
         memorize(store, "/a", A)
-        store.settle()
+        store.maintain()
         bound = size_on_disk(store) + 40 * PAGE
         store.set_bound(bound)
         for number in range(30):
@@ -261,10 +267,10 @@ def test_a_store_stays_within_its_bound_whatever_is_added(path):
 def test_a_bound_counts_the_index_too(path):
     with new_store(path, **LARGE) as store:
         memorize(store, "/a", [f"text {number}" for number in range(200)])
-        assert store._catalog.empty_log()
+        assert store._catalog.db.empty_log()
         total = sum(file.stat().st_size for file in path.iterdir() if not file.match("*-shm"))
         assert store.set_bound(total + 2000) == 0  # which leaves no room for an index
-        store.settle()
+        store.maintain()
         assert (path / "vectors.usearch").stat().st_size > 2000
         assert store.status()["cold"] > 0
 
@@ -287,9 +293,9 @@ def test_memories_of_other_editions_go_first_among_those_used_alike(path, monkey
         memorize(store, "/a", A)
         store.add_edition(**OTHER)
         fill_other(store)
-        assert store._catalog.empty_log()
+        assert store._catalog.db.empty_log()
         total = sum(file.stat().st_size for file in path.iterdir() if not file.match("*-shm"))
-        assert store.set_bound(total - 1) > 0
+        assert store.set_bound(total - 1, edition=2) > 0
         warm = {edition["id"]: edition["warm"] for edition in store.status()["editions"]}
         assert warm[1] < 3
         assert warm[2] == 3 or warm[1] == 0
@@ -303,7 +309,7 @@ def test_a_memory_that_is_dropped_and_written_again_is_not_erased_later(path, mo
             assert store.set_bound(1) == 3
             store.set_bound(None)
             store.write({0: memory(A[0])})
-        store.settle()
+        store.maintain()
         assert bytes(store.read([0])[0]) == memory(A[0])
         assert in_bytes(path, memory(A[1])[:40]) == []
 
@@ -356,10 +362,9 @@ def test_compacting_changes_nothing_but_slots_and_gives_room_back(path):
         assert seen(store) == expected(kept)
         assert min(store.slots()) > max(old)
         assert store.slots() == list(range(min(store.slots()), max(store.slots()) + 1))
-        store.use(2)
         for slot in store.slots():
             (reference,) = store.references([slot])
-            assert bytes(store.read([slot])[0]) == other_memory(reference.text)
+            assert bytes(store.read([slot], edition=2)[0]) == other_memory(reference.text)
         assert search(store, "text 9 1", 1) == ["text 9 1"]
         assert store.compact() == 0  # there is nothing more to do
         after = {file.name: file.stat().st_size for file in path.glob("*.kv")}
@@ -388,7 +393,7 @@ def test_a_compacting_that_fails_leaves_the_old_and_no_copies(path, monkeypatch)
     before = {file.name for file in path.glob("memories*")}
     with MemoryStore.open(path, write=True, **LARGE) as store:
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="Make room"):
-            patch.setattr(files, "step", fail_at("records copied"))
+            patch.setattr(files, "at_step", fail_at("records copied"))
             store.compact()
         assert {file.name for file in path.glob("memories*")} == before
         assert seen(store) == expected(kept)
@@ -433,8 +438,8 @@ STEPS = [
     ("m3mlx.store.records", "Records", "copy", "before"),
     ("m3mlx.store.records", "Records", "copy", "after"),
     ("m3mlx.store.catalog", "Catalog", "renumber", "after"),
-    ("m3mlx.store.catalog", "Catalog", "scrub", "before"),
-    ("m3mlx.store.catalog", "Catalog", "scrub", "after"),
+    ("m3mlx.store.catalog", "Catalog", "purge", "before"),
+    ("m3mlx.store.catalog", "Catalog", "purge", "after"),
 ]
 
 
@@ -451,14 +456,13 @@ def test_a_crash_while_compacting_leaves_the_old_or_the_new(path, module, owner,
         assert seen(store) == expected(kept)
     with MemoryStore.open(path, write=True, **LARGE) as store:
         assert seen(store) == expected(kept)
-        banks = {edition.file for edition in store.editions()}
-        assert {file.name for file in path.glob("*.kv")} == banks
+        files = {edition.file for edition in store.editions()}
+        assert {file.name for file in path.glob("*.kv")} == files
         store.compact()
         assert seen(store) == expected(kept)
-        store.use(2)
         for slot in store.slots():
             (reference,) = store.references([slot])
-            assert bytes(store.read([slot])[0]) == other_memory(reference.text)
+            assert bytes(store.read([slot], edition=2)[0]) == other_memory(reference.text)
 
 
 def test_files_of_the_user_in_the_folder_are_left_alone(path):
@@ -474,7 +478,7 @@ def test_files_of_the_user_in_the_folder_are_left_alone(path):
 
 def test_every_step_of_writing_has_a_name(path, monkeypatch):
     steps = []
-    monkeypatch.setattr(files, "step", steps.append)
+    monkeypatch.setattr(files, "at_step", steps.append)
     with new_store(path, **LARGE) as store:
         memorize(store, "/a", A)
     order = ["record written", "records on disk", "committing", "committed"]

@@ -21,9 +21,8 @@ from small_store import (
     vector,
 )
 
-from m3mlx.store import MemoryStore, NewReference
+from m3mlx.store import MemoryStore, NewReference, catalog
 from m3mlx.store import index as index_module
-from m3mlx.store import search as search_module
 
 TEXTS = [f"text {number}" for number in range(120)]
 
@@ -44,7 +43,7 @@ def dense(store, query, count):
 
 
 def test_without_an_index_all_vectors_are_compared_a_part_at_a_time(path, monkeypatch):
-    monkeypatch.setattr(search_module, "BLOCK", 7)
+    monkeypatch.setattr(catalog, "BLOCK", 7)
     with new_store(path, exact=10) as store:
         memorize(store, "/a", TEXTS)
         for seed in range(10):
@@ -57,12 +56,12 @@ def test_without_an_index_all_vectors_are_compared_a_part_at_a_time(path, monkey
 def test_an_index_that_is_behind_is_completed_by_comparing_the_rest(path):
     with new_store(path, exact=100) as store:
         memorize(store, "/a", TEXTS)
-        store.settle()
+        store.maintain()
         written = (path / "vectors.usearch").stat().st_mtime_ns
         memorize(store, "/b", ["a newcomer", "another"])
         half, _ = store.begin("/half", "h", 9, size=1)
         store.add(references(half, ["hidden"]))
-        store.settle()
+        store.maintain()
         assert (path / "vectors.usearch").stat().st_mtime_ns == written  # two are too few
         with MemoryStore.open(path, exact=100) as reader:
             for opened in (store, reader):
@@ -70,7 +69,7 @@ def test_an_index_that_is_behind_is_completed_by_comparing_the_rest(path):
                 assert dense(opened, vector(TEXTS[5]), 1) == [TEXTS[5]]
                 assert len(dense(opened, vector("hidden"), 500)) == 122
         memorize(store, "/c", [f"more {number}" for number in range(30)])
-        store.settle()
+        store.maintain()
         assert (path / "vectors.usearch").stat().st_mtime_ns != written
         assert dense(store, vector("more 7"), 1) == ["more 7"]
 
@@ -79,15 +78,15 @@ def test_what_is_gone_is_not_found_in_an_index_that_still_has_it(path, monkeypat
     with new_store(path, exact=50) as store:
         memorize(store, "/a", TEXTS)
         other = memorize(store, "/b", [f"other {number}" for number in range(60)])
-        store.settle()
+        store.maintain()
         with MemoryStore.open(path, exact=50) as reader, monkeypatch.context() as patch:
             assert dense(reader, vector("other 3"), 1) == ["other 3"]
-            patch.setattr(store, "settle", lambda: None)
+            patch.setattr(store, "maintain", lambda: None)
             store.forget([other])
             for opened in (store, reader):
                 found = dense(opened, vector("other 3"), 40)
                 assert len(found) == 40 and not any(text.startswith("other") for text in found)
-        store.settle()
+        store.maintain()
         held = vector("other 3").astype("<f2").tobytes()
         assert held not in (path / "vectors.usearch").read_bytes()
 
@@ -95,9 +94,9 @@ def test_what_is_gone_is_not_found_in_an_index_that_still_has_it(path, monkeypat
 def test_an_index_without_newcomers_or_losses_is_not_written_again(path):
     with new_store(path, **LARGE) as store:
         memorize(store, "/a", TEXTS)
-        store.settle()
+        store.maintain()
         before = (path / "vectors.usearch").stat().st_ino
-        store.settle()
+        store.maintain()
         assert (path / "vectors.usearch").stat().st_ino == before
 
 
@@ -105,13 +104,13 @@ def test_an_index_without_newcomers_or_losses_is_not_written_again(path):
 def test_quarantined_references_are_not_found_until_they_are_shown_again(path, options):
     with new_store(path, **options) as store:
         memorize(store, "/a", A)
-        store.settle()
+        store.maintain()
         store.quarantine([1])
         for settled in (False, True):
             assert sorted(search(store, A[1], 9)) == sorted([A[0], A[2]])
             assert A[1] not in search(store, A[1], 9, "text")
             if not settled:
-                store.settle()
+                store.maintain()
         assert store.status()["quarantined"] == 1
         # also one whose row cannot be read
         store._catalog.db.execute("UPDATE reference SET text = 'damaged' WHERE slot = 1")

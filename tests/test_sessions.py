@@ -68,7 +68,7 @@ def test_what_was_changed_in_an_encrypted_file_is_refused(store):
             sessions._db.execute("UPDATE message SET content = ? WHERE ordinal = 0", [two])
             with pytest.raises(StoreError, match="not what was encrypted"):
                 sessions.messages("plans")
-    with Sessions(store.path, None) as sessions:  # without the key there are no words
+    with Sessions(store.path) as sessions:  # without the key there are no words
         assert store.encrypted is (sessions.search("quince") == [])
 
 
@@ -76,14 +76,14 @@ def test_what_was_changed_in_an_encrypted_file_is_refused(store):
 def test_a_damaged_file_is_named(tmp_path, content):
     (tmp_path / FILE).write_bytes(content)
     with pytest.raises(StoreError, match=r"sessions\.sqlite: the conversations cannot be read"):
-        Sessions(tmp_path, None)
+        Sessions(tmp_path)
 
 
 def test_a_newer_file_is_refused(tmp_path):
-    with Sessions(tmp_path, None) as sessions:
+    with Sessions(tmp_path) as sessions:
         sessions._db.execute("PRAGMA user_version=9")
     with pytest.raises(StoreError, match="newer m3mlx"):
-        Sessions(tmp_path, None)
+        Sessions(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", "a.md", " a", "a ", "x" * 101, "a\nb", "a:b"])

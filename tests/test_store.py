@@ -60,7 +60,7 @@ def test_nobody_else_can_read_the_files(path):
     try:
         with new_store(path, **LARGE) as store:
             memorize(store, "/a", A)
-            store.settle()
+            store.maintain()
             modes = {file.name: file.stat().st_mode & 0o777 for file in path.iterdir()}
     finally:
         os.umask(old)
@@ -376,7 +376,7 @@ def test_a_large_store_searches_its_index_and_finds_the_same(path):
         wanted = store.search(unit(1, 20), ["text 7"] * 20, 5)
     assert not (path / "vectors.usearch").exists()
     with MemoryStore.open(path, write=True, **LARGE) as store:
-        store.settle()
+        store.maintain()
         written = (path / "vectors.usearch").stat().st_mtime_ns
         found = store.search(unit(1, 20), ["text 7"] * 20, 5)
     assert (path / "vectors.usearch").stat().st_mtime_ns == written
@@ -426,7 +426,7 @@ def test_a_reader_cannot_change_anything(path, store):
             lambda: reader.add(references(document, B)),
             lambda: reader.write({0: memory("x")}),
             lambda: reader.forget([document]),
-            lambda: reader.settle(),
+            lambda: reader.maintain(),
         ):
             with pytest.raises(StoreError, match="reading only"):
                 change()
@@ -439,7 +439,7 @@ def test_a_reader_notices_what_is_added_replaced_and_forgotten(path, options):
         assert everything(reader) == {}
         document = memorize(store, "/a", A)
         assert everything(reader) == expected({"/a": A})
-        store.settle()
+        store.maintain()
         assert everything(reader) == expected({"/a": A})
         memorize(store, "/a", B)
         assert everything(reader) == expected({"/a": B})
@@ -454,7 +454,7 @@ def write_versions(path, versions):
         for version in range(versions):
             memorize(store, "/a", [f"version {version} part {part}" for part in range(4)])
             if version % 4 == 0:
-                store.settle()
+                store.maintain()
 
 
 def test_a_reader_sees_whole_versions_while_another_process_writes(path):

@@ -38,7 +38,7 @@ def search(store, text, k=5, mode="hybrid", only=None):
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense", "text"])
 def test_several_stores_rank_as_one_store_of_all_documents_would(three, mode):
-    both = Stores(three["left"], [three["right"]])
+    both = Stores([(three["left"], None), (three["right"], None)])
     for text in WORDS:
         one = [hit.text for hit in search(three["all"], text, 1, mode)]
         assert [hit.text for hit in search(both, text, 1, mode)] == one == [text]
@@ -51,7 +51,7 @@ def test_a_word_that_only_a_large_store_lacks_does_not_push_out_the_right_one(tm
     with new_store(tmp_path / "own") as own, new_store(tmp_path / "other") as other:
         memorize(own, "/own", [f"the common words of reference {n}" for n in range(40)])
         memorize(other, "/other", ["the common words of Brackenholt"])
-        both = Stores(own, [other])
+        both = Stores([(own, None), (other, None)])
         (hits,) = both.search(unit(1, 1), ["the words of Brackenholt"], 1, "text")
         assert hits[0].path == "/other" and hits[0].store == str(tmp_path / "other")
 
@@ -59,33 +59,34 @@ def test_a_word_that_only_a_large_store_lacks_does_not_push_out_the_right_one(tm
 def test_memories_come_from_the_store_of_their_reference(tmp_path):
     def make(hits):
         asked.extend(hit.text for hit in hits)
-        return {hit.slot: np.frombuffer(memory(hit.text), np.uint8) for hit in hits}
+        return {hit: np.frombuffer(memory(hit.text), np.uint8) for hit in hits}
 
     asked = []
     with new_store(tmp_path / "own") as own, new_store(tmp_path / "other") as other:
         memorize(own, "/own", A)
         memorize(other, "/other", B[:1])
         memorize(other, "/cold", B[1:], cold=True)
-        both = Stores(own, [other])
+        both = Stores([(own, None), (other, None)])
         (hits,) = both.search(unit(0, 1), [""], 9, "dense")
-        assert len({hit.slot for hit in hits}) == 5  # though slots of both begin at 0
-        rows = both.read([hit.slot for hit in hits], make)
+        assert len(set(hits)) == 5 and len({hit.slot for hit in hits}) == 3  # both begin at 0
+        both.search(unit(1, 1), ["boats"], 1)  # hits stay valid after another search
+        rows = both.read(hits, make)
         assert rows.shape == (5, RECORD_BYTES)
         for hit, row in zip(hits, rows, strict=True):
             assert row.tobytes() == memory(hit.text)
         assert asked == B[1:] and {hit.store for hit in hits} == {None, str(tmp_path / "other")}
         asked.clear()
         with MemoryStore.open(tmp_path / "own") as reader:  # dropped behind a search's back
-            both = Stores(reader, [other])
+            both = Stores([(reader, 1), (other, 1)])
             (hits,) = both.search(unit(0, 1), [""], 9, "dense")
             own.set_bound(1)
-            rows = both.read([hit.slot for hit in hits], make)
+            rows = both.read(hits, make)
         assert sorted(asked) == sorted([*A, B[1]])
         assert [row.tobytes() for row in rows] == [memory(hit.text) for hit in hits]
 
 
 def test_filters_apply_to_all(three):
-    both = Stores(three["left"], [three["right"]])
+    both = Stores([(three["left"], None), (three["right"], None)])
     only = Filter(paths=("/the boat of P", "/the loom of U"))
     found = {hit.path for hit in search(both, "the bell of Q", 9, only=only)}
     assert found == {"/the boat of P", "/the loom of U"}

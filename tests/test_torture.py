@@ -10,7 +10,7 @@ import pytest
 from torture import crashes, damages, readers
 from torture.apart import apart
 
-from m3mlx.store.bank import Bank
+from m3mlx.store.record_file import RecordFile
 from m3mlx.store.records import Records
 
 ROOT = Path(__file__).parents[1]
@@ -77,33 +77,33 @@ def test_a_process_that_dies_hangs_or_fails_is_told_apart():
 
 
 def test_a_store_that_checks_no_record_is_found_out(tmp_path, monkeypatch):
-    def trusting(bank, slots):
-        raw = [bank.raw(slot)[: bank.record_bytes] for slot in slots]
-        padded = [record.ljust(bank.record_bytes, b"\0") for record in raw]
+    def trusting(file, slots):
+        raw = [file.raw(slot)[: file.record_bytes] for slot in slots]
+        padded = [record.ljust(file.record_bytes, b"\0") for record in raw]
         return np.stack([np.frombuffer(record, dtype=np.uint8) for record in padded])
 
-    monkeypatch.setattr(Bank, "read", trusting)
+    monkeypatch.setattr(RecordFile, "read", trusting)
     failures = damages.torture(tmp_path, 60, seed=3)["failures"]
     assert any("WRONG" in failure for failure in failures)
 
 
 def test_a_store_that_erases_nothing_is_found_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(Bank, "erase", lambda bank, slots: None)
-    monkeypatch.setattr(Bank, "trim", lambda bank, end: None)
+    monkeypatch.setattr(RecordFile, "erase", lambda file, slots: None)
+    monkeypatch.setattr(RecordFile, "trim", lambda file, end: None)
     with pytest.raises(AssertionError, match=r"\.kv has k"):
         crashes.torture(tmp_path, {"step": 15}, seed=1)
 
 
 def test_a_store_that_commits_before_it_writes_is_found_out(tmp_path, monkeypatch):
     kept = {}
-    write = Bank.write
+    write = RecordFile.write
 
-    def late(bank, memories):
+    def late(file, memories):
         """What one call was given is only written by the next."""
-        write(bank, kept.pop(bank.path, {}))
-        kept[bank.path] = dict(memories)
+        write(file, kept.pop(file.path, {}))
+        kept[file.path] = dict(memories)
 
-    monkeypatch.setattr(Bank, "write", late)
-    monkeypatch.setattr(Records, "check_length", lambda records: None)
+    monkeypatch.setattr(RecordFile, "write", late)
+    monkeypatch.setattr(Records, "check_length", lambda *_: None)
     with pytest.raises(AssertionError):
         crashes.torture(tmp_path, {"step": 15}, seed=1)

@@ -24,7 +24,7 @@ from small_store import (
 from m3mlx.errors import StoreError
 from m3mlx.store import MemoryStore, database
 from m3mlx.store import traces as traces_module
-from m3mlx.store.index import rounded
+from m3mlx.store.index import quantize
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_forgetting_leaves_no_byte(path, options):
         document = memorize(store, "/private/plan.txt", secret)
         for number in range(5):
             memorize(store, f"/more/{number}", [f"{word} {number}" for word in A])
-        store.settle()
+        store.maintain()
         needles = [b"private/plan", b"confidenti", b"zanzibar", b"embargo"]
         for new in references(document, secret):
             tokens = np.array(new.tokens, dtype="<u4").tobytes()
             needles += [new.text.encode(), new.text.encode("utf-16-le"), tokens, new.record[:30]]
-            needles += [new.vector.tobytes(), rounded(new.vector).tobytes()]
+            needles += [new.vector.tobytes(), quantize(new.vector).tobytes()]
         there = {needle for _, needle in in_bytes(path, *needles)}
         assert len(there) == len(needles) - 2 - 2 * (not options)  # no UTF-16; no index, no halves
         (forgotten,) = store.forget([document])
@@ -79,23 +79,23 @@ def test_traces_are_found_before_and_not_after(path):
         document = memorize(
             store, "/secret", ["incomprehensible remark about Zanzibar", "and more"]
         )
-        store.settle()
+        store.maintain()
         traces = store.traces([document])
         kinds = {"name", "text", "word", "tokens", "vector", "memory"}
         assert {trace.kind for trace in traces} == kinds
         kept = {file: file.read_bytes() for file in path.iterdir()}
-        assert store.verify(traces).residue == []  # all of it is in a document that remains
+        assert store.verify(traces).remnants == []  # all of it is in a document that remains
         store.forget([document])
-        assert store.verify(traces).residue == []
+        assert store.verify(traces).remnants == []
         for file, data in kept.items():  # an old file that comes back is noticed
             if file.suffix in (".usearch", ".sqlite-wal", ".kv"):
                 (path / "backup").write_bytes(bytes(99) + data)
-                found = store.verify(traces).residue
-                assert {residue.file for residue in found} == {"backup"}
-                assert {residue.path for residue in found} == {"/secret"}
-                for residue in found:
-                    needles = [trace.needle for trace in traces if trace.kind == residue.kind]
-                    assert (bytes(99) + data)[residue.offset :].startswith(tuple(needles))
+                found = store.verify(traces).remnants
+                assert {remnant.file for remnant in found} == {"backup"}
+                assert {remnant.path for remnant in found} == {"/secret"}
+                for remnant in found:
+                    needles = [trace.needle for trace in traces if trace.kind == remnant.kind]
+                    assert (bytes(99) + data)[remnant.offset :].startswith(tuple(needles))
 
 
 def test_what_was_not_erased_is_noticed(path, monkeypatch):
@@ -104,30 +104,32 @@ def test_what_was_not_erased_is_noticed(path, monkeypatch):
         document = memorize(store, "/secret", ["incomprehensible remark about Zanzibar"])
         traces = store.traces([document])
         with monkeypatch.context() as patch:
-            patch.setattr(store, "settle", lambda: None)
+            patch.setattr(store, "maintain", lambda: None)
             store.forget([document])
-        left = store.verify(traces).residue
-        assert {residue.kind for residue in left} >= {"memory", "text"}
-        store.settle()
-        assert store.verify(traces).residue == []
+        left = store.verify(traces).remnants
+        assert {remnant.kind for remnant in left} >= {"memory", "text"}
+        store.maintain()
+        assert store.verify(traces).remnants == []
 
 
-def test_what_another_document_also_has_is_no_residue(store):
+def test_what_another_document_also_has_leaves_no_remnant(store):
     text = "incomprehensible remark about Zanzibar"
     one = memorize(store, "/one.txt", [text])
     memorize(store, "/one.txt.bak", [text])
     traces = store.traces([one])
     store.forget([one])
-    assert store.verify(traces).residue == []
+    assert store.verify(traces).remnants == []
     assert everything(store) == expected({"/one.txt.bak": [text]})
 
 
-def test_words_of_the_store_itself_are_no_residue(store):
-    document = memorize(store, "/a", ["the document checksum and its reconstruction by trigger"])
+def test_words_of_the_store_itself_leave_no_remnant(store):
+    document = memorize(
+        store, "/garde", ["the document checksum and its reconstruction by trigger"]
+    )
     traces = store.traces([document])
     assert {trace.original for trace in traces} >= {"document", "checksum", "reconstruct"}
     store.forget([document])
-    assert store.verify(traces).residue == []
+    assert store.verify(traces).remnants == []
 
 
 def test_forgetting_a_half_added_document_works(path, store):
@@ -154,7 +156,7 @@ def test_a_reader_in_the_way_of_erasing_is_named_and_it_is_done_later(path, monk
             with pytest.raises(StoreError, match="being read"):
                 store.forget([document])
             assert everything(store) == {}
-        store.settle()
+        store.maintain()
         assert in_bytes(path, A[0].encode(), b"plum") == []
 
 
@@ -166,10 +168,10 @@ def test_text_is_found_in_every_encoding_wherever_it_lies(path, store, encoding)
     document = memorize(store, "/secret", [ENCODED])
     samples = store.traces([document])
     store.forget([document])
-    assert store.verify(samples).residue == []
+    assert store.verify(samples).remnants == []
     for before in (0, 1, 2**22 - 7, 2**22):  # also over the seam of two parts
         (path / "copy").write_bytes(bytes(before) + ENCODED.encode(encoding) + bytes(9))
-        kinds = {residue.kind: residue for residue in store.verify(samples).residue}
+        kinds = {remnant.kind: remnant for remnant in store.verify(samples).remnants}
         assert kinds["text"].file == "copy"
         assert before <= kinds["text"].offset < before + 4 * len(ENCODED)
         (path / "copy").unlink()
@@ -182,9 +184,9 @@ def test_every_reference_is_looked_for(path, store):
     samples = store.traces([document])
     store.forget([document])
     for text in texts:
-        for kept in (text.encode(), memory(text), rounded(vector(text)).tobytes()):
+        for kept in (text.encode(), memory(text), quantize(vector(text)).tobytes()):
             (path / "copy").write_bytes(b"x" * 1001 + kept)
-            assert {residue.file for residue in store.verify(samples).residue} == {"copy"}
+            assert {remnant.file for remnant in store.verify(samples).remnants} == {"copy"}
 
 
 @settings(max_examples=100, deadline=None)
@@ -213,7 +215,7 @@ def test_a_certificate_says_what_was_searched_and_names_nothing(path):
         samples = store.traces([document])
         gone = store.forget([document])
         verification = store.verify(samples)
-        certificate = store.certificate(gone, samples, verification)
+        certificate = traces_module.certificate(gone, samples, verification, store.id.hex())
         (erased,) = certificate["erased"]
         assert erased == {
             "path_sha256": hashlib.sha256(b"/private/plan.txt").hexdigest(),
@@ -231,5 +233,5 @@ def test_a_certificate_says_what_was_searched_and_names_nothing(path):
         written = json.dumps(certificate)
         assert "plan" not in written and "Zanzibar" not in written
         (path / "copy").write_bytes(b"a remark about Zanzibar")
-        found = store.certificate(gone, samples, store.verify(samples))["findings"]
+        found = traces_module.certificate(gone, samples, store.verify(samples), "id")["findings"]
         assert found == [{"file": "copy", "offset": 0, "kind": "text"}]

@@ -67,11 +67,11 @@ def test_no_query_raises_and_stored_texts_find_themselves(catalog):
         with catalog.transaction():
             assert catalog.references([0], 1)[0].text == stored
             catalog.remove([document])
-            catalog.clear_leftovers(1)
+            catalog.memories.clear_leftovers(1)
 
     check()
     fill(catalog, "/b", ["last"], 1)
-    catalog.scrub()
+    catalog.purge()
     catalog.db.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
     assert matching(catalog, "last") == [1]
 

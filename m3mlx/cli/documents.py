@@ -220,7 +220,7 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
         gone = assistant.forget(names, verify=verify or certificate is not None)
     if certificate is not None:
         certificate.write_text(json.dumps(gone.certificate, indent=2) + "\n", "utf-8")
-    residue = gone.residue
+    residue = gone.remnants
     if as_json:
         keys = ("id", "path", "references")
         echo_json(

@@ -11,6 +11,7 @@ from statistics import mean, median
 from typing import Any
 
 from ..config import Options, Progress
+from ..models.inventory import machine
 from ..train.plot import draw
 from .questions import Question
 from .table import mean_of_known

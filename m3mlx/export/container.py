@@ -1,17 +1,8 @@
 """The file that carries documents from one store to another: sections, manifest, signature.
 
-All numbers are unsigned and little-endian. The file starts with a header of 64 bytes:
-
-    ======  ======  =====================================================
-    offset  length  content
-    ======  ======  =====================================================
-    0       8       the ASCII bytes ``m3mlx.ex``
-    8       4       version of this format, 1
-    12      4       length of the manifest
-    16      8       where the manifest starts, which is where the sections end
-    24      8       length of the whole file
-    32      32      SHA-256 of the manifest
-    ======  ======  =====================================================
+The header has 64 bytes: the ASCII bytes ``m3mlx.ex``, version of this format (4 bytes), length of
+the manifest (4), where it starts, which is where the sections end (8), length of the whole file
+(8), SHA-256 of the manifest. All numbers are unsigned and little-endian.
 
 Then come the sections, one behind the other. Then the manifest: JSON in UTF-8 with sorted keys
 and no spaces, whose ``sections`` list name, length and SHA-256 of each. Then, if the file is
@@ -31,13 +22,18 @@ import os
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import StoreError
 from ..files import NEW, replacing
 from . import signature
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 MAGIC = b"m3mlx.ex"
 VERSION = 1
@@ -52,15 +48,15 @@ class ExportError(StoreError):
 
 
 def canonical(value: object) -> bytes:
-    """The one way in which a value is written as JSON here."""
+    """Write a value as JSON in the one way that is used here."""
     text = json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
     return text.encode()
 
 
-def parsed(data: bytes) -> object:
-    """The value of canonical JSON. Raises ValueError for all else."""
+def parsed(data: bytes) -> Any:
+    """Return the value of canonical JSON. Raises ValueError for all else."""
     try:
         value = json.loads(data)
         if canonical(value) != data:
@@ -84,17 +80,17 @@ def write(
         sections: name and content of each.
         key: to sign with.
     """
-    ending = f".{secrets.token_hex(4)}{NEW}"  # nobody else's file
+    ending = f".{secrets.token_hex(4)}{NEW}"  # unique among programs that write here
     with replacing(path, ending=ending) as new, new.open("r+b") as file:
         file.write(bytes(_HEADER.size))
         table = []
         for name, content in sections:
-            length, sha256 = 0, hashlib.sha256()
+            length, hash = 0, hashlib.sha256()
             for block in content:
                 file.write(block)
                 length += len(block)
-                sha256.update(block)
-            table.append({"name": name, "length": length, "sha256": sha256.hexdigest()})
+                hash.update(block)
+            table.append({"name": name, "length": length, "sha256": hash.hexdigest()})
         start = file.tell()
         manifest = canonical({**about, "sections": table})
         file.write(manifest)
@@ -113,7 +109,7 @@ class Container:
     Attributes:
         about: the manifest without its sections.
         sections: names, in the order of the file.
-        signer: the public key that has signed it, None if nobody has.
+        signer: the public key that has signed it, or None.
         done, total: bytes of sections that were read, and that there are.
     """
 
@@ -127,20 +123,15 @@ class Container:
             ExportError: it is no such file, damaged, or not signed by one of them.
         """
         self.path = path
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise ExportError(f"{path}: it cannot be read ({error.strerror}).") from error
-        try:
-            self._open(trusted)
-        except OSError as error:
-            self.close()
-            raise ExportError(f"{path}: it cannot be read ({error.strerror}).") from error
-        except BaseException:
-            self.close()
-            raise
+        with ExitStack() as opened:
+            try:
+                self._file = opened.enter_context(path.open("rb", buffering=0))
+                self._prove(trusted)
+            except OSError as error:
+                raise ExportError(f"{path}: it cannot be read ({error.strerror}).") from error
+            opened.pop_all()
 
-    def _open(self, trusted: Sequence[str]) -> None:
+    def _prove(self, trusted: Sequence[str]) -> None:
         size = os.fstat(self._file.fileno()).st_size
         header = self._at(0, _HEADER.size)
         if not header.startswith(MAGIC):
@@ -155,10 +146,9 @@ class Container:
             )
         if end != size:
             raise self.damaged(f"it has {size} bytes where it says {end}")
-        if length > LONGEST_MANIFEST or start < _HEADER.size or start > size:
-            raise self.damaged("its header is wrong")
         signed = size - start - length
-        if signed not in (0, signature.LENGTH):
+        known = length <= LONGEST_MANIFEST and _HEADER.size <= start <= size
+        if not known or signed not in (0, signature.LENGTH):
             raise self.damaged("its header is wrong")
         manifest = self._at(start, length)
         if hashlib.sha256(manifest).digest() != sha256:
@@ -182,9 +172,8 @@ class Container:
             at = _HEADER.size
             for section in self.about.pop("sections"):
                 name, length, sha256 = (section[key] for key in ("name", "length", "sha256"))
-                if not (isinstance(name, str) and isinstance(sha256, str) and type(length) is int):
-                    raise ValueError("a section is wrong")
-                if name in self._table or length < 0:
+                known = isinstance(name, str) and isinstance(sha256, str) and type(length) is int
+                if not known or name in self._table or length < 0:
                     raise ValueError("a section is wrong")
                 self._table[name] = at, length, sha256
                 at += length
@@ -202,8 +191,8 @@ class Container:
         """A section's content from its start; what was read is proved when its end is reached."""
         return io.BufferedReader(_Section(self, self._file.fileno(), *self._table[name]), _BLOCK)
 
-    def lines(self, name: str) -> Iterator[object]:
-        """The values of a section of JSON lines."""
+    def lines(self, name: str) -> Iterator[Any]:
+        """Yield the values of a section of JSON lines."""
         section = self.open(name)
         while line := section.readline(LONGEST_LINE + 1):
             if not line.endswith(b"\n"):
@@ -239,11 +228,12 @@ class _Section(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: memoryview) -> int:
-        data = os.pread(self._descriptor, min(len(buffer), self._end - self._at), self._at)
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)
+        data = os.pread(self._descriptor, min(len(view), self._end - self._at), self._at)
         if self._at < self._end and not data:
             raise self._container.damaged("it was cut short while it was read")
-        buffer[: len(data)] = data
+        view[: len(data)] = data
         self._at += len(data)
         self._container.done += len(data)
         self._sha256.update(data)

@@ -1,4 +1,4 @@
-"""What an exported file says: documents, references, vectors and memories as sections.
+"""The content of an exported file: documents, references, vectors and memories.
 
     documents     a line of JSON each: path, hash, size, added, tokenizer, number of references
     references    a line of JSON each, document by document: start, end, page, line, text, tokens
@@ -14,7 +14,6 @@ to: paths are names, and a name's control characters are replaced before anybody
 from __future__ import annotations
 
 import struct
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,14 +23,16 @@ from pathlib import Path
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from ..config import REFERENCE_TOKENS
+from ..config import REFERENCE_TOKENS, Progress, no_progress
 from ..store.index import are_unit
+from ..store.rows import CONTENT
+from ..text import scrub
 from .container import LONGEST_LINE, Container, ExportError, canonical, write
 
 _NUMBER = struct.Struct("<Q")
 _LARGEST = 2**53  # of integers, as far as every reader of JSON is exact
 _MOST_EDITIONS, _MOST_DIMENSIONS, _MOST_BYTES = 64, 2**16, 2**30
-_TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # of direction
+_BREAKS = dict.fromkeys(map(ord, "\t\n\u2028\u2029"), "\N{REPLACEMENT CHARACTER}")  # of lines
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def export(
     def references() -> Iterator[bytes]:
         for document, stored in documents(None):
             for reference in stored:
-                names = ("start", "end", "page", "line", "text", "tokens")
-                fields = {name: getattr(reference, name) for name in names}
+                fields = {name: getattr(reference, name) for name in CONTENT}
                 yield _line(document.path, fields, _is_reference(reference, dimensions))
 
     def vectors() -> Iterator[bytes]:
@@ -162,7 +162,7 @@ class Export:
         self,
         path: Path,
         trusted: Sequence[str] = (),
-        progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+        progress: Progress = no_progress,
     ):
         """Open a file and read it once from end to end. ``trusted`` is as of ``Container``.
 
@@ -216,7 +216,7 @@ class Export:
         vectors = self._file.open("vectors")
         wanted = range(len(self.editions)) if editions is None else editions
         memories = {which: self._memories(which) for which in wanted}
-        following = {which: next(stream, None) for which, stream in memories.items()}
+        ahead = {which: next(stream, None) for which, stream in memories.items()}
         number = 0  # of the reference, over the whole file
 
         def references(count: int) -> Iterator[Reference]:
@@ -224,9 +224,10 @@ class Export:
             for fields in islice(lines, count):
                 records = {}
                 for which, stream in memories.items():
-                    if following[which] and following[which][0] == number:
-                        records[which] = following[which][1]
-                        following[which] = next(stream, None)
+                    following = ahead[which]
+                    if following and following[0] == number:
+                        records[which] = following[1]
+                        ahead[which] = next(stream, None)
                 number += 1
                 yield self._reference(fields, vectors.read(4 * self.dimensions), records)
 
@@ -239,7 +240,7 @@ class Export:
                 pass
             if number != last:
                 raise self._file.damaged("it has fewer references than it says")
-        if next(lines, self) is not self or vectors.read(1) or any(following.values()):
+        if next(lines, self) is not self or vectors.read(1) or any(ahead.values()):
             raise self._file.damaged("it has more references than it says")
 
     def _memories(self, which: int) -> Iterator[tuple[int, bytes]]:
@@ -256,22 +257,24 @@ class Export:
             last = number
             yield number, record
 
-    def _document(self, fields: object) -> Document:
+    def _document(self, fields: dict) -> Document:
         try:
             document = Document(**fields)
+            known = _is_document(document)
         except TypeError:
-            document = None
-        if document is None or not _is_document(document):
+            known = False
+        if not known:
             raise self._file.damaged("a document is not described as it must be")
-        return replace(document, path=harmless(document.path))
+        return replace(document, path=scrub(document.path.translate(_BREAKS)))
 
-    def _reference(self, fields: object, vector: bytes, records: dict[int, bytes]) -> Reference:
+    def _reference(self, fields: dict, vector: bytes, records: dict[int, bytes]) -> Reference:
         try:
-            vector = np.frombuffer(vector, dtype="<f4")
-            reference = Reference(**fields, vector=vector, records=records)
+            floats = np.frombuffer(vector, dtype="<f4")
+            reference = Reference(**fields, vector=floats, records=records)
+            known = _is_reference(reference, self.dimensions)
         except (TypeError, ValueError):
-            reference = None
-        if reference is None or not _is_reference(reference, self.dimensions):
+            known = False
+        if not known:
             raise self._file.damaged("a reference is not described as it must be")
         return reference
 
@@ -286,7 +289,7 @@ class Export:
 
 
 def _is_document(document: Document) -> bool:
-    """Whether all values are of their kind and range."""
+    """Return whether all values are of their kind and range."""
     path = document.path
     try:
         datetime.fromisoformat(document.added)
@@ -304,7 +307,7 @@ def _is_document(document: Document) -> bool:
 
 
 def _is_reference(reference: Reference, dimensions: int) -> bool:
-    """Whether all values are of their kind and range."""
+    """Return whether all values are of their kind and range."""
     return (
         isinstance(reference.text, str)
         and isinstance(reference.tokens, list | tuple)
@@ -324,14 +327,3 @@ def _is_name(value: object) -> bool:
 
 def _is_count(value: object, least: int = 0, most: int = _LARGEST) -> bool:
     return type(value) is int and least <= value <= most
-
-
-def harmless(name: str) -> str:
-    """A name without control characters and turns of direction, which steer a terminal."""
-    return "".join(
-        "\N{REPLACEMENT CHARACTER}"
-        if unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp")
-        or unicodedata.bidirectional(sign) in _TURNS
-        else sign
-        for sign in name
-    )

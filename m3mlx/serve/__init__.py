@@ -153,6 +153,7 @@ def serve(
         server = http_server(apps[0])
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         with _end_at_signals(server):
+            listener.listen()  # whoever connects now waits until uvicorn accepts
             started(f"http://{host}:{listener.getsockname()[1]}{'/mcp' if mcp else ''}")
             asyncio.run(server.serve(sockets=[listener]))
     finally:

@@ -160,6 +160,6 @@ def forget(
     report = assistant.forget([str(id)], verify=verify)
     return {
         "forgotten": [_document_json(document) for document in report.documents],
-        "found": None if report.residue is None else [asdict(left) for left in report.residue],
+        "found": None if report.remnants is None else [asdict(each) for each in report.remnants],
         "certificate": report.certificate,
     }

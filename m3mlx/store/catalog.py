@@ -1,23 +1,33 @@
-"""What is stored: documents, references, their text, vectors and state. The one truth.
+"""The catalog: documents, references, their text, vectors and state. The one truth.
 
 Whatever the catalog has committed exists; the other files of a store are addressed by it or
-derived from it. All methods are called inside ``transaction`` or ``snapshot``, save ``scrub``.
+derived from it. All methods are called inside ``transaction`` or ``snapshot``, save ``purge``.
+
+In an encrypted store paths, content hashes, texts, token ids and vectors are encrypted. Full text
+on the disk would list the words of all documents, so such a store has none (see ``words``).
 """
 
 from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, AnyStr
 
 import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from .memories import Memories, listed
-from .rows import NewReference, StoredDocument, StoredReference
+from .catalog_memories import IN, Memories, as_json
+from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
+from .database import Connection, new_database
+from .filter import Filter
+from .rows import Edition, NewReference, StoredDocument, StoredReference
 
+FILE = "catalog.sqlite"
 NEW_STORE = {  # the settings that change, as they begin
     "next_slot": 0,  # of the next reference; slots are not used again
     "commit": 0,  # counts what changes the results of searches
@@ -26,23 +36,58 @@ NEW_STORE = {  # the settings that change, as they begin
     "max_bytes": None,  # of all files together; beyond, memories are dropped
 }
 BLOCK = 1024  # references that are read at a time where all are needed
+_LONGEST_COLLECTION = 100  # characters
 _CHECKED = (  # all that the checksum of a reference is about, and the checksum
     'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, checksum '
     "FROM reference JOIN document ON document = id WHERE "
 )
-_COMPLETE = "document IN (SELECT id FROM document WHERE complete)"
+_VISIBLE = (
+    "FROM reference WHERE slot NOT IN (SELECT slot FROM reference WHERE quarantined) AND "
+    "document IN (SELECT id FROM document WHERE complete AND since > ?)"
+)
 
 
-class Catalog(Memories):
-    """The catalog of one store."""
+class Catalog:
+    """The catalog of one store.
+
+    Attributes:
+        db: the database.
+        memories: its tables of editions and memories.
+        cipher: encrypts and decrypts columns; until it is unlocked, it does not.
+    """
+
+    @staticmethod
+    def create(
+        path: Path, settings: Mapping[str, object], editions: Iterable[Edition] = ()
+    ) -> None:
+        """Make a catalog with these settings: complete under its name, or not at all.
+
+        With the setting ``cipher`` there is no full text.
+        """
+        with new_database(path) as db:
+            for name, value in settings.items():
+                db.execute("INSERT INTO setting VALUES (?, ?)", [name, json.dumps(value)])
+            for edition in editions:
+                db.execute("INSERT INTO edition VALUES (?, ?, ?, ?, ?, ?, ?, ?)", edition.row)
+            if settings.get("cipher"):
+                for part in ("TRIGGER reference_added", "TRIGGER reference_removed", "TABLE words"):
+                    db.execute(f"DROP {part}")
+
+    def __init__(self, path: Path, *, write: bool = False):
+        """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
+        self.path = path
+        self.db = Connection(path, write=write)
+        self.memories = Memories(self.db)
+        self.cipher: Cipher | Plain = PLAIN
+        self.snapshot: Callable[[], AbstractContextManager] = self.db.snapshot
+        self.transaction: Callable[[], AbstractContextManager] = self.db.transaction
+        self.damaged, self.close = self.db.damaged, self.db.close
+
+    # settings
 
     def settings(self) -> dict:
         """All settings, as they were stored."""
-        rows = self.db.execute("SELECT name, value FROM setting").fetchall()
-        try:
-            settings = {name: json.loads(value) for name, value in rows}
-        except (TypeError, ValueError) as error:
-            raise self.damaged(f"a setting cannot be read ({error})") from error
+        settings = self._settings()
         if missing := NEW_STORE.keys() - settings:
             raise self.damaged(f"the setting {min(missing)} is missing")
         for name in ("next_slot", "commit"):
@@ -50,12 +95,61 @@ class Catalog(Memories):
                 raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no number")
         return settings
 
+    def _settings(self) -> dict:
+        rows = self.db.execute("SELECT name, value FROM setting").fetchall()
+        try:
+            return {name: json.loads(value) for name, value in rows}
+        except (TypeError, ValueError) as error:
+            raise self.damaged(f"a setting cannot be read ({error})") from error
+
     def set(self, **settings: object) -> None:
         """Change settings."""
         for name, value in settings.items():
             self.db.execute(
                 "UPDATE setting SET value = ? WHERE name = ?", [json.dumps(value), name]
             )
+
+    def count_commit(self) -> None:
+        """Tell readers that searches may find something else than before."""
+        self.db.execute(
+            "UPDATE setting SET value = CAST(value AS INTEGER) + 1 WHERE name = 'commit'"
+        )
+
+    # what is encrypted
+
+    def unlock(self, passphrase: Passphrase | None) -> None:
+        """Take the keys, if the store is encrypted.
+
+        Raises:
+            LockedError: the passphrase is missing or wrong.
+            StoreError: the setting that has the wrapped key is damaged.
+        """
+        with self.snapshot():
+            settings = self._settings()
+            encrypted = self.db.value("SELECT 1 FROM edition WHERE overhead")
+        if locked := settings.get("cipher"):
+            store = str(settings.get("id"))
+            self.cipher = unlock(self.path.parent, store, locked, passphrase)
+        elif encrypted:
+            raise self.damaged("it is encrypted, and its key is gone")
+
+    def name(self, stored: str) -> str:
+        """Decrypt a path, hash or name of a collection."""
+        try:
+            return self.cipher.decrypt_name(stored)
+        except Tampered as error:
+            raise self.damaged("a name is not what was encrypted") from error
+
+    def _decrypt(self, stored: AnyStr, column: str, document: int, ordinal: int) -> AnyStr:
+        try:
+            return self.cipher.decrypt(stored, column, document, ordinal)
+        except Tampered as error:
+            raise StoreError(
+                f"{self.path}: reference {ordinal} of document {document} is not what was "
+                f"encrypted. Forget that document and memorize it again."
+            ) from error
+
+    # adding and changing
 
     def begin(
         self,
@@ -71,7 +165,7 @@ class Catalog(Memories):
             raise StoreError(
                 f"{path!a} cannot be stored, it is not valid Unicode. Rename the file."
             )
-        path, hash = self.stored_name(path), self.stored_name(hash)
+        path, hash = self.cipher.encrypt_name(path), self.cipher.encrypt_name(hash)
         found = None
         for id, known, expected, cut, complete in self.db.execute(
             "SELECT id, hash, count, tokenizer, complete FROM document WHERE path = ?", [path]
@@ -83,21 +177,19 @@ class Catalog(Memories):
                 self.remove([id])
         if found is None:
             added = added or datetime.now(UTC).isoformat(timespec="seconds")
-            found = self.db.execute(
+            (found,) = self.db.column(
                 "INSERT INTO document (path, hash, size, count, complete, added, tokenizer) "
-                "VALUES (?, ?, ?, ?, 0, ?, ?)",
+                "VALUES (?, ?, ?, ?, 0, ?, ?) RETURNING id",
                 [path, hash, size, count, added, tokenizer],
-            ).lastrowid
+            )
         return found, self._committed(found)
 
     def _committed(self, document: int) -> int:
-        return self.db.execute(
-            "SELECT count(*) FROM reference WHERE document = ?", [document]
-        ).fetchone()[0]
+        return self.db.value("SELECT count(*) FROM reference WHERE document = ?", [document])
 
     def insert(self, first: int, references: Sequence[NewReference]) -> None:
         """Add references with the slots from ``first`` on, and complete their documents."""
-        state = {}  # document -> path, expected references, committed references
+        state: dict[int, list] = {}  # document -> path, expected references, committed references
         for slot, new in enumerate(references, first):
             if new.document not in state:
                 row = self.db.execute(
@@ -116,32 +208,30 @@ class Catalog(Memories):
                     f"{count} is next. Add a document's references in order, once."
                 )
             state[new.document][2] += 1
+            owner = (new.document, new.ordinal)
+            text = self.cipher.encrypt(new.text, "text", *owner)
             tokens = np.asarray(new.tokens, dtype="<u4").tobytes()
+            tokens = self.cipher.encrypt(tokens, "tokens", *owner)
             vector = np.asarray(new.vector, dtype="<f4").tobytes()
-            text, tokens, vector = self.sealed(
-                (new.document, new.ordinal), new.text, tokens, vector
-            )
-            place = (new.ordinal, new.start, new.end, new.page, new.line, text)
-            checksum = _checksum(slot, path, place, tokens, vector)
+            vector = self.cipher.encrypt(vector, "vector", *owner)
+            row = (new.ordinal, new.start, new.end, new.page, new.line, text, tokens, vector)
             self.db.execute(
                 "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                [slot, new.document, *place, tokens, vector, checksum],
+                [slot, new.document, *row, _checksum(slot, path, row)],
             )
         for document, (path, count, committed) in state.items():
             if committed == count:
                 self._complete(document, path)
 
     def _complete(self, document: int, path: str) -> None:
-        older = self.db.execute(
-            "SELECT id FROM document WHERE path = ? AND complete", [path]
-        ).fetchall()
-        for (id,) in older:
+        older = self.db.column("SELECT id FROM document WHERE path = ? AND complete", [path])
+        for id in older:
             self.db.execute(
                 "INSERT OR IGNORE INTO collection SELECT ?, name FROM collection "
                 "WHERE document = ?",
                 [document, id],
             )
-        self.remove([id for (id,) in older])
+        self.remove(older)
         self.count_commit()
         self.db.execute(
             "UPDATE document SET complete = 1, since = (SELECT CAST(value AS INTEGER) "
@@ -151,8 +241,8 @@ class Catalog(Memories):
 
     def rename(self, document: int, path: str) -> None:
         """Give a document another path. Its references' checksums, which cover it, follow."""
-        new = self.stored_name(path)
-        if self.db.execute("SELECT 1 FROM document WHERE path = ?", [new]).fetchone():
+        new = self.cipher.encrypt_name(path)
+        if self.db.value("SELECT 1 FROM document WHERE path = ?", [new]):
             raise StoreError(f"{self.path}: {path} is the path of another document.")
         rows = self.db.execute(_CHECKED + "document = ?", [document]).fetchall()
         if not rows:
@@ -160,66 +250,93 @@ class Catalog(Memories):
         self.db.execute("UPDATE document SET path = ? WHERE id = ?", [new, document])
         self.db.conn.executemany(
             "UPDATE reference SET checksum = ? WHERE slot = ?",
-            [
-                # a checksum that was wrong before stays wrong
-                (
-                    checksum
-                    ^ _checksum(slot, old, place, tokens, vector)
-                    ^ _checksum(slot, new, place, tokens, vector),
-                    slot,
-                )
-                for slot, old, *place, tokens, vector, checksum in rows
-            ],
+            [(_moved_checksum(row, row[0], new), row[0]) for row in rows],
         )
         self.set(scrub=True)
         self.count_commit()
 
-    def count_commit(self) -> None:
-        """Tell readers that searches may find something else than before."""
-        self.db.execute(
-            "UPDATE setting SET value = CAST(value AS INTEGER) + 1 WHERE name = 'commit'"
-        )
+    def collect(self, documents: Iterable[int], collection: str) -> None:
+        """Put documents into a collection, out of any other; "" for none."""
+        if len(collection) > _LONGEST_COLLECTION or not collection.isprintable():
+            raise StoreError(
+                f"{collection[:40]!r} cannot name a collection: use up to {_LONGEST_COLLECTION} "
+                f"printable signs."
+            )
+        ids = as_json(documents)
+        self.db.execute(f"DELETE FROM collection WHERE document {IN}", [ids])
+        if collection:
+            self.db.execute(
+                f"INSERT INTO collection SELECT id, ? FROM document WHERE id {IN}",
+                [self.cipher.encrypt_name(collection), ids],
+            )
+        self.count_commit()
 
     def remove(self, documents: Sequence[int]) -> None:
         """Remove documents; ``leftovers`` then lists the slots whose records remain."""
         if not documents:
             return
-        ids = listed(documents)
+        ids = [as_json(documents)]
         self.db.execute(
             "INSERT OR IGNORE INTO leftover SELECT e.id, slot FROM edition e, reference "
-            "WHERE document IN (SELECT value FROM json_each(?))",
-            [ids],
+            f"WHERE document {IN}",
+            ids,
         )
         self.db.execute(
             "DELETE FROM memory WHERE edition IN (SELECT id FROM edition) AND slot IN (SELECT slot "
-            "FROM reference WHERE document IN (SELECT value FROM json_each(?)))",
-            [ids],
+            f"FROM reference WHERE document {IN})",
+            ids,
         )
-        self.db.execute("DELETE FROM document WHERE id IN (SELECT value FROM json_each(?))", [ids])
+        self.db.execute(f"DELETE FROM document WHERE id {IN}", ids)
         self.set(scrub=True)
         self.count_commit()
 
-    def hashes(self) -> dict[str, str | None]:
-        """Hash of each path's document, None where one is half added."""
-        rows = self.db.execute("SELECT path, hash, complete FROM document ORDER BY complete DESC")
-        return {
-            self.name(path): self.name(hash) if complete else None for path, hash, complete in rows
-        }
+    def quarantine(self, slots: Iterable[int], quarantined: bool) -> None:
+        """Hide references from searches, or show them again."""
+        self.db.execute(
+            f"UPDATE reference SET quarantined = ? WHERE slot {IN}", [quarantined, as_json(slots)]
+        )
+        self.set(seal=None)  # an index of other references
+        self.count_commit()
+
+    def renumber(self, moved: Mapping[int, int], origin: int) -> None:
+        """Give references other slots, and editions the record files that start at ``origin``.
+
+        Args:
+            moved: new slots by old ones, of all references; the new ones lie behind the old.
+        """
+        self.db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new, checksum)")
+        for part in blocks(list(moved)):
+            rows = self.db.execute(f"{_CHECKED} slot {IN}", [as_json(part)]).fetchall()
+            self.db.conn.executemany(
+                "INSERT INTO temp.moved VALUES (?, ?, ?)",
+                [
+                    (row[0], moved[row[0]], _moved_checksum(row, moved[row[0]], row[1]))
+                    for row in rows
+                ],
+            )
+        for statement in (
+            "DELETE FROM memory WHERE slot NOT IN (SELECT old FROM temp.moved)",
+            "UPDATE memory SET slot = (SELECT new FROM temp.moved WHERE old = slot)",
+            "UPDATE reference SET (slot, checksum) = "
+            "(SELECT new, checksum FROM temp.moved WHERE old = slot)",
+            "DROP TABLE temp.moved",
+        ):
+            self.db.execute(statement)
+        self.rebuild_full_text()
+        self.db.execute(
+            "UPDATE edition SET origin = ?1, file = 'memories-' || id || '-' || ?1 || '.kv'",
+            [origin],
+        )
+        self.set(next_slot=origin + len(moved), seal=None, scrub=True)
+        self.count_commit()
+
+    # documents
 
     def counts(self) -> tuple[int, int]:
         """Numbers of documents and of references."""
         return self.db.execute(
             "SELECT (SELECT count(*) FROM document), (SELECT count(*) FROM reference)"
         ).fetchone()
-
-    def visible(self, since: int = -1) -> int:
-        """Number of references that searches may find, of documents complete after a commit."""
-        return self.db.execute(
-            "SELECT count(*) FROM reference WHERE slot NOT IN (SELECT slot FROM reference "
-            "WHERE quarantined) AND document IN "
-            "(SELECT id FROM document WHERE complete AND since > ?)",
-            [since],
-        ).fetchone()[0]
 
     def documents(self, edition: int) -> list[StoredDocument]:
         """All documents by id, with ``bytes`` counted in records."""
@@ -233,94 +350,106 @@ class Catalog(Memories):
         )
         return [
             StoredDocument(
-                *(id, self.name(path), self.name(hash), *counts),
-                complete=bool(complete),
-                added=added,
-                bytes=counts[-1],
-                collection=self.name(collection) if collection else "",
+                *(id, self.name(path), self.name(hash), size, references, warm, bool(complete)),
+                *(added, warm, self.name(collection) if collection else ""),
             )
-            for id, path, hash, *counts, complete, added, collection in rows
+            for id, path, hash, size, references, warm, complete, added, collection in rows
         ]
 
-    def slots(self, documents: Iterable[int]) -> list[int]:
-        """Slots of documents, in order."""
+    def hashes(self) -> dict[str, str | None]:
+        """Hash of each path's document, None where one is half added."""
+        rows = self.db.execute("SELECT path, hash, complete FROM document ORDER BY complete DESC")
+        return {
+            self.name(path): self.name(hash) if complete else None for path, hash, complete in rows
+        }
+
+    def matching(self, only: Filter) -> list[int]:
+        """Ids of the complete documents that a filter matches."""
         rows = self.db.execute(
-            "SELECT slot FROM reference WHERE document IN (SELECT value FROM json_each(?)) "
-            "ORDER BY slot",
-            [listed(documents)],
+            "SELECT id, path, added, name FROM document LEFT JOIN collection ON document = id "
+            "WHERE complete"
         )
-        return [slot for (slot,) in rows]
+        return [
+            id
+            for id, path, added, name in rows
+            if only.matches(self.name(path), self.name(name) if name else "", added)
+        ]
 
-    def first_slot(self) -> int:
-        """The lowest slot of a reference that there is or will be."""
-        (first,) = self.db.execute("SELECT min(slot) FROM reference").fetchone()
-        return self.settings()["next_slot"] if first is None else first
-
-    def following(self, slot: int, count: int = BLOCK) -> list[int]:
-        """The next slots behind one, in order, of all references."""
-        rows = self.db.execute(
-            "SELECT slot FROM reference WHERE slot > ? ORDER BY slot LIMIT ?", [slot, count]
-        )
-        return [slot for (slot,) in rows]
-
-    def among(self, slots: Iterable[int]) -> set[int]:
-        """Those of some slots that searches may find."""
-        rows = self.db.execute(
-            f"SELECT slot FROM reference WHERE slot IN (SELECT value FROM json_each(?)) "
-            f"AND NOT quarantined AND {_COMPLETE}",
-            [listed(slots)],
-        )
-        return {slot for (slot,) in rows}
-
-    def visible_slots(self, since: int = -1) -> np.ndarray:
-        """Slots that searches may find, int64, in order."""
-        rows = self.db.execute(
-            "SELECT slot FROM reference WHERE slot NOT IN (SELECT slot FROM reference "
-            "WHERE quarantined) AND document IN "
-            "(SELECT id FROM document WHERE complete AND since > ?) ORDER BY slot",
-            [since],
-        )
-        return np.fromiter((slot for (slot,) in rows), dtype=np.int64)
-
-    def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of some slots those that exist, int64 ``(n,)``, and their vectors, float32."""
-        rows = self.db.execute(
-            "SELECT slot, document, ordinal, vector FROM reference "
-            "WHERE slot IN (SELECT value FROM json_each(?)) ORDER BY slot",
-            [listed(slots)],
+    def document_rows(self) -> list[tuple]:
+        """Of all documents id, path and hash as stored, references wanted, complete, references
+        there are, last position of one, and the remaining columns, none of them checked."""
+        return self.db.execute(
+            "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal), "
+            "d.size, d.added, d.tokenizer FROM document d "
+            "LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
         ).fetchall()
-        rows = [
-            (slot, self.opened_vector((document, ordinal), vector))
-            for slot, document, ordinal, vector in rows
-        ]
-        for slot, vector in rows:
-            if not isinstance(vector, bytes) or len(vector) != 4 * dimensions:
-                raise self.damaged(f"the vector of reference {slot} has another length")
-        vectors = np.frombuffer(b"".join(vector for _, vector in rows), dtype="<f4")
-        found = np.array([slot for slot, _ in rows], dtype=np.int64)
-        return found, vectors.reshape(len(rows), dimensions)
 
-    def quarantine(self, slots: Iterable[int], quarantined: bool) -> None:
-        """Hide references from searches, or show them again."""
-        self.db.execute(
-            "UPDATE reference SET quarantined = ? WHERE slot IN (SELECT value FROM json_each(?))",
-            [quarantined, listed(slots)],
+    def latest(self) -> tuple[int | None, int | None]:
+        """The highest slot, and the last commit that completed a document."""
+        return self.db.execute(
+            "SELECT (SELECT max(slot) FROM reference), "
+            "(SELECT max(CAST(since AS INTEGER)) FROM document)"
+        ).fetchone()
+
+    def path_of(self, slot: int) -> str | None:
+        """Path of a reference's document."""
+        path = self.db.value(
+            "SELECT path FROM document WHERE id = (SELECT document FROM reference WHERE slot = ?)",
+            [slot],
         )
-        self.set(seal=None)  # an index of other references
-        self.count_commit()
+        return path and str(self.name(path))
 
-    def quarantined(self) -> list[int]:
-        """Slots that are hidden from searches, in order."""
-        rows = self.db.execute("SELECT slot FROM reference WHERE quarantined ORDER BY slot")
-        return [slot for (slot,) in rows]
-
-    def hidden(self) -> dict[str, int]:
+    def quarantined(self) -> dict[str, int]:
         """Paths of documents with references in quarantine, and how many those are."""
         rows = self.db.execute(
             "SELECT path, count(*) FROM document d JOIN reference ON document = d.id "
             "WHERE quarantined GROUP BY path"
-        ).fetchall()
+        )
         return {self.name(path): count for path, count in rows}
+
+    # slots
+
+    def slots(self, documents: Iterable[int]) -> list[int]:
+        """Slots of documents, in order."""
+        return self.db.column(
+            f"SELECT slot FROM reference WHERE document {IN} ORDER BY slot", [as_json(documents)]
+        )
+
+    def slots_after(self, slot: int, count: int = BLOCK) -> list[int]:
+        """The next slots behind one, in order, of all references; -1 counts all."""
+        return self.db.column(
+            "SELECT slot FROM reference WHERE slot > ? ORDER BY slot LIMIT ?", [slot, count]
+        )
+
+    def first_slot(self) -> int:
+        """The lowest slot of a reference that there is or will be."""
+        first = self.db.value("SELECT min(slot) FROM reference")
+        return self.settings()["next_slot"] if first is None else first
+
+    def quarantined_slots(self) -> list[int]:
+        """Slots that are hidden from searches, in order."""
+        return self.db.column("SELECT slot FROM reference WHERE quarantined ORDER BY slot")
+
+    def visible(self, since: int = -1) -> int:
+        """Number of references that searches may find, of documents complete after a commit."""
+        return self.db.value(f"SELECT count(*) {_VISIBLE}", [since])
+
+    def visible_slots(self, since: int = -1) -> np.ndarray:
+        """Slots of the references that ``visible`` counts, int64, in order."""
+        rows = self.db.execute(f"SELECT slot {_VISIBLE} ORDER BY slot", [since])
+        return np.fromiter((slot for (slot,) in rows), dtype=np.int64)
+
+    def visible_among(self, slots: Iterable[int]) -> frozenset[int]:
+        """Return those of some slots that searches may find."""
+        return frozenset(
+            self.db.column(
+                f"SELECT slot FROM reference WHERE slot {IN} AND NOT quarantined "
+                "AND document IN (SELECT id FROM document WHERE complete)",
+                [as_json(slots)],
+            )
+        )
+
+    # references
 
     def references(self, slots: Collection[int], edition: int) -> dict[int, StoredReference]:
         """Read references. Raises StoreError that names the document of a damaged one."""
@@ -328,15 +457,15 @@ class Catalog(Memories):
             'SELECT slot, document, path, tokenizer, ordinal, "start", "end", page, line, '
             "text, tokens, vector, checksum, EXISTS (SELECT 1 FROM memory m WHERE m.edition = ? "
             "AND m.slot = reference.slot) FROM reference JOIN document ON document = id "
-            "WHERE slot IN (SELECT value FROM json_each(?))",
-            [edition, listed(slots)],
+            f"WHERE slot {IN}",
+            [edition, as_json(slots)],
         ).fetchall()
         if len(rows) != len(set(slots)):
             raise self.damaged("its full text knows references that it does not have")
         found = {}
-        for slot, document, path, tokenizer, *place, tokens, vector, checksum, warm in rows:
+        for slot, document, path, tokenizer, *row, checksum, warm in rows:
             try:
-                whole = checksum == _checksum(slot, path, place, tokens, vector)
+                whole = checksum == _checksum(slot, path, row)
             except TypeError:  # a value that is not even of its column's type
                 whole = False
             path = self.name(path)
@@ -345,62 +474,53 @@ class Catalog(Memories):
                     f"{self.path}: a reference of {path} (document {document}) is damaged. "
                     f"Forget that document and memorize it again."
                 )
-            place[-1], tokens, vector = self.opened((document, place[0]), place[-1], tokens, vector)
-            found[slot] = StoredReference(
-                *(slot, document, path, tokenizer, *place),
-                tokens=tuple(np.frombuffer(tokens, dtype="<u4").tolist()),
-                vector=np.frombuffer(vector, dtype="<f4"),
-                warm=bool(warm),
-            )
+            *place, text, tokens, vector = row
+            owner = document, place[0]
+            tokens = np.frombuffer(self._decrypt(tokens, "tokens", *owner), dtype="<u4")
+            vector = np.frombuffer(self._decrypt(vector, "vector", *owner), dtype="<f4")
+            values: list[Any] = [slot, document, path, tokenizer, *place]
+            values += [self._decrypt(text, "text", *owner), tuple(tokens.tolist()), vector]
+            values.append(bool(warm))
+            found[slot] = StoredReference(*values)
         return found
 
-    def renumber(self, moved: Mapping[int, int], origin: int) -> None:
-        """Give references other slots, and editions the record files that start at ``origin``.
-
-        Args:
-            moved: new slots by old ones, of all references; the new ones lie behind the old.
-        """
-        self.db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new, checksum)")
-        old = list(moved)
-        for start in range(0, len(old), BLOCK):
-            rows = self.db.execute(
-                _CHECKED + "slot IN (SELECT value FROM json_each(?))",
-                [listed(old[start : start + BLOCK])],
-            ).fetchall()
-            self.db.conn.executemany(
-                "INSERT INTO temp.moved VALUES (?, ?, ?)",
-                [
-                    # a checksum that was wrong before stays wrong
-                    (
-                        slot,
-                        moved[slot],
-                        checksum
-                        ^ _checksum(slot, path, place, tokens, vector)
-                        ^ _checksum(moved[slot], path, place, tokens, vector),
-                    )
-                    for slot, path, *place, tokens, vector, checksum in rows
-                ],
-            )
-        for statement in (
-            "DELETE FROM memory WHERE slot NOT IN (SELECT old FROM temp.moved)",
-            "UPDATE memory SET slot = (SELECT new FROM temp.moved WHERE old = slot)",
-            "UPDATE reference SET (slot, checksum) = "
-            "(SELECT new, checksum FROM temp.moved WHERE old = slot)",
-            "DROP TABLE temp.moved",
-        ):
-            self.db.execute(statement)
-        if not self.cipher:
-            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
-        self.db.execute(
-            "UPDATE edition SET origin = ?1, file = 'memories-' || id || '-' || ?1 || '.kv'",
-            [origin],
+    def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return those of some slots that exist, int64 ``(n,)``, and their vectors, float32."""
+        rows = self.db.execute(
+            f"SELECT slot, document, ordinal, vector FROM reference WHERE slot {IN} ORDER BY slot",
+            [as_json(slots)],
         )
-        self.set(next_slot=origin + len(moved), seal=None, scrub=True)
-        self.count_commit()
+        found, vectors = [], []
+        for slot, document, ordinal, stored in rows:
+            vector = self._decrypt(stored, "vector", document, ordinal)
+            if not isinstance(vector, bytes) or len(vector) != 4 * dimensions:
+                raise self.damaged(f"the vector of reference {slot} has another length")
+            found.append(slot)
+            vectors.append(vector)
+        joined = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(found), dimensions)
+        return np.array(found, dtype=np.int64), joined
+
+    def texts(self) -> Iterator[tuple[int, str]]:
+        """Slots and texts of all references that searches may find."""
+        rows = self.db.execute(f"SELECT slot, document, ordinal, text {_VISIBLE}", [-1])
+        for slot, document, ordinal, text in rows:
+            yield slot, self._decrypt(text, "text", document, ordinal)
+
+    # full text and what was removed
+
+    def rebuild_full_text(self) -> None:
+        """Make the full text again from the texts; an encrypted store has none."""
+        if not self.cipher.encrypts:
+            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+
+    def check_full_text(self) -> None:
+        """Raise StoreError if the full text is not that of the texts; needs the right to write."""
+        if not self.cipher.encrypts:
+            self.db.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
 
     def holds(self, sample: str | bytes) -> bool:
-        """Whether a name, text or word, or token or vector bytes, are in what the catalog holds."""
-        if self.cipher:
+        """Return whether the catalog holds a name, text or word, or token or vector bytes."""
+        if self.cipher.encrypts:
             return False  # nothing as it is
         if isinstance(sample, bytes):
             statement = "SELECT 1 FROM reference WHERE instr(tokens, ?1) OR instr(vector, ?1)"
@@ -416,23 +536,22 @@ class Catalog(Memories):
                 "SELECT 1 FROM edition WHERE instr(lower(fingerprint || memory), ?1) UNION ALL "
                 "SELECT 1 FROM sqlite_master WHERE instr(lower(sql), ?1)"
             )
-        return self.db.execute(statement + " LIMIT 1", [sample]).fetchone() is not None
+        return self.db.value(statement + " LIMIT 1", [sample]) is not None
 
-    def scrub(self) -> None:
-        """Leave nothing of what was removed, if anything was, in free pages, full text or log.
+    def purge(self) -> None:
+        """Erase what was removed from free pages, full text and log, if anything was removed.
 
         Call it outside of transactions. Raises StoreError if a reader kept it from finishing.
         """
         with self.snapshot():
             if not self.settings()["scrub"]:
                 return
-        with self.thread, self.translated():
+        with self.db.lock, self.db.errors_translated():
             # deleting from full text only adds a note; words stay until the index is made again
-            if not self.cipher:
-                self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+            self.rebuild_full_text()
             self.db.execute("VACUUM")
-            files.step("vacuumed")
-            (busy, _, _) = self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            files.at_step("vacuumed")
+            busy = self.db.value("PRAGMA wal_checkpoint(TRUNCATE)")
         if busy:
             raise StoreError(
                 f"{self.path}: it is being read, so removed text may remain in its log. "
@@ -442,7 +561,20 @@ class Catalog(Memories):
             self.set(scrub=False)
 
 
-def _checksum(slot: int, path: str, place: Sequence, tokens: bytes, vector: bytes) -> int:
+def blocks(slots: Sequence[int] | np.ndarray) -> Iterator[list[int]]:
+    """Cut a list of slots, of any length, into parts that are read at a time."""
+    for start in range(0, len(slots), BLOCK):
+        yield list(slots[start : start + BLOCK])
+
+
+def _checksum(slot: int, path: str, row: Sequence) -> int:
     """CRC-32 of all that a reference says about itself."""
+    *place, tokens, vector = row
     head = json.dumps([slot, path, *place]).encode()
     return zlib.crc32(vector, zlib.crc32(tokens, zlib.crc32(head)))
+
+
+def _moved_checksum(row: Sequence, slot: int, path: str) -> int:
+    """Checksum of a row of ``_CHECKED`` under another slot or path; if wrong, it stays wrong."""
+    before, old, *rest, checksum = row
+    return checksum ^ _checksum(before, old, rest) ^ _checksum(slot, path, rest)

@@ -1,7 +1,7 @@
-"""What is damaged in a store, and which documents that concerns.
+"""Find what is damaged in a store, and which documents that concerns.
 
 Everything that carries a checksum is read: pages and indexes of the databases, full text against
-the texts, every reference, every record of every edition, the index file against its seal and the
+the texts, every reference, every record of every edition, the index file against its stamp and the
 catalog, and every message of the sessions. ``repair`` mends what this finds.
 """
 
@@ -16,16 +16,17 @@ from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import os_errors_as_store_errors
 from . import index, sessions
-from .bank import Bank, DamagedRecord, Identity
+from .catalog import FILE as CATALOG
 from .catalog import Catalog
 from .cipher import LockedError, Passphrase
+from .database import integrity_errors
+from .lock import FILE as LOCK
 from .lock import WriterLock
-from .reading import CATALOG, INDEX, LOCK
+from .record_file import DamagedRecord, Identity, RecordFile
 from .rows import Edition
 from .sessions import Sessions
 
 _PART = 256  # references that are read at a time
-_MANY = 20  # complaints of SQLite about one file that are shown
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Damage:
 
 @dataclass
 class CheckReport:
-    """What a check found.
+    """Result of a check.
 
     Attributes:
         damages: what is damaged.
@@ -66,7 +67,7 @@ class CheckReport:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is damaged but at most the index, which is derived.
+        """Return whether nothing is damaged but at most the index, which is derived.
 
         A crash too can leave an index that is not the one the catalog means; searches do without
         it, and the next writer makes it again.
@@ -86,56 +87,46 @@ def check(
     wait: float = 10.0,
     passphrase: Passphrase | None = None,
 ) -> CheckReport:
-    """Look at everything in a store, which nobody may change meanwhile.
+    """Examine everything in a store, which nobody may change meanwhile.
 
     Raises:
         LockedError: the store is encrypted, and the passphrase is missing or wrong.
         StoreError: there is no store, or another process writes to it.
     """
     path = Path(path)
-    with alone(path, wait):
+    with exclusive(path, wait):
         return examine(path, progress, passphrase)
 
 
 def quick(path: Path, passphrase: Passphrase | None = None) -> CheckReport:
-    """The part of a check that is soon done and keeps nobody from writing.
+    """Do the part of a check that is fast and lets others write.
 
     Texts, vectors and memories are not read, only what holds them.
 
     Raises:
         LockedError: the store is encrypted, and the passphrase is missing or wrong.
     """
-    path = Path(path)
-    try:
-        with closing(Catalog(path / CATALOG)) as catalog:
-            catalog.unlock(passphrase)
-            return _Examination(path, catalog, no_progress).quick_findings()
-    except LockedError:
-        raise
-    except StoreError as error:
-        return CheckReport([Damage("catalog", str(error))])
+    return examine(Path(path), no_progress, passphrase, quick=True)
 
 
 @contextmanager
-def alone(path: Path, wait: float) -> Iterator[None]:
+def exclusive(path: Path, wait: float) -> Iterator[None]:
     """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with os_errors_as_store_errors(path):
-        lock = WriterLock(path / LOCK, wait)
-        try:
-            yield
-        finally:
-            lock.release()
+    with os_errors_as_store_errors(path), closing(WriterLock(path / LOCK, wait)):
+        yield
 
 
-def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> CheckReport:
-    """As ``check``, for who holds the lock."""
+def examine(
+    path: Path, progress: Progress, passphrase: Passphrase | None, *, quick: bool = False
+) -> CheckReport:
+    """As ``check``; the caller holds the lock, unless it is ``quick``."""
     try:
         # to write, so that full text can be checked
-        with closing(Catalog(path / CATALOG, write=True)) as catalog:
+        with closing(Catalog(path / CATALOG, write=not quick)) as catalog:
             catalog.unlock(passphrase)
-            return _Examination(path, catalog, progress).findings()
+            return _Examination(path, catalog, progress, quick).findings()
     except LockedError:
         raise
     except StoreError as error:
@@ -143,76 +134,49 @@ def examine(path: Path, progress: Progress, passphrase: Passphrase | None) -> Ch
 
 
 class _Examination:
-    def __init__(self, path: Path, catalog: Catalog, progress: Progress):
+    def __init__(self, path: Path, catalog: Catalog, progress: Progress, quick: bool):
         self._path, self._catalog, self._progress = path, catalog, progress
+        self._quick = quick
         self._found = CheckReport()
         self._dimensions, self._store = 0, b""
 
     def findings(self) -> CheckReport:
-        with self._noting("catalog"):
-            self._pages()
-        with self._noting("words"):
-            self._words()
-        with self._noting("catalog"):
-            self._settings()
-        with self._noting("catalog"):
-            self._documents()
-        with self._noting("catalog"):
-            self._references()
-        with self._noting("catalog"):
-            self._memories()
-        with self._noting("catalog"):
-            self._index()
-        with self._noting("sessions"):
-            self._sessions()
+        parts = [
+            *(self._pages, self._full_text, self._settings, self._documents),
+            *(self._references, self._memories, self._index, self._sessions),
+        ]
+        slow = (self._full_text, self._references, self._sessions)
+        names = {self._full_text: "words", self._sessions: "sessions"}
+        for examine in parts:
+            if self._quick and examine in slow:
+                continue
+            try:
+                examine()
+            except StoreError as error:  # what cannot even be asked for is damaged, too
+                self._note(names.get(examine, "catalog"), str(error))
         self._found.damages = list(dict.fromkeys(self._found.damages))
         return self._found
 
-    def quick_findings(self) -> CheckReport:
-        with self._noting("catalog"):
-            self._pages("quick_check")
-        for part in (self._settings, self._documents, self._files, self._index):
-            with self._noting("catalog"):
-                part()
-        return self._found
+    def _note(
+        self,
+        part: str,
+        detail: str,
+        *,
+        path: str | None = None,
+        slot: int | None = None,
+        edition: int | None = None,
+        document: int | None = None,
+    ) -> None:
+        self._found.damages.append(Damage(part, detail, path, slot, edition, document))
 
-    def _files(self) -> None:
-        """The record files, but for what is in them."""
+    def _pages(self) -> None:
         with self._catalog.snapshot():
-            editions = self._catalog.editions()
-        for edition in editions:
-            if bank := self._bank(edition):
-                bank.close()
+            for error in integrity_errors(self._catalog.db.conn, quick=self._quick):
+                self._note("catalog", error)
 
-    @contextmanager
-    def _noting(self, part: str) -> Iterator[None]:
-        """Whatever cannot even be asked for is damaged, too."""
-        try:
-            yield
-        except StoreError as error:
-            self._note(part, str(error))
-
-    def _note(self, part: str, detail: str, **where: object) -> None:
-        self._found.damages.append(Damage(part, detail, **where))
-
-    def _pages(self, pragma: str = "integrity_check") -> None:
-        with self._catalog.snapshot():
-            rows = self._catalog.db.execute(f"PRAGMA {pragma}({_MANY})").fetchall()
-        for (complaint,) in rows:
-            if complaint != "ok":
-                self._note("catalog", str(complaint))
-        with self._catalog.snapshot():
-            broken = self._catalog.db.execute("PRAGMA foreign_key_check").fetchall()
-        if broken:
-            self._note("catalog", f"{len(broken)} references belong to no document")
-
-    def _words(self) -> None:
-        if self._catalog.cipher:
-            return  # it has none on the disk
+    def _full_text(self) -> None:
         with suppress(_Undo), self._catalog.transaction():
-            self._catalog.db.execute(
-                "INSERT INTO words (words, rank) VALUES ('integrity-check', 1)"
-            )
+            self._catalog.check_full_text()
             raise _Undo
 
     def _settings(self) -> None:
@@ -223,23 +187,15 @@ class _Examination:
                 self._dimensions = int(settings["dimensions"])
             except (KeyError, TypeError, ValueError) as error:
                 raise self._catalog.damaged(f"a setting is wrong ({error})") from error
-            end = settings["next_slot"]
-            (last,) = self._catalog.db.execute("SELECT max(slot) FROM reference").fetchone()
-            (since,) = self._catalog.db.execute(
-                "SELECT max(CAST(since AS INTEGER)) FROM document"
-            ).fetchone()
-        if last is not None and last >= end:
-            self._note("catalog", f"the next slot, {end}, is in use")
+            last, since = self._catalog.latest()
+        if last is not None and last >= settings["next_slot"]:
+            self._note("catalog", f"the next slot, {settings['next_slot']}, is in use")
         if since is not None and since > settings["commit"]:
             self._note("catalog", f"a document is of commit {since}, which has not been yet")
 
     def _documents(self) -> None:
         with self._catalog.snapshot():
-            rows = self._catalog.db.execute(
-                "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal), "
-                "d.size, d.added, d.tokenizer FROM document d "
-                "LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
-            ).fetchall()
+            rows = self._catalog.document_rows()
         for id, path, hash, count, complete, have, last, *_ in rows:
             try:
                 path, hash = self._catalog.name(path), self._catalog.name(hash)
@@ -251,16 +207,16 @@ class _Examination:
                 what = f"it has {have} of {count} references"
                 self._note("document", what, path=str(path), document=id)
         with self._catalog.snapshot():
-            self._found.quarantined = self._catalog.hidden()
+            self._found.quarantined = self._catalog.quarantined()
 
     def _references(self) -> None:
         after, done = -1, 0
         with self._catalog.snapshot():
             total = self._catalog.counts()[1]
-            skipped = set(self._catalog.quarantined())
+            skipped = set(self._catalog.quarantined_slots())
         while True:
             with self._catalog.snapshot():
-                slots = self._catalog.following(after, _PART)
+                slots = self._catalog.slots_after(after, _PART)
             if not slots:
                 return
             if slots != sorted(set(slots)) or slots[0] <= after:  # it would never end
@@ -289,17 +245,12 @@ class _Examination:
 
     def _document_of(self, slot: int) -> str | None:
         with suppress(StoreError), self._catalog.snapshot():
-            row = self._catalog.db.execute(
-                "SELECT path FROM document WHERE id = (SELECT document FROM reference "
-                "WHERE slot = ?)",
-                [slot],
-            ).fetchone()
-            return row and str(self._catalog.name(row[0]))
+            return self._catalog.path_of(slot)
         return None
 
     def _memories(self) -> None:
         with self._catalog.snapshot():
-            editions = self._catalog.editions()
+            editions = self._catalog.memories.editions()
         if not editions:
             self._note("catalog", "it knows no edition of memories")
         for edition in editions:
@@ -307,49 +258,35 @@ class _Examination:
 
     def _edition(self, edition: Edition) -> None:
         with self._catalog.snapshot():
-            warm = self._catalog.warm_slots(edition.id).tolist()
-            known = self._catalog.warmth(edition.id, warm)
-        if lost := [slot for slot in warm if slot not in known]:
+            warm = self._catalog.memories.warm_slots(edition.id).tolist()
+            known = warm if self._quick else self._catalog.memories.warmth(edition.id, warm)
+        if lost := set(warm).difference(known):
             self._note("catalog", f"{len(lost)} memories are of no reference")
-        bank = self._bank(edition)
-        if bank is None:
-            return
+        path, identity = self._path / edition.file, Identity.of(self._store, edition)
         try:
-            for done, slot in enumerate(warm, 1):
-                try:
-                    bank.read([slot])
-                    self._found.memories += 1
-                except (DamagedRecord, OSError) as error:
-                    path = self._document_of(slot)
-                    self._note("memory", str(error), slot=slot, edition=edition.id, path=path)
-                if not done % _PART:
-                    self._progress("checking memories", done, len(warm))
-        finally:
-            bank.close()
-
-    def _bank(self, edition: Edition) -> Bank | None:
-        """An edition's record file, if its header is right."""
-        with self._catalog.snapshot():
-            warm = self._catalog.warm_slots(edition.id).tolist()
-        try:
-            bank = Bank(
-                self._path / edition.file,
-                Identity.of(self._store, edition),
-                cipher=self._catalog.cipher,
-            )
+            file = RecordFile(path, identity, cipher=self._catalog.cipher)
         except (StoreError, OSError) as error:
             self._note("records", str(error), edition=edition.id)
-            return None
-        if warm and bank.records <= warm[-1] - edition.origin:
-            self._note("records", f"{bank.path} is cut short", edition=edition.id)
-        return bank
+            return
+        with closing(file):
+            if warm and file.records <= warm[-1] - edition.origin:
+                self._note("records", f"{path} is cut short", edition=edition.id)
+            for done, slot in enumerate([] if self._quick else warm, 1):
+                try:
+                    file.read([slot])
+                    self._found.memories += 1
+                except (DamagedRecord, OSError) as error:
+                    document = self._document_of(slot)
+                    self._note("memory", str(error), slot=slot, edition=edition.id, path=document)
+                if not done % _PART:
+                    self._progress("checking memories", done, len(warm))
 
     def _sessions(self) -> None:
         if not (self._path / sessions.FILE).exists():
             return
         with Sessions(self._path, self._catalog.cipher) as kept:
-            for complaint in kept.complaints():
-                self._note("sessions", complaint)
+            for error in kept.errors():
+                self._note("sessions", error)
 
     def _index(self) -> None:
         with self._catalog.snapshot():
@@ -357,16 +294,16 @@ class _Examination:
             if fields is None:
                 return
             try:
-                seal = index.Seal(**fields)
+                stamp = index.IndexStamp(**fields)
             except TypeError:
-                self._note("index", "its seal in the catalog is damaged")
+                self._note("index", "its stamp in the catalog is damaged")
                 return
             wanted = set(self._catalog.visible_slots().tolist())
-            wanted -= set(self._catalog.visible_slots(seal.commit).tolist())
+            wanted -= set(self._catalog.visible_slots(stamp.commit).tolist())
         try:
-            held = index.Graph(self._path / INDEX, seal).slots()
-        except index.Unsealed:
-            self._note("index", f"{self._path / INDEX} is not the file that was written")
+            held = index.Graph(self._path / index.FILE, stamp).slots()
+        except index.StaleIndex:
+            self._note("index", f"{self._path / index.FILE} is not the file that was written")
             return
         if lost := wanted.difference(held.tolist()):
             self._note("index", f"it lacks {len(lost)} references")

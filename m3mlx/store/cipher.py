@@ -1,4 +1,4 @@
-"""Encryption at rest: what a store keeps of documents, nobody reads without its passphrase.
+"""Encryption at rest: documents in a store cannot be read without its passphrase.
 
 A random key encrypts the store. It lies in the catalog's settings, itself encrypted with a key
 that scrypt makes from the passphrase, or from random bytes that the system's key store keeps.
@@ -10,7 +10,7 @@ From it come three keys by HKDF-SHA256:
     names     AES-256-SIV for paths and content hashes: the same name is always the same
               ciphertext, so that it can be looked up
 
-Whoever reads the files without the key sees how many documents and references there are, how
+Without the key, the files still show how many documents and references there are, how
 long they are, where they start and when they came, and which model made the memories.
 """
 
@@ -21,6 +21,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import AnyStr
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, AESSIV
@@ -48,62 +49,94 @@ class Tampered(Exception):
     """Bytes are not those that were encrypted in this place."""
 
 
+class Plain:
+    """Stands for the cipher in a store that is not encrypted: everything is kept as it is."""
+
+    encrypts = False
+    overhead = 0
+
+    def encrypt_record(self, memory: bytes, identity: bytes) -> bytes:
+        return memory
+
+    def decrypt_record(self, stored: bytes, identity: bytes) -> bytes:
+        return stored
+
+    def encrypt(self, value: AnyStr, *identity: object) -> AnyStr:
+        return value
+
+    def decrypt(self, stored: AnyStr, *identity: object) -> AnyStr:
+        return stored
+
+    def encrypt_name(self, name: str) -> str:
+        return name
+
+    def decrypt_name(self, stored: str) -> str:
+        return stored
+
+
+PLAIN = Plain()
+
+
 class Cipher:
-    """The keys of one store."""
+    """The keys of one store. What decrypts raises Tampered.
+
+    Attributes:
+        encrypts: whether anything changes.
+        overhead: bytes by which the encrypted form of a record is longer.
+    """
+
+    encrypts = True
+    overhead = OVERHEAD
 
     def __init__(self, key: bytes):
         self._records = AESGCM(_derived(key, b"records", 32))
         self._columns = AESGCM(_derived(key, b"columns", 32))
         self._names = AESSIV(_derived(key, b"names", 64))
 
-    def seal_record(self, memory: bytes, identity: bytes) -> bytes:
-        return _sealed(self._records, memory, identity)
+    def encrypt_record(self, memory: bytes, identity: bytes) -> bytes:
+        return _encrypted(self._records, memory, identity)
 
-    def open_record(self, sealed: bytes, identity: bytes) -> bytes:
-        """Raises Tampered."""
-        return _opened(self._records, sealed, identity)
+    def decrypt_record(self, stored: bytes, identity: bytes) -> bytes:
+        return _decrypted(self._records, stored, identity)
 
-    def seal(self, value: bytes, *identity: object) -> bytes:
+    def encrypt(self, value: AnyStr, *identity: object) -> AnyStr:
         """Encrypt a value of a column; ``identity`` says whose and which it is."""
-        return _sealed(self._columns, value, repr(identity).encode())
+        owner = repr(identity).encode()
+        if isinstance(value, str):
+            return base64.b64encode(_encrypted(self._columns, value.encode(), owner)).decode()
+        return _encrypted(self._columns, value, owner)
 
-    def open(self, sealed: bytes, *identity: object) -> bytes:
-        """Raises Tampered."""
-        return _opened(self._columns, sealed, repr(identity).encode())
+    def decrypt(self, stored: AnyStr, *identity: object) -> AnyStr:
+        owner = repr(identity).encode()
+        if isinstance(stored, bytes):
+            return _decrypted(self._columns, stored, owner)
+        return _decrypted(self._columns, _from_base64(stored), owner).decode()
 
-    def seal_text(self, text: str, *identity: object) -> str:
-        return base64.b64encode(self.seal(text.encode(), *identity)).decode()
-
-    def open_text(self, sealed: str, *identity: object) -> str:
-        """Raises Tampered."""
-        return self.open(_decoded(sealed), *identity).decode()
-
-    def seal_name(self, name: str) -> str:
-        """The one encrypted form of a name."""
+    def encrypt_name(self, name: str) -> str:
+        """Return the one encrypted form of a name."""
         # a name has always two bytes more: AES-SIV refuses an empty one
         return base64.b64encode(self._names.encrypt(b"n:" + name.encode(), None)).decode()
 
-    def open_name(self, sealed: str) -> str:
-        """Raises Tampered."""
+    def decrypt_name(self, stored: str) -> str:
         try:
-            return self._names.decrypt(_decoded(sealed), None)[2:].decode()
+            return self._names.decrypt(_from_base64(stored), None)[2:].decode()
         except (InvalidTag, ValueError) as error:
             raise Tampered from error
 
 
-def _sealed(key: AESGCM, value: bytes, identity: bytes) -> bytes:
+def _encrypted(key: AESGCM, value: bytes, identity: bytes) -> bytes:
     nonce = os.urandom(_NONCE)
     return nonce + key.encrypt(nonce, value, identity)
 
 
-def _opened(key: AESGCM, sealed: bytes, identity: bytes) -> bytes:
+def _decrypted(key: AESGCM, stored: bytes, identity: bytes) -> bytes:
     try:
-        return key.decrypt(sealed[:_NONCE], sealed[_NONCE:], identity)
+        return key.decrypt(stored[:_NONCE], stored[_NONCE:], identity)
     except (InvalidTag, ValueError) as error:  # ValueError: too short for a nonce
         raise Tampered from error
 
 
-def _decoded(text: str) -> bytes:
+def _from_base64(text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (TypeError, ValueError) as error:

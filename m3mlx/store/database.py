@@ -5,69 +5,84 @@ One connection serves all threads of a process, one at a time. SQLite's errors b
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlite_utils import Database
 
 from .. import files
 from ..errors import StoreError
 from .migrations import migrations
-from .rows import Edition
 
 BUSY_SECONDS = 10  # how long one process waits for another's commit
 _PAGE = 16384  # of the database: six references fit, where 4096 hold one and waste a third
+_MOST_ERRORS = 20  # of one file that SQLite lists
 
 
 class OlderSchema(StoreError):
     """A catalog must be brought up to date, which only a writer may do."""
 
 
+@contextmanager
+def new_database(path: Path) -> Iterator[Database]:
+    """Yield a database with an empty schema to fill; it then becomes ``path``, or not at all."""
+    with files.replacing(path) as new:
+        db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
+        db.execute(f"PRAGMA page_size={_PAGE}")
+        db.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
+        migrations.apply(db)
+        yield db
+        db.close()
+
+
+@contextmanager
+def committed(conn: sqlite3.Connection, begin: str = "BEGIN IMMEDIATE") -> Iterator[None]:
+    """Commit what happens inside, or roll it back after an error."""
+    # IMMEDIATE: a deferred transaction that turns into a writing one fails without waiting
+    conn.execute(begin)
+    try:
+        yield
+        conn.commit()
+    except BaseException:
+        conn.rollback()
+        raise
+
+
+def integrity_errors(conn: sqlite3.Connection, *, quick: bool = False) -> Iterator[str]:
+    """Yield what SQLite finds wrong with the pages, indexes and foreign keys of a file."""
+    pragma = "quick_check" if quick else "integrity_check"
+    for (line,) in conn.execute(f"PRAGMA {pragma}({_MOST_ERRORS})").fetchall():
+        if line != "ok":
+            yield str(line)
+    if broken := conn.execute("PRAGMA foreign_key_check").fetchall():
+        yield f"{len(broken)} rows belong to no row of another table"
+
+
 class Connection:
-    """An open database. Read inside ``snapshot``, write inside ``transaction``."""
+    """An open database. Read inside ``snapshot``, write inside ``transaction``.
 
-    @staticmethod
-    def create(
-        path: Path,
-        settings: Mapping[str, object],
-        editions: Iterable[Edition] = (),
-        changes: Iterable[str] = (),
-    ) -> None:
-        """Make a database with these settings: complete under its name, or not at all.
-
-        ``changes`` are statements that follow those of the schema.
-        """
-        with files.replacing(path) as new:
-            db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
-            db.execute(f"PRAGMA page_size={_PAGE}")
-            db.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
-            migrations.apply(db)
-            for name, value in settings.items():
-                db["setting"].insert({"name": name, "value": json.dumps(value)})
-            for edition in editions:
-                db["edition"].insert(edition_row(edition))
-            for statement in changes:
-                db.execute(statement)
-            db.close()
+    Attributes:
+        conn: the connection of the standard library.
+        lock: held by the thread whose turn it is.
+    """
 
     def __init__(self, path: Path, *, write: bool = False):
         """Open a database. Raises StoreError if it is damaged, foreign or of another version."""
         self.path = path
-        self.thread = threading.RLock()
-        connection = sqlite3.connect(
+        self.lock = threading.RLock()
+        self.conn = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw",  # never makes a new one
             uri=True,
             isolation_level=None,
-            check_same_thread=False,  # thread serialises
+            check_same_thread=False,  # the lock serialises
             timeout=BUSY_SECONDS,
         )
-        self.db = Database(connection, execute_plugins=False)
         try:
-            with self.translated():
+            with self.errors_translated():
                 self._prepare(write)
         except BaseException:
             self.close()
@@ -75,9 +90,10 @@ class Connection:
 
     def _prepare(self, write: bool) -> None:
         for pragma in ("foreign_keys", "secure_delete", "fullfsync", "cell_size_check"):
-            self.db.execute(f"PRAGMA {pragma}=ON")
+            self.execute(f"PRAGMA {pragma}=ON")
+        db = Database(self.conn, execute_plugins=False)
         try:
-            applied = {migration.name for migration in migrations.applied(self.db)}
+            applied = {migration.name for migration in migrations.applied(db)}
         except KeyError as error:
             raise self.damaged(f"its list of migrations has no {error}") from error
         if not applied:
@@ -90,36 +106,49 @@ class Connection:
         if write:
             # VACUUM writes all text to a temporary file, which must not lie anywhere else
             folder = str(self.path.absolute().parent).replace("'", "''")
-            self.db.execute(f"PRAGMA temp_store_directory='{folder}'")
-            self.db.execute("PRAGMA journal_mode=WAL")
-            migrations.apply(self.db)
+            self.execute(f"PRAGMA temp_store_directory='{folder}'")
+            self.execute("PRAGMA journal_mode=WAL")
+            migrations.apply(db)
         else:
-            self.db.execute("PRAGMA query_only=ON")
+            self.execute("PRAGMA query_only=ON")
 
     def close(self) -> None:
-        self.db.close()
+        self.conn.close()
+
+    def execute(
+        self, statement: str, parameters: Sequence | Mapping[str, object] = ()
+    ) -> sqlite3.Cursor:
+        return self.conn.execute(statement, parameters)
+
+    def column(self, statement: str, parameters: Sequence = ()) -> list[Any]:
+        """Return the first value of every row."""
+        return [row[0] for row in self.conn.execute(statement, parameters)]
+
+    def value(self, statement: str, parameters: Sequence = ()) -> Any:
+        """Return the first value of the first row; None without rows."""
+        row = self.conn.execute(statement, parameters).fetchone()
+        return row and row[0]
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Everything inside is committed and on the disk at the end, or nothing is."""
-        # IMMEDIATE: a deferred transaction that turns into a writing one fails without waiting
-        with self.thread, self.translated():
-            with self._inside("BEGIN IMMEDIATE"):
+        """Commit everything inside, on the disk at the end, or nothing of it."""
+        with self.lock, self.errors_translated():
+            with committed(self.conn):
                 yield
-                files.step("committing")
-            files.step("committed")
+                files.at_step("committing")
+            files.at_step("committed")
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
-        """Everything inside sees one commit, whatever others write meanwhile.
+        """Let everything inside see one commit, whatever others write meanwhile.
 
         Inside of another snapshot or a transaction it is part of that.
         """
-        with self.thread, self.translated():
-            if self.db.conn.in_transaction:
+        with self.lock, self.errors_translated():
+            if self.conn.in_transaction:
                 yield
             else:
-                with self._inside("BEGIN"):
+                with committed(self.conn, "BEGIN"):
                     yield
 
     def empty_log(self) -> bool:
@@ -127,27 +156,18 @@ class Connection:
 
         Call it outside of transactions. It does not wait.
         """
-        with self.thread, self.translated():
-            self.db.execute("PRAGMA busy_timeout=0")
+        with self.lock, self.errors_translated():
+            self.execute("PRAGMA busy_timeout=0")
             try:
-                return not self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-            except sqlite3.OperationalError:  # somebody reads or looks at this very moment
+                return not self.value("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.OperationalError:  # a reader is active at this very moment
                 return False
             finally:
-                self.db.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
+                self.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
 
     @contextmanager
-    def _inside(self, begin: str) -> Iterator[None]:
-        self.db.execute(begin)
-        try:
-            yield
-            self.db.commit()
-        except BaseException:
-            self.db.rollback()
-            raise
-
-    @contextmanager
-    def translated(self) -> Iterator[None]:
+    def errors_translated(self) -> Iterator[None]:
+        """Raise SQLite's errors as StoreError that names the file and what to do."""
         try:
             yield
         except sqlite3.ProgrammingError:  # a mistake of the caller, such as use after close
@@ -166,10 +186,7 @@ class Connection:
             elif name.startswith("SQLITE_IOERR"):
                 what = "the disk does not answer as it should. Check it, then try again."
             else:
-                what = (
-                    "it is damaged or not a catalog. Restore it from a backup, or remove the "
-                    "store's folder and memorize the documents again."
-                )
+                raise self.damaged(f"it is damaged or not a catalog ({error})") from error
             raise StoreError(f"{self.path}: {what} ({error})") from error
 
     def damaged(self, what: str) -> StoreError:
@@ -177,12 +194,3 @@ class Connection:
             f"{self.path}: {what}. Restore it from a backup, or remove the store's folder and "
             f"memorize the documents again."
         )
-
-
-def edition_row(edition: Edition) -> dict[str, object]:
-    """An edition as its row, without the id that the database gives it."""
-    row = dict(vars(edition))
-    del row["id"]
-    for name in ("fingerprint", "memory"):
-        row[name] = json.dumps(row[name], sort_keys=True)
-    return row

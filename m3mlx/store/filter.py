@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
-from ..errors import StoreError
-from .memories import Memories, listed
-
-_LONGEST = 100  # characters of a collection's name
-
 
 @dataclass(frozen=True)
 class Filter:
-    """What a document must be to be searched; None or () for what does not matter.
+    """Conditions for documents to be searched; None or () for those that do not matter.
 
     Attributes:
         collection: that it is in.
@@ -31,16 +25,16 @@ class Filter:
     types: tuple[str, ...] = ()
     since: str | None = None
 
-    def lets(self, path: str, collection: str, added: str) -> bool:
-        """Whether a document is searched."""
+    def matches(self, path: str, collection: str, added: str) -> bool:
+        """Return whether a document is searched."""
         return (
             self.collection in (None, collection)
             and (self.since is None or added >= self.since)
             and (not self.types or os.path.splitext(path)[1].lower() in self._endings)
-            and (not self.paths or self._is_wanted(path))
+            and (not self.paths or self._matches_path(path))
         )
 
-    def _is_wanted(self, path: str) -> bool:
+    def _matches_path(self, path: str) -> bool:
         whole, folders, patterns = self._places
         return (
             path in whole
@@ -63,35 +57,3 @@ class Filter:
             elif name:
                 whole |= {name, os.path.abspath(name), os.path.realpath(name)}
         return whole, tuple(os.path.join(name, "") for name in whole), patterns
-
-
-def chosen(catalog: Memories, only: Filter) -> list[int]:
-    """Ids of the documents that a filter lets through."""
-    rows = catalog.db.execute(
-        "SELECT id, path, added, name FROM document LEFT JOIN collection ON document = id "
-        "WHERE complete"
-    ).fetchall()
-    return [
-        id
-        for id, path, added, name in rows
-        if only.lets(catalog.name(path), catalog.name(name) if name else "", added)
-    ]
-
-
-def collect(catalog: Memories, documents: Iterable[int], collection: str) -> None:
-    """Put documents into a collection, out of any other; "" for none."""
-    if len(collection) > _LONGEST or not collection.isprintable():
-        raise StoreError(
-            f"{collection[:40]!r} cannot name a collection: use up to {_LONGEST} printable signs."
-        )
-    ids = listed(documents)
-    catalog.db.execute(
-        "DELETE FROM collection WHERE document IN (SELECT value FROM json_each(?))", [ids]
-    )
-    if collection:
-        catalog.db.execute(
-            "INSERT INTO collection SELECT id, ? FROM document "
-            "WHERE id IN (SELECT value FROM json_each(?))",
-            [catalog.stored_name(collection), ids],
-        )
-    catalog.count_commit()

@@ -1,13 +1,13 @@
 """Nearest neighbours: exact while a store is small, a USearch graph when it is large.
 
 vectors.usearch is derived from the catalog, and USearch trusts the files it opens: a damaged
-graph can kill the process. So the catalog keeps a seal of the file, which is checked before the
-file is opened; without a valid seal the search is exact. USearch's own removal leaves the
+graph can kill the process. So the catalog keeps a stamp of the file, which is checked before the
+file is opened; without a valid stamp the search is exact. USearch's own removal leaves the
 removed bytes in the file, so an index that holds too much is built anew.
 
 The graph keeps a byte for each number, scaled so that the largest of a vector is 127. That takes
 half the room of half floats, is twice as fast to build and to search, and costs hardly any recall:
-whoever searches takes some more candidates than he needs and ranks them by exact vectors.
+searches take some more candidates than they need and rank them by exact vectors.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .. import files
 
 Nearest = list[tuple[float, int]]  # cosine distance and slot, the nearest first
 
+FILE = "vectors.usearch"
 UNIT_TOLERANCE = 1e-3  # of the length of a stored vector
 _EXPANSION = 256  # candidates that a search of the graph keeps; fewer lose recall at a million
 _BLOCK = 2**24  # distances that an exact search holds at a time
@@ -41,8 +42,8 @@ _proven: dict[str, tuple[int, ...]] = {}  # hash -> the file in which this proce
 
 
 @dataclass(frozen=True)
-class Seal:
-    """What an index file must be: the catalog's word against the file's.
+class IndexStamp:
+    """Identity of an index file, kept in the catalog.
 
     Attributes:
         commit: the state of the store that the file indexes.
@@ -56,23 +57,23 @@ class Seal:
     sha256: str
 
 
-class Unsealed(Exception):
-    """A file is not the one that a seal describes: it is missing, damaged, older or newer."""
+class StaleIndex(Exception):
+    """An index file is not the stamped one: it is missing, damaged, older or newer."""
 
 
 def are_unit(vectors: np.ndarray) -> bool:
-    """Whether every row is finite and of length one."""
+    """Return whether every row is finite and of length one."""
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1)
     return bool(np.all(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # false for NaN
 
 
-def rounded(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (…, dimensions) as a graph keeps them: int8, their directions nearly the same."""
+def quantize(vectors: np.ndarray) -> np.ndarray:
+    """Round vectors (…, dimensions) to int8, as a graph keeps them; directions hardly change."""
     return np.round(vectors * (127 / np.abs(vectors).max(axis=-1, keepdims=True))).astype(np.int8)
 
 
-def merged(some: list[Nearest], others: list[Nearest], count: int) -> list[Nearest]:
-    """The ``count`` nearest of two searches of different vectors, for each query."""
+def merge(some: list[Nearest], others: list[Nearest], count: int) -> list[Nearest]:
+    """Return the ``count`` nearest of two searches of different vectors, for each query."""
     return [sorted([*a, *b])[:count] for a, b in zip(some, others, strict=True)]
 
 
@@ -116,7 +117,7 @@ class Scan:
         """As of ``Exact``."""
         best: list[Nearest] = [[] for _ in queries]
         for slots, vectors in self._parts():
-            best = merged(best, Exact(slots, vectors).search(queries, count), count)
+            best = merge(best, Exact(slots, vectors).search(queries, count), count)
         return best
 
 
@@ -124,23 +125,23 @@ class Graph:
     """Search of an index file, which is mapped and never changed.
 
     Attributes:
-        seal: of the file.
+        stamp: of the file.
     """
 
-    def __init__(self, path: Path, seal: Seal):
-        """Open the sealed file. Raises Unsealed if it is missing or another."""
-        self._map = _mapped(path, seal)  # the index reads from it as long as it lives
-        self._index = Index.restore(self._map, view=True)
-        self.seal = seal
+    def __init__(self, path: Path, stamp: IndexStamp):
+        """Open the stamped file. Raises StaleIndex if it is missing or another."""
+        self._map = _mapped(path, stamp)  # the index reads from it as long as it lives
+        self._index = _restored(self._map, view=True)
+        self.stamp = stamp
 
     def __len__(self) -> int:
         return len(self._index)
 
     def search(self, queries: np.ndarray, count: int) -> list[list[int]]:
         """For each query the slots of about the ``count`` nearest vectors, nearest first."""
-        self._index.expansion_search = max(_EXPANSION, 2 * count)
+        self._index.expansion_search = max(_EXPANSION, 2 * count)  # type: ignore[misc]
         # one by one: results of a batch are padded with a valid key
-        return [self._index.search(query, count).keys.tolist() for query in rounded(queries)]
+        return [self._index.search(query, count).keys.tolist() for query in quantize(queries)]
 
     def slots(self) -> np.ndarray:
         """All that it holds, int64."""
@@ -153,8 +154,8 @@ def save(
     vectors: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]],
     dimensions: int,
     commit: int,
-    seal: Seal | None,
-) -> Seal:
+    stamp: IndexStamp | None,
+) -> IndexStamp:
     """Index vectors in a file, starting from the present one where it holds no others.
 
     Vectors are asked for a part at a time; the graph itself is built in memory, a little more
@@ -164,73 +165,72 @@ def save(
         slots: int64 ``(references,)``, the keys.
         vectors: of some slots those that still exist, and their vectors, float32.
         commit: the state of the store that these vectors are.
-        seal: of the present file, if there is one.
+        stamp: of the present file, if there is one.
     """
     index = Index(ndim=dimensions, metric="cos", dtype="i8", multi=False)
     held = slots[:0]
-    with suppress(Unsealed):
-        present = Index.restore(_mapped(path, seal), view=False)
+    with suppress(StaleIndex):
+        present = _restored(_mapped(path, stamp), view=False)
         keys = _keys(present)
         if np.isin(keys, slots).all():
             index, held = present, keys
         else:
             path.unlink()  # erased now, not only when the new one is built
-            files.step("index erased")
+            files.at_step("index erased")
     missing = slots[~np.isin(slots, held)]
     for start in range(0, len(missing), _PART):
         found, added = vectors(missing[start : start + _PART])
         if len(found):
             # threads that add side by side leave some vectors where no search ever comes
-            index.add(found.astype(np.uint64), rounded(added), threads=1)
+            index.add(found.astype(np.uint64), quantize(added), threads=1)
     with files.replacing(path) as file:
         try:
             index.save(file)
         except RuntimeError as error:  # USearch does not say which
             raise OSError(errno.EIO, f"the index cannot be written ({error})", str(path)) from error
         with file.open("rb") as saved, mmap.mmap(saved.fileno(), 0, access=mmap.ACCESS_READ) as all:
-            return Seal(commit=commit, length=len(all), sha256=_hash(all))
+            return IndexStamp(commit=commit, length=len(all), sha256=_hash(all))
+
+
+def _restored(data: mmap.mmap, *, view: bool) -> Index:
+    index = Index.restore(memoryview(data), view=view)
+    assert index is not None  # as it is for a path without a file
+    return index
 
 
 def _keys(index: Index) -> np.ndarray:
     return np.array(index.keys[:], dtype=np.int64)
 
 
-def _mapped(path: Path, seal: Seal | None) -> mmap.mmap:
-    """Map a file and prove that these very bytes are the sealed ones."""
-    if seal is None:
-        raise Unsealed(path)
+def _mapped(path: Path, stamp: IndexStamp | None) -> mmap.mmap:
+    """Map a file and prove that these very bytes are the stamped ones."""
+    if stamp is None:
+        raise StaleIndex(path)
     try:
         with path.open("rb") as file:
             state = os.fstat(file.fileno())
-            if state.st_size != seal.length or not seal.length:
-                raise Unsealed(path)
+            if state.st_size != stamp.length or not stamp.length:
+                raise StaleIndex(path)
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise Unsealed(path) from error
+        raise StaleIndex(path) from error
     identity = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)
-    if _proven.get(seal.sha256) != identity:
-        if _hash(mapped) != seal.sha256:
+    if _proven.get(stamp.sha256) != identity:
+        if _hash(mapped) != stamp.sha256:
             mapped.close()
-            raise Unsealed(path)
+            raise StaleIndex(path)
         if time.time_ns() - max(identity[2:]) > _SETTLED:
             _proven.clear()  # a process has one store open, as a rule
-            _proven[seal.sha256] = identity
+            _proven[stamp.sha256] = identity
     return mapped
 
 
 def _hash(data: mmap.mmap) -> str:
-    """What a seal says of a file."""
+    """Hash of a file, as a stamp has it."""
     with memoryview(data) as view:
         pieces = [view[at : at + _PIECE] for at in range(0, len(view), _PIECE)]
-        if len(pieces) > 1:
-            with ThreadPoolExecutor(os.cpu_count()) as threads:
-                hashes = list(threads.map(_sha256, pieces))
-        else:
-            hashes = list(map(_sha256, pieces))
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            hashes = list(threads.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
         for piece in pieces:
             piece.release()
     return hashlib.sha256(b"".join(hashes)).hexdigest()
-
-
-def _sha256(piece: memoryview) -> bytes:
-    return hashlib.sha256(piece).digest()

@@ -1,4 +1,4 @@
-"""One writer: the lock that the process writing to a store holds."""
+"""Locks on open files: one process writes to a store, one watches for it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,28 @@ import time
 from pathlib import Path
 
 from ..errors import StoreError
+from ..files import fcntl  # None: no advisory locks on this platform, SQLite keeps writers apart
 
-try:
-    import fcntl
-except ImportError:  # no advisory locks on this platform: SQLite alone keeps writers apart
-    fcntl = None
+FILE = "lock"
 
 
 class BusyStore(StoreError):
     """Another process is writing to a store."""
+
+
+def try_lock(descriptor: int, *, shared: bool = False, wait: float = 0.0) -> bool:
+    """Lock an open file for this process, within some seconds; return whether it is locked."""
+    if fcntl is None:
+        return not shared
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
 
 
 class WriterLock:
@@ -24,27 +37,15 @@ class WriterLock:
     def __init__(self, path: Path, wait: float):
         """Wait at most ``wait`` seconds. Raises BusyStore that names the process in the way."""
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        deadline = time.monotonic() + wait
-        while not self._taken():
-            if time.monotonic() >= deadline:
-                owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
-                self.release()
-                raise BusyStore(
-                    f"{path.parent}: another process ({owner or 'unknown'}) is writing to this "
-                    f"store. Wait until it has finished, then try again."
-                )
-            time.sleep(0.05)
+        if not try_lock(self._descriptor, wait=wait):
+            owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+            self.close()
+            raise BusyStore(
+                f"{path.parent}: another process ({owner or 'unknown'}) is writing to this "
+                f"store. Wait until it has finished, then try again."
+            )
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
 
-    def _taken(self) -> bool:
-        if fcntl is None:
-            return True
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def release(self) -> None:
+    def close(self) -> None:
         os.close(self._descriptor)

@@ -1,24 +1,26 @@
-"""The record files of all editions: opened when needed, erased, kept within a bound."""
+"""The record files of all editions: opened when needed, erased, copied, kept within a bound."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from .bank import PAGE, Bank, Identity, stride
 from .catalog import Catalog
+from .record_file import PAGE, Identity, RecordFile, stride
 from .rows import Edition
 from .usage import Usage
 
 FIRST = "memories.kv"  # of the first edition; the name of the first release
 _OURS = re.compile(r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new")
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
+_PART = 64  # records that are copied at a time
 
 
 class Records:
@@ -27,14 +29,9 @@ class Records:
     def __init__(self, folder: Path, catalog: Catalog, store: bytes, *, write: bool):
         """``store`` is its id, 16 bytes."""
         self._folder, self._catalog, self._store, self._write = folder, catalog, store, write
-        self._banks: dict[int, Bank] = {}
+        self._open_files: dict[int, RecordFile] = {}
 
-    def edition(self, id: int | None = None) -> Edition:
-        """An edition by id; the first for None. Raises StoreError if there is none."""
-        with self._catalog.snapshot():
-            return self._catalog.edition(id)
-
-    def bank(self, edition: int) -> Bank:
+    def file(self, edition: int) -> RecordFile:
         """The record file of an edition, wherever it is now.
 
         Raises:
@@ -42,78 +39,87 @@ class Records:
         """
         for last in (False, True):
             with self._catalog.snapshot():
-                known, end = self._catalog.edition(edition), self._catalog.end(edition)
-            bank = self._banks.get(edition)
-            if bank and (known.file, known.origin) == (bank.path.name, bank.identity.origin):
-                return bank
+                known = self._catalog.memories.edition(edition)
+                file = self._open_files.get(edition)
+                if file and (known.file, known.origin) == (file.path.name, file.identity.origin):
+                    return file
+                wanted = self._catalog.memories.end(edition) - known.origin
             try:
                 opened = self._open(known)
-                if opened.records < end - known.origin:
-                    opened.close()
-                    raise StoreError(
-                        f"{opened.path}: it is cut short, {opened.records} memories of "
-                        f"{end - known.origin} are left. Restore the file from a backup, or "
-                        f"remove the store's folder and memorize the documents again."
-                    )
+                self.check_length(opened, wanted)
             except StoreError:
                 if last:
                     raise
                 continue  # a writer may have moved or shortened it between the two looks
-            self._banks[edition] = opened  # who still reads from the one before may finish
+            self._open_files[edition] = opened  # who still reads from the one before may finish
             return opened
         raise AssertionError  # the second turn returned or raised
 
-    def _open(self, edition: Edition) -> Bank:
-        return Bank(
+    def _open(self, edition: Edition) -> RecordFile:
+        return RecordFile(
             self._folder / edition.file,
             Identity.of(self._store, edition),
             write=self._write,
             cipher=self._catalog.cipher,
         )
 
+    def check_length(self, file: RecordFile, wanted: int) -> None:
+        """Close a file that has fewer records than it must have, and raise StoreError."""
+        if (have := file.records) < wanted:
+            file.close()
+            raise StoreError(
+                f"{file.path}: it is cut short, {have} memories of {wanted} are left. Restore the "
+                f"file from a backup, or remove the store's folder and memorize the documents "
+                f"again."
+            )
+
     def usage(self, edition: Edition) -> Usage:
         return Usage(self._folder / edition.file, edition.origin)
 
     def add(self, edition: Edition) -> None:
         """Make the empty record file of a new edition; the catalog does not know it yet."""
-        Bank.create(self._folder / edition.file, Identity.of(self._store, edition))
+        RecordFile.create(self._folder / edition.file, Identity.of(self._store, edition))
 
     def erase(self) -> None:
         """Overwrite the records of memories that are gone; cut off what is behind the last."""
+        memories = self._catalog.memories
         with self._catalog.transaction():  # nothing is added meanwhile
-            for edition in self._catalog.editions():
-                file = self._folder / edition.file
-                if not file.exists():
+            for edition in memories.editions():
+                path = self._folder / edition.file
+                if not path.exists():
                     continue  # of another model, and lost: there is nothing to erase
-                leftovers = self._catalog.leftovers(edition.id)
-                end = max(self._catalog.end(edition.id), edition.origin)
+                leftovers = memories.leftovers(edition.id)
+                end = max(memories.end(edition.id), edition.origin)
                 length = PAGE + (end - edition.origin) * stride(edition.stored_bytes)
-                if leftovers or file.stat().st_size > length:
-                    with closing(self._open(edition)) as bank:
-                        bank.erase(leftovers)
-                        bank.trim(end)
+                if leftovers or path.stat().st_size > length:
+                    with closing(self._open(edition)) as file:
+                        file.erase(leftovers)
+                        file.trim(end)
                     self.usage(edition).forget(leftovers)
-                    self._catalog.clear_leftovers(edition.id)
+                    memories.clear_leftovers(edition.id)
 
-    def remove(self, edition: int) -> None:
+    def remove(self, id: int) -> None:
         """Erase all memories of an edition and its file."""
-        file = self.edition(edition).file
+        memories = self._catalog.memories
         with self._catalog.transaction():
-            self._catalog.drop(edition, self._catalog.warm_slots(edition).tolist())
+            name = memories.edition(id).file
+            memories.drop(id, memories.warm_slots(id).tolist())
         self.erase()
         with self._catalog.transaction():
-            self._catalog.remove_edition(edition)
-        files.step(f"{file} removed")
-        self._banks.pop(edition, None)
+            memories.remove_edition(id)
+        files.at_step(f"{name} removed")
+        self._open_files.pop(id, None)
         self.sweep()
 
     def sweep(self) -> None:
         """Remove files of ours that nothing refers to: what a crash has left behind."""
         with self._catalog.snapshot():
-            known = {edition.file for edition in self._catalog.editions()}
+            known = {edition.file for edition in self._catalog.memories.editions()}
         for file in self._folder.iterdir():
             if _OURS.fullmatch(file.name) and file.with_suffix(".kv").name not in known:
                 file.unlink(missing_ok=True)
+
+    # the bound
 
     def keep_bound(self, edition: int | None = None, fresh: Collection[int] = ()) -> int:
         """Drop memories, if the store has grown beyond its bound; return how many.
@@ -129,20 +135,21 @@ class Records:
             limit = self._catalog.settings()["max_bytes"]
         if limit is None or self._size() <= limit:
             return 0
-        self._catalog.empty_log()
+        self._catalog.db.empty_log()
         if (excess := self._size() - limit) <= 0:
             return 0
         dropped = self._drop(excess + int(_SLACK * limit), edition, fresh)
         self.erase()
-        self._catalog.empty_log()
+        self._catalog.db.empty_log()
         return dropped
 
     def _size(self) -> int:
         """Bytes of the whole store, if files can have holes."""
+        memories = self._catalog.memories
         with self._catalog.snapshot():
-            editions = self._catalog.editions()
+            editions = memories.editions()
             size = sum(
-                PAGE + self._catalog.warm(edition.id) * stride(edition.stored_bytes)
+                PAGE + memories.warm(edition.id) * stride(edition.stored_bytes)
                 for edition in editions
             )
         others = {edition.file for edition in editions} | {"catalog.sqlite-shm"}  # is no content
@@ -152,27 +159,59 @@ class Records:
 
     def _drop(self, excess: int, favoured: int | None, fresh: Collection[int]) -> int:
         """Take the least used memories away that have so many bytes together."""
+        memories = self._catalog.memories
         with self._catalog.transaction():
             columns: list[np.ndarray] = []
-            favoured = self._catalog.edition(favoured).id
-            for edition in self._catalog.editions():
-                slots = self._catalog.warm_slots(edition.id)
+            favoured = memories.edition(favoured).id
+            for edition in memories.editions():
+                slots = memories.warm_slots(edition.id)
+                if edition.id == favoured:
+                    slots = slots[~np.isin(slots, np.array(sorted(fresh), dtype=np.int64))]
                 used = self.usage(edition).minutes(slots)
-                present = edition.id == favoured
-                if present:
-                    kept = ~np.isin(slots, np.array(sorted(fresh), dtype=np.int64))
-                    slots, used = slots[kept], used[kept]
-                same = np.ones_like(slots)
-                about = (edition.id, present, stride(edition.stored_bytes))
-                columns.append(np.stack([used, slots, *(same * value for value in about)]))
-            used, slots, ids, present, lengths = np.concatenate(columns, axis=1)
-            order = np.lexsort((slots, present, used))  # the last key counts most
-            given = np.cumsum(lengths[order])
-            dropped = order[: np.searchsorted(given, excess) + 1]
+                about = (edition.id, edition.id == favoured, stride(edition.stored_bytes))
+                columns.append(np.stack([used, slots, *(np.full_like(slots, v) for v in about)]))
+            used, slots, ids, preferred, lengths = np.concatenate(columns, axis=1)
+            order = np.lexsort((slots, preferred, used))  # the last key counts most
+            freed = np.cumsum(lengths[order])
+            dropped = order[: np.searchsorted(freed, excess) + 1]
             for id in np.unique(ids[dropped]):
-                self._catalog.drop(int(id), slots[dropped[ids[dropped] == id]].tolist())
-        files.step("memories dropped")
+                memories.drop(int(id), slots[dropped[ids[dropped] == id]].tolist())
+        files.at_step("memories dropped")
         return len(dropped)
+
+    # compacting
+
+    def compact(self) -> int:
+        """Give references new slots without gaps, and copy their records to new files.
+
+        Slots are never used again, not even here: the new ones start behind all that ever were.
+        So a reader that holds an old slot gets an error, never the memory of another reference.
+
+        Returns:
+            How many memories were damaged; they are left out, and their references are cold.
+        """
+        catalog = self._catalog
+        with catalog.db.lock:  # other threads wait; other processes read on
+            with catalog.snapshot():
+                slots, editions = catalog.slots_after(-1, -1), catalog.memories.editions()
+                origin = catalog.settings()["next_slot"]
+            if all(slots == [*range(e.origin, e.origin + len(slots))] for e in editions):
+                return 0
+            moved = dict(zip(slots, range(origin, origin + len(slots)), strict=True))
+            damaged = {}
+            try:
+                for edition in editions:
+                    name = f"memories-{edition.id}-{origin}.kv"
+                    to = replace(edition, file=name, origin=origin)
+                    damaged[edition.id] = self.copy(edition, to, moved)
+                    files.at_step("records copied")
+                with catalog.transaction():
+                    for id, left_out in damaged.items():
+                        catalog.memories.mark(id, left_out, warm=False)
+                    catalog.renumber(moved, origin)
+            finally:
+                self.sweep()  # of the old files, or of the new ones where it failed
+        return sum(map(len, damaged.values()))
 
     def copy(self, edition: Edition, to: Edition, moved: Mapping[int, int]) -> list[int]:
         """Copy an edition's memories into a new file, under new slots.
@@ -184,31 +223,23 @@ class Records:
             Old slots of memories that are damaged and were left out.
         """
         self.add(to)
-        old, new = self.bank(edition.id), self._open(to)
         damaged = []
-        try:
-            with self._catalog.snapshot():
-                warm = self._catalog.warm_slots(edition.id)
-            for part in _parts(warm[np.isin(warm, np.array(list(moved), dtype=np.int64))], 64):
+        with self._catalog.snapshot():
+            slots = self._catalog.memories.warm_slots(edition.id).tolist()
+        warm = [slot for slot in slots if slot in moved]
+        with closing(self._open(edition)) as old, closing(self._open(to)) as new:
+            for start in range(0, len(warm), _PART):
                 records = {}
-                for slot in part:
+                for slot in warm[start : start + _PART]:
                     try:
                         records[moved[slot]] = old.read([slot])[0].tobytes()
                     except StoreError:
                         damaged.append(slot)
                 new.write(records)
-            before = np.array(list(moved), dtype=np.int64)
-            self.usage(to).fill(self.usage(edition).minutes(before))
-        finally:
-            new.close()
+            self.usage(to).fill(self.usage(edition).minutes(np.array(list(moved), dtype=np.int64)))
         return damaged
 
     def close(self) -> None:
-        for bank in self._banks.values():
-            bank.close()
-        self._banks.clear()
-
-
-def _parts(slots: np.ndarray, length: int) -> Iterator[list[int]]:
-    for start in range(0, len(slots), length):
-        yield slots[start : start + length].tolist()
+        for file in self._open_files.values():
+            file.close()
+        self._open_files.clear()

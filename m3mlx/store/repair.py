@@ -1,8 +1,8 @@
 """Mend a store: what can be derived is derived again, what cannot is put in quarantine.
 
 index, full text    made again from the catalog
-memory, records     taken away; its reference is cold, and whoever has the model writes it
-                    again from the stored tokens
+memory, records     taken away; its reference is cold, and the model writes it again from the
+                    stored tokens
 reference           hidden from searches and named; forgetting or memorizing its document
                     again ends that
 catalog             its readable rows are copied into a new one
@@ -22,11 +22,12 @@ from pathlib import Path
 from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import sync_folder
-from .bank import Bank, DamagedRecord, Identity, mend
+from . import index
+from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
-from .check import CheckReport, Damage, alone, examine
+from .check import CheckReport, Damage, examine, exclusive
 from .cipher import Passphrase
-from .reading import CATALOG, INDEX
+from .record_file import DamagedRecord, Identity, RecordFile, restore
 
 _TABLES = {  # that are copied
     "setting": ("name", "value"),
@@ -52,7 +53,7 @@ _NEW = "salvaged.sqlite"
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What a repair found and did.
+    """Result of a repair.
 
     Attributes:
         found: before it.
@@ -85,7 +86,7 @@ def repair(
     path = Path(path)
     cold: list[tuple[int, int]] = []
     lost: list[str] = []
-    with alone(path, wait):
+    with exclusive(path, wait):
         first = left = examine(path, progress, passphrase)
         for _ in range(_TURNS):
             if not left.damages:
@@ -103,31 +104,33 @@ def _mend(
 ) -> list[tuple[int, int]]:
     """Mend all that is not of the catalog's pages; return the memories that were taken away."""
     parts = {damage.part for damage in damages}
-    cold = []
+    cold: list[tuple[int, int]] = []
+    bad: list[int] = []
     with closing(Catalog(path / CATALOG, write=True)) as catalog, catalog.transaction():
         catalog.unlock(passphrase)
-        editions = {edition.id: edition for edition in catalog.editions()}
+        editions = {edition.id: edition for edition in catalog.memories.editions()}
         store = bytes.fromhex(catalog.settings()["id"])
         for damage in damages:
-            if damage.part == "memory":
+            if damage.edition is not None and damage.slot is not None:
                 cold.append((damage.edition, damage.slot))
-            elif damage.part == "records":
+            elif damage.edition is not None:
                 edition = editions[damage.edition]
-                slots = catalog.warm_slots(edition.id).tolist()
+                slots = catalog.memories.warm_slots(edition.id).tolist()
                 with suppress(StoreError):  # of another store: the memories in it are lost
-                    mend(path / edition.file, Identity.of(store, edition), slots)
-            elif damage.part == "document":
+                    restore(path / edition.file, Identity.of(store, edition), slots)
+            elif damage.document is not None:
                 _reopen(catalog, damage.document)
+            elif damage.slot is not None:
+                bad.append(damage.slot)
         for id in editions:
-            catalog.drop(id, [slot for edition, slot in cold if edition == id])
-        bad = [damage.slot for damage in damages if damage.part == "reference"]
+            catalog.memories.drop(id, [slot for edition, slot in cold if edition == id])
         for slot in bad:
             _quarantine(catalog, slot)
         if bad or parts & {"index", "document"}:
             catalog.quarantine(bad, True)
-            (path / INDEX).unlink(missing_ok=True)
-        if (bad or "words" in parts) and not catalog.cipher:
-            catalog.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+            (path / index.FILE).unlink(missing_ok=True)
+        if bad or "words" in parts:
+            catalog.rebuild_full_text()
     return cold
 
 
@@ -136,8 +139,8 @@ def _reopen(catalog: Catalog, document: int) -> None:
     path, hash, count, complete, since = catalog.db.execute(
         "SELECT path, hash, count, complete, since FROM document WHERE id = ?", [document]
     ).fetchone()
-    path = catalog.stored_name(_name(catalog, document, path))
-    changed = catalog.stored_name("")  # no file has this hash
+    path = catalog.cipher.encrypt_name(_name(catalog, document, path))
+    changed = catalog.cipher.encrypt_name("")  # no file has this hash
     try:
         catalog.name(hash)
     except StoreError:
@@ -145,9 +148,9 @@ def _reopen(catalog: Catalog, document: int) -> None:
     have, last = catalog.db.execute(
         "SELECT count(*), max(ordinal) FROM reference WHERE document = ?", [document]
     ).fetchone()
-    (others,) = catalog.db.execute(
+    others = catalog.db.value(
         "SELECT count(*) FROM document WHERE path = ? AND complete AND id != ?", [path, document]
-    ).fetchone()
+    )
     whole = have == count and last == have - 1
     if others or not (whole or (have and complete and since > 0)):
         change = (max(count, have + 1), 0, changed)  # a half one, which is begun anew
@@ -166,10 +169,10 @@ def _name(catalog: Catalog, document: int, stored: str) -> str:
     try:
         return catalog.name(stored)
     except StoreError:
-        return _nameless(document)
+        return _substitute_name(document)
 
 
-def _nameless(document: object) -> str:
+def _substitute_name(document: object) -> str:
     return f"document {document}, whose name cannot be read"
 
 
@@ -184,7 +187,7 @@ def _quarantine(catalog: Catalog, slot: int) -> None:
         [(text or b"").decode("utf-8", "replace"), slot],
     )
     # its file counts as changed, so that memorizing it again replaces the document
-    changed = catalog.stored_name("")
+    changed = catalog.cipher.encrypt_name("")
     catalog.db.execute("UPDATE document SET hash = ? WHERE id = ?", [changed, document])
 
 
@@ -203,16 +206,16 @@ def salvage(path: Path, passphrase: Passphrase | None) -> list[str]:
     old = sqlite3.connect(path / CATALOG, isolation_level=None)
     with closing(old):
         old.text_factory = bytes
-        settings = {_text(name): _text(value) for name, value in _rows(old, "setting")}
+        settings = {str(_text(n)): str(_text(value)) for n, value in _rows(old, "setting")}
         if missing := {"id", "encoder", "dimensions", "next_slot"} - settings.keys():
-            raise _hopeless(path, f"its setting {min(missing)} cannot be read")
+            raise _unrepairable(path, f"its setting {min(missing)} cannot be read")
         new = path / _NEW
         new.unlink(missing_ok=True)
         try:
             known = {name: json.loads(settings[name]) for name in _SETTINGS & settings.keys()}
             store, end = bytes.fromhex(known["id"]), int(known["next_slot"])
         except (TypeError, ValueError) as error:
-            raise _hopeless(path, f"a setting cannot be read ({error})") from error
+            raise _unrepairable(path, f"a setting cannot be read ({error})") from error
         try:
             Catalog.create(new, {**NEW_STORE, **known})
             with closing(Catalog(new, write=True)) as catalog:
@@ -248,25 +251,24 @@ def _fill(
     with catalog.transaction():
         for row in _rows(old, "edition"):
             _insert(catalog, "edition", map(_text, row))
-        editions = catalog.editions()
+        editions = catalog.memories.editions()
         if not editions:
-            raise _hopeless(folder, "no edition of its memories can be read")
+            raise _unrepairable(folder, "no edition of its memories can be read")
         catalog.unlock(passphrase)
-        paths = {}
-        for row in _rows(old, "document"):
-            id, path, hash, size, count, complete, added, tokenizer, since = map(_text, row)
-            numbers = [int(n) if isinstance(n, int) else 0 for n in (size, count, complete)]
-            names = [str(name) for name in (path, hash, added, tokenizer)]
-            row = (id, *names[:2], *numbers, *names[2:], since if isinstance(since, int) else 0)
-            if _insert(catalog, "document", row):
+        paths: dict[int, str] = {}
+        for id, *columns in _rows(old, "document"):
+            names = [str(_text(columns[at])) for at in (0, 1, 5, 6)]
+            numbers = [n if isinstance(n, int) else 0 for n in (*columns[2:5], columns[7])]
+            document = (id, *names[:2], *numbers[:3], *names[2:], numbers[3])
+            if _insert(catalog, "document", document):
                 paths[id] = _name(catalog, id, names[0])
                 lost[paths[id]] += numbers[1] if numbers[2] else 0
-        for slot, document, *row in _rows(old, "reference"):
+        for slot, document, *values in _rows(old, "reference"):
             if document not in paths or not isinstance(slot, int):
-                lost[_nameless(document)] += 1
+                lost[_substitute_name(document)] += 1
                 continue
-            row = [*map(_text, row[:6]), *row[6:]]
-            if _insert(catalog, "reference", (slot, document, *row)):
+            values[:6] = map(_text, values[:6])
+            if _insert(catalog, "reference", (slot, document, *values)):
                 lost[paths[document]] -= 1
                 end = max(end, slot + 1)
         for row in _rows(old, "leftover"):
@@ -285,17 +287,13 @@ def _fill(
     return [path for path, count in lost.items() if count > 0]
 
 
-def _find_memories(catalog: Catalog, file: Path, identity: Identity) -> None:
+def _find_memories(catalog: Catalog, path: Path, identity: Identity) -> None:
     """Mark every reference as warm whose record proves itself by its checksum."""
-    try:
-        bank = Bank(file, identity)
-    except StoreError:
-        return
-    with closing(bank):
-        for (slot,) in catalog.db.execute("SELECT slot FROM reference").fetchall():
+    with suppress(StoreError), closing(RecordFile(path, identity)) as file:
+        for slot in catalog.slots_after(-1, -1):
             with suppress(DamagedRecord):
-                bank.read([slot])
-                catalog.mark(identity.edition, [slot], warm=True)
+                file.read([slot])
+                catalog.memories.mark(identity.edition, [slot], warm=True)
 
 
 def _insert(catalog: Catalog, table: str, row: Iterable) -> bool:
@@ -311,27 +309,28 @@ def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple]:
     columns = ", ".join(f'"{name}"' for name in _TABLES[table])
     key = _TABLES[table][0]
     if table not in _KEYED:
-        yield from _until_damage(old, f"SELECT {columns} FROM {table}")
+        yield from _rows_until_damage(old, f"SELECT {columns} FROM {table}")
         return
-    first = [k for (k,) in _until_damage(old, f"SELECT {key} FROM {table} ORDER BY {key}")]
+    first = [k for (k,) in _rows_until_damage(old, f"SELECT {key} FROM {table} ORDER BY {key}")]
     back = f"SELECT {key} FROM {table} ORDER BY {key} DESC"
-    last = [k for (k,) in _until_damage(old, back)][::-1]
+    last = [k for (k,) in _rows_until_damage(old, back)][::-1]
     low, high = (first[-1] if first else -1), (last[0] if last else -1)
     between = range(low + 1, high) if high - low < _GAP else ()
     for k in dict.fromkeys([*first, *between, *last]):
-        yield from _until_damage(old, f"SELECT {columns} FROM {table} WHERE {key} = {k:d}")
+        yield from _rows_until_damage(old, f"SELECT {columns} FROM {table} WHERE {key} = {k:d}")
 
 
-def _until_damage(old: sqlite3.Connection, statement: str) -> Iterator[tuple]:
+def _rows_until_damage(old: sqlite3.Connection, statement: str) -> Iterator[tuple]:
     with suppress(sqlite3.DatabaseError, OverflowError, UnicodeDecodeError):
         yield from old.execute(statement)
 
 
 def _text(value: object) -> object:
+    """Decode a text that was read as bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def _hopeless(path: Path, why: str) -> StoreError:
+def _unrepairable(path: Path, why: str) -> StoreError:
     return StoreError(
         f"{path / CATALOG}: {why}, so it cannot be repaired. Restore it from a backup, or remove "
         f"the store's folder and memorize the documents again."

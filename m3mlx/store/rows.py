@@ -1,12 +1,15 @@
-"""What the catalog gives out and takes in: editions, documents and references."""
+"""Editions, documents and references, as the catalog takes and returns them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+CONTENT = ("start", "end", "page", "line", "text", "tokens")  # of a reference in any form
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,17 @@ class Edition:
         return self.record_bytes + self.overhead
 
     @property
+    def row(self) -> tuple:
+        """Its columns in the catalog."""
+        fingerprint, memory = (
+            json.dumps(value, sort_keys=True) for value in (self.fingerprint, self.memory)
+        )
+        about = (self.record_bytes, self.file, self.origin, self.added, self.overhead)
+        return (self.id, fingerprint, memory, *about)
+
+    @property
     def tokenizer(self) -> str:
-        """What made the token ids of its references."""
+        """Fingerprint of the tokenizer of its references."""
         return self.fingerprint.get("tokenizer", "")
 
 
@@ -52,7 +64,7 @@ class NewReference:
         document: id from ``begin``.
         ordinal: position in the document, from 0 without gaps.
         start, end: characters of the document.
-        tokens: ids by the tokenizer of the edition in use.
+        tokens: ids by the tokenizer that ``begin`` was given.
         page, line: place for citing, counted from 1, where the format has one.
         vector: float32 ``(dimensions,)`` of length one.
         record: the memory, or None if it is written later (cold).
@@ -74,9 +86,8 @@ class NewReference:
         cls, reference: Any, document: int, ordinal: int, vector: np.ndarray, record: bytes | None
     ) -> NewReference:
         """From what was cut out of a document, or read from a file of another store."""
-        names = ("start", "end", "text", "tokens", "page", "line")
-        place = {name: getattr(reference, name) for name in names}
-        return cls(document=document, ordinal=ordinal, vector=vector, record=record, **place)
+        content = {name: getattr(reference, name) for name in CONTENT}
+        return cls(document=document, ordinal=ordinal, vector=vector, record=record, **content)
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class StoredDocument:
     Attributes:
         size: of the file when it was memorized, in bytes.
         references: how many are committed.
-        warm: how many of them have a memory in the edition in use.
+        warm: how many of them have a memory in the edition asked for.
         complete: whether all are committed; only then is the document found by searches.
         added: when its memorizing began, ISO 8601 in UTC.
         bytes: that its memories take in the record file.

@@ -7,7 +7,7 @@ ranks better than the ranks' reciprocals, and tells by how much the first is bet
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,8 +19,8 @@ from ..config import RETRIEVALS
 from ..errors import StoreError
 from ..files import NEW
 from . import index
-from .catalog import BLOCK, Catalog
-from .filter import Filter, chosen
+from .catalog import Catalog, blocks
+from .filter import Filter
 from .rows import Edition, StoredReference
 from .words import RANKED, Words
 
@@ -42,8 +42,8 @@ class Hit:
         path: of its document, whose id is ``document``.
         start, end: characters of the document.
         page, line: for citing, counted from 1, or None.
-        tokens: ids by the tokenizer of the edition searched for; None if another cut the document,
-            then its tokens are those of ``text``.
+        tokens: ids by the edition's tokenizer; None if another one cut the document, then its
+            tokens are those of ``text``.
         warm: whether its memory has been written.
         store: folder of the attached store that it is of; None for the user's own.
     """
@@ -80,10 +80,10 @@ class Search:
         self._dimensions = dimensions
         self._exact = exact
         # the index file and what searches the rest, each with the state that it belongs to
-        self._index: tuple[index.Seal | None, index.Graph | None] | None = None
+        self._index: tuple[index.IndexStamp | None, index.Graph | None] | None = None
         self._rest: tuple[object, index.Exact | index.Scan] | None = None
-        # what the last filter let through, and the commit and filter that it belongs to
-        self._filtered: tuple[tuple[int, Filter], set[int]] | None = None
+        # what the last filter matched, and the commit and filter that it belongs to
+        self._filtered: tuple[tuple[int, Filter], frozenset[int]] | None = None
 
     def hits(
         self,
@@ -91,8 +91,8 @@ class Search:
         texts: Sequence[str],
         k: int,
         mode: str,
-        edition: Edition,
-        only: Filter | None = None,
+        only: Filter | None,
+        edition: int | None,
     ) -> list[list[Hit]]:
         """See ``MemoryStore.search``. All of it sees one commit."""
         if mode not in RETRIEVALS:
@@ -103,13 +103,14 @@ class Search:
                 f"Give a vector and a text for each query, and k of at least 1."
             )
         with self._catalog.snapshot():
-            wished = None if only is None else self._wished(only)
-            scored = self._scored(queries, texts, k, mode, wished)
+            allowed = None if only is None else self._allowed_slots(only)
+            scored = self._scored(queries, texts, k, mode, allowed)
             wanted = {slot for scores in scored for slot in scores}
-            stored = self._catalog.references(wanted, edition.id)
+            known = self._catalog.memories.edition(edition)
+            stored = self._catalog.references(wanted, known.id)
         found = []
         for query, scores in zip(queries, scored, strict=True):
-            hits = [_hit(stored[slot], query, score, edition) for slot, score in scores.items()]
+            hits = [_hit(stored[slot], query, score, known) for slot, score in scores.items()]
             if mode == "dense":  # sums of products differ in the last bit
                 hits.sort(key=lambda hit: (hit.distance, hit.slot))
             found.append(hits)
@@ -121,61 +122,62 @@ class Search:
         texts: Sequence[str],
         k: int,
         mode: str,
-        wished: set[int] | None,
+        allowed: frozenset[int] | None,
     ) -> list[dict[int, float]]:
         """For each query the slots that it finds and their scores, the best first."""
         if mode == "dense":
-            return self._similar(queries, k, wished)
+            return self._similar(queries, k, allowed)
         if mode == "text":
-            shares = [self._words.shares(text, k, wished) for text in texts]
-            if None in shares:
+            shares = [self._words.shares(text, k, allowed) for text in texts]
+            found = [share for share in shares if share is not None]
+            if len(found) < len(shares):
                 raise StoreError(
                     f"{self._path.parent}: this encrypted store is too large to be searched by "
                     f"words. Search it by meaning, with --retrieval dense."
                 )
-            return shares
+            return found
         depth = max(_DEPTH, 4 * k)
-        similar = self._similar(queries, depth, wished)
-        shares = [self._words.shares(text, max(RANKED, depth), wished) or {} for text in texts]
-        for query, some, share in zip(queries, similar, shares, strict=True):
+        similar = self._similar(queries, depth, allowed)
+        found = [self._words.shares(text, max(RANKED, depth), allowed) or {} for text in texts]
+        for query, some, share in zip(queries, similar, found, strict=True):
             best = dict.fromkeys(islice(share, depth))
             slots, vectors = self._catalog.vectors(best.keys() - some, self._dimensions)
             some.update(zip(slots.tolist(), (vectors @ query).tolist(), strict=True))
-        return [_best(some, share, k) for some, share in zip(similar, shares, strict=True)]
+        return [_best(some, share, k) for some, share in zip(similar, found, strict=True)]
 
     def _similar(
-        self, queries: np.ndarray, count: int, wished: set[int] | None
+        self, queries: np.ndarray, count: int, allowed: frozenset[int] | None
     ) -> list[dict[int, float]]:
         """For each query the slots of the nearest vectors, with their cosine similarity."""
-        found = self._nearest(queries, count, wished)
+        found = self._nearest(queries, count, allowed)
         return [{slot: 1 - distance for distance, slot in nearest} for nearest in found]
 
-    def _wished(self, only: Filter) -> set[int]:
-        """Slots of the documents that a filter lets through, as searches may find them."""
+    def _allowed_slots(self, only: Filter) -> frozenset[int]:
+        """Slots of the documents that a filter matches, as searches may find them."""
         commit = self._state()[0]
         if self._filtered is None or self._filtered[0] != (commit, only):
-            slots = self._catalog.among(self._catalog.slots(chosen(self._catalog, only)))
+            slots = self._catalog.visible_among(self._catalog.slots(self._catalog.matching(only)))
             self._filtered = (commit, only), slots
         return self._filtered[1]
 
     def _nearest(
-        self, queries: np.ndarray, count: int, wished: set[int] | None
+        self, queries: np.ndarray, count: int, allowed: frozenset[int] | None
     ) -> list[index.Nearest]:
         """For each query the nearest vectors of the present commit."""
-        if wished is not None and len(wished) <= self._exact:
-            return self._compared(sorted(wished)).search(queries, count)
+        if allowed is not None and len(allowed) <= self._exact:
+            return self._compared(sorted(allowed)).search(queries, count)
         graph, rest = self._neighbours()
-        if wished is not None:
-            since = -1 if graph is None else graph.seal.commit
-            new = wished.intersection(self._catalog.visible_slots(since).tolist())
+        if allowed is not None:
+            since = -1 if graph is None else graph.stamp.commit
+            new = allowed.intersection(self._catalog.visible_slots(since).tolist())
             rest = self._compared(sorted(new))
         found = rest.search(queries, count)
         if graph is not None:
-            found = index.merged(found, self._in_graph(graph, queries, count, wished), count)
+            found = index.merge(found, self._in_graph(graph, queries, count, allowed), count)
         return found
 
     def _in_graph(
-        self, graph: index.Graph, queries: np.ndarray, count: int, wished: set[int] | None
+        self, graph: index.Graph, queries: np.ndarray, count: int, allowed: frozenset[int] | None
     ) -> list[index.Nearest]:
         """Search an index that may hold references which are gone by now, or are not wanted.
 
@@ -184,57 +186,55 @@ class Search:
         more = max(_CANDIDATES, _TIMES * count)
         while more < len(graph):
             found = graph.search(queries, more)
-            there = self._catalog.among({slot for slots in found for slot in slots})
-            there = there if wished is None else there & wished
+            there = self._present({slot for slots in found for slot in slots}, allowed)
             if all(sum(slot in there for slot in slots) >= count for slots in found):
                 break
             more *= 2
         else:  # a graph does not lead to all that it holds
-            there = self._catalog.among(graph.slots().tolist())
-            there = there if wished is None else there & wished
+            there = self._present(graph.slots().tolist(), allowed)
         return self._compared(sorted(there)).search(queries, count)
+
+    def _present(self, slots: Iterable[int], allowed: frozenset[int] | None) -> frozenset[int]:
+        there = self._catalog.visible_among(slots)
+        return there if allowed is None else there & allowed
 
     def _neighbours(self) -> tuple[index.Graph | None, index.Exact | index.Scan]:
         """The index file, if there is a whole one, and what searches all that it lacks."""
-        commit, seal = self._state()
-        if self._index is None or self._index[0] != seal:
-            self._index = seal, self._open(seal)
+        commit, stamp = self._state()
+        if self._index is None or self._index[0] != stamp:
+            self._index = stamp, self._open(stamp)
         graph = self._index[1]
-        if self._rest is None or self._rest[0] != (commit, seal):
-            since = -1 if graph is None else graph.seal.commit
-            self._rest = (commit, seal), self._compared(self._catalog.visible_slots(since))
+        if self._rest is None or self._rest[0] != (commit, stamp):
+            since = -1 if graph is None else graph.stamp.commit
+            self._rest = (commit, stamp), self._compared(self._catalog.visible_slots(since))
         return graph, self._rest[1]
 
-    def _compared(self, slots: Sequence[int]) -> index.Exact | index.Scan:
+    def _compared(self, slots: Sequence[int] | np.ndarray) -> index.Exact | index.Scan:
         """An exact search of some slots, which holds few of their vectors if there are many."""
         if len(slots) <= self._exact:
             return index.Exact(*self._catalog.vectors(slots, self._dimensions))
+        return index.Scan(
+            lambda: (self._catalog.vectors(part, self._dimensions) for part in blocks(slots))
+        )
 
-        def parts() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for start in range(0, len(slots), BLOCK):
-                part = slots[start : start + BLOCK]
-                yield self._catalog.vectors(part, self._dimensions)
-
-        return index.Scan(parts)
-
-    def _state(self) -> tuple[int, index.Seal | None]:
+    def _state(self) -> tuple[int, index.IndexStamp | None]:
         settings = self._catalog.settings()
         try:
-            seal = index.Seal(**settings["seal"])
+            stamp = index.IndexStamp(**settings["seal"])
         except TypeError:  # there is none, or it is damaged: either way the index is made again
-            seal = None
-        return settings["commit"], seal
+            stamp = None
+        return settings["commit"], stamp
 
-    def _open(self, seal: index.Seal | None) -> index.Graph | None:
+    def _open(self, stamp: index.IndexStamp | None) -> index.Graph | None:
         """The index file if it is whole."""
-        if seal is None:
+        if stamp is None:
             return None
         try:
-            return index.Graph(self._path, seal)
-        except index.Unsealed:
+            return index.Graph(self._path, stamp)
+        except index.StaleIndex:
             return None  # exact search needs none, and the next writer makes it again
 
-    def refresh(self) -> None:
+    def refresh_index(self) -> None:
         """Make the index file what the catalog says, if it is too far from it.
 
         Only the writer may. Searches compare what the index lacks one by one, so a few new
@@ -242,22 +242,22 @@ class Search:
         """
         self._path.with_name(self._path.name + NEW).unlink(missing_ok=True)
         with self._catalog.snapshot():
-            commit, seal = self._state()
+            commit, stamp = self._state()
             visible = self._catalog.visible()
             large = visible > self._exact
-            graph = self._open(seal) if large else None
+            graph = self._open(stamp) if large else None
             if graph is not None:
-                new = self._catalog.visible(graph.seal.commit)
+                new = self._catalog.visible(graph.stamp.commit)
                 if len(graph) == visible - new and new <= self._exact // 4:
                     return
             slots = self._catalog.visible_slots() if large else None
         if slots is not None:
-            files.step("indexing")
-            made = index.save(self._path, slots, self._vectors, self._dimensions, commit, seal)
+            files.at_step("indexing")
+            made = index.save(self._path, slots, self._vectors, self._dimensions, commit, stamp)
         else:
             self._path.unlink(missing_ok=True)
             made = None
-        if made != seal:
+        if made != stamp:
             with self._catalog.transaction():
                 self._catalog.set(seal=made and asdict(made))
 
@@ -267,19 +267,12 @@ class Search:
 
 
 def _hit(stored: StoredReference, query: np.ndarray, score: float, edition: Edition) -> Hit:
+    names = ("slot", "path", "start", "end", "page", "line", "text", "document", "warm")
     return Hit(
-        slot=stored.slot,
+        **{name: getattr(stored, name) for name in names},
         distance=1.0 - float(query @ stored.vector),
         score=score,
-        path=stored.path,
-        start=stored.start,
-        end=stored.end,
-        page=stored.page,
-        line=stored.line,
-        text=stored.text,
         tokens=stored.tokens if stored.tokenizer == edition.tokenizer else None,
-        document=stored.document,
-        warm=stored.warm,
     )
 
 

@@ -1,6 +1,6 @@
 """Conversations that are kept beside the documents, in a file of their own.
 
-Whoever chats may add to them, also while another process writes to the store. In an encrypted
+Any chat may add to them, also while another process writes to the store. In an encrypted
 store names and words are encrypted like those of documents. What is deleted is overwritten.
 """
 
@@ -16,7 +16,8 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..files import os_errors_as_store_errors
-from .cipher import Cipher, Tampered
+from .cipher import PLAIN, Cipher, Plain, Tampered
+from .database import committed, integrity_errors
 
 FILE = "sessions.sqlite"
 CONVERSATION = "chat:"  # before the name of a session that is a document too
@@ -59,22 +60,22 @@ class Sessions:
 
     Args:
         store: its folder.
-        cipher: keys of an encrypted store.
+        cipher: that of an encrypted store.
 
     Raises:
         StoreError: the file is damaged, foreign or of another version.
     """
 
-    def __init__(self, store: Path, cipher: Cipher | None):
+    def __init__(self, store: Path, cipher: Cipher | Plain = PLAIN):
         self.path, self._cipher = store / FILE, cipher
         with os_errors_as_store_errors(store):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
         self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_SECONDS)
         try:
-            with self._translated():
+            with self._errors_translated():
                 for pragma in ("secure_delete=ON", "foreign_keys=ON", "fullfsync=ON"):
                     self._db.execute(f"PRAGMA {pragma}")
-                with self._transaction():
+                with committed(self._db):
                     (version,) = self._db.execute("PRAGMA user_version").fetchone()
                     if version == 0:
                         for statement in _SCHEMA:
@@ -97,8 +98,8 @@ class Sessions:
     def add(self, name: str, messages: Sequence[Mapping[str, str]]) -> None:
         """Append messages, as role and content, to a session; a new one if there is none."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._translated(), self._transaction():
-            stored = self._sealed_name(name)
+        with self._errors_translated(), committed(self._db):
+            stored = self._cipher.encrypt_name(name)
             self._db.execute(
                 "INSERT OR IGNORE INTO session (name, begun) VALUES (?, ?)", [stored, now]
             )
@@ -110,110 +111,75 @@ class Sessions:
             for ordinal, message in enumerate(messages, first):
                 role, content = message["role"], message["content"]
                 content = content.encode("utf-8", "replace").decode()  # halves of characters
-                sealed = self._sealed(content, id, ordinal, role)
+                content = self._cipher.encrypt(content, "message", id, ordinal, role)
                 self._db.execute(
-                    "INSERT INTO message VALUES (?, ?, ?, ?, ?)", [id, ordinal, role, sealed, now]
+                    "INSERT INTO message VALUES (?, ?, ?, ?, ?)", [id, ordinal, role, content, now]
                 )
 
-    def list(self) -> list[Session]:
-        """All sessions, the one that was last spoken in at the end."""
-        with self._translated():
+    def list(self) -> Sequence[Session]:
+        """All sessions, the one that was last added to at the end."""
+        with self._errors_translated():
             rows = self._db.execute(
                 "SELECT name, begun, max(said), count(said) FROM session LEFT JOIN message "
                 "ON session = id GROUP BY id ORDER BY max(said), id"
             ).fetchall()
-        return [
-            Session(self._name(name), begun, last or begun, count)
-            for name, begun, last, count in rows
-        ]
+            return [
+                Session(self._cipher.decrypt_name(name), begun, last or begun, count)
+                for name, begun, last, count in rows
+            ]
 
-    def messages(self, name: str | None = None) -> list[Message]:
-        """What was said in one session, or in all, in order."""
-        with self._translated():
+    def messages(self, name: str | None = None) -> Sequence[Message]:
+        """The messages of one session, or of all, in order."""
+        with self._errors_translated():
             rows = self._db.execute(
                 "SELECT id, name, ordinal, role, content, said FROM message JOIN session "
                 "ON session = id WHERE name = ?1 OR ?1 IS NULL ORDER BY id, ordinal",
-                [None if name is None else self._sealed_name(name)],
+                [None if name is None else self._cipher.encrypt_name(name)],
             ).fetchall()
+            return [
+                Message(
+                    session=self._cipher.decrypt_name(stored),
+                    number=ordinal + 1,
+                    role=role,
+                    content=self._cipher.decrypt(content, "message", id, ordinal, role),
+                    said=said,
+                )
+                for id, stored, ordinal, role, content, said in rows
+            ]
+
+    def search(self, words: str) -> Sequence[Message]:
+        """Messages that contain all of some words, whatever their case."""
+        wanted = words.casefold().split()
         return [
-            Message(
-                *(self._name(stored), ordinal + 1, role),
-                self._opened(content, id, ordinal, role),
-                said,
-            )
-            for id, stored, ordinal, role, content, said in rows
+            message
+            for message in self.messages()
+            if all(word in message.content.casefold() for word in wanted)
         ]
 
-    def search(self, words: str) -> list[Message]:
-        """Messages in which all of some words stand, whatever their case."""
-        wanted = words.casefold().split()
-        found = []
-        for message in self.messages():
-            content = message.content.casefold()
-            if all(word in content for word in wanted):
-                found.append(message)
-        return found
-
     def delete(self, name: str) -> bool:
-        """Erase a session; whether there was one."""
-        with self._translated(), self._transaction():
-            stored = self._sealed_name(name)
+        """Erase a session; return whether there was one."""
+        with self._errors_translated(), committed(self._db):
+            stored = self._cipher.encrypt_name(name)
             gone = self._db.execute("DELETE FROM session WHERE name = ?", [stored]).rowcount
         return bool(gone)
 
-    def complaints(self) -> Iterator[str]:
-        """What is damaged; all of the file is read, and every message."""
-        with self._translated():
-            for (line,) in self._db.execute("PRAGMA integrity_check"):
-                if line != "ok":
-                    yield str(line)
-            if self._db.execute("PRAGMA foreign_key_check").fetchone():
-                yield "a message belongs to no session"
+    def errors(self) -> Iterator[str]:
+        """Yield what is damaged; all of the file is read, and every message."""
+        with self._errors_translated():
+            yield from integrity_errors(self._db)
         self.messages()
 
-    # what is encrypted
-
-    def _sealed_name(self, name: str) -> str:
-        return self._cipher.seal_name(name) if self._cipher else name
-
-    def _name(self, stored: str) -> str:
-        try:
-            return self._cipher.open_name(stored) if self._cipher else stored
-        except Tampered as error:
-            raise self._tampered() from error
-
-    def _sealed(self, content: str, *place: object) -> str:
-        return self._cipher.seal_text(content, "message", *place) if self._cipher else content
-
-    def _opened(self, stored: str, *place: object) -> str:
-        try:
-            return self._cipher.open_text(stored, "message", *place) if self._cipher else stored
-        except Tampered as error:
-            raise self._tampered() from error
-
-    def _tampered(self) -> StoreError:
-        return StoreError(
-            f"{self.path}: a conversation is not what was encrypted. Restore the file from a "
-            f"backup, or remove it."
-        )
-
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _errors_translated(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.ProgrammingError:  # a mistake of the caller
             raise
+        except Tampered as error:
+            raise StoreError(
+                f"{self.path}: a conversation is not what was encrypted. Restore the file from a "
+                f"backup, or remove it."
+            ) from error
         except sqlite3.Error as error:
             raise StoreError(
                 f"{self.path}: the conversations cannot be read or written ({error}). Restore the "

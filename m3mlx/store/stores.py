@@ -9,27 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import FingerprintError
 from .filter import Filter
-from .reading import ColdReference
+from .memory_store import ColdReference, MemoryStore
 from .search import Hit
 
-if TYPE_CHECKING:
-    from . import MemoryStore
-
-Make = Callable[[Sequence[Hit]], Mapping[Hit, np.ndarray]]  # records of cold references
+Make = Callable[[Sequence[Hit]], Mapping[Hit, np.ndarray]]  # cold hits to their new records
 
 
 class Stores:
     """Open stores of one encoder, each with the edition whose memories are read.
 
     Args:
-        stores: pairs of store and id of its edition (None for the first). The first store is the
-            user's own.
+        stores: pairs of a store and the id of its edition (None for the first); the user's own
+            store comes first.
     """
 
     def __init__(self, stores: Sequence[tuple[MemoryStore, int | None]]):
@@ -62,11 +58,11 @@ class Stores:
             searched = store.search(vectors, texts, k, mode, only, edition)
             for hits, more in zip(found, searched, strict=True):
                 hits += [replace(hit, store=name) for hit in more]
-        # the order of the stores decides between equal scores, then the slot: sorting is stable
+        # sorting is stable: of equal scores those of the first store come first
         return [sorted(hits, key=lambda hit: -hit.score)[:k] for hits in found]
 
     def read(self, hits: Sequence[Hit], make: Make) -> np.ndarray:
-        """Memories of hits, in their order: uint8 (len(hits), record_bytes).
+        """Read the memories of hits, in their order: uint8 ``(len(hits), record_bytes)``.
 
         Args:
             make: makes the records of references that have none.

@@ -1,7 +1,7 @@
-"""What a forgotten document would leave behind, and the search for it in the bytes on disk.
+"""Prove that a forgotten document is gone, by a search in the bytes on disk.
 
 Samples of every reference are taken before the erasing, and looked for after it in every byte of
-every file. A sample that a remaining document holds too proves nothing; ``left`` leaves it out.
+every file. A sample that a remaining document holds too proves nothing; ``find`` leaves it out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import AnyStr, NamedTuple
 import numpy as np
 
 from .catalog import Catalog
-from .index import rounded
+from .index import quantize
 from .migrations import TOKENIZER
 from .records import Records
 from .rows import StoredDocument, StoredReference
@@ -49,7 +49,7 @@ class Trace:
 
 
 @dataclass(frozen=True)
-class Residue:
+class Remnant:
     """A sample that is still in a file of the store, at ``offset``."""
 
     file: str
@@ -60,52 +60,52 @@ class Residue:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a search for samples found.
+    """Result of a search for samples.
 
     Attributes:
-        residue: what is still there; one place for each sample and file.
+        remnants: what is still there; one place for each sample and file.
         files: name, bytes and SHA-256 of every file that was searched.
     """
 
-    residue: list[Residue]
+    remnants: list[Remnant]
     files: list[tuple[str, int, str]]
 
 
 class ForgetReport(NamedTuple):
-    """What was erased.
+    """Result of forgetting documents.
 
     Attributes:
         documents: that are gone.
-        residue: what was found of them all the same; None where nobody looked.
+        remnants: what was found of them all the same; None if no search was made.
         certificate: of that search, as JSON-able values that do not name the documents.
     """
 
     documents: list[StoredDocument]
-    residue: list[Residue] | None
+    remnants: list[Remnant] | None
     certificate: dict | None
 
 
-def take(documents: Sequence[StoredDocument], catalog: Catalog, records: Records) -> list[Trace]:
+def sample(documents: Sequence[StoredDocument], catalog: Catalog, records: Records) -> list[Trace]:
     """Sample documents and all of their references, save damaged ones in quarantine."""
     traces = []
     for document in documents:
         name = document.path
         traces += [Trace(name, "name", needle, name) for needle in _encodings(name)]
     with catalog.snapshot():
-        hidden = set(catalog.quarantined())
+        hidden = set(catalog.quarantined_slots())
         slots = catalog.slots(document.id for document in documents)
         slots = [slot for slot in slots if slot not in hidden]
-        banks = {edition.id: records.bank(edition.id) for edition in catalog.editions()}
-        warm = {id: catalog.warmth(id, slots) for id in banks}
+        files = {edition.id: records.file(edition.id) for edition in catalog.memories.editions()}
+        warm = {id: catalog.memories.warmth(id, slots) for id in files}
         longest: dict[str, str] = {}
         for start in range(0, len(slots), 256):
             part = slots[start : start + 256]
             references = list(catalog.references(part, 0).values())
             for reference in references:
                 traces += _of(reference)
-                for id, bank in banks.items():
+                for id, file in files.items():
                     if warm[id][reference.slot]:
-                        for memory in _distinct(bank.raw(reference.slot)):
+                        for memory in _distinct(file.raw(reference.slot)):
                             traces.append(Trace(reference.path, "memory", memory, memory))
             longest = _longest({**longest, **_words(references)})
     traces += [Trace(path, "word", word.encode(), word) for word, path in longest.items()]
@@ -121,20 +121,20 @@ def _of(reference: StoredReference) -> Iterator[Trace]:
     for tokens in _distinct(np.array(reference.tokens, dtype="<u4").tobytes())[:1]:
         yield Trace(path, "tokens", tokens, tokens)
     vector = reference.vector[:12]
-    for kept in (vector, rounded(reference.vector)[:48]):  # in the catalog, in the index
+    for kept in (vector, quantize(reference.vector)[:48]):  # in the catalog, in the index
         yield Trace(path, "vector", kept.tobytes(), vector.tobytes())
 
 
-def left(
+def find(
     samples: Sequence[Trace], folder: Path, catalog: Catalog, records: Records
 ) -> Verification:
     """Look for samples in all files of a folder."""
     needles = _Needles([sample.needle for sample in samples])
-    found: dict[tuple[int, Path], Residue] = {}
+    found: dict[tuple[int, Path], Remnant] = {}
     searched = []
     live: dict[int, bool] = {}  # by sample, asked only about those that are somewhere
     with catalog.snapshot():
-        banks = {folder / edition.file: edition.id for edition in catalog.editions()}
+        editions = {folder / edition.file: edition.id for edition in catalog.memories.editions()}
         for file in sorted(path for path in folder.iterdir() if path.is_file()):
             whole = hashlib.sha256()
             for number, offset in needles.within(_read(file, whole)):
@@ -143,11 +143,11 @@ def left(
                     live[number] = catalog.holds(sample.original)
                 if live[number] or (number, file) in found:
                     continue
-                if file in banks:
-                    slot = records.bank(banks[file]).slot_at(offset)
-                    if catalog.warmth(banks[file], [slot]).get(slot):
+                if file in editions:
+                    slot = records.file(editions[file]).slot_at(offset)
+                    if catalog.memories.warmth(editions[file], [slot]).get(slot):
                         continue  # the memory of a document that remains
-                found[number, file] = Residue(file.name, offset, sample.kind, sample.path)
+                found[number, file] = Remnant(file.name, offset, sample.kind, sample.path)
             searched.append((file.name, file.stat().st_size, whole.hexdigest()))
     return Verification(list(found.values()), searched)
 
@@ -158,7 +158,7 @@ def certificate(
     verification: Verification,
     store: str,
 ) -> dict:
-    """What was erased and how that was verified, without naming it: JSON-able."""
+    """Certificate of what was erased and how that was verified, which names no document."""
     return {
         "certificate": "m3mlx forget",
         "version": 1,
@@ -181,8 +181,8 @@ def certificate(
             for name, length, sha256 in verification.files
         ],
         "findings": [
-            {"file": residue.file, "offset": residue.offset, "kind": residue.kind}
-            for residue in verification.residue
+            {"file": found.file, "offset": found.offset, "kind": found.kind}
+            for found in verification.remnants
         ],
         "not_covered": "snapshots and free blocks of the file system, backups, swap space, and "
         "what a drive keeps of overwritten cells",
@@ -261,7 +261,7 @@ def _encodings(text: str) -> list[bytes]:
 
 
 def _distinct(data: AnyStr) -> list[AnyStr]:
-    """The windows of something that are least likely to stand anywhere else, the best first."""
+    """Return the windows that are least likely to stand anywhere else, the best first."""
     windows = {data[at : at + _WINDOW] for at in range(0, len(data), _WINDOW)}
     unlikely = [window for window in windows if len(set(window)) >= 8]
     return sorted(unlikely, key=lambda window: (-len(set(window)), window))[:_WINDOWS]

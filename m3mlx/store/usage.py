@@ -20,18 +20,18 @@ _WIDTH = 4  # minutes since 1970, unsigned and little-endian
 
 
 class Usage:
-    """The notes of one record file, whose first slot is ``origin``."""
+    """Times of last use of one record file's memories; its first slot is ``origin``."""
 
-    def __init__(self, bank: Path, origin: int):
-        self.path = bank.with_suffix(SUFFIX)
+    def __init__(self, record_file: Path, origin: int):
+        self.path = record_file.with_suffix(SUFFIX)
         self._origin = origin
 
     def note(self, slots: Iterable[int]) -> None:
-        """Memories are being used. Where that cannot be written, it is not known."""
+        """Record that memories are used now; a failure to write is ignored."""
         self._put(slots, int(time.time() // 60))
 
     def forget(self, slots: Iterable[int]) -> None:
-        """Memories are gone."""
+        """Clear the times of memories that are gone."""
         if self.path.exists():
             self._put(slots, 0)
 
@@ -49,7 +49,7 @@ class Usage:
                 os.close(descriptor)
 
     def minutes(self, slots: np.ndarray) -> np.ndarray:
-        """When the memories of slots, int64 ``(n,)``, were last used; 0 where nobody knows."""
+        """Minutes since 1970 of the last use of slots, int64 ``(n,)``; 0 where unknown."""
         try:
             data = self.path.read_bytes()
         except OSError:
@@ -62,7 +62,7 @@ class Usage:
         return found
 
     def fill(self, minutes: np.ndarray) -> None:
-        """Write the notes of all slots from the origin on."""
+        """Write the times of all slots from the origin on."""
         descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(minutes.astype("<u4").tobytes())

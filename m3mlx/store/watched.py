@@ -1,6 +1,6 @@
-"""What a process that watches folders tells of itself, beside the store that it watches for.
+"""State of the process that watches folders, in a file beside the store that it watches for.
 
-The file is locked for as long as the watcher lives, so that nobody believes a dead one. It holds
+The file is locked for as long as the watcher lives, so that a dead one's state is ignored. It holds
 numbers only: names of files would outlive their documents, and be readable in an encrypted store.
 """
 
@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import StoreError
 from ..files import os_errors_as_store_errors
-from .lock import fcntl
+from .lock import try_lock
 
 FILE = "watching"
-_LENGTH = 512  # bytes of what is told, always as many, so that nobody reads half of it
+_LENGTH = 512  # bytes of the state, always as many, so that no reader gets half of it
 
 
 class Watch:
@@ -28,19 +27,16 @@ class Watch:
         with os_errors_as_store_errors(store):
             store.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._descriptor = os.open(store / FILE, os.O_RDWR | os.O_CREAT, 0o600)
-            deadline = time.monotonic() + 1  # who only asks has it for a moment
-            while not _locked(self._descriptor, alone=True):
-                if time.monotonic() >= deadline:
-                    self.close()
-                    raise StoreError(
-                        f"{store}: another process watches for this store already. Stop it, and "
-                        f"name all folders in one command."
-                    )
-                time.sleep(0.05)
+            if not try_lock(self._descriptor, wait=1):  # ``seen`` has it for a moment
+                self.close()
+                raise StoreError(
+                    f"{store}: another process watches for this store already. Stop it, and "
+                    f"name all folders in one command."
+                )
         self.tell({})
 
     def tell(self, state: Mapping[str, object]) -> None:
-        """Let others know how it stands: JSON-able values without names."""
+        """Publish the state: JSON-able values without names."""
         line = json.dumps({"pid": os.getpid(), **state}).encode("ascii")
         os.pwrite(self._descriptor, line.ljust(_LENGTH), 0)
 
@@ -49,26 +45,16 @@ class Watch:
 
 
 def seen(store: Path) -> dict | None:
-    """What the watcher of a store told last; None where nobody watches."""
+    """Return the state that the watcher of a store published last; None if there is no watcher."""
     try:
         descriptor = os.open(store / FILE, os.O_RDONLY)
     except OSError:
         return None
     try:
-        if _locked(descriptor, alone=False):
+        if try_lock(descriptor, shared=True):
             return None
         return dict(json.loads(os.pread(descriptor, _LENGTH, 0)))
     except ValueError:  # it has only just begun
         return {}
     finally:
         os.close(descriptor)
-
-
-def _locked(descriptor: int, *, alone: bool) -> bool:
-    if fcntl is None:
-        return alone
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

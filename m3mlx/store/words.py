@@ -1,4 +1,7 @@
-"""References that share words with a query, and how much of it: BM25 on SQLite's full text."""
+"""References that share words with a query, and how much of it: BM25 on SQLite's full text.
+
+The full text of an encrypted store is made in memory, from the texts, when it is first asked for.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,21 @@ import sqlite3
 from collections.abc import Iterable
 from math import log
 
-from sqlite_utils import Database
-
 from .catalog import Catalog
-from .memories import listed
+from .catalog_memories import IN, as_json
+from .database import Connection
+from .migrations import TOKENIZER
 
+MOST_IN_MEMORY = 20_000  # references whose full text is made in memory, in a second or two
 COMMON = 300  # a word in so many references tells little and costs much to rank
 RANKED = 300  # so many references of rare words are ranked, the rarest words first
 RANKED_COMMON = 20_000  # up to so many references, common words are ranked if there are no others
 WORDS = 24  # of a query that take part in the search, the rarest first
+_VISIBLE = (  # of the full text on the disk
+    "rowid NOT IN (SELECT slot FROM reference WHERE document IN "
+    "(SELECT id FROM document WHERE NOT complete)) "
+    "AND rowid NOT IN (SELECT slot FROM reference WHERE quarantined)"
+)
 _MOST = 2.2  # BM25 of a word that stands in a reference endlessly often, by its rarity: k1 + 1
 
 
@@ -26,6 +35,8 @@ class Words:
         self._catalog = catalog
         # words in many references, with the commit that this is true of: counting them is slow
         self._common: tuple[int, set[str]] = (-1, set())
+        # full text in memory, with the commit that it belongs to; None where it is too large
+        self._in_memory: tuple[int, sqlite3.Connection | None] = (-1, None)
 
     def shares(
         self, text: str, count: int, only: Iterable[int] | None = None
@@ -41,10 +52,9 @@ class Words:
             words that are nowhere among them: 0 to 1, and 0 where common words were not ranked.
             None if the store has no full text.
         """
-        place = self._catalog.full_text()
-        if place is None:
+        db, condition = self._full_text()
+        if db is None:
             return None
-        db, condition = place
         frequency = self._frequencies(db, text)
         known = sorted((word for word in frequency if frequency[word]), key=frequency.__getitem__)
         if not known:
@@ -57,21 +67,40 @@ class Words:
         if not rare and self._catalog.settings()["next_slot"] > RANKED_COMMON:
             # ranking would take seconds; some that have the longest words is what is cheap
             query, score = " AND ".join(sorted(wanted, key=len)[-3:]), "0"
-        wish = [] if only is None else [listed(only)]
-        if wish:
-            condition += " AND rowid IN (SELECT value FROM json_each(?))"
+        wanted_slots = [] if only is None else [as_json(only)]
+        if wanted_slots:
+            condition += f" AND rowid {IN}"
         found = (
             f"SELECT rowid AS slot, {score} AS score FROM words WHERE words MATCH ? AND {condition}"
         )
         # sorted outside, because ORDER BY in there computes each score two or three times
         rows = db.execute(
             f"SELECT * FROM ({found} LIMIT ?) ORDER BY score DESC, slot LIMIT ?",
-            [query, *wish, count if score == "0" else -1, count],
+            [query, *wanted_slots, count if score == "0" else -1, count],
         ).fetchall()
         most = self._most(frequency.values())
         return {slot: min(score / most, 1.0) for slot, score in rows}
 
-    def _frequencies(self, db: Database | sqlite3.Connection, text: str) -> dict[str, int]:
+    def _full_text(self) -> tuple[Connection | sqlite3.Connection | None, str]:
+        """The database whose table ``words`` has the full text, and which rows may be found."""
+        if not self._catalog.cipher.encrypts:
+            return self._catalog.db, _VISIBLE
+        commit = self._catalog.settings()["commit"]
+        if self._in_memory[0] != commit:
+            self._in_memory = commit, self._made_in_memory()
+        return self._in_memory[1], "1"
+
+    def _made_in_memory(self) -> sqlite3.Connection | None:
+        if self._catalog.visible() > MOST_IN_MEMORY:
+            return None
+        made = sqlite3.connect(":memory:", check_same_thread=False)
+        made.execute(
+            f"CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='{TOKENIZER}')"
+        )
+        made.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", self._catalog.texts())
+        return made
+
+    def _frequencies(self, db: Connection | sqlite3.Connection, text: str) -> dict[str, int]:
         """In how many references each word of a text is, quoted; up to ``COMMON``."""
         commit = self._catalog.settings()["commit"]
         if self._common[0] != commit:
@@ -86,12 +115,12 @@ class Words:
         """The BM25 that words of these frequencies could give, by SQLite's formula."""
         # their number, at least; asked for one by one, neither end needs a scan
         first, last = (f"(SELECT {end}(slot) FROM reference)" for end in ("min", "max"))
-        (rows,) = self._catalog.db.execute(f"SELECT {last} - {first} + 1").fetchone()
+        rows = self._catalog.db.value(f"SELECT {last} - {first} + 1")
         rarities = (log((max(rows - n, 0) + 0.5) / (n + 0.5)) for n in frequencies)
         return _MOST * sum(max(rarity, 1e-6) for rarity in rarities)
 
 
-def _frequency(db: Database | sqlite3.Connection, word: str) -> int:
+def _frequency(db: Connection | sqlite3.Connection, word: str) -> int:
     return db.execute(
         "SELECT count(*) FROM (SELECT 1 FROM words WHERE words MATCH ? LIMIT ?)", [word, COMMON]
     ).fetchone()[0]

@@ -190,7 +190,7 @@ def write(folder: str, changes: list[Change], blow: Blow | None, journal: int) -
                 say(f"step {name}")
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    files.step = step
+    files.at_step = step
     struck = Faults(blow) if blow and blow.kind == "fault" and not blow.system else None
     library = system_faults()
     if library:

@@ -38,7 +38,7 @@ def pristine(folder: Path, number: int) -> tuple[Files, Files]:
     with new_store(path, **LARGE) as store:
         for document in range(DOCUMENTS):
             if document == DOCUMENTS - 1:
-                store.settle()
+                store.maintain()
                 earlier = _files(path)
             base = 100 * number + 10 * document
             texts = [text(base + n) for n in range(1 + document % 4)]

@@ -35,7 +35,7 @@ def write(path: str, until: float) -> dict:
                     store.compact()
                     done["compacted"] += 1
                 elif number % 3 == 0:
-                    store.settle()
+                    store.maintain()
             except StoreError as error:
                 assert "being read" in str(error), error
                 done["scrub waited"] += 1

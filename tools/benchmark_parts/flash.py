@@ -31,7 +31,7 @@ import numpy as np
 
 from m3mlx.bench.report import Table
 from m3mlx.config import CHUNK_TOKENS, MEMORIES, REFERENCE_TOKENS, MemoryConfig, Progress
-from m3mlx.store.bank import PAGE, stride
+from m3mlx.store.record_file import PAGE, stride
 
 FILE_BYTES = 256 << 20
 BLOCKS = (512, 4096, 16384, 65536, 262144, 1048576)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3mlx.errors import StoreError
-from m3mlx.store.bank import PAGE, Bank, DamagedRecord, Identity, stride
+from m3mlx.store.record_file import PAGE, DamagedRecord, Identity, RecordFile, stride
 
 ID = bytes(range(16))
 MADE = bytes(range(100, 132))
@@ -22,15 +22,15 @@ def identity(record_bytes=10, **changes):
     return Identity(record_bytes=record_bytes, **about)
 
 
-def new_bank(path, record_bytes=10, **changes):
-    Bank.create(path, identity(record_bytes, **changes))
-    return Bank(path, identity(record_bytes, **changes), write=True)
+def new_file(path, record_bytes=10, **changes):
+    RecordFile.create(path, identity(record_bytes, **changes))
+    return RecordFile(path, identity(record_bytes, **changes), write=True)
 
 
 def test_the_bytes_of_the_file_are_those_of_the_format(tmp_path):
-    bank = new_bank(tmp_path / "b", record_bytes=5, edition=3, origin=7)
-    bank.write({8: b"hello"})
-    bank.close()
+    file = new_file(tmp_path / "b", record_bytes=5, edition=3, origin=7)
+    file.write({8: b"hello"})
+    file.close()
     head = b"m3mlx.kv" + bytes.fromhex("02000000 04030201 00400000 03000000")
     head += bytes.fromhex("0500000000000000 0040000000000000") + ID
     head += bytes.fromhex("0700000000000000") + MADE
@@ -48,15 +48,15 @@ def test_files_of_the_first_release_are_read_and_written_in_their_own_format(tmp
     record = bytes.fromhex("68656c6c6ff59cbee9")  # of slot 1
     whole = head + struct.pack("<I", zlib.crc32(head)) + bytes(16384) + record.ljust(16384, b"\0")
     (tmp_path / "b").write_bytes(whole)
-    bank = Bank(tmp_path / "b", identity(5), write=True)
-    assert bytes(bank.read([1])[0]) == b"hello"
-    bank.write({1: b"other"})
-    bank.write({1: b"hello"})
-    bank.close()
+    file = RecordFile(tmp_path / "b", identity(5), write=True)
+    assert bytes(file.read([1])[0]) == b"hello"
+    file.write({1: b"other"})
+    file.write({1: b"hello"})
+    file.close()
     assert (tmp_path / "b").read_bytes() == whole
     for changes in ({"edition": 2}, {"origin": 5}):  # which that release did not have
         with pytest.raises(StoreError, match="another edition"):
-            Bank(tmp_path / "b", identity(5, **changes))
+            RecordFile(tmp_path / "b", identity(5, **changes))
 
 
 @pytest.mark.parametrize(
@@ -74,22 +74,22 @@ def test_records_start_at_pages(record_bytes, distance):
     seed=st.integers(0, 2**32),
 )
 def test_what_is_written_is_read_in_any_order(tmp_path_factory, record_bytes, slots, seed):
-    bank = new_bank(tmp_path_factory.mktemp("bank") / "b", record_bytes)
+    file = new_file(tmp_path_factory.mktemp("file") / "b", record_bytes)
     random = np.random.default_rng(seed)
     memories = {slot: random.bytes(record_bytes) for slot in slots}
     for slot in slots[: len(slots) // 2]:
-        bank.write({slot: random.bytes(record_bytes)})  # is written over
-    bank.write(memories)
+        file.write({slot: random.bytes(record_bytes)})  # is written over
+    file.write(memories)
     wanted = [*reversed(slots), slots[0]]
-    read = bank.read(wanted)
+    read = file.read(wanted)
     assert read.dtype == np.uint8
     assert [bytes(row) for row in read] == [memories[slot] for slot in wanted]
-    bank.close()
+    file.close()
 
 
 def test_every_changed_byte_of_a_record_is_noticed(tmp_path):
-    bank = new_bank(tmp_path / "b")
-    bank.write({0: b"0123456789", 1: b"abcdefghij"})
+    file = new_file(tmp_path / "b")
+    file.write({0: b"0123456789", 1: b"abcdefghij"})
     good = (tmp_path / "b").read_bytes()
     for offset in range(PAGE, PAGE + 14):
         for bit in range(8):
@@ -97,28 +97,28 @@ def test_every_changed_byte_of_a_record_is_noticed(tmp_path):
             bad[offset] ^= 1 << bit
             (tmp_path / "b").write_bytes(bad)
             with pytest.raises(DamagedRecord) as caught:
-                bank.read([1, 0])
+                file.read([1, 0])
             assert caught.value.slot == 0
-            assert bytes(bank.read([1])[0]) == b"abcdefghij"
-    bank.close()
+            assert bytes(file.read([1])[0]) == b"abcdefghij"
+    file.close()
 
 
 def test_a_record_in_the_place_of_another_is_refused(tmp_path):
-    bank = new_bank(tmp_path / "b")
-    bank.write({0: b"0123456789", 1: b"abcdefghij"})
+    file = new_file(tmp_path / "b")
+    file.write({0: b"0123456789", 1: b"abcdefghij"})
     data = (tmp_path / "b").read_bytes()
     swapped = data[:PAGE] + data[2 * PAGE :] + data[PAGE : 2 * PAGE]
     (tmp_path / "b").write_bytes(swapped)
     with pytest.raises(DamagedRecord):
-        bank.read([0])
-    bank.close()
+        file.read([0])
+    file.close()
 
 
 @pytest.mark.parametrize(
     "changes", [{"store": bytes(16)}, {"edition": 2}, {"fingerprint": bytes(32)}]
 )
 def test_a_record_of_another_store_or_edition_is_refused(tmp_path, changes):
-    mine, other = new_bank(tmp_path / "a"), new_bank(tmp_path / "b", **changes)
+    mine, other = new_file(tmp_path / "a"), new_file(tmp_path / "b", **changes)
     mine.write({0: b"0123456789"})
     other.write({0: b"0123456789"})
     header = (tmp_path / "a").read_bytes()[:PAGE]
@@ -131,45 +131,45 @@ def test_a_record_of_another_store_or_edition_is_refused(tmp_path, changes):
 
 @pytest.mark.parametrize("slot", [0, 1, 2, 1000])
 def test_a_slot_without_a_memory_is_refused(tmp_path, slot):
-    bank = new_bank(tmp_path / "b")
-    bank.write({3: b"0123456789", 1: b"abcdefghij"})
-    bank.erase([1])
+    file = new_file(tmp_path / "b")
+    file.write({3: b"0123456789", 1: b"abcdefghij"})
+    file.erase([1])
     with pytest.raises(DamagedRecord):
-        bank.read([slot])
-    bank.close()
+        file.read([slot])
+    file.close()
 
 
 def test_erasing_leaves_zeros_and_no_byte_of_the_memory(tmp_path):
-    bank = new_bank(tmp_path / "b")
-    bank.write({0: b"0123456789", 1: b"abcdefghij", 2: b"ABCDEFGHIJ"})
-    bank.erase([1, 7])
+    file = new_file(tmp_path / "b")
+    file.write({0: b"0123456789", 1: b"abcdefghij", 2: b"ABCDEFGHIJ"})
+    file.erase([1, 7])
     data = (tmp_path / "b").read_bytes()
     assert not any(data[2 * PAGE : 3 * PAGE])
     assert len(data) == 4 * PAGE
-    assert [bytes(row) for row in bank.read([0, 2])] == [b"0123456789", b"ABCDEFGHIJ"]
-    bank.close()
+    assert [bytes(row) for row in file.read([0, 2])] == [b"0123456789", b"ABCDEFGHIJ"]
+    file.close()
 
 
 def test_erasing_holes_takes_no_disk(tmp_path):
-    bank = new_bank(tmp_path / "b")
-    bank.write({4000: b"0123456789"})
+    file = new_file(tmp_path / "b")
+    file.write({4000: b"0123456789"})
     before = (tmp_path / "b").stat().st_blocks
-    bank.erase(range(4000))
+    file.erase(range(4000))
     assert (tmp_path / "b").stat().st_blocks <= before
-    bank.close()
+    file.close()
 
 
 def test_trimming_cuts_behind_the_last_record_only(tmp_path):
-    bank = new_bank(tmp_path / "b")
-    bank.write({0: b"0123456789", 1: b"abcdefghij"})
-    bank.trim(5)
-    assert bank.records == 2
-    bank.trim(1)
-    assert bank.records == 1
-    assert bytes(bank.read([0])[0]) == b"0123456789"
+    file = new_file(tmp_path / "b")
+    file.write({0: b"0123456789", 1: b"abcdefghij"})
+    file.trim(5)
+    assert file.records == 2
+    file.trim(1)
+    assert file.records == 1
+    assert bytes(file.read([0])[0]) == b"0123456789"
     with pytest.raises(DamagedRecord):
-        bank.read([1])
-    bank.close()
+        file.read([1])
+    file.close()
 
 
 def changed(offset, data):
@@ -197,12 +197,12 @@ def changed(offset, data):
 )
 def test_a_wrong_header_is_named(tmp_path, change, words):
     path = tmp_path / "b"
-    bank = new_bank(path)
-    bank.write({0: b"0123456789"})
-    bank.close()
+    file = new_file(path)
+    file.write({0: b"0123456789"})
+    file.close()
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(StoreError, match=words) as caught:
-        Bank(path, identity())
+        RecordFile(path, identity())
     assert str(path) in str(caught.value)
 
 
@@ -216,67 +216,67 @@ def test_a_wrong_header_is_named(tmp_path, change, words):
     ],
 )
 def test_a_file_of_other_memories_is_refused_by_name(tmp_path, changes, words):
-    new_bank(tmp_path / "b").close()
+    new_file(tmp_path / "b").close()
     with pytest.raises(StoreError, match=words):
-        Bank(tmp_path / "b", identity(**changes))
+        RecordFile(tmp_path / "b", identity(**changes))
 
 
 def test_records_start_at_the_origin(tmp_path):
-    bank = new_bank(tmp_path / "b", origin=1000)
-    bank.write({1001: b"0123456789"})
+    file = new_file(tmp_path / "b", origin=1000)
+    file.write({1001: b"0123456789"})
     assert (tmp_path / "b").stat().st_size == 3 * PAGE
-    assert bank.records == 2
-    assert bank.slot_at(2 * PAGE) == 1001
+    assert file.records == 2
+    assert file.slot_at(2 * PAGE) == 1001
     for slot in (1000, 1002, 1, 0):
         with pytest.raises(DamagedRecord):
-            bank.read([slot])
-    bank.erase([1, 1001])
-    bank.trim(1000)
+            file.read([slot])
+    file.erase([1, 1001])
+    file.trim(1000)
     assert (tmp_path / "b").stat().st_size == PAGE
-    bank.close()
+    file.close()
 
 
 def test_erasing_gives_blocks_back_where_the_system_can(tmp_path):
-    bank = new_bank(tmp_path / "b", record_bytes=100_000)
-    bank.write({slot: bytes([slot + 1]) * 100_000 for slot in range(20)})
+    file = new_file(tmp_path / "b", record_bytes=100_000)
+    file.write({slot: bytes([slot + 1]) * 100_000 for slot in range(20)})
     before = (tmp_path / "b").stat().st_blocks
-    bank.erase(range(1, 19))
+    file.erase(range(1, 19))
     if sys.platform in ("linux", "darwin"):
         assert (tmp_path / "b").stat().st_blocks < before / 4
-    assert [row[0] for row in bank.read([0, 19])] == [1, 20]
-    bank.close()
+    assert [row[0] for row in file.read([0, 19])] == [1, 20]
+    file.close()
 
 
 def test_a_file_that_is_cut_short_while_it_is_open_is_no_crash(tmp_path):
-    bank = new_bank(tmp_path / "b")
-    bank.write({0: b"0123456789", 1: b"abcdefghij"})
-    bank.read([0, 1])
+    file = new_file(tmp_path / "b")
+    file.write({0: b"0123456789", 1: b"abcdefghij"})
+    file.read([0, 1])
     os.truncate(tmp_path / "b", 2 * PAGE + 3)
     with pytest.raises(DamagedRecord):
-        bank.read([0, 1])
-    assert bytes(bank.read([0])[0]) == b"0123456789"
-    bank.close()
+        file.read([0, 1])
+    assert bytes(file.read([0])[0]) == b"0123456789"
+    file.close()
 
 
 def test_a_missing_file_is_named_and_not_made(tmp_path):
     with pytest.raises(StoreError, match="missing"):
-        Bank(tmp_path / "b", identity(), write=True)
+        RecordFile(tmp_path / "b", identity(), write=True)
     assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.parametrize("memory", [b"", b"123456789", b"12345678901"])
 def test_a_memory_of_another_length_is_refused(tmp_path, memory):
-    bank = new_bank(tmp_path / "b")
+    file = new_file(tmp_path / "b")
     with pytest.raises(StoreError, match="bytes"):
-        bank.check([b"0123456789", memory])
-    bank.close()
+        file.check([b"0123456789", memory])
+    file.close()
 
 
 def test_an_open_file_that_is_cut_short_and_grows_again_is_never_read_behind_its_end(tmp_path):
-    writer = new_bank(tmp_path / "b", record_bytes=40_000)
+    writer = new_file(tmp_path / "b", record_bytes=40_000)
     memories = {slot: bytes([slot]) * 40_000 for slot in range(5)}
     writer.write(memories)
-    reader = Bank(tmp_path / "b", identity(40_000))
+    reader = RecordFile(tmp_path / "b", identity(40_000))
     assert reader.read([4])[0].tobytes() == memories[4]
     for length in (PAGE + 4 * stride(40_000) + 40_003, PAGE + stride(40_000), PAGE, 100, 0):
         os.truncate(tmp_path / "b", length)  # a map of what is gone would kill the process

@@ -61,7 +61,7 @@ import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from .cipher import OVERHEAD, Cipher, Tampered
+from .cipher import PLAIN, Cipher, Plain, Tampered
 from .rows import Edition
 
 MAGIC = b"m3mlx.kv"
@@ -91,7 +91,7 @@ def stride(record_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a record file must say of itself.
+    """Contents of the header of a record file.
 
     Attributes:
         store: id of the store, 16 bytes.
@@ -125,25 +125,24 @@ class Identity:
         return head + zlib.crc32(head).to_bytes(CHECKSUM, "little")
 
     def seed(self, version: int) -> int:
-        """What the checksums of records start from."""
-        if version == 1:
-            return zlib.crc32(self.store)
-        return zlib.crc32(self._place())
+        """Start value of the checksums of records."""
+        return zlib.crc32(self.store if version == 1 else self._owner)
 
-    def _place(self) -> bytes:
+    @property
+    def _owner(self) -> bytes:
         return self.store + self.edition.to_bytes(4, "little") + self.fingerprint
 
-    def owner(self, slot: int) -> bytes:
-        """What a record is encrypted for."""
-        return self._place() + slot.to_bytes(8, "little")
+    def record_owner(self, slot: int) -> bytes:
+        """Associated data of an encrypted record."""
+        return self._owner + slot.to_bytes(8, "little")
 
 
-class Bank:
+class RecordFile:
     """An open record file."""
 
     @staticmethod
     def create(path: Path, identity: Identity) -> None:
-        """Make a bank without records, in place of any that is there."""
+        """Make a file without records, in place of any that is there."""
         with files.replacing(path) as new:
             new.write_bytes(identity.header())
 
@@ -153,14 +152,14 @@ class Bank:
         identity: Identity,
         *,
         write: bool = False,
-        cipher: Cipher | None = None,
+        cipher: Cipher | Plain = PLAIN,
     ):
-        """Open a bank and check its header. Raises StoreError that names what is wrong."""
+        """Open a file and check its header. Raises StoreError that names what is wrong."""
         self.path = path
         self._cipher = cipher
         self.identity = identity
         self.record_bytes = identity.record_bytes
-        self.memory_bytes = identity.record_bytes - (OVERHEAD if cipher else 0)
+        self.memory_bytes = identity.record_bytes - cipher.overhead
         self._map: mmap.mmap | None = None
         self._origin = identity.origin
         self._stride = stride(identity.record_bytes)
@@ -217,10 +216,11 @@ class Bank:
             mapped = self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(mapped)[start:end]
 
-    def _ask_for(self, slots: Sequence[int]) -> None:
-        """Let the disk read all of these at once: page by page would take many times as long."""
+    def _prefetch(self, slots: Sequence[int]) -> None:
+        """Ask the system to read all of these at once, which is many times faster."""
         for slot in slots:
             if (record := self._record(slot)) and hasattr(mmap, "MADV_WILLNEED"):
+                assert isinstance(record.obj, mmap.mmap)
                 record.obj.madvise(mmap.MADV_WILLNEED, self._offset(slot), len(record))
 
     def raw(self, slot: int) -> bytes:
@@ -234,7 +234,7 @@ class Bank:
             DamagedRecord: the bytes of a slot are not those that were written there.
         """
         stored = np.empty((len(slots), self.record_bytes), dtype=np.uint8)
-        self._ask_for(slots)
+        self._prefetch(slots)
         for row, slot in zip(stored, slots, strict=True):
             record = self._record(slot)
             if not record:
@@ -242,12 +242,13 @@ class Bank:
             row[:] = record[: self.record_bytes]
             if record[self.record_bytes :] != self._checksum(slot, row.data):
                 raise DamagedRecord(self.path, slot)
-        if not self._cipher:
+        if not self._cipher.encrypts:
             return stored
         memories = np.empty((len(slots), self.memory_bytes), dtype=np.uint8)
-        for row, sealed, slot in zip(memories, stored, slots, strict=True):
+        for row, encrypted, slot in zip(memories, stored, slots, strict=True):
             try:
-                memory = self._cipher.open_record(sealed.data, self.identity.owner(slot))
+                owner = self.identity.record_owner(slot)
+                memory = self._cipher.decrypt_record(encrypted.tobytes(), owner)
             except Tampered as error:
                 raise DamagedRecord(self.path, slot) from error
             row[:] = np.frombuffer(memory, dtype=np.uint8)
@@ -265,29 +266,28 @@ class Bank:
     def write(self, memories: Mapping[int, bytes]) -> None:
         """Put memories into their slots, over whatever is there, and wait for the disk."""
         for slot, memory in sorted(memories.items()):
-            if self._cipher:
-                memory = self._cipher.seal_record(memory, self.identity.owner(slot))
+            memory = self._cipher.encrypt_record(memory, self.identity.record_owner(slot))
             record = bytes(memory) + self._checksum(slot, memory)
             self._put(slot, record.ljust(self._stride, b"\0"))
-            files.step("record written")
+            files.at_step("record written")
         if memories:
             files.sync(self._file.fileno())
-            files.step("records on disk")
+            files.at_step("records on disk")
 
     def erase(self, slots: Iterable[int]) -> None:
         """Overwrite slots with zeros, wait for the disk, and give their blocks back."""
         used = [slot for slot in slots if slot >= self._origin and self._used(slot)]
         for slot in used:
             self._put(slot, bytes(self._stride))
-            files.step("record erased")
+            files.at_step("record erased")
         if used:
             files.sync(self._file.fileno())
-            files.step("erased on disk")
-        for slot in used:  # only now: of a hole nobody could say that its old bytes are gone
+            files.at_step("erased on disk")
+        for slot in used:  # last: a hole does not prove that its old bytes are gone
             files.punch(self._file.fileno(), self._offset(slot), self._stride)
 
     def _used(self, slot: int) -> bool:
-        """Whether any byte of a slot is not zero; a hole is none."""
+        """Return whether any byte of a slot is not zero; a hole is all zeros."""
         return bool(os.pread(self._file.fileno(), self._stride, self._offset(slot)).strip(b"\0"))
 
     def trim(self, end: int) -> None:
@@ -296,7 +296,7 @@ class Bank:
         if os.fstat(self._file.fileno()).st_size > length:
             os.ftruncate(self._file.fileno(), length)
             files.sync(self._file.fileno())
-            files.step("records cut off")
+            files.at_step("records cut off")
 
     def _put(self, slot: int, record: bytes) -> None:
         done = 0
@@ -308,7 +308,7 @@ class Bank:
         self._map = None  # not closed: another thread may be copying from it
 
 
-def mend(path: Path, identity: Identity, slots: Sequence[int]) -> None:
+def restore(path: Path, identity: Identity, slots: Sequence[int]) -> None:
     """Give a record file its header and its length again, if they are missing or damaged.
 
     Args:
@@ -318,54 +318,50 @@ def mend(path: Path, identity: Identity, slots: Sequence[int]) -> None:
         StoreError: the header is whole, but of another file.
     """
     if not path.exists():
-        Bank.create(path, identity)
+        RecordFile.create(path, identity)
     with path.open("r+b", buffering=0) as file:
-        _mend_header(file.fileno(), path, identity, slots)
+        _restore_header(file.fileno(), path, identity, slots)
         end = PAGE + (max(slots, default=-1) + 1 - identity.origin) * stride(identity.record_bytes)
         if os.fstat(file.fileno()).st_size < end:
             os.ftruncate(file.fileno(), end)
         files.sync(file.fileno())
 
 
-def _mend_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
+def _restore_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
     found = os.pread(descriptor, PAGE, 0)
     whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
     if len(found) == PAGE and whole:
-        Bank(path, identity).close()
+        RecordFile(path, identity).close()
         return
     for version in (1, VERSION):  # the newest stays if no memory tells
         os.pwrite(descriptor, identity.header(version), 0)
-        with suppress(StoreError), closing(Bank(path, identity)) as bank:
+        with suppress(StoreError), closing(RecordFile(path, identity)) as file:
             for slot in slots:
                 with suppress(DamagedRecord):
-                    bank.read([slot])
+                    file.read([slot])
                     return
 
 
 def _difference(found: bytes, wanted: Identity) -> str:
-    """Say in one clause why a header is not the wanted one."""
+    """Explain in one clause why a header is not the expected one."""
     if len(found) < PAGE:
         return f"it is cut short, {len(found)} bytes where its header alone has {PAGE}"
     fields = _HEADER.unpack_from(found)
     magic, version, order, page, edition, record_bytes, _, store, origin, fingerprint = fields
-    if magic != MAGIC:
-        return "it is not a file of memories (wrong magic)"
-    if order != BYTE_ORDER:
-        return "it was written in the other byte order"
-    if version not in (1, VERSION):
-        return f"its format version is {version}, this program reads 1 and {VERSION}"
-    if page != PAGE:
-        return f"its pages have {page} bytes instead of {PAGE}"
-    if record_bytes != wanted.record_bytes:
-        return (
-            f"its memories have {record_bytes} bytes where the catalog says {wanted.record_bytes}"
-        )
-    if store != wanted.store:
-        return "it belongs to another store"
-    if zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") != found[-CHECKSUM:]:
-        return "its header is damaged (wrong checksum)"
-    if version == 1 or edition != wanted.edition:
-        return f"it holds another edition of memories ({edition} instead of {wanted.edition})"
-    if fingerprint != wanted.fingerprint:
-        return "its memories were made under another fingerprint"
-    return f"its first slot is {origin} where the catalog says {wanted.origin}"
+    whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
+    expected = f"this program reads 1 and {VERSION}"
+    lengths = f"{record_bytes} bytes where the catalog says {wanted.record_bytes}"
+    editions = f"{edition} instead of {wanted.edition}"
+    differences = (
+        (magic != MAGIC, "it is not a file of memories (wrong magic)"),
+        (order != BYTE_ORDER, "it was written in the other byte order"),
+        (version not in (1, VERSION), f"its format version is {version}, {expected}"),
+        (page != PAGE, f"its pages have {page} bytes instead of {PAGE}"),
+        (record_bytes != wanted.record_bytes, f"its memories have {lengths}"),
+        (store != wanted.store, "it belongs to another store"),
+        (not whole, "its header is damaged (wrong checksum)"),
+        (edition != wanted.edition, f"it holds another edition of memories ({editions})"),
+        (fingerprint != wanted.fingerprint, "its memories were made under another fingerprint"),
+        (True, f"its first slot is {origin} where the catalog says {wanted.origin}"),
+    )
+    return next(text for differs, text in differences if differs)

@@ -1,0 +1,690 @@
+"""The store as its users see it: catalog, record files and searches behind one interface."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from ..errors import StoreError
+from ..files import NEW, os_errors_as_store_errors
+from . import check, index, repair, traces, watched
+from . import sessions as sessions_file
+from .catalog import FILE as CATALOG
+from .catalog import NEW_STORE, Catalog
+from .cipher import PLAIN, Passphrase, new_key
+from .database import OlderSchema
+from .filter import Filter
+from .lock import FILE as LOCK
+from .lock import WriterLock
+from .record_file import DamagedRecord, Identity, RecordFile, stride
+from .records import FIRST, Records
+from .rows import Edition, NewReference, StoredDocument, StoredReference
+from .search import EXACT_REFERENCES, Hit, Search
+from .sessions import CONVERSATION, Sessions
+from .traces import ForgetReport, Trace, Verification
+
+
+class ColdReference(StoreError):
+    """A reference has no memory in an edition: not yet, or not any more.
+
+    Attributes:
+        slot: of the reference.
+    """
+
+    def __init__(self, store: Path, slot: int):
+        super().__init__(
+            f"{store}: reference {slot} is cold, its memory has not been written yet. "
+            f"Write it first."
+        )
+        self.slot = slot
+
+
+class MemoryStore:
+    """An open store. One may be open for writing, any number for reading at the same time.
+
+    Where a method takes an ``edition``, that is its id; None means the first.
+
+    Attributes:
+        path: the folder.
+        id: of the store, 16 bytes.
+        encoder: what made its vectors.
+        dimensions: of its vectors.
+    """
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike,
+        *,
+        fingerprint: Mapping[str, str],
+        memory: Mapping,
+        encoder: str,
+        dimensions: int,
+        record_bytes: int,
+        exact: int = EXACT_REFERENCES,
+        encrypt: bool = False,
+        passphrase: Passphrase | None = None,
+    ) -> MemoryStore:
+        """Make an empty store in a new or empty folder and open it for writing.
+
+        Args:
+            encrypt: whether what it keeps of documents is encrypted.
+            passphrase: asked for the passphrase of an encrypted store; None to keep one in the
+                system's key store.
+
+        Raises:
+            StoreError: there is a store already, or something else.
+        """
+        path = Path(path)
+        if cls.exists(path):
+            raise StoreError(f"{path}: there is a store already. Open it, or name another folder.")
+        with os_errors_as_store_errors(path):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # of a creation that was cut off, or of who watches for it
+            ours = {LOCK, FIRST, FIRST + NEW, CATALOG + NEW, watched.FILE}
+            if found := {entry.name for entry in path.iterdir()} - ours:
+                raise StoreError(
+                    f"{path}: this folder is no store and not empty (it has {min(found)}). "
+                    f"Name a new folder."
+                )
+            path.chmod(0o700)
+            with closing(WriterLock(path / LOCK, wait=0)):
+                store_id = secrets.token_bytes(16)
+                key, cipher = new_key(store_id.hex(), passphrase) if encrypt else (None, PLAIN)
+                about = (dict(fingerprint), dict(memory), record_bytes, FIRST)
+                edition = Edition(1, *about, origin=0, added=_now(), overhead=cipher.overhead)
+                RecordFile.create(path / FIRST, Identity.of(store_id, edition))
+                settings = {
+                    "id": store_id.hex(),
+                    "encoder": encoder,
+                    "dimensions": dimensions,
+                    "cipher": key,
+                    **NEW_STORE,
+                }
+                # last: now the store exists
+                Catalog.create(path / CATALOG, settings, [edition])
+        return cls.open(path, write=True, exact=exact, passphrase=passphrase)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike,
+        *,
+        write: bool = False,
+        wait: float = 10.0,
+        exact: int = EXACT_REFERENCES,
+        passphrase: Passphrase | None = None,
+    ) -> MemoryStore:
+        """Open a store.
+
+        A store of an older format is brought up to date, which needs the right to write.
+
+        Args:
+            write: whether to change it, which one process at a time may do.
+            wait: seconds to wait until another process has finished writing.
+            exact: up to so many references, searches compare with all of them.
+            passphrase: asked for the passphrase if the store is encrypted.
+
+        Raises:
+            BusyStore: another process is writing to it.
+            LockedError: the passphrase is missing or wrong.
+            StoreError: there is none, it is damaged, or of another version.
+        """
+        path = Path(path)
+        if not cls.exists(path):
+            raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
+        with os_errors_as_store_errors(path):
+            try:
+                return cls(path, write, wait, exact, passphrase)
+            except OlderSchema:
+                cls(path, True, wait, exact, passphrase)._close()
+                return cls(path, write, wait, exact, passphrase)
+
+    @staticmethod
+    def exists(path: str | os.PathLike) -> bool:
+        """Return whether there is a store in a folder."""
+        return (Path(path) / CATALOG).is_file()
+
+    def __init__(
+        self, path: Path, write: bool, wait: float, exact: int, passphrase: Passphrase | None
+    ):
+        """Use ``open`` instead."""
+        self.path = path
+        self._writes = write
+        with ExitStack() as opened:
+            if write:
+                opened.enter_context(closing(WriterLock(path / LOCK, wait)))
+            self._catalog = Catalog(path / CATALOG, write=write)
+            opened.callback(self._catalog.close)
+            with self._catalog.snapshot():
+                settings = self._catalog.settings()
+            try:
+                self.encoder: str = settings["encoder"]
+                self.dimensions = int(settings["dimensions"])
+                self.id = bytes.fromhex(settings["id"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._catalog.damaged(f"a setting is wrong ({error})") from error
+            self._catalog.unlock(passphrase)
+            if self.encrypted:
+                exact = sys.maxsize  # an index file would hold the vectors as they are
+            self._search = Search(self._catalog, path / index.FILE, self.dimensions, exact)
+            self._records = Records(path, self._catalog, self.id, write=write)
+            opened.callback(self._records.close)
+            if len(self.editions()) <= 1:  # one of several may be lost, and not be needed
+                self._records.file(self.edition.id)
+            if write:
+                self._records.sweep()
+                self._records.erase()  # and cut off what a crash has left behind
+            self._opened = opened.pop_all()
+
+    @property
+    def encrypted(self) -> bool:
+        """True if the texts, vectors and memories of documents are encrypted."""
+        return self._catalog.cipher.encrypts
+
+    # editions
+
+    @property
+    def edition(self) -> Edition:
+        """The first edition, which is meant where no other is named."""
+        return self._edition(None)
+
+    def editions(self) -> list[Edition]:
+        """All editions, by id."""
+        with self._catalog.snapshot():
+            return self._catalog.memories.editions()
+
+    def _edition(self, id: int | None) -> Edition:
+        with self._catalog.snapshot():
+            return self._catalog.memories.edition(id)
+
+    def add_edition(
+        self, *, fingerprint: Mapping[str, str], memory: Mapping, record_bytes: int
+    ) -> Edition:
+        """Add an edition without memories.
+
+        Raises:
+            StoreError: there is one with this fingerprint.
+        """
+        self._require_writer()
+        if any(known.fingerprint == dict(fingerprint) for known in self.editions()):
+            raise StoreError(f"{self.path}: there are memories with this fingerprint already.")
+        with os_errors_as_store_errors(self.path), self._catalog.transaction():
+            id = self._catalog.memories.next_edition()
+            edition = Edition(
+                *(id, dict(fingerprint), dict(memory), record_bytes, f"memories-{id}.kv"),
+                origin=self._catalog.first_slot(),
+                added=_now(),
+                overhead=self._catalog.cipher.overhead,
+            )
+            self._records.add(edition)  # in place before the catalog says so
+            self._catalog.memories.add_edition(edition)
+        return edition
+
+    def remove_edition(self, edition: int) -> None:
+        """Erase all memories of an edition; documents, text and vectors stay.
+
+        Raises:
+            StoreError: it is the only one, or there is none.
+        """
+        self._require_writer()
+        if [edition] == [known.id for known in self.editions()]:
+            raise StoreError(
+                f"{self.path}: edition {edition} is the only one. Add another before removing it."
+            )
+        with os_errors_as_store_errors(self.path):
+            self._records.remove(edition)
+
+    # finding and reading
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        mode: str = "hybrid",
+        only: Filter | None = None,
+        edition: int | None = None,
+    ) -> list[list[Hit]]:
+        """Find the references that fit best.
+
+        Args:
+            vectors: float32 ``(queries, dimensions)``, each of length one.
+            texts: the same queries as text; any text will do.
+            k: hits for each query, at most.
+            mode: "dense" compares vectors, "text" ranks shared words by BM25, "hybrid" adds
+                both up.
+            only: which documents are searched; None for all.
+            edition: decides which hits are warm, and whose tokenizer their tokens are of.
+
+        Returns:
+            For each query its hits, the best first.
+        """
+        return self._search.hits(self._checked(vectors), texts, k, mode, only, edition)
+
+    def read(self, slots: Sequence[int], edition: int | None = None) -> np.ndarray:
+        """Read memories as uint8 ``(len(slots), record_bytes)``, their checksums verified.
+
+        Raises:
+            ColdReference: a memory has not been written yet, or was dropped.
+            StoreError: a memory is damaged, or its document has been forgotten.
+        """
+        slots = [int(slot) for slot in slots]  # also of NumPy
+        known = self._edition(edition)
+        file = self._records.file(known.id)
+        self._require_warm(slots, known.id)
+        try:
+            with os_errors_as_store_errors(file.path):
+                memories = file.read(slots)
+        except DamagedRecord as error:
+            self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
+            (reference,) = self.references([error.slot])
+            raise StoreError(
+                f"{file.path}: a memory of {reference.path} (document {reference.document}) "
+                f"is damaged. Forget that document and memorize it again."
+            ) from error
+        self._records.usage(known).note(slots)
+        return memories
+
+    def _require_warm(self, slots: Sequence[int], edition: int) -> None:
+        with self._catalog.snapshot():
+            warmth = self._catalog.memories.warmth(edition, slots)
+        for slot in slots:
+            if slot not in warmth:
+                raise self._gone(slot)
+            if not warmth[slot]:
+                raise ColdReference(self.path, slot)
+
+    def _gone(self, slot: int) -> StoreError:
+        return StoreError(
+            f"{self.path}: there is no reference {slot}, its document has been forgotten or "
+            f"replaced. Search again."
+        )
+
+    # what there is
+
+    def missing(self, files: Iterable[tuple[str, str]]) -> set[str]:
+        """Of (path, hash) pairs, the paths that are not wholly stored with that hash."""
+        with self._catalog.snapshot():
+            stored = self._catalog.hashes()
+        return {path for path, hash in files if stored.get(path) != hash}
+
+    def documents(self, edition: int | None = None) -> list[StoredDocument]:
+        """All documents, also those that are not complete, by id."""
+        with self._catalog.snapshot():
+            known = self._catalog.memories.edition(edition)
+            documents = self._catalog.documents(known.id)
+        record = stride(known.stored_bytes)
+        return [replace(document, bytes=document.warm * record) for document in documents]
+
+    def find_documents(
+        self, names: Iterable[str], edition: int | None = None
+    ) -> list[StoredDocument]:
+        """Documents by id, by path, or all below a folder.
+
+        Raises:
+            StoreError: nothing has one of these names.
+        """
+        documents = self.documents(edition)
+        found: dict[int, StoredDocument] = {}
+        for name in map(str, names):
+            given = os.path.expanduser(name)
+            paths = {name, os.path.abspath(given), os.path.realpath(given)} if name else set()
+            folders = tuple(os.path.join(path, "") for path in paths)
+            matches = [document for document in documents if document.path in paths] or [
+                document
+                for document in documents
+                if str(document.id) == name or document.path.startswith(folders)
+            ]
+            if not matches:
+                raise StoreError(
+                    f"{self.path}: there is no document {name}. `m3mlx list` shows what there is."
+                )
+            found.update((document.id, document) for document in matches)
+        return [found[id] for id in sorted(found)]
+
+    def slots(self, after: int = -1, count: int = 256) -> list[int]:
+        """The next slots of references behind one, in order: the way to go through all."""
+        with self._catalog.snapshot():
+            return self._catalog.slots_after(after, count)
+
+    def quarantined(self) -> dict[str, int]:
+        """Paths of documents with references in quarantine, and how many those are."""
+        with self._catalog.snapshot():
+            return self._catalog.quarantined()
+
+    def slots_of(self, document: int) -> list[int]:
+        """Slots of a document's references, in the order of the document."""
+        with self._catalog.snapshot():
+            return self._catalog.slots([document])
+
+    def references(self, slots: Iterable[int], edition: int | None = None) -> list[StoredReference]:
+        """References by slot, in order, their checksums verified; those that are gone are left.
+
+        Raises:
+            StoreError: one is damaged; it names the document.
+        """
+        with self._catalog.snapshot():
+            known = self._catalog.memories.edition(edition)
+            there = self._catalog.memories.warmth(known.id, slots)
+            found = self._catalog.references(there, known.id)
+        return [found[slot] for slot in sorted(found)]
+
+    def cold(self, after: int = -1, count: int = 256, edition: int | None = None) -> list[int]:
+        """The next slots behind one that have no memory in an edition, in order."""
+        with self._catalog.snapshot():
+            known = self._catalog.memories.edition(edition)
+            return self._catalog.memories.cold(known.id, after, count)
+
+    def status(self, edition: int | None = None) -> dict:
+        """Return counts, bytes by part, the bound and the editions."""
+        with self._catalog.snapshot():
+            chosen = self._catalog.memories.edition(edition)
+            documents, references = self._catalog.counts()
+            quarantined = len(self._catalog.quarantined_slots())
+            editions = [
+                {**asdict(known), "warm": self._catalog.memories.warm(known.id)}
+                for known in self._catalog.memories.editions()
+            ]
+            bound = self._catalog.settings()["max_bytes"]
+        for known in editions:
+            known["bytes"] = self._bytes(known["file"])
+        (warm,) = (known["warm"] for known in editions if known["id"] == chosen.id)
+        return {
+            "documents": documents,
+            "references": references,
+            "cold": references - warm,
+            "quarantined": quarantined,
+            "bytes": {
+                "catalog": self._bytes(CATALOG, f"{CATALOG}-wal"),
+                "memories": sum(known["bytes"] for known in editions),
+                "index": self._bytes(index.FILE),
+            },
+            "session_bytes": self._bytes(sessions_file.FILE),
+            "max_bytes": bound,
+            "encrypted": self.encrypted,
+            "editions": editions,
+            "edition": chosen.id,
+            "fingerprint": chosen.fingerprint,
+            "watching": watched.seen(self.path),
+        }
+
+    def _bytes(self, *names: str) -> int:
+        """Bytes that files take on the disk; a record file has holes for cold references."""
+        present = [self.path / name for name in names]
+        return sum(file.stat().st_blocks * 512 for file in present if file.exists())
+
+    def sessions(self) -> Sessions:
+        """The conversations that are kept beside the documents; also a reader may add to them."""
+        return Sessions(self.path, self._catalog.cipher)
+
+    # adding
+
+    def begin(
+        self,
+        path: str,
+        hash: str,
+        references: int,
+        *,
+        size: int,
+        tokenizer: str | None = None,
+        added: str | None = None,
+    ) -> tuple[int, int]:
+        """Start to add a document, or go on with one that was interrupted.
+
+        Until all references are there the document is not found; then it replaces the one that
+        had the same path.
+
+        Args:
+            path: of the file.
+            hash: of its content; another hash starts anew.
+            references: how many there will be.
+            size: of the file, in bytes.
+            tokenizer: what makes the token ids, None for that of the first edition.
+            added: when it was memorized, ISO 8601 in UTC; None for now.
+
+        Returns:
+            The document's id, and the number of references that are stored already.
+        """
+        self._require_writer()
+        if references < 1:
+            raise StoreError(f"{path}: it has no references, so there is nothing to remember.")
+        cut = self.edition.tokenizer if tokenizer is None else tokenizer
+        with self._catalog.transaction():
+            return self._catalog.begin(path, hash, size, references, cut, added)
+
+    def add(self, references: Sequence[NewReference], edition: int | None = None) -> None:
+        """Store references in one commit. They follow those that their documents have.
+
+        Args:
+            edition: of their records.
+        """
+        self._require_writer()
+        self._checked([reference.vector for reference in references])
+        with os_errors_as_store_errors(self.path), self._catalog.transaction():
+            known = self._catalog.memories.edition(edition)
+            first = self._catalog.settings()["next_slot"]
+            records = {
+                slot: reference.record
+                for slot, reference in enumerate(references, first)
+                if reference.record is not None
+            }
+            if records:
+                file = self._records.file(known.id)
+                file.check(records.values())
+                file.write(records)  # on the disk before any row says so
+            self._catalog.insert(first, references)
+            self._catalog.memories.mark(known.id, records, warm=True)
+            self._catalog.set(next_slot=first + len(references))
+        self._written(records, known.id)
+
+    def write(self, records: Mapping[int, bytes], edition: int | None = None) -> None:
+        """Give references their memories, by slot. A memory that is there is replaced."""
+        self._require_writer()
+        records = {int(slot): memory for slot, memory in records.items()}
+        id, memories = self._edition(edition).id, self._catalog.memories
+        file = self._records.file(id)
+        file.check(records.values())
+        with self._catalog.db.lock:  # no document is forgotten between the two commits
+            with self._catalog.transaction():
+                if gone := records.keys() - memories.warmth(id, records).keys():
+                    raise self._gone(min(gone))
+                memories.mark(id, records, warm=False)  # while its bytes change, there is none
+            with os_errors_as_store_errors(self.path), self._catalog.transaction():
+                file.write(records)
+                memories.mark(id, records, warm=True)
+        self._written(records, id)
+
+    def _written(self, slots: Collection[int], edition: int) -> None:
+        """Finish the commit of new memories."""
+        with os_errors_as_store_errors(self.path):
+            self._records.erase()
+            self._records.usage(self._edition(edition)).note(slots)
+            self._records.keep_bound(edition, slots)
+
+    def quarantine(self, slots: Iterable[int], quarantined: bool = True) -> None:
+        """Hide references from searches, which are damaged and cannot be mended; or show them."""
+        with self._transaction():
+            self._catalog.quarantine(slots, quarantined)
+
+    def rename(self, paths: Mapping[int, str]) -> None:
+        """Give documents, by id, the paths to which their files were moved, all or none.
+
+        Nothing is memorized anew; the old paths are erased with the next ``maintain``.
+
+        Raises:
+            StoreError: there is no such document, or another one has this path.
+        """
+        with self._transaction():
+            for document, path in paths.items():
+                self._catalog.rename(document, path)
+
+    def collect(self, documents: Iterable[int], collection: str) -> None:
+        """Put documents, by id, into a collection, out of any other; "" for none."""
+        with self._transaction():
+            self._catalog.collect(documents, collection)
+
+    def set_bound(self, max_bytes: int | None, edition: int | None = None) -> int:
+        """Keep the store within so many bytes from now on, or within none.
+
+        When it has grown beyond, the memories that were not used for longest are dropped, of any
+        edition; their references stay, cold. Text, vectors and index are never dropped.
+
+        Args:
+            edition: whose memories go last among those used alike.
+
+        Returns:
+            How many memories were dropped now.
+        """
+        self._require_writer()
+        if max_bytes is not None and max_bytes < 1:
+            raise StoreError(f"{self.path}: {max_bytes} bytes are no bound. Give at least 1.")
+        with self._catalog.transaction():
+            self._catalog.set(max_bytes=max_bytes)
+        with os_errors_as_store_errors(self.path):
+            return self._records.keep_bound(edition)
+
+    # forgetting
+
+    def forget(self, documents: Iterable[int], edition: int | None = None) -> list[StoredDocument]:
+        """Erase documents by id: text, full text, vectors, index and all memories. Returns them.
+
+        With the document of a conversation goes its session, which says the same.
+
+        The bytes are gone from the store's files. Copies that a file system, its snapshots, a
+        backup or the disk itself keeps are out of reach.
+
+        Args:
+            edition: whose memories the returned documents count.
+        """
+        self._require_writer()
+        known = {document.id: document for document in self.documents(edition)}
+        wanted = list(dict.fromkeys(documents))
+        for id in wanted:
+            if id not in known:
+                raise StoreError(f"{self.path}: there is no document {id}.")
+        names = [known[id].path for id in wanted]
+        if conversations := [name for name in names if name.startswith(CONVERSATION)]:
+            with self.sessions() as sessions:
+                for name in conversations:
+                    sessions.delete(name.removeprefix(CONVERSATION))
+        with self._catalog.transaction():
+            self._catalog.remove(wanted)
+        self.maintain()
+        return [known[id] for id in wanted]
+
+    def forget_proved(self, documents: Iterable[int], edition: int | None = None) -> ForgetReport:
+        """Forget documents, and search every byte of the store's files for samples of them."""
+        wanted = list(documents)
+        samples = self.traces(wanted)
+        gone = self.forget(wanted, edition)
+        found = self.verify(samples)
+        certificate = traces.certificate(gone, samples, found, self.id.hex())
+        return ForgetReport(gone, found.remnants, certificate)
+
+    def traces(self, documents: Iterable[int]) -> list[Trace]:
+        """Take samples of documents, by id, to be looked for after they are forgotten."""
+        wanted = set(documents)
+        chosen = [document for document in self.documents() if document.id in wanted]
+        return traces.sample(chosen, self._catalog, self._records)
+
+    def verify(self, samples: Sequence[Trace]) -> Verification:
+        """Look for samples in every byte of the store's files.
+
+        A sample that remaining documents hold too is left out.
+        """
+        return traces.find(samples, self.path, self._catalog, self._records)
+
+    # order
+
+    def maintain(self) -> None:
+        """Do what commits leave for later: erase what was removed, bring the index up to date.
+
+        ``close`` and ``forget`` do it; a long-lived writer may call it between two tasks.
+        """
+        self._require_writer()
+        with os_errors_as_store_errors(self.path):
+            self._records.erase()
+            self._catalog.purge()
+            self._search.refresh_index()
+            self._records.keep_bound()  # an index counts too
+
+    quick_check = staticmethod(check.quick)
+    check = staticmethod(check.check)
+    repair = staticmethod(repair.repair)
+
+    def compact(self) -> int:
+        """Free disk space: number references anew without gaps, and copy their records.
+
+        This needs room for a second copy of all records. Readers go on, but must search again for
+        slots that they found before. A crash leaves the old or the new store.
+
+        Returns:
+            How many memories were damaged; they are left out, and their references are cold.
+        """
+        self._require_writer()
+        with os_errors_as_store_errors(self.path):
+            self._records.erase()
+            damaged = self._records.compact()
+            self.maintain()
+        return damaged
+
+    def _checked(self, vectors: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+        """Vectors as float32 ``(n, dimensions)``. Raises StoreError if they are not that."""
+        if all(np.shape(vector) == (self.dimensions,) for vector in vectors):
+            checked = np.asarray(vectors, dtype=np.float32)
+            if not len(checked) or index.are_unit(checked):
+                return checked
+        raise StoreError(
+            f"{self.path}: a vector is not {self.dimensions} finite numbers of length one. "
+            f"Use the encoder that made the store ({self.encoder})."
+        )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._require_writer()
+        with self._catalog.transaction():
+            yield
+
+    def _require_writer(self) -> None:
+        if not self._writes:
+            raise StoreError(f"{self.path}: this store is open for reading only.")
+
+    def close(self) -> None:
+        """Do what is left to do and close the files."""
+        try:
+            if self._writes:
+                self.maintain()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._writes = False
+        self._opened.close()
+
+    def __enter__(self) -> MemoryStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:  # what is committed is safe, and the next writer does the rest
+            self._close()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
