@@ -1,4 +1,4 @@
-# make demo: see it work. make test: run the tests. Both make .venv first if it is missing.
+# make demo: see it work. make test: run the tests. Each makes .venv first if it is missing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,20 +20,30 @@ endif
 PARITY ?= parity
 TESTED := $(VENV)/$(or $(PARITY),ready)
 
-.PHONY: demo test test-slow lint clean
+# One process for each core; a process that has nothing left takes tests from another.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+
+.PHONY: demo test test-slow lint dist clean
 
 demo: $(VENV)/ready
 	$(BIN)/m3mlx demo
 
 test: $(TESTED)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: $(TESTED)
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+dist: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet build twine
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "m3mlx needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'
@@ -47,4 +57,4 @@ $(VENV)/parity: $(VENV)/ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,6 +62,7 @@ def running_http(make, app, *, waiting=16):
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
+        wait_until(lambda: server.started)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}", model_thread
     finally:
         server.should_exit = True
@@ -85,7 +86,7 @@ def serving(make, *, waiting=16, roots=(), collection=None, **guard):
         yield Running(url, thread, made[0])
 
 
-def wait_until(condition, seconds=20):
+def wait_until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

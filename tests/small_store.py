@@ -123,12 +123,13 @@ def in_bytes(path, *needles):
 
 def die_in(module, owner, function, moment, task, *arguments):
     """Run ``task(*arguments)`` in a process that is killed before or after a function of ours."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["m3mlx.store.check", "numpy", "pytest", "usearch.index"])
     process = context.Process(
         target=_doomed, args=(module, owner, function, moment, task, arguments)
     )
     process.start()
-    process.join(60)
+    process.join(120)
     assert process.exitcode == 9
 
 

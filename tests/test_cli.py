@@ -819,7 +819,7 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> bytes:
+    def wait_for(self, pattern: str, seconds: float = 120) -> bytes:
         """What is shown until a pattern has come up."""
         end = time.monotonic() + seconds
         while not (match := re.search(pattern.encode(), self.seen)):
@@ -840,7 +840,7 @@ class Terminal:
             while True:
                 self.seen += os.read(self.master, 4096)
         except OSError:
-            return self.process.wait(30)
+            return self.process.wait(120)
         finally:
             os.close(self.master)
 
@@ -875,7 +875,7 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path
         (folder / f"{number:03}.txt").write_text(f"The heron number {number} eats fish. " * 3)
     store = tmp_path / "store"
     terminal = Terminal(world, store, "memorize", folder, *made(world))
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while (
         run(world, "status", store=store).exit_code
         or not json.loads(run(world, "status", "--json", store=store).stdout)["references"]

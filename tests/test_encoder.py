@@ -16,6 +16,8 @@ from m3mlx.errors import ModelError
 from m3mlx.models import encoder as embed
 from m3mlx.models.decoder import load_encoder
 
+pytestmark = pytest.mark.usefixtures("two_blas_threads")
+
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghij", *(f"##{c}" for c in "abcdefghij")]
 CONFIG = {
     "model_type": "bert",
@@ -318,6 +320,7 @@ def test_broken_and_missing_files_are_named(name, tmp_path):
             embed.load(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_default_encoder_agrees_with_torch():
     """tests/data/minilm_golden.npz holds texts and what torch 2.13 and transformers 5.23 make of
@@ -330,6 +333,7 @@ def test_default_encoder_agrees_with_torch():
     assert cosines.min() >= 0.9999
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_default_encoder_matches_questions_with_their_texts():
     encoder = load_encoder()

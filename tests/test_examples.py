@@ -1,12 +1,10 @@
 """Every command's help ends with an example, and every example does what it says."""
 
 import json
-import os
 import shlex
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import click
 import pytest
@@ -15,7 +13,6 @@ from click.testing import CliRunner
 
 from m3mlx.cli import main
 
-ROOT = Path(__file__).parents[1]
 SERVERS = ("watch", "serve", "mcp")  # in processes of their own, until they are told to end
 INPUT = {"chat": "Who serviced the boiler?\n/quit\n"}
 FIRST = ("keygen",)  # others need what these make
@@ -85,7 +82,6 @@ def until_told(words):
     port = ["--port", "0"] if words[0] == "serve" else []
     process = subprocess.Popen(
         [sys.executable, "-m", "m3mlx", *words, *port],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,

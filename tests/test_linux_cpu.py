@@ -117,8 +117,9 @@ def test_what_is_not_plain_float32_is_left_to_mlx(monkeypatch):
     assert ops.silu(half).dtype == ops.softmax(half).dtype == ops.gelu(half).dtype == mx.bfloat16
 
 
-def test_a_batch_is_split_in_order_and_blas_gets_its_threads_back():
+def test_a_batch_is_split_in_order_and_blas_gets_its_threads_back(two_blas_threads):
     before = openblas.threads()
+    assert before == (2 if openblas._library else 1)
     seen = []
 
     def work(share):

@@ -103,7 +103,7 @@ def test_llm_finds_the_plugin_by_its_entry_point(world, tmp_path):
         env={
             **os.environ,
             **environment(world, tmp_path),
-            "PYTHONPATH": f"{ROOT}{os.pathsep}{info.parent}",
+            "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(info.parent)]),
         },
         stdin=subprocess.DEVNULL,
         capture_output=True,

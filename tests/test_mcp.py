@@ -5,7 +5,6 @@ import json
 import os
 import re
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
@@ -103,7 +102,6 @@ def test_every_tool_over_standard_input_and_output(world, tmp_path):
             "M3MLX_HOME": str(tmp_path / "home"),
             "M3MLX_MODEL": str(world / "decoder"),
             "M3MLX_STORE": str(tmp_path / "store"),
-            "PYTHONPATH": str(Path(__file__).parents[1]),
         },
     )
 

@@ -36,6 +36,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_commands_work_in_their_order(place):
     commands = lines("m3mlx")
@@ -47,7 +48,7 @@ def test_the_commands_work_in_their_order(place):
         done = subprocess.run(
             [sys.executable, "-m", *words],
             input="" if words[1] == "chat" else None,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONPATH": str(ROOT)} if words[1] == "parity" else None,
             capture_output=True,
             text=True,
             timeout=600,
@@ -57,6 +58,7 @@ def test_the_commands_work_in_their_order(place):
             assert "house.md" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_python_works(place, capsys):
     for block in blocks("python"):

@@ -14,7 +14,7 @@ from m3mlx.memory.write import Writer
 from m3mlx.models.decoder import load_decoder
 from m3mlx.models.template import Template
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.slow, pytest.mark.model]
 QUESTIONS = Path(__file__).parent / "data" / "questions.jsonl"
 
 
@@ -80,7 +80,6 @@ def test_chunked_prefill_equals_decoding_token_by_token(real):
     close(one_by_one, at_once)
 
 
-@pytest.mark.slow
 def test_a_memory_of_8_tokens_per_head_keeps_most_of_what_the_text_gives(real):
     """A sample of the evaluation set; the README has the figures of the whole."""
     questions = read_questions(QUESTIONS)[::4]

@@ -13,7 +13,7 @@ import pytest
 from m3mlx import calibrate, demo
 from m3mlx.models import decoder as models
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.slow, pytest.mark.model]
 ROOT = Path(__file__).parents[1]
 FACTS = {
     "history.pdf": ("Who founded Wrenmoor Observatory?", "Edda Tarnhall"),
@@ -50,7 +50,6 @@ def store(tmp_path_factory) -> Path:
     return folder / "store"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FACTS)
 def test_after_a_restart_the_right_document_is_named(store, name):
     question, words = FACTS[name]
@@ -60,7 +59,6 @@ def test_after_a_restart_the_right_document_is_named(store, name):
     assert words in answer["answer"]
 
 
-@pytest.mark.slow
 def test_without_memory_the_model_does_not_know(store):
     question, words = FACTS["welcome.md"]
     answer = json.loads(
@@ -69,7 +67,6 @@ def test_without_memory_the_model_does_not_know(store):
     assert words not in answer["answer"] and answer["sources"] == []
 
 
-@pytest.mark.slow
 def test_a_cold_start_gives_the_same_answer(store, tmp_path):
     cold = tmp_path / "store"
     m3mlx(cold, "memorize", store.parent / "documents", "--cold")
@@ -78,7 +75,6 @@ def test_a_cold_start_gives_the_same_answer(store, tmp_path):
     assert mine["answer"] == theirs["answer"] and mine["sources"] == theirs["sources"]
 
 
-@pytest.mark.slow
 def test_a_chat_remembers_documents_and_names_them(store):
     flags = ("--max-tokens", 24, "--memories", 1)  # of several it takes the wrong one
     said = m3mlx(store, "chat", *flags, input=FACTS["welcome.md"][0] + "\n")
@@ -86,7 +82,6 @@ def test_a_chat_remembers_documents_and_names_them(store):
     assert re.search(r"^\[tokens 1–64: welcome\.md", said, re.M)
 
 
-@pytest.mark.slow
 def test_the_adapter_that_comes_along_reads_memories_better():
     """On questions that share nothing with what it was trained on."""
     from m3mlx.config import Options
@@ -102,7 +97,6 @@ def test_the_adapter_that_comes_along_reads_memories_better():
     assert losses[1] < losses[0]
 
 
-@pytest.mark.slow
 def test_the_adapter_brings_the_calibration_that_is_its_own():
     """Nobody waits for one: of the default model it is found in the package."""
     decoder = models.load_decoder(adapter_path=models.adapter_folder(None, None))

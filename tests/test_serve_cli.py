@@ -35,7 +35,6 @@ def environment(world, tmp_path, **more):
         "M3MLX_HOME": str(tmp_path / "home"),
         "M3MLX_MODEL": str(world / "decoder"),
         "M3MLX_STORE": str(tmp_path / "store"),
-        "PYTHONPATH": str(ROOT),
         **more,
     }
 
@@ -88,11 +87,14 @@ def test_a_missing_extra_is_named(command, library, extra):
 def test_a_signal_at_the_very_beginning_ends_a_server_too(world, tmp_path, number):
     models = f"{str(world / 'decoder')!r}, {str(tmp_path / 'store')!r}"
     code = f"""
-import os
+import os, socket
 from m3mlx import Assistant
 from m3mlx.serve import Settings, serve
 make = lambda: Assistant({models}, encoder={str(world / "encoder")!r})
-serve(make, Settings(port=0), lambda address: os.kill(os.getpid(), {int(number)}))
+def started(address):
+    socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))).close()
+    os.kill(os.getpid(), {int(number)})
+serve(make, Settings(port=0), started)
 print("ended", flush=True)
 os._exit(0)
 """
@@ -101,7 +103,7 @@ os._exit(0)
         env=environment(world, tmp_path),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stdout) == (0, "ended\n"), done.stderr
 

@@ -251,7 +251,7 @@ def test_a_tokenizer_that_drops_what_it_does_not_know_gives_no_empty_reference()
     ids=["letter", "random", "dots", "spaced dots", "spaces", "hashes", "emoji", "marks"],
 )
 def test_odd_texts_take_time_in_proportion_to_their_length(text):
-    begin = time.perf_counter()
+    begin = time.process_time()
     references = split(document(text), tokenize)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
     check(text, references, 128)

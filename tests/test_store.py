@@ -414,8 +414,15 @@ def test_a_second_writer_is_told_who_writes(path, store):
 
 
 def test_a_second_writer_waits_for_the_first(path, store):
-    threading.Timer(0.3, store.close).start()
-    MemoryStore.open(path, write=True, wait=10).close()
+    closing = threading.Event()
+
+    def close():
+        closing.set()
+        store.close()
+
+    threading.Timer(0.3, close).start()
+    with MemoryStore.open(path, write=True, wait=60):
+        assert closing.is_set()
 
 
 def test_a_reader_cannot_change_anything(path, store):

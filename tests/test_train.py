@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -21,8 +20,6 @@ from m3mlx.models.decoder import load_decoder
 from m3mlx.train import Settings, train
 from m3mlx.train.loss import divergence
 from m3mlx.train.settings import parse_budget
-
-ROOT = Path(__file__).parents[1]
 
 
 def questions(count, seed):
@@ -135,15 +132,14 @@ def test_a_run_that_is_killed_has_the_same_loss_curve(place, tmp_path):
         *("--output", str(tmp_path / "killed"), "--budget", "calibrated:4", "--references", "4"),
         *("--rank", "4", "--steps", "12", "--learning-rate", "3e-3", "--save-every", "2"),
     ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     metrics = tmp_path / "killed" / "metrics.jsonl"
     for kill_at in (3, 8):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         while process.poll() is None and len(lines(metrics)) < kill_at:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    subprocess.run(command, check=True, capture_output=True)
     rows = [json.loads(line) for line in lines(metrics)]
     assert [row["step"] for row in rows] == list(range(1, 13))
     assert losses(rows) == losses(whole.metrics)

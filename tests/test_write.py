@@ -15,6 +15,8 @@ from m3mlx.errors import ModelError
 from m3mlx.memory.cache import read_prefix
 from m3mlx.memory.write import Writer, _Reciter, _Recorder, _run, _select, keep
 
+pytestmark = pytest.mark.usefixtures("two_blas_threads")
+
 PREFIX, RECITE = [256, 7, 30], [9, 8]
 HEADS, KV_HEADS, DIM = 4, 2, 16
 
