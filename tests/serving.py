@@ -9,10 +9,10 @@ import httpx
 import tiny
 
 from m3mlx import Assistant
-from m3mlx.serve import http, listening, prepare
-from m3mlx.serve.app import Server
+from m3mlx.serve import http_server, listen, prepare
+from m3mlx.serve.app import Endpoints
 from m3mlx.serve.guard import Guard, Roots
-from m3mlx.serve.owner import Owner
+from m3mlx.serve.model_thread import ModelThread
 
 
 class Running:
@@ -20,12 +20,13 @@ class Running:
 
     Attributes:
         url: where.
-        owner: its owner.
+        thread: its model thread.
+        endpoints: its state.
         client: asks it.
     """
 
-    def __init__(self, url, owner, server):
-        self.url, self.owner, self.server = url, owner, server
+    def __init__(self, url, thread, endpoints):
+        self.url, self.thread, self.endpoints = url, thread, endpoints
         self.client = httpx.Client(base_url=url, timeout=120)
 
     def post(self, path, **body):
@@ -49,25 +50,25 @@ def tiny_world(folder):
 
 @contextlib.contextmanager
 def running_http(make, app, *, waiting=16):
-    """An application of an owner on a free port, until the block ends: its address, and the owner.
+    """An application on a free port, until the block ends: its address, and the model thread.
 
     Args:
-        app: makes the application of the owner.
+        app: makes the application of the thread.
     """
-    owner = Owner(make, waiting)
-    listener = listening("127.0.0.1", 0)
-    owner.start(prepare)
-    server = http(app(owner))
+    model_thread = ModelThread(make, waiting)
+    listener = listen("127.0.0.1", 0)
+    model_thread.start(prepare)
+    server = http_server(app(model_thread))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
         wait_until(lambda: server.started)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}", owner
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", model_thread
     finally:
         server.should_exit = True
         thread.join()
         listener.close()
-        owner.stop()
+        model_thread.stop()
 
 
 @contextlib.contextmanager
@@ -75,14 +76,14 @@ def serving(make, *, waiting=16, roots=(), collection=None, **guard):
     """The whole server, until the block ends."""
     made = []
 
-    def app(owner):
+    def app(thread):
         names = {"model": "decoder", "encoder": "encoder"}
         within = {"roots": Roots(roots), "collection": collection}
-        made.append(Server(owner, **names, **within, guard=Guard(**guard)))
+        made.append(Endpoints(thread, **names, **within, guard=Guard(**guard)))
         return made[0].app()
 
-    with running_http(make, app, waiting=waiting) as (url, owner):
-        yield Running(url, owner, made[0])
+    with running_http(make, app, waiting=waiting) as (url, thread):
+        yield Running(url, thread, made[0])
 
 
 def wait_until(condition, seconds=120):

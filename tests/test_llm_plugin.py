@@ -64,9 +64,9 @@ def test_an_answer_and_its_sources_are_logged(ask, world):
     assert done.exit_code == 0, done.output
     (entry,) = logged(ask)
     assert entry["model"] == "m3mlx" and entry["response"].strip() == done.stdout.strip()
-    told = entry["response_json"]
-    told = json.loads(told) if isinstance(told, str) else told
-    assert told["sources"][0]["path"] == str(world / "boat.txt")
+    logged_json = entry["response_json"]
+    logged_json = json.loads(logged_json) if isinstance(logged_json, str) else logged_json
+    assert logged_json["sources"][0]["path"] == str(world / "boat.txt")
     assert (
         entry["input_tokens"] > len("Be brief.Where is the boat?") and entry["output_tokens"] == 3
     )

@@ -113,8 +113,8 @@ def test_every_tool_over_standard_input_and_output(world, tmp_path):
 
 
 def test_every_tool_over_http(world, tmp_path):
-    def app(owner):
-        return Guarded(mcp.application(owner, Roots([world / "notes"])), Guard())
+    def app(thread):
+        return Guarded(mcp.application(thread, Roots([world / "notes"])), Guard())
 
     with running_http(lambda: tiny_assistant(world, tmp_path / "store"), app) as (url, _):
 

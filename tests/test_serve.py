@@ -99,8 +99,8 @@ def test_a_stream_says_the_same_as_a_whole_answer(client):
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     spans = [c.m3mlx for c in chunks if "span" in (getattr(c, "m3mlx", None) or {})]
-    told = [source for span in spans for source in span["sources"]]
-    assert told == whole.m3mlx["sources"] and {s["span"] for s in told} == {
+    streamed = [source for span in spans for source in span["sources"]]
+    assert streamed == whole.m3mlx["sources"] and {s["span"] for s in streamed} == {
         span["span"] for span in spans
     }
 
@@ -135,7 +135,7 @@ def test_a_conversation_that_goes_on_is_not_read_again_and_answers_the_same(clie
     request = {"model": "m3mlx", "messages": messages, "max_tokens": 6}
     warm = client.chat.completions.create(**request)
     assert warm.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens
-    server.server.answers.forget()
+    server.endpoints.conversations.clear()
     cold = client.chat.completions.create(**request)
     assert cold.usage.prompt_tokens_details.cached_tokens == 0
     assert cold.usage.prompt_tokens > first.usage.prompt_tokens
@@ -480,12 +480,12 @@ def test_requests_queue_within_a_bound_and_end_when_their_client_leaves(world, h
             next(lines)
             with pytest.raises(httpx.ReadTimeout):  # waits, and then leaves
                 httpx.get(f"{running.url}/v1/memories", timeout=0.5)
-            wait_until(lambda: running.owner.pending() == 1)
+            wait_until(lambda: running.thread.pending() == 1)
             patient = httpx.Client(base_url=running.url, timeout=60)
             found = []
             waiting = threading.Thread(target=lambda: found.append(patient.get("/v1/memories")))
             waiting.start()
-            wait_until(lambda: running.owner.pending() == 2)
+            wait_until(lambda: running.thread.pending() == 2)
             full = running.client.get("/v1/memories")
             assert full.status_code == 503 and int(full.headers["retry-after"]) > 0
             assert full.json()["error"]["code"] == "busy"
@@ -493,7 +493,7 @@ def test_requests_queue_within_a_bound_and_end_when_their_client_leaves(world, h
         start = time.monotonic()  # the first client has left in the middle of its answer
         waiting.join(20)
         assert found[0].status_code == 200 and time.monotonic() - start < 15
-        wait_until(lambda: running.owner.pending() == 0)
+        wait_until(lambda: running.thread.pending() == 0)
 
 
 # --- collections, attached stores, and a look inside

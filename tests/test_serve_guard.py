@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from m3mlx.errors import M3Error
-from m3mlx.serve.errors import BoundaryError
+from m3mlx.serve.errors import BadRequest, BoundaryError
 from m3mlx.serve.guard import HEADERS, JSON_BYTES, Guard, Guarded, Roots, is_loopback
 
 TOKEN = "nine brass buttons"
@@ -37,8 +37,12 @@ def ask(guard, path="/v1/memories", *, app=app, body=b"", **headers):
         "headers": [(k.encode(), v.encode()) for k, v in given.items() if v is not None],
     }
     asyncio.run(Guarded(app, guard)(scope, receive, send))
-    told = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
-    return sent[0]["status"], told, b"".join(message.get("body", b"") for message in sent[1:])
+    response_headers = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return (
+        sent[0]["status"],
+        response_headers,
+        b"".join(message.get("body", b"") for message in sent[1:]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,9 @@ def test_another_name_is_refused_since_it_may_be_rebound(host):
 
 def test_two_names_are_refused():
     guard, scope = Guard(), {"path": "/", "headers": [(b"host", b"localhost")] * 2}
-    assert guard.refuse(scope).status_code == 421
+    with pytest.raises(BadRequest) as refused:
+        guard.check(scope)
+    assert refused.value.status == 421
 
 
 def test_a_server_for_other_machines_takes_addresses_and_names_that_it_was_given():
@@ -96,9 +102,9 @@ def test_a_server_for_other_machines_takes_addresses_and_names_that_it_was_given
     ],
 )
 def test_pages_of_another_origin_are_refused(headers, status):
-    got, told, _ = ask(Guard(), **headers)
+    got, response_headers, _ = ask(Guard(), **headers)
     assert got == status
-    assert not any(name.startswith("access-control") for name in told)
+    assert not any(name.startswith("access-control") for name in response_headers)
 
 
 def test_a_link_to_the_page_may_be_followed_from_anywhere():
@@ -122,16 +128,16 @@ def test_a_link_to_the_page_may_be_followed_from_anywhere():
     ],
 )
 def test_with_a_token_nothing_is_told_without_it(given, status):
-    got, told, _ = ask(Guard(token=TOKEN), authorization=given)
+    got, response_headers, _ = ask(Guard(token=TOKEN), authorization=given)
     assert got == status
-    assert told.get("www-authenticate") == ("Bearer" if status == 401 else None)
+    assert response_headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert ask(Guard(token=TOKEN), "/", authorization=given)[0] == 200
     assert ask(Guard(token=TOKEN), "/health", authorization=given)[0] == 200
 
 
 def test_answers_and_refusals_carry_what_keeps_browsers_careful():
-    for _, told, _ in (ask(Guard()), ask(Guard(), host="evil.example")):
-        assert HEADERS.items() <= told.items()
+    for _, response_headers, _ in (ask(Guard()), ask(Guard(), host="evil.example")):
+        assert HEADERS.items() <= response_headers.items()
     policy = HEADERS["content-security-policy"]
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
 
@@ -150,8 +156,8 @@ def test_bodies_have_a_limit_told_or_not():
 
 def test_more_requests_than_may_be_here_are_told_to_come_again(monkeypatch):
     monkeypatch.setattr("m3mlx.serve.guard.REQUESTS", 0)
-    status, told, body = ask(Guard())
-    assert status == 503 and int(told["retry-after"]) > 0 and b"busy" in body
+    status, response_headers, body = ask(Guard())
+    assert status == 503 and int(response_headers["retry-after"]) > 0 and b"busy" in body
 
 
 def run_slow(app, *, reads, writes):
@@ -204,16 +210,16 @@ def test_roots_resolve_links_and_dots(tmp_path):
     (root / "link").symlink_to(outside)
     (tmp_path / "door").symlink_to(root)
     roots = Roots([tmp_path / "door"])
-    assert roots.inside(str(root / "a.txt")) == root / "a.txt"
-    assert roots.inside(str(tmp_path / "door" / "inner" / ".." / "a.txt")) == root / "a.txt"
+    assert roots.resolve(str(root / "a.txt")) == root / "a.txt"
+    assert roots.resolve(str(tmp_path / "door" / "inner" / ".." / "a.txt")) == root / "a.txt"
     for path in (
         *(outside, root / "link", root / "link" / "x", root / ".." / "outside", tmp_path),
         *(f"{root}x", "a.txt", "", "/", "~root/x"),
     ):
         with pytest.raises(BoundaryError):
-            roots.inside(str(path))
+            roots.resolve(str(path))
     with pytest.raises(BoundaryError, match="--root"):
-        Roots().inside(str(root))
+        Roots().resolve(str(root))
     with pytest.raises(M3Error, match="no folder"):
         Roots([root / "a.txt"])
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from serving import serving, tiny_assistant, tiny_world, wait_until
 
-from m3mlx.serve import answers
+from m3mlx.serve.conversations import CACHED_TOKENS
 
 
 def resident():
@@ -27,7 +27,7 @@ def body(number, **more):
     return {"messages": [{"role": "user", "content": said}], "max_tokens": 8, **more}
 
 
-async def client(http, number, kind, told):
+async def client(http, number, kind, outcomes):
     """One client of some kind; notes what became of its request."""
     for _ in range(200):
         try:
@@ -35,7 +35,7 @@ async def client(http, number, kind, told):
                 answer = await http.post("/v1/chat/completions", json=body(number))
                 if answer.status_code == 200:
                     assert answer.json()["usage"]["completion_tokens"] >= 0
-                    told.append((number, "answered"))
+                    outcomes.append((number, "answered"))
                     return
             else:
                 request = body(number, stream=True, max_tokens=60 if kind == "gone" else 8)
@@ -44,7 +44,7 @@ async def client(http, number, kind, told):
                         lines = answer.aiter_lines()
                         await anext(lines)
                         if kind == "gone":
-                            told.append((number, "gone"))
+                            outcomes.append((number, "gone"))
                             return
                         events = []
                         async for line in lines:
@@ -52,7 +52,7 @@ async def client(http, number, kind, told):
                             await asyncio.sleep(0.02 if kind == "slow" else 0)
                         assert events[-1] == "data: [DONE]" and "error" not in events[-2]
                         assert json.loads(events[-2][6:])["choices"][0]["finish_reason"]
-                        told.append((number, "answered"))
+                        outcomes.append((number, "answered"))
                         return
             assert answer.status_code == 503 and answer.headers["retry-after"]
         except httpx.ReadError:  # the server has as many connections as it takes
@@ -63,16 +63,16 @@ async def client(http, number, kind, told):
 
 def crowd(url, count):
     """So many clients at the same time, a third of each kind."""
-    told = []
+    outcomes = []
 
     async def main():
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
             kinds = ("whole", "slow", "gone")
-            await asyncio.gather(*(client(http, n, kinds[n % 3], told) for n in range(count)))
+            await asyncio.gather(*(client(http, n, kinds[n % 3], outcomes) for n in range(count)))
 
     asyncio.run(main())
-    return told
+    return outcomes
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +84,11 @@ def server(tmp_path_factory):
 
 
 def check(server, count):
-    told = crowd(server.url, count)
-    assert sorted(number for number, _ in told) == list(range(count))  # nobody was lost
-    assert sum(what == "answered" for _, what in told) >= count * 2 // 3
-    wait_until(lambda: server.owner.pending() == 0)
-    assert sum(kept.tokens for kept in server.server.answers._kept) <= answers.KEPT_TOKENS
+    outcomes = crowd(server.url, count)
+    assert sorted(number for number, _ in outcomes) == list(range(count))  # nobody was lost
+    assert sum(what == "answered" for _, what in outcomes) >= count * 2 // 3
+    wait_until(lambda: server.thread.pending() == 0)
+    assert sum(kept.tokens for kept in server.endpoints.conversations._cached) <= CACHED_TOKENS
     assert threading.active_count() < 50
     whole = server.post("/v1/chat/completions", **body(0))
     assert whole.status_code == 200

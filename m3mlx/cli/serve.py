@@ -82,13 +82,13 @@ def serve(max_upload: int, queue: int, options: Options, **settings: Any) -> Non
 def mcp(http: bool, options: Options, **settings: Any) -> None:
     """Serve documents and answers as tools to programs that speak MCP."""
     try:
-        from ..serve import serve_mcp
+        from ..serve import serve as run
         from ..serve.mcp import serve_stdio
     except ModuleNotFoundError as error:
         raise _missing("mcp", error) from error
     make = _assistant_maker(options)
     if http:
-        serve_mcp(make, _settings(**settings), _announce)
+        run(make, _settings(**settings), _announce, mcp=True)
     else:
         serve_stdio(make, settings["root"])
     _exit()

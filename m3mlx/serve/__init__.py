@@ -1,12 +1,13 @@
-"""A server for what people already use: OpenAI's interface, documents, and a page to chat on.
+"""A server for existing clients: OpenAI's interface, documents, a chat page, and MCP.
 
-owner       the one thread that touches MLX and the store, and its queue
-guard       who may ask, and for what
-openai      requests and answers in OpenAI's shape
-answers     conversations that come whole with every request
-memories    documents: list, add, find, forget
-app         paths, and the way from HTTP to the owner and back
-page/       the page at /
+model_thread    the one thread that touches MLX and the store, and its queue
+guard           which requests are accepted
+documents       list, recall, memorize, view, forget
+conversations   answers, and the caches of the last conversations
+openai          requests and answers in OpenAI's shape
+app             the endpoints
+mcp             the same as tools of the Model Context Protocol
+page/           the page at /
 """
 
 from __future__ import annotations
@@ -26,23 +27,17 @@ from starlette.types import ASGIApp
 
 from ..assistant import Assistant
 from ..errors import M3Error
-from .app import Server
+from .app import Endpoints
 from .guard import Guard, Guarded, Roots, is_loopback
-from .owner import Owner
+from .model_thread import ModelThread
 
-CONNECTIONS = 1024  # at the same time, of which the guard answers fewer
-TOKEN = 16  # characters that a token needs at least
+CONNECTIONS = 1024  # maximum at the same time; the guard answers fewer
+TOKEN_CHARACTERS = 16  # minimum length of a token
 KEEP_ALIVE = 30  # seconds that a connection may idle
 
 
-def model_name(assistant: Assistant) -> str:
-    """The name of the decoder, without the folders of a path."""
-    name = assistant.decoder.name
-    return Path(name).resolve().name if Path(name).is_dir() else name
-
-
 def prepare(assistant: Assistant) -> None:
-    """Load what the first answer needs, so that what is wrong shows at once."""
+    """Load what the first answer needs, so that errors show at the start."""
     _ = assistant.decoder.template, assistant.encoder
     if assistant.has_store():
         assistant.check()
@@ -51,17 +46,17 @@ def prepare(assistant: Assistant) -> None:
         _ = assistant.plain_prefix
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
+def listen(host: str, port: int) -> socket.socket:
+    """Return a bound socket; port 0 takes a free one.
 
     Raises:
-        M3Error: the address is not this machine's, or somebody listens there.
+        M3Error: the address is not this machine's, or is taken.
     """
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(found[0], socket.SOCK_STREAM)
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(found[4])
+        listener.bind(address)
     except OSError as error:
         reason = error.strerror or str(error)
         raise M3Error(
@@ -72,17 +67,17 @@ def listening(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where a server listens, to whom, and what it may read.
+    """Where a server listens, whom it answers, and what it may read.
 
     Attributes:
-        host: anything but a loopback address needs a token.
+        host: any but a loopback address needs a token.
         port: 0 takes a free one.
         token: which clients give as their API key.
-        names: under which other machines call this one.
+        names: host names under which other machines call this one.
         roots: folders from which clients may have files read.
-        upload_bytes: size of an upload, at most.
-        waiting: so many requests may wait.
-        collection: that all requests are restricted to; None lets each name its own.
+        upload_bytes: maximum size of an upload.
+        waiting: maximum number of requests that wait.
+        collection: restricts all requests; None lets each name its own.
     """
 
     host: str = "127.0.0.1"
@@ -95,35 +90,35 @@ class Settings:
     collection: str | None = None
 
     def guard(self) -> Guard:
-        """The guard that goes with them.
+        """Return the guard of these settings.
 
         Raises:
             M3Error: the token is missing or too short.
         """
-        if not is_loopback(self.host) and not self.token:
+        anywhere, token = not is_loopback(self.host), self.token
+        if anywhere and not token:
             raise M3Error(
                 f"{self.host} can be reached by other machines, so a token is needed: put one into "
                 f"M3MLX_TOKEN or a file named with --token-file"
             )
-        if self.token is not None and len(self.token) < TOKEN:
-            raise M3Error(f"the token has {len(self.token)} characters; it needs at least {TOKEN}")
-        return Guard(
-            names=tuple(self.names),
-            anywhere=not is_loopback(self.host),
-            token=self.token,
-            upload_bytes=self.upload_bytes,
-        )
+        if token is not None and len(token) < TOKEN_CHARACTERS:
+            raise M3Error(
+                f"the token has {len(token)} characters; it needs at least {TOKEN_CHARACTERS}"
+            )
+        return Guard(tuple(self.names), anywhere, token, self.upload_bytes)
 
 
 def serve(
     make: Callable[[], Assistant],
     settings: Settings,
-    started: Callable[[str], None] = lambda address: None,
+    started: Callable[[str], None],
+    *,
+    mcp: bool = False,
 ) -> None:
-    """Serve until the process is told to end.
+    """Serve the page and the APIs, or with ``mcp`` its tools at /mcp, until a signal ends it.
 
     Args:
-        make: makes the assistant, on the thread that owns it.
+        make: makes the assistant, on the model thread.
         started: called with the address when the server takes requests.
 
     Raises:
@@ -131,63 +126,45 @@ def serve(
             the store cannot be opened.
     """
     guard, roots = settings.guard(), Roots(settings.roots)
+    listener = listen(settings.host, settings.port)
+    thread = ModelThread(make, settings.waiting)
+    apps: list[ASGIApp] = []
 
-    def app(owner: Owner, assistant: Assistant) -> ASGIApp:
-        names = {"model": model_name(assistant), "encoder": assistant.encoder.name}
-        within = settings.collection
-        return Server(owner, roots=roots, guard=guard, collection=within, **names).app()
-
-    run(make, settings, app, started)
-
-
-def serve_mcp(
-    make: Callable[[], Assistant],
-    settings: Settings,
-    started: Callable[[str], None] = lambda address: None,
-) -> None:
-    """Serve the tools of MCP by streamable HTTP, at /mcp; see ``serve``."""
-    from . import mcp  # of an extra of its own
-
-    guard, roots = settings.guard(), Roots(settings.roots)
-
-    def app(owner: Owner, assistant: Assistant) -> ASGIApp:
-        return Guarded(mcp.application(owner, roots), guard)
-
-    run(make, settings, app, lambda address: started(f"{address}/mcp"))
-
-
-def run(
-    make: Callable[[], Assistant],
-    settings: Settings,
-    app: Callable[[Owner, Assistant], ASGIApp],
-    started: Callable[[str], None],
-) -> None:
-    """Run an application of an owner until the process is told to end."""
-    listener = listening(settings.host, settings.port)
-    owner = Owner(make, settings.waiting)
-    made: list[ASGIApp] = []
-
-    def prepared(assistant: Assistant) -> None:
+    def make_app(assistant: Assistant) -> None:
         prepare(assistant)
-        made.append(app(owner, assistant))
+        if mcp:
+            from .mcp import application  # its library is an extra
+
+            apps.append(Guarded(application(thread, roots), guard))
+            return
+        name = assistant.decoder.name
+        endpoints = Endpoints(
+            thread,
+            model=Path(name).resolve().name if Path(name).is_dir() else name,
+            encoder=assistant.encoder.name,
+            roots=roots,
+            guard=guard,
+            collection=settings.collection,
+        )
+        apps.append(endpoints.app())
 
     try:
-        owner.start(prepared)
-        server = http(made[0])
-        shown = f"[{settings.host}]" if ":" in settings.host else settings.host
-        with _ending_at_signals(server):
+        thread.start(make_app)
+        server = http_server(apps[0])
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        with _end_at_signals(server):
             listener.listen()  # whoever connects now waits until uvicorn accepts
-            started(f"http://{shown}:{listener.getsockname()[1]}")
+            started(f"http://{host}:{listener.getsockname()[1]}{'/mcp' if mcp else ''}")
             asyncio.run(server.serve(sockets=[listener]))
     finally:
         listener.close()
-        owner.stop()
+        thread.stop()
 
 
-def http(app: ASGIApp) -> uvicorn.Server:
-    """A server for an application, with its limits set."""
+def http_server(app: ASGIApp) -> uvicorn.Server:
+    """Return an HTTP server with its limits set."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    settings = uvicorn.Config(
+    config = uvicorn.Config(
         app,
         http="h11",
         ws="none",
@@ -201,14 +178,14 @@ def http(app: ASGIApp) -> uvicorn.Server:
         timeout_graceful_shutdown=5,
         h11_max_incomplete_event_size=32_768,
     )
-    return uvicorn.Server(settings)
+    return uvicorn.Server(config)
 
 
 @contextmanager
-def _ending_at_signals(server: uvicorn.Server) -> Iterator[None]:
-    """End a server at a signal, also before uvicorn looks for them.
+def _end_at_signals(server: uvicorn.Server) -> Iterator[None]:
+    """End a server at a signal, also before uvicorn installs its handlers.
 
-    uvicorn raises a signal that has ended it once more at its end, where it means nothing.
+    uvicorn raises the signal that has ended it once more at its end; it is ignored then.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,13 +1,13 @@
-"""The application: paths, and how requests become tasks of the owner and answers of HTTP."""
+"""The HTTP endpoints: requests become tasks of the model thread, and their results responses."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextlib import aclosing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,77 +24,55 @@ from starlette.responses import (
     StreamingResponse,
 )
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..assistant import Assistant
 from ..errors import M3Error
-from . import errors, memories, openai
-from .answers import Answers, End, Part
+from . import documents, errors, openai
+from .conversations import ChatRequest, ConversationCache
 from .errors import BadRequest
 from .guard import Guard, Guarded, Roots
-from .owner import Owner, Task
+from .model_thread import ModelThread, Task
 
 PAGE = Path(__file__).parent / "page"
-MOST_RECALLED = 100
-VIEWS = 8  # pages that wait to be opened
+MAX_RECALLED = 100
+VIEWS = 8  # maximum number of pages that wait to be opened
 VIEW_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
-UPLOADS = 4  # in memory at the same time; more wait unread, until one of them has begun
+UPLOADS = 4  # in memory at the same time; more wait unread until one of them is being memorized
+
+Events = Callable[[Any], Iterable[object]]  # the events of a stream for a result of a task
 
 
-class _Events(StreamingResponse):
-    """Server-sent events, whose source is closed as soon as the client leaves."""
-
-    def __init__(self, events: AsyncIterator[str]):
-        super().__init__(events, media_type="text/event-stream")
-
-    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
-        async with aclosing(self.body_iterator):
-            await super().__call__(scope, receive, send)
-
-
-def _event(value: object) -> str:
-    return f"data: {json.dumps(value, ensure_ascii=False)}\n\n"
-
-
-class Server:
-    """The endpoints.
+@dataclass
+class Endpoints:
+    """The endpoints and their state.
 
     Args:
-        owner: has been started.
-        model: the name that answers carry.
-        encoder: the same, of embeddings.
-        roots: folders from which paths are memorized.
-        collection: that all requests are restricted to; None lets each name its own.
+        model, encoder: names that answers and embeddings carry.
+        roots, collection: see ``Settings``.
     """
 
-    def __init__(
-        self,
-        owner: Owner,
-        *,
-        model: str,
-        encoder: str,
-        roots: Roots,
-        guard: Guard,
-        collection: str | None = None,
-    ):
-        self.owner, self.roots, self.guard = owner, roots, guard
-        self.collection = collection
-        self.model, self.encoder = model, encoder
-        self.answers = Answers()
+    thread: ModelThread
+    model: str
+    encoder: str
+    roots: Roots
+    guard: Guard
+    collection: str | None = None
+
+    def __post_init__(self) -> None:
+        self.models = (self.model, "m3mlx")
+        self.conversations = ConversationCache()
         self._views: dict[str, str] = {}  # pages that wait to be opened, by ticket
         self._uploading = asyncio.Semaphore(UPLOADS)
-        self.models = (model, "m3mlx")
 
     def app(self) -> ASGIApp:
-        """The whole application, guarded."""
+        """Return the whole application, guarded."""
         app = Starlette(
             routes=[
-                Route("/", _file("index.html")),
-                Route("/page.css", _file("page.css")),
-                Route("/page.js", _file("page.js")),
+                *(Route(path, _page) for path in ("/", "/page.css", "/page.js")),
                 Route("/health", self.health),
                 Route("/v1/models", self.list_models),
                 Route("/v1/models/{name:path}", self.show_model),
@@ -106,14 +84,12 @@ class Server:
                 Route("/v1/memories/status", self.status),
                 Route("/v1/memories/recall", self.recall, methods=["POST"]),
                 Route("/v1/memories/{id:int}", self.forget, methods=["DELETE"]),
-                Route("/v1/memories/{id:int}/view", self.view, methods=["POST"]),
+                Route("/v1/memories/{id:int}/view", self.make_view, methods=["POST"]),
                 Route("/view/{ticket}", self.show_view),
             ],
             exception_handlers={
-                M3Error: errors.answer,
-                HTTPException: _not_found,
-                ClientDisconnect: _gone,
-                Exception: errors.answer,
+                ClientDisconnect: _disconnected,
+                **dict.fromkeys((M3Error, HTTPException, Exception), errors.handle),
             },
         )
         return Guarded(app, self.guard)
@@ -124,103 +100,94 @@ class Server:
         return JSONResponse({"status": "ok"})
 
     async def list_models(self, request: Request) -> Response:
-        made = [self._model(self.model), self._model(self.encoder)]
-        return JSONResponse({"object": "list", "data": made})
+        return _list([_model(self.model), _model(self.encoder)])
 
     async def show_model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in (*self.models, self.encoder):
             raise BadRequest(f"There is no model {name}.", "model", "model_not_found", 404)
-        return JSONResponse(self._model(name))
-
-    @staticmethod
-    def _model(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": 0, "owned_by": "m3mlx"}
+        return JSONResponse(_model(name))
 
     async def embed(self, request: Request) -> Response:
-        texts, asks, packed = openai.embeddings(await _json(request), self.encoder)
+        texts, queries, in_base64 = openai.embeddings(await _json(request), self.encoder)
 
-        def task(assistant: Assistant) -> tuple[Any, int]:
+        def encode(assistant: Assistant) -> tuple[Any, int]:
             encoder = assistant.encoder
-            return encoder.encode(texts, query=asks), encoder.count(texts)
+            return encoder.encode(texts, query=queries), encoder.count(texts)
 
-        vectors, tokens = await self._do(request, task)
-        return JSONResponse(openai.embedded(vectors, self.encoder, tokens, packed))
+        vectors, tokens = await self._call(request, encode)
+        return JSONResponse(openai.embeddings_json(vectors, self.encoder, tokens, in_base64))
 
     # --- answers
 
     async def chat(self, request: Request) -> Response:
-        return await self._answer(request, openai.chat)
+        return await self._answer(request, openai.chat(await _json(request), self.models))
 
     async def complete(self, request: Request) -> Response:
-        return await self._answer(request, openai.completion)
+        return await self._answer(request, openai.completion(await _json(request), self.models))
 
-    async def _answer(self, request: Request, read: Callable[..., openai.ChatRequest]) -> Response:
-        asked = read(await _json(request), self.models)
-        asked = replace(asked, collection=self._within(asked.collection))
-        form = openai.Form(self.model, asked.raw)
-        parts = self.owner.stream(partial(self.answers.answer, asked=asked))
-        memory = await _while_there(request, anext(parts))  # errors until here have a status
-        if asked.stream:
-            return _Events(_streamed(parts, form, memory, asked.usage))
-        return JSONResponse(await _while_there(request, _whole(parts, form, memory)))
+    async def _answer(self, request: Request, asked: ChatRequest) -> Response:
+        asked = replace(asked, collection=self._allowed(asked.collection))
+        results = self.thread.stream(partial(self.conversations.answer, request=asked))
+        form = openai.Completion(self.model, asked)
+        return await _respond(request, results, form.whole, form.events if asked.stream else None)
 
     # --- documents
 
     async def list_documents(self, request: Request) -> Response:
-        collection = self._within(request.query_params.get("collection"))
-        found = await self._do(request, partial(memories.listed, collection=collection))
-        return JSONResponse({"object": "list", "data": found})
+        collection = self._allowed(request.query_params.get("collection"))
+        found = partial(documents.list_documents, collection=collection)
+        return _list(await self._call(request, found))
 
     async def status(self, request: Request) -> Response:
-        state = await self._do(request, memories.status)
-        roots = [str(folder) for folder in self.roots.folders]
-        about = {"model": self.model, "collection": self.collection, "roots": roots}
-        return JSONResponse({**state, **about, "pending": self.owner.pending()})
+        about = {
+            "model": self.model,
+            "collection": self.collection,
+            "roots": list(map(str, self.roots.folders)),
+        }
+        state = await self._call(request, documents.status)
+        return JSONResponse({**state, **about, "pending": self.thread.pending()})
 
     async def recall(self, request: Request) -> Response:
         body = await _json(request)
         query, k = body.get("query"), body.get("k", 5)
         if not isinstance(query, str) or not query.strip():
             raise BadRequest("query is a text that is not empty.", "query")
-        if type(k) is not int or not 1 <= k <= MOST_RECALLED:
-            raise BadRequest(f"k is a number from 1 to {MOST_RECALLED}.", "k")
-        collection = self._within(openai.collection(body))
-        task = partial(memories.recall, query=query, k=k, collection=collection)
-        return JSONResponse({"object": "list", "data": await self._do(request, task)})
+        if type(k) is not int or not 1 <= k <= MAX_RECALLED:
+            raise BadRequest(f"k is a number from 1 to {MAX_RECALLED}.", "k")
+        collection = self._allowed(openai.collection(body))
+        found = partial(documents.recall, query=query, k=k, collection=collection)
+        return _list(await self._call(request, found))
 
     async def memorize(self, request: Request) -> Response:
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            return await self._written(request, self._memorizing(await _json(request)))
+            return await self._memorize(request, self._memorize_body(await _json(request)))
         async with self._uploading:
-            return await self._written(request, await self._uploaded(request))
+            return await self._memorize(request, await self._memorize_upload(request))
 
-    async def _written(self, request: Request, task: Task) -> Response:
-        """What a task that memorizes tells, from when it has begun."""
-        results = self.owner.stream(task, writes=True)
-        if "text/event-stream" in request.headers.get("accept", ""):
-            first = await _while_there(request, anext(results))
-            return _Events(_progress(first, results))
-        return JSONResponse(await _while_there(request, _last(results)))
+    async def _memorize(self, request: Request, task: Task) -> Response:
+        results = self.thread.stream(task, writes=True)
+        stream = "text/event-stream" in request.headers.get("accept", "")
+        events = (lambda result: [result]) if stream else None
+        return await _respond(request, results, lambda results: results[-1], events)
 
-    def _memorizing(self, body: dict[str, Any]) -> Task:
-        """The task of memorizing a text, or files inside the roots."""
+    def _memorize_body(self, body: dict[str, Any]) -> Task:
+        """Return the task that memorizes a text, or files inside the roots."""
         text, paths, title = body.get("text"), body.get("paths"), body.get("name")
         if title is not None and not isinstance(title, str):
             raise BadRequest("name is a text.", "name")
-        collection = self._within(openai.collection(body))
+        task = partial(documents.memorize, collection=self._allowed(openai.collection(body)))
         if isinstance(text, str) and text.strip() and paths is None:
-            content = {memories.text_name(text, title): text.encode("utf-8", "replace")}
-            return partial(memories.memorize_contents, contents=content, collection=collection)
+            return partial(task, contents=documents.text_contents(text, title))
         if isinstance(paths, list) and paths and all(isinstance(p, str) for p in paths):
-            inside = [self.roots.inside(path) for path in paths]
-            return partial(memories.memorize_paths, paths=inside, collection=collection)
+            return partial(task, paths=list(map(self.roots.resolve, paths)))
         raise BadRequest("Give text, or paths as a list, or upload a file.", "text")
 
-    async def _uploaded(self, request: Request) -> Task:
-        """The task of memorizing an uploaded file, which is written nowhere but to the store."""
+    async def _memorize_upload(self, request: Request) -> Task:
+        """Return the task that memorizes an uploaded file, which goes to the store only."""
+        limit = self.guard.upload_bytes
         parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1)
-        parser.spool_max_size = self.guard.upload_bytes + 1
+        parser.spool_max_size = limit + 1  # stays in memory
         try:
             form = await parser.parse()
         except MultiPartException as error:
@@ -228,34 +195,33 @@ class Server:
         file = form.get("file")
         if file is None or isinstance(file, str):
             raise BadRequest("Upload one file in the field named file.", "file")
-        collection = self._within(openai.collection({"collection": form.get("collection")}))
-        name, content = memories.upload_name(file.filename), await file.read()
+        collection = self._allowed(openai.collection({"collection": form.get("collection")}))
+        name, content = documents.upload_name(file.filename), await file.read()
         await form.close()
-        if len(content) > self.guard.upload_bytes:
-            limit = f"At most {self.guard.upload_bytes} bytes."
-            raise BadRequest(limit, "file", "too_large", 413)
-        return partial(memories.memorize_contents, contents={name: content}, collection=collection)
+        if len(content) > limit:
+            raise BadRequest(f"At most {limit} bytes.", "file", "too_large", 413)
+        return partial(documents.memorize, contents={name: content}, collection=collection)
 
     async def forget(self, request: Request) -> Response:
         id, verify = request.path_params["id"], request.query_params.get("verify") == "true"
 
-        def task(assistant: Assistant) -> dict[str, Any]:
-            self.answers.forget()
+        def forget(assistant: Assistant) -> dict[str, Any]:
+            self.conversations.clear()
             self._views.clear()
-            return memories.forget(assistant, id, verify, self.collection)
+            return documents.forget(assistant, id, verify, self.collection)
 
-        return JSONResponse(await self._do(request, task, writes=True))
+        return JSONResponse(await self._call(request, forget, writes=True))
 
-    async def view(self, request: Request) -> Response:
-        """Make the page of what is kept of a document, and tell where it can be opened, once.
+    async def make_view(self, request: Request) -> Response:
+        """Make the page of a document's memories, and a path that opens it once.
 
-        A browser sends no token with the address of a page, so the address itself is the key.
+        A browser sends no token when it opens a page, so the path itself is the key.
         """
         id, start = request.path_params["id"], (await _json(request)).get("start")
         if start is not None and type(start) is not int:
             raise BadRequest("start is a number.", "start")
-        task = partial(memories.view, id=id, start=start, collection=self.collection)
-        page = await self._do(request, task)
+        view = partial(documents.view, id=id, start=start, collection=self.collection)
+        page = await self._call(request, view)
         while len(self._views) >= VIEWS:
             del self._views[next(iter(self._views))]
         ticket = secrets.token_urlsafe(32)
@@ -265,118 +231,102 @@ class Server:
     async def show_view(self, request: Request) -> Response:
         page = self._views.pop(request.path_params["ticket"], None)
         if page is None:
-            return errors.refusal(404, "This page can be opened once. Ask for it again.")
+            raise BadRequest("This page can be opened once. Ask for it again.", status=404)
         return HTMLResponse(page, headers={"content-security-policy": VIEW_POLICY})
 
-    def _within(self, asked: str | None) -> str | None:
-        """The collection that a request is about.
+    def _allowed(self, collection: str | None) -> str | None:
+        """Return the collection that a request is about; raises BadRequest for a foreign one."""
+        if self.collection is not None and collection not in (None, self.collection):
+            message = f"This server has the collection {self.collection} only."
+            raise BadRequest(message, "collection", "wrong_collection", 403)
+        return collection if self.collection is None else self.collection
 
-        Raises:
-            BadRequest: it names another than the one that all are restricted to.
-        """
-        if self.collection is not None and asked not in (None, self.collection):
-            raise BadRequest(
-                f"This server has the collection {self.collection} only.",
-                *("collection", "wrong_collection", 403),
-            )
-        return asked if self.collection is None else self.collection
-
-    async def _do(self, request: Request, task: Callable[[Assistant], Any], **how: bool) -> Any:
-        """What a task returns, unless the client leaves before it is begun."""
-        return await _while_there(request, self.owner.get(task, **how))
+    async def _call(
+        self, request: Request, function: Callable[[Assistant], Any], *, writes: bool = False
+    ) -> Any:
+        return await _while_connected(request, self.thread.call(function, writes=writes))
 
 
-async def _whole(parts: AsyncIterator[Any], form: openai.Form, memory: str) -> dict[str, Any]:
-    text, sources = "", []
-    async with aclosing(parts):
-        async for part in parts:
-            if isinstance(part, Part):
-                text += part.text
-                sources += [vars(source) for source in part.sources or ()]
-            else:
-                extra = {"memory": memory, "sources": sources, "timings": vars(part.timings)}
-                return form.whole(text, part.reason, _used(part), extra)
-    raise AssertionError("an answer has an end")
+def _list(data: list[dict[str, Any]]) -> Response:
+    return JSONResponse({"object": "list", "data": data})
 
 
-async def _streamed(
-    parts: AsyncIterator[Any], form: openai.Form, memory: str, usage: bool
-) -> AsyncIterator[str]:
-    """An answer as events. The first of each span of 64 tokens has its sources."""
-    empty = {"usage": None} if usage else {}
-    try:
-        async with aclosing(parts):
-            yield _event(form.part("", first=True, m3mlx={"memory": memory}, **empty))
-            async for part in parts:
-                if isinstance(part, End):
-                    extra = {"m3mlx": {"timings": vars(part.timings)}}
-                    yield _event(form.part(None, reason=part.reason, **extra, **empty))
-                    if usage:
-                        yield _event(form.used(_used(part)))
-                elif part.sources is not None:
-                    sources = [vars(source) for source in part.sources]
-                    span = {"m3mlx": {"span": part.span, "sources": sources}}
-                    yield _event(form.part(part.text, **span, **empty))
-                else:
-                    yield _event(form.part(part.text, **empty))
-    except Exception as error:
-        yield _event(errors.describe(error)[1])
-    yield "data: [DONE]\n\n"
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "m3mlx"}
 
 
-def _used(end: End) -> dict[str, Any]:
-    return openai.usage(end.prompt, end.cached, end.completion)
+class _EventStream(StreamingResponse):
+    """Server-sent events of a task, which is cancelled as soon as the client disconnects."""
+
+    def __init__(self, first: Any, results: AsyncGenerator[Any], events: Events):
+        self._results, self._events = results, events
+        super().__init__(self._lines(first), media_type="text/event-stream")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._results):
+            await super().__call__(scope, receive, send)
+
+    async def _lines(self, first: Any) -> AsyncGenerator[str]:
+        try:
+            for event in self._events(first):
+                yield _line(event)
+            async for result in self._results:
+                for event in self._events(result):
+                    yield _line(event)
+        except Exception as error:
+            yield _line(errors.describe(error)[1])
+        yield "data: [DONE]\n\n"
 
 
-async def _progress(first: dict[str, Any], results: AsyncIterator[Any]) -> AsyncIterator[str]:
-    """What memorizing has reached, and at last its result."""
-    yield _event(first)
-    try:
+def _line(event: object) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+async def _respond(
+    request: Request,
+    results: AsyncGenerator[Any],
+    whole: Callable[[list[Any]], dict[str, Any]],
+    events: Events | None,
+) -> Response:
+    """Stream the events of each of a task's results, or answer with all of them as a whole."""
+    if events:  # errors before the first result have a status
+        return _EventStream(await _while_connected(request, anext(results)), results, events)
+
+    async def collect() -> list[Any]:
         async with aclosing(results):
-            async for result in results:
-                yield _event(result)
-    except Exception as error:
-        yield _event(errors.describe(error)[1])
-    yield "data: [DONE]\n\n"
+            return [result async for result in results]
+
+    return JSONResponse(whole(await _while_connected(request, collect())))
 
 
-async def _last(results: AsyncIterator[Any]) -> Any:
-    async with aclosing(results):
-        return [result async for result in results][-1]
+async def _while_connected(request: Request, work: Awaitable[Any]) -> Any:
+    """Await some work, or cancel it and raise ClientDisconnect when the client disconnects."""
 
-
-async def _while_there(request: Request, work: Awaitable[Any]) -> Any:
-    """The result of some work, which is cancelled when the client leaves."""
-
-    async def leaving() -> None:
+    async def disconnect() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
     working = asyncio.ensure_future(work)
-    left = asyncio.ensure_future(leaving())
+    disconnected = asyncio.ensure_future(disconnect())
     try:
-        await asyncio.wait((working, left), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, disconnected), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        for task in (working, left):
+        for task in (working, disconnected):
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    """The object in a request's body.
-
-    Raises:
-        BadRequest: there is none. A form of a browser cannot send one.
-    """
+    """Return the object in a request's body, which no browser's form can send."""
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
         raise BadRequest("Send JSON, with Content-Type: application/json.", status=415)
     try:
         body = json.loads(await request.body())
-        json.dumps(body, ensure_ascii=False).encode()  # halves of characters are no text
+        json.dumps(body, ensure_ascii=False).encode()  # raises for lone surrogates
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"The body is no JSON ({type(error).__name__}).") from error
     if not isinstance(body, dict):
@@ -384,16 +334,10 @@ async def _json(request: Request) -> dict[str, Any]:
     return body
 
 
-def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def serve(request: Request) -> Response:
-        return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
-
-    return serve
+async def _page(request: Request) -> Response:
+    name = request.scope["path"].strip("/") or "index.html"
+    return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
 
 
-async def _not_found(request: Request, error: HTTPException) -> Response:
-    return errors.refusal(error.status_code, error.detail)
-
-
-async def _gone(request: Request, error: ClientDisconnect) -> Response:
+async def _disconnected(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it

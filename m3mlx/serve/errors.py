@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -15,20 +16,20 @@ log = logging.getLogger("m3mlx.serve")
 
 
 class FullError(M3Error):
-    """As many requests wait as may wait."""
+    """The queue is full."""
 
 
 class BoundaryError(M3Error):
-    """A path lies outside the folders that were given at the start."""
+    """A path lies outside the folders that the server may read."""
 
 
 class BadRequest(M3Error):
-    """A request that asks for what is not there or not done.
+    """A request that asks for something missing, unsupported or malformed.
 
     Attributes:
         param: the field concerned.
-        code: a word for programs.
-        status: of the answer.
+        code: identifier for programs.
+        status: HTTP status of the response.
     """
 
     def __init__(
@@ -38,41 +39,32 @@ class BadRequest(M3Error):
         self.param, self.code, self.status = param, code, status
 
 
-def body(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> dict[str, dict]:
-    """The object that describes an error."""
-    kind = "server_error" if status >= 500 else "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-def refusal(
-    status: int, message: str, code: str | None = None, param: str | None = None
-) -> JSONResponse:
-    """The answer to a request that is not done."""
-    headers = {"retry-after": str(RETRY_SECONDS)} if status == 503 else None
-    return JSONResponse(body(status, message, code, param), status, headers)
-
-
 def describe(error: Exception) -> tuple[int, dict[str, dict]]:
-    """Status and body for what went wrong; what users cannot cause is logged, and not told."""
+    """Return HTTP status and JSON body; an unexpected error is logged, its text not shown."""
+    message, code, param, status = str(error), None, None, 400
     match error:
         case BadRequest():
-            return error.status, body(error.status, str(error), error.code, error.param)
+            code, param, status = error.code, error.param, error.status
         case FullError() | BusyStore():
-            return 503, body(503, str(error), "busy")
+            code, status = "busy", 503
         case BoundaryError():
-            return 403, body(403, str(error), "outside_roots")
+            code, status = "outside_roots", 403
         case DocumentError():
-            return 422, body(422, str(error), "unreadable_document")
+            code, status = "unreadable_document", 422
+        case HTTPException():
+            message, status = error.detail, error.status_code
         case M3Error():
-            return 400, body(400, str(error))
-    log.error("request failed", exc_info=error)
-    return 500, body(500, "Something went wrong; the server's log says what.", "internal_error")
+            pass
+        case _:
+            log.error("request failed", exc_info=error)
+            message = "Something went wrong; the server's log says what."
+            code, status = "internal_error", 500
+    kind = "server_error" if status >= 500 else "invalid_request_error"
+    return status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-async def answer(request: Request, error: Exception) -> JSONResponse:
-    """What starlette calls for an exception."""
-    status, told = describe(error)
-    headers = {"retry-after": str(RETRY_SECONDS)} if status == 503 else None
-    return JSONResponse(told, status, headers)
+async def handle(request: Request, error: Exception) -> JSONResponse:
+    """Answer a request with an error; an exception handler for starlette."""
+    status, body = describe(error)
+    headers = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": str(RETRY_SECONDS)}}
+    return JSONResponse(body, status, headers.get(status))

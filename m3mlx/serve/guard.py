@@ -1,9 +1,8 @@
-"""Who may ask, and for what: addresses, names, origins, the token, sizes, folders.
+"""Checks in front of an application: host, origin, token, size, folders, slow clients.
 
-A server on this machine can be reached by every page that a browser shows. Such a page cannot
-read answers of another origin, but it can send requests, and with a name of its own that it lets
-point to 127.0.0.1 (DNS rebinding) it becomes the same origin. So the name that a request was sent
-to, and the page that sent it, are looked at before anything else.
+Every page in a browser can send requests to a server on this machine. It cannot read answers of
+another origin, unless it makes a name of its own point to 127.0.0.1 (DNS rebinding). So the Host
+and Origin headers are checked before anything else.
 """
 
 from __future__ import annotations
@@ -19,17 +18,18 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import Response
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import M3Error
-from .errors import BadRequest, BoundaryError, refusal
+from .errors import BadRequest, BoundaryError, FullError, handle
 
-JSON_BYTES = 2_000_000  # of a request that uploads nothing
-REQUESTS = 256  # at the same time
-PATIENCE = 60.0  # seconds for a client to take, or to give, the next part
-OPEN = ("/", "/page.css", "/page.js", "/health")  # hold nothing of the user's
-TICKETS = "/view/"  # what is below is its own secret
+JSON_BYTES = 2_000_000  # maximum body of a request that is no upload
+REQUESTS = 256  # maximum number at the same time
+PATIENCE = 60.0  # seconds for a client to send or take the next part
+PUBLIC = ("/", "/page.css", "/page.js", "/health")  # hold nothing of the user's
+UPLOADS = "/v1/memories"
+TICKETS = "/view/"  # a path below it is a secret of its own
 
 HEADERS = {
     "content-security-policy": (
@@ -46,11 +46,9 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is reached from this machine only."""
-    if host == "localhost":
-        return True
+    """Return True if an address is reached from this machine only."""
     address = _address(host)
-    return address is not None and address.is_loopback
+    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -61,7 +59,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 class Roots:
-    """The folders from which a client may have files read."""
+    """Folders from which clients may have files read; raises M3Error if one is no folder."""
 
     def __init__(self, folders: Iterable[str | Path] = ()):
         self.folders = tuple(Path(os.path.realpath(Path(root).expanduser())) for root in folders)
@@ -69,11 +67,11 @@ class Roots:
             if not folder.is_dir():
                 raise M3Error(f"{folder}: this root is no folder")
 
-    def inside(self, path: str) -> Path:
-        """The path itself, with links resolved, if that lies inside a root.
+    def resolve(self, path: str) -> Path:
+        """Return a path with links resolved.
 
         Raises:
-            BoundaryError: it does not, whether it exists or not.
+            BoundaryError: it is outside all roots, whether it exists or not.
         """
         if not self.folders:
             raise BoundaryError("no folder is open to clients; start the server with --root FOLDER")
@@ -90,74 +88,64 @@ class Roots:
 
 @dataclass(frozen=True)
 class Guard:
-    """What requests are let through.
+    """Which requests are accepted.
 
     Attributes:
-        names: under which the server may be called, beside this machine's own addresses.
-        anywhere: whether it listens to other machines; then it may be called by any address,
-            which no name on the net can stand for.
-        token: which every request but those of ``OPEN`` must bring; None for none.
-        upload_bytes: size of an upload, at most.
-        uploads: paths that take uploads.
+        names: accepted in the Host header, beside this machine's own addresses.
+        anywhere: accept any IP address there too, since the server listens to other machines; no
+            name can be rebound to look like one.
+        token: required of all requests but those to ``PUBLIC``; None for none.
+        upload_bytes: maximum size of an upload.
     """
 
     names: Sequence[str] = ()
     anywhere: bool = False
     token: str | None = None
     upload_bytes: int = 50_000_000
-    uploads: Sequence[str] = ("/v1/memories",)
 
-    def refuse(self, scope: Scope) -> Response | None:
-        """Why a request is not let through, or None."""
-        headers = Headers(scope=scope)
+    def check(self, scope: Scope) -> None:
+        """Raise BadRequest if the head of a request is refused."""
+        headers, path = Headers(scope=scope), scope["path"]
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
-            return refusal(421, "This server is not called by that name (Host).", "wrong_host")
-        if (origin := headers.get("origin")) is not None and not _same(origin, hosts[0]):
-            return refusal(403, "Pages of another origin may not ask this server.", "wrong_origin")
-        visit = scope["path"] in OPEN and headers.get("sec-fetch-mode") == "navigate"
-        if headers.get("sec-fetch-site", "none") not in ("none", "same-origin") and not visit:
-            return refusal(403, "Pages of another origin may not ask this server.", "wrong_origin")
-        free = scope["path"] in OPEN or scope["path"].startswith(TICKETS)
-        if self.token is not None and not free:
+            message = "This server is not called by that name (Host)."
+            raise BadRequest(message, code="wrong_host", status=421)
+        scheme, _, place = headers.get("origin", f"http://{hosts[0]}").partition("://")
+        same_origin = scheme in ("http", "https") and place.lower() == hosts[0].lower()
+        visit = path in PUBLIC and headers.get("sec-fetch-mode") == "navigate"
+        same_site = headers.get("sec-fetch-site", "none") in ("none", "same-origin")
+        if not same_origin or not (same_site or visit):
+            message = "Pages of another origin may not ask this server."
+            raise BadRequest(message, code="wrong_origin", status=403)
+        if self.token is not None and path not in PUBLIC and not path.startswith(TICKETS):
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode(), self.token.encode())
             if scheme.lower() != "bearer" or not right:
-                missing = refusal(401, "Give the server's token as API key.", "invalid_api_key")
-                missing.headers["www-authenticate"] = "Bearer"
-                return missing
-        if _number(headers.get("content-length")) > self.limit(scope):
-            return refusal(413, f"More than {self.limit(scope)} bytes.", "too_large")
-        return None
+                message = "Give the server's token as API key."
+                raise BadRequest(message, code="invalid_api_key", status=401)
+        length = headers.get("content-length", "")
+        if length.isascii() and length.isdigit():
+            self.check_size(scope, int(length))
 
-    def limit(self, scope: Scope) -> int:
-        """Bytes that the body of a request may have."""
+    def check_size(self, scope: Scope, size: int) -> None:
+        """Raise BadRequest if the body of a request is too large."""
+        limit = JSON_BYTES
         kind = Headers(scope=scope).get("content-type", "")
-        if scope["path"] in self.uploads and kind.startswith("multipart/form-data"):
-            return self.upload_bytes + 10_000  # what stands around the file
-        return JSON_BYTES
+        if scope["path"] == UPLOADS and kind.startswith("multipart/form-data"):
+            limit = self.upload_bytes + 10_000  # for what surrounds the file
+        if size > limit:
+            raise BadRequest(f"More than {limit} bytes.", code="too_large", status=413)
 
     def _is_ours(self, host: str) -> bool:
         try:
-            name = urlsplit(f"//{host}").hostname or ""
-            urlsplit(f"//{host}").port  # noqa: B018  it raises for what is no number
+            parts = urlsplit(f"//{host}")
+            name, _ = parts.hostname or "", parts.port  # raises if it is no number
         except ValueError:
             return False
         if host.strip() != host or "@" in host or "/" in host:
             return False
-        if is_loopback(name) or name in self.names:
-            return True
-        return self.anywhere and _address(name) is not None
-
-
-def _same(origin: str, host: str) -> bool:
-    """Whether a page's origin is the address that it asks."""
-    scheme, _, place = origin.partition("://")
-    return scheme in ("http", "https") and place.lower() == host.lower()
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text and text.isascii() and text.isdigit() else 0
+        known = is_loopback(name) or name in self.names
+        return known or (self.anywhere and _address(name) is not None)
 
 
 class Guarded:
@@ -170,54 +158,52 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-            return
-        if scope["type"] != "http":
-            return  # uvicorn closes what is not answered
+        elif scope["type"] == "http":  # uvicorn closes what is not answered
+            await self._http(scope, receive, send)
 
-        async def sending(message: Message) -> None:
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        size, complete = 0, False
+
+        async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
-            # a client that takes nothing must not hold an answer, or a thread, for ever
             try:
                 async with asyncio.timeout(self.patience):
                     await send(message)
             except TimeoutError:
                 raise _Stuck from None
 
-        refused = self.guard.refuse(scope)
-        if refused is None and self._active >= REQUESTS:
-            refused = refusal(503, f"{REQUESTS} requests are here already.", "busy")
-        if refused is not None:
-            await refused(scope, receive, sending)
-            return
-        left = self.guard.limit(scope)
-        whole = False
-
-        async def receiving() -> Message:
-            nonlocal left, whole
-            if whole:  # waits until the client leaves
+        async def guarded_receive() -> Message:
+            nonlocal size, complete
+            if complete:  # waits until the client disconnects
                 return await receive()
             try:
                 async with asyncio.timeout(self.patience):
                     message = await receive()
             except TimeoutError:
                 raise BadRequest("The request did not come to its end.", status=408) from None
-            left -= len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if left < 0:
-                limit = self.guard.limit(scope)
-                raise BadRequest(f"More than {limit} bytes.", code="too_large", status=413)
+            size += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            self.guard.check_size(scope, size)
             return message
 
+        try:
+            self.guard.check(scope)
+            if self._active >= REQUESTS:
+                raise FullError(f"{REQUESTS} requests are here already.")
+        except M3Error as error:
+            response = await handle(Request(scope), error)
+            await response(scope, receive, guarded_send)
+            return
         self._active += 1
         try:
             with suppress(_Stuck):  # uvicorn closes what is not brought to its end
-                await self.app(scope, receiving, sending)
+                await self.app(scope, guarded_receive, guarded_send)
         finally:
             self._active -= 1
 
 
 class _Stuck(BaseException):
-    """A client takes nothing; no handler of errors is to write to it."""
+    """A client takes nothing; no error handler may try to write to it."""

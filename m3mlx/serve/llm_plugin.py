@@ -18,6 +18,7 @@ from .. import config
 from ..assistant import Assistant
 from ..chat.chat import Source
 from ..errors import M3Error
+from .conversations import join_turns
 
 
 @llm.hookimpl
@@ -39,7 +40,7 @@ class M3(llm.Model):
         memory: Literal["explicit", "text", "off"] = Field(
             "explicit", description="Read memories, paste the same text, or neither."
         )
-        max_tokens: int = Field(256, ge=1, description="Length of an answer, at most.")
+        max_tokens: int = Field(256, ge=1, description="Maximum length of an answer.")
         temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token.")
         top_p: float = Field(1.0, ge=0, le=1, description="Share of likelihood drawn from.")
         seed: int | None = Field(None, ge=0, description="Makes drawing repeatable.")
@@ -56,11 +57,11 @@ class M3(llm.Model):
     ) -> Iterator[str]:
         options = prompt.options
         assert isinstance(options, M3.Options)
-        system, said, message = _conversation(prompt)
+        system, earlier, message = _conversation(prompt)
         sources: list[Source] = []
         try:
             chat = self._open(options).chat(memory=options.memory, system=system)
-            chat.messages += said
+            chat.messages += earlier
             span = -1
             for step in chat.send(
                 message,
@@ -84,11 +85,10 @@ class M3(llm.Model):
         }
 
     def _open(self, options: Options) -> Assistant:
-        """The assistant that options describe; that of the last response if it is the same."""
-        store = options.store or os.environ.get("M3MLX_STORE")
+        """Return the assistant of these options, the last one if they are the same."""
         wanted = config.Options(
             model=options.model or os.environ.get("M3MLX_MODEL"),
-            store=Path(store) if store else config.default_store(),
+            store=Path(options.store) if options.store else config.default_store(),
             encoder=options.encoder,
             adapter_path=options.adapter_path,
         )
@@ -100,24 +100,14 @@ class M3(llm.Model):
 
 
 def _conversation(prompt: llm.Prompt) -> tuple[str | None, list[dict[str, str]], str]:
-    """System prompt, what was said before, in turn, and the message to answer.
-
-    Raises:
-        ModelError: something in it is no text.
-    """
-    system: list[str] = []
-    said: list[dict[str, str]] = []
+    """Return the system prompt, the earlier turns, and the message to answer."""
+    messages = []
     for message in prompt.messages:
-        parts = [part for part in message.parts if isinstance(part, llm.parts.TextPart)]
-        if len(parts) < len(message.parts):
+        texts = [part.text for part in message.parts if isinstance(part, llm.parts.TextPart)]
+        if len(texts) < len(message.parts):
             raise llm.ModelError("m3mlx takes text only, no tools and no attachments")
-        text = "".join(part.text for part in parts)
-        if message.role == "system":
-            system.append(text)
-        elif said and said[-1]["role"] == message.role:
-            said[-1]["content"] += f"\n\n{text}"
-        else:
-            said.append({"role": message.role, "content": text})
-    if [one["role"] for one in said] != ["user", "assistant"] * (len(said) // 2) + ["user"]:
+        messages.append((message.role, "".join(texts)))
+    system, turns = join_turns(messages)
+    if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
         raise llm.ModelError("a conversation begins and ends with a message of the user")
-    return "\n\n".join(dict.fromkeys(system)) or None, said[:-1], said[-1]["content"]
+    return "\n\n".join(dict.fromkeys(system)) or None, turns[:-1], turns[-1]["content"]

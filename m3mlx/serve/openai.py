@@ -1,7 +1,7 @@
-"""OpenAI's requests and answers: what is taken, what is refused, and how answers look.
+"""OpenAI's requests and answers as JSON.
 
-A field that would change the answer and is not done here is refused by name. Nothing is left out
-silently.
+A field that would change the answer and is not supported is refused by name; none is ignored
+silently. Parsing raises BadRequest where a request is malformed or asks for something unsupported.
 """
 
 from __future__ import annotations
@@ -10,24 +10,26 @@ import base64
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from itertools import starmap
 from typing import Any
 
 import numpy as np
 
 from ..config import MEMORY_MODES, Generation
+from .conversations import AnswerPart, ChatRequest, join_turns
 from .errors import BadRequest
 
-MAX_TOKENS = 4096  # of an answer, which bounds what a slow client can leave in memory
+MAX_TOKENS = 4096  # of an answer; bounds what a slow client can leave in memory
 DEFAULT_TOKENS = 512
 MAX_TEXTS = 256  # of one request for embeddings
 MAX_TEXT = 100_000  # characters of each
 
-# say nothing about the answer itself
+# fields that do not change the answer
 IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-_SAMPLING = {"temperature", "top_p", "seed", "stop", "max_tokens", "stream", "stream_options"}
-_OURS = {"memory", "collection"}
-# fields whose usual value asks for nothing: any other is refused
+# fields of chats and completions, the last two of our own
+SHARED = {"model", "temperature", "top_p", "seed", "stop", "max_tokens", "stream"}
+SHARED |= {"stream_options", "memory", "collection"}
+# fields of which only the values that change nothing are accepted
 NEUTRAL: dict[str, tuple] = {
     "n": (1,),
     "best_of": (1,),
@@ -47,111 +49,48 @@ NEUTRAL: dict[str, tuple] = {
 }
 
 
-@dataclass(frozen=True)
-class ChatRequest:
-    """A conversation that waits for its next answer, or with ``raw`` a text to continue.
-
-    Attributes:
-        message: the last words of the user.
-        said: what was said before, in turn, beginning with the user.
-        memory: "explicit", "text", "off", or None where nothing was said about it.
-        collection: whose documents are searched alone; None for all.
-        usage: whether a stream ends with what was used.
-        generation: how to answer.
-    """
-
-    message: str
-    said: tuple[dict[str, str], ...] = ()
-    system: str | None = None
-    memory: str | None = None
-    collection: str | None = None
-    stream: bool = False
-    usage: bool = False
-    stop: tuple[str, ...] = ()
-    generation: Generation = field(default_factory=Generation)
-
-    @property
-    def raw(self) -> bool:
-        """Continue the message as it stands."""
-        return self.generation.raw
-
-
 def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
-    """A request to /v1/chat/completions.
-
-    Raises:
-        BadRequest: it asks for something that is not done here, or makes no sense.
-    """
-    _refuse_unknown(body, {"model", "messages", "max_completion_tokens", *_OURS, *_SAMPLING})
-    _check_model(body, models)
+    """Parse a request to /v1/chat/completions."""
+    _check_fields(body, {"messages", "max_completion_tokens"} | SHARED, models)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages is a list with at least one message.", "messages")
-    system: list[str] = []
-    said: list[dict[str, str]] = []
-    for number, message in enumerate(messages):
-        place = f"messages[{number}]"
-        if not isinstance(message, dict):
-            raise BadRequest(f"{place} is no object.", place)
-        role, content = message.get("role"), _content(message, place)
-        if role in ("system", "developer"):
-            system.append(content)
-        elif role not in ("user", "assistant"):
-            raise BadRequest(f"The role {role!r:.40} is not taken here.", f"{place}.role")
-        elif said and said[-1]["role"] == role:
-            said[-1]["content"] += f"\n\n{content}"
-        else:
-            said.append({"role": role, "content": content})
-    if not said or said[0]["role"] != "user" or said[-1]["role"] != "user":
+    system, turns = join_turns(starmap(_message, enumerate(messages)))
+    if not turns or turns[0]["role"] != "user" or turns[-1]["role"] != "user":
         raise BadRequest("A conversation begins and ends with a message of the user.", "messages")
-    message = said.pop()["content"]
+    message = turns.pop()["content"]
     if not message.strip():
         raise BadRequest("The last message is empty.", "messages")
-    return ChatRequest(
-        message,
-        tuple(said),
-        "\n\n".join(system) or None,
-        generation=_generation(body),
-        **_common(body),
-    )
+    return _request(body, message, tuple(turns), "\n\n".join(system) or None)
 
 
 def completion(body: Mapping, models: Sequence[str]) -> ChatRequest:
-    """A request to /v1/completions: a text to go on with, as it stands.
-
-    Raises:
-        BadRequest: see ``chat``.
-    """
-    _refuse_unknown(body, {"model", "prompt", *_OURS, *_SAMPLING})
-    _check_model(body, models)
+    """Parse a request to /v1/completions: a text to continue as it stands."""
+    _check_fields(body, {"prompt"} | SHARED, models)
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1:
         prompt = prompt[0]
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadRequest("prompt is one text that is not empty; tokens are not taken.", "prompt")
-    return ChatRequest(prompt, generation=_generation(body, raw=True), **_common(body))
+    return _request(body, prompt, raw=True)
 
 
 def embeddings(body: Mapping, model: str) -> tuple[list[str], bool, bool]:
-    """A request to /v1/embeddings: the texts, whether they ask, whether in base64.
-
-    Raises:
-        BadRequest: see ``chat``.
-    """
-    _refuse_unknown(body, {"model", "input", "encoding_format", "input_type"})
-    _check_model(body, [model])
+    """Parse a request to /v1/embeddings: texts, are they queries, is the answer in base64."""
+    _check_fields(body, {"model", "input", "encoding_format", "input_type"}, [model])
     texts = body.get("input")
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
         raise BadRequest("input is a text or a list of texts; tokens are not taken.", "input")
     if len(texts) > MAX_TEXTS or max(map(len, texts)) > MAX_TEXT:
         raise BadRequest(f"At most {MAX_TEXTS} texts of {MAX_TEXT} characters.", "input")
-    form = _one_of(body, "encoding_format", ("float", "base64"), "float")
-    asks = _one_of(body, "input_type", ("document", "query"), "document") == "query"
-    return texts, asks, form == "base64"
+    encoding = _one_of(body, "encoding_format", ("float", "base64"), "float")
+    queries = _one_of(body, "input_type", ("document", "query"), "document") == "query"
+    return texts, queries, encoding == "base64"
 
 
-def _refuse_unknown(body: Mapping, known: set[str]) -> None:
+def _check_fields(body: Mapping, known: set[str], models: Sequence[str]) -> None:
+    """Refuse fields that would change the answer, and other models."""
     for name, value in body.items():
         if name in known or name in IGNORED or value is None:
             continue
@@ -159,9 +98,6 @@ def _refuse_unknown(body: Mapping, known: set[str]) -> None:
             raise BadRequest(f"{name} is not known here.", name, "unknown_parameter")
         if value not in NEUTRAL[name]:
             raise BadRequest(f"{name} is not supported here.", name, "unsupported_parameter")
-
-
-def _check_model(body: Mapping, models: Sequence[str]) -> None:
     model = body.get("model", models[0])
     if model not in models:
         raise BadRequest(
@@ -171,8 +107,19 @@ def _check_model(body: Mapping, models: Sequence[str]) -> None:
         )
 
 
-def _content(message: Mapping, place: str) -> str:
-    """The text of a message, which may come in parts."""
+def _message(number: int, message: Any) -> tuple[str, str]:
+    """Return role and text of a message."""
+    place = f"messages[{number}]"
+    if not isinstance(message, dict):
+        raise BadRequest(f"{place} is no object.", place)
+    role, text = message.get("role"), _text(message, place)
+    if role not in ("system", "developer", "user", "assistant"):
+        raise BadRequest(f"The role {role!r:.40} is not taken here.", f"{place}.role")
+    return "system" if role == "developer" else role, text
+
+
+def _text(message: Mapping, place: str) -> str:
+    """Return the text of a message, which may come in parts."""
     content = message.get("content")
     for name in ("tool_calls", "function_call", "audio"):
         if message.get(name):
@@ -193,8 +140,22 @@ def _content(message: Mapping, place: str) -> str:
     return "".join(texts)
 
 
-def _common(body: Mapping) -> dict[str, Any]:
-    """What chats and completions have in common."""
+def _request(
+    body: Mapping,
+    message: str,
+    earlier: tuple[dict[str, str], ...] = (),
+    system: str | None = None,
+    raw: bool = False,
+) -> ChatRequest:
+    """Add the fields that both kinds of request share."""
+    length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
+    generation = Generation(
+        max_tokens=_number(body, length, (int,), DEFAULT_TOKENS, 1, MAX_TOKENS),
+        temp=float(_number(body, "temperature", (int, float), 0, 0, 2)),
+        top_p=float(_number(body, "top_p", (int, float), 1, 0, 1)),
+        seed=_number(body, "seed", (int,), None, 0, 2**64 - 1),
+        raw=raw,
+    )
     stop = body.get("stop") or ()
     stop = (stop,) if isinstance(stop, str) else stop
     if len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
@@ -202,28 +163,21 @@ def _common(body: Mapping) -> dict[str, Any]:
     options = body.get("stream_options") or {}
     if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
         raise BadRequest("stream_options has only include_usage here.", "stream_options")
-    return {
-        "memory": _one_of(body, "memory", MEMORY_MODES, None),
-        "collection": collection(body),
-        "stream": bool(_number(body, "stream", (bool,), False, 0, 1)),
-        "usage": options.get("include_usage") is True,
-        "stop": tuple(stop),
-    }
-
-
-def _generation(body: Mapping, raw: bool = False) -> Generation:
-    length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
-    return Generation(
-        max_tokens=_number(body, length, (int,), DEFAULT_TOKENS, 1, MAX_TOKENS),
-        temp=float(_number(body, "temperature", (int, float), 0, 0, 2)),
-        top_p=float(_number(body, "top_p", (int, float), 1, 0, 1)),
-        seed=_number(body, "seed", (int,), None, 0, 2**64 - 1),
-        raw=raw,
+    return ChatRequest(
+        message,
+        earlier,
+        system,
+        memory=_one_of(body, "memory", MEMORY_MODES, None),
+        collection=collection(body),
+        stream=bool(_number(body, "stream", (bool,), False, 0, 1)),
+        usage=options.get("include_usage") is True,
+        stop=tuple(stop),
+        generation=generation,
     )
 
 
 def collection(body: Mapping) -> str | None:
-    """The collection that a request names."""
+    """Return the collection that a request names."""
     name = body.get("collection")
     if name is None or (isinstance(name, str) and name):
         return name
@@ -251,77 +205,61 @@ def _one_of(body: Mapping, name: str, values: Sequence[str], default: str | None
     return value
 
 
-# --- answers
+class Completion:
+    """The JSON of one answer to a request: as a whole, or as the events of a stream."""
 
-
-def usage(prompt: int, cached: int, completion: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
-class Form:
-    """How the parts of one answer look.
-
-    Args:
-        raw: the answer is that of /v1/completions.
-    """
-
-    def __init__(self, model: str, raw: bool):
-        self.raw = raw
-        self._kind = "text_completion" if raw else "chat.completion"
+    def __init__(self, model: str, request: ChatRequest):
+        self.raw, self.usage = request.generation.raw, request.usage
+        self._kind = "text_completion" if self.raw else "chat.completion"
         self._head = {
-            "id": f"{'cmpl' if raw else 'chatcmpl'}-{uuid.uuid4().hex}",
+            "id": f"{'cmpl' if self.raw else 'chatcmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, text: str, reason: str, used: Mapping, extra: Mapping) -> dict[str, Any]:
-        said = {"text": text}
+    def whole(self, parts: Sequence[AnswerPart]) -> dict[str, Any]:
+        """Return the JSON of a whole answer from all its parts."""
+        text = "".join(part.text for part in parts)
+        sources = [each for part in parts for each in part.m3mlx.get("sources", ())]
+        end = parts[-1]
+        said: dict[str, Any] = {"text": text}
         if not self.raw:
             said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        ours = {**parts[0].m3mlx, "sources": sources, **end.m3mlx}
+        return self._json(self._kind, said, end.reason, usage=end.usage, m3mlx=ours)
+
+    def events(self, part: AnswerPart) -> list[dict[str, Any]]:
+        """Return the events of a stream for one part of an answer."""
+        said: dict[str, Any] = {"text": part.text}
+        kind = self._kind
+        if not self.raw:
+            kind, delta = "chat.completion.chunk", {"content": part.text}
+            if "memory" in part.m3mlx:
+                delta["role"] = "assistant"
+            said = {"delta": {} if part.reason else delta}
+        extra: dict[str, Any] = {"m3mlx": part.m3mlx} if part.m3mlx else {}
+        if self.usage:
+            extra["usage"] = None
+        event = self._json(kind, said, part.reason, **extra)
+        if not (self.usage and part.reason):
+            return [event]
+        return [event, {**self._head, "object": kind, "choices": [], "usage": part.usage}]
+
+    def _json(self, kind: str, said: Mapping, reason: str | None, **extra: Any) -> dict[str, Any]:
         choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
-        return {
-            **self._head,
-            "object": self._kind,
-            "choices": [choice],
-            "usage": used,
-            "m3mlx": extra,
-        }
-
-    def part(
-        self, text: str | None, *, first: bool = False, reason: str | None = None, **more: Any
-    ) -> dict[str, Any]:
-        """One event of a stream; ``more`` are fields of its own."""
-        if self.raw:
-            said: dict[str, Any] = {"text": text or ""}
-        else:
-            said = {"delta": {} if text is None else {"content": text}}
-            if first:
-                said["delta"]["role"] = "assistant"
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
-        kind = self._kind if self.raw else "chat.completion.chunk"
-        return {**self._head, "object": kind, "choices": [choice], **more}
-
-    def used(self, used: Mapping) -> dict[str, Any]:
-        """The last event of a stream, if it was asked for."""
-        return {**self.part(None), "choices": [], "usage": used}
+        return {**self._head, "object": kind, "choices": [choice], **extra}
 
 
-def embedded(vectors: np.ndarray, model: str, tokens: int, packed: bool) -> dict[str, Any]:
-    """The answer of /v1/embeddings; ``packed`` in base64."""
+def embeddings_json(
+    vectors: np.ndarray, model: str, tokens: int, in_base64: bool
+) -> dict[str, Any]:
+    """Return the answer of /v1/embeddings; vectors: float (texts, dimensions)."""
+    encoded: list[Any] = vectors.tolist()
+    if in_base64:
+        encoded = [base64.b64encode(each.astype("<f4").tobytes()).decode() for each in vectors]
     data = [
-        {
-            "object": "embedding",
-            "index": number,
-            "embedding": base64.b64encode(vector.astype("<f4").tobytes()).decode()
-            if packed
-            else vector.tolist(),
-        }
-        for number, vector in enumerate(vectors)
+        {"object": "embedding", "index": number, "embedding": each}
+        for number, each in enumerate(encoded)
     ]
     used = {"prompt_tokens": tokens, "total_tokens": tokens}
     return {"object": "list", "data": data, "model": model, "usage": used}

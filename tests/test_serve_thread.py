@@ -1,4 +1,4 @@
-"""The owner's thread: order, a bound, readers between a writer's batches, and giving up."""
+"""The model thread: order, a bound, readers between a writer's batches, and giving up."""
 
 import asyncio
 import threading
@@ -10,9 +10,9 @@ from serving import tiny_assistant, tiny_world
 
 from m3mlx.errors import M3Error, StoreError
 from m3mlx.memorize.run import BATCH
-from m3mlx.serve import memories
+from m3mlx.serve import documents
 from m3mlx.serve.errors import FullError
-from m3mlx.serve.owner import Owner
+from m3mlx.serve.model_thread import ModelThread
 
 
 @pytest.fixture(scope="module")
@@ -21,14 +21,14 @@ def world(tmp_path_factory):
 
 
 @pytest.fixture
-def owner(world, tmp_path):
-    owner = Owner(lambda: tiny_assistant(world, tmp_path / "store"), waiting=3)
-    owner.start(lambda assistant: None)
-    yield owner
-    owner.stop()
+def thread(world, tmp_path):
+    thread = ModelThread(lambda: tiny_assistant(world, tmp_path / "store"), waiting=3)
+    thread.start(lambda assistant: None)
+    yield thread
+    thread.stop()
 
 
-def counting(begun, gate, ended):
+def count_forever(begun, gate, ended):
     """A task that yields numbers until nobody wants more."""
 
     def task(assistant, job):
@@ -48,44 +48,44 @@ def events(count):
     return [threading.Event() for _ in range(count)]
 
 
-def test_tasks_are_done_in_order_on_one_thread_with_one_assistant(owner):
+def test_tasks_are_done_in_order_on_one_thread_with_one_assistant(thread):
     async def main():
         def task(assistant):
             return threading.get_ident(), id(assistant)
 
-        return await asyncio.gather(*(owner.get(task) for _ in range(3)))
+        return await asyncio.gather(*(thread.call(task) for _ in range(3)))
 
-    told = asyncio.run(main())
-    assert len(set(told)) == 1 and told[0][0] != threading.get_ident()
+    calls = asyncio.run(main())
+    assert len(set(calls)) == 1 and calls[0][0] != threading.get_ident()
 
 
-def test_more_tasks_than_may_wait_are_refused_and_room_is_free_when_one_leaves(owner):
+def test_more_tasks_than_may_wait_are_refused_and_room_is_free_when_one_leaves(thread):
     async def main():
         begun, gate, ended = events(3)
-        steps = owner.stream(counting(begun, gate, ended))
+        steps = thread.stream(count_forever(begun, gate, ended))
         first = asyncio.ensure_future(anext(steps))
         await asyncio.to_thread(begun.wait, 20)
-        waiting = [asyncio.ensure_future(owner.get(id)) for _ in range(3)]
+        waiting = [asyncio.ensure_future(thread.call(id)) for _ in range(3)]
         await asyncio.sleep(0.05)
         with pytest.raises(FullError, match="3 requests wait"):
-            await owner.get(lambda assistant: None)
+            await thread.call(lambda assistant: None)
         waiting[0].cancel()
         await asyncio.sleep(0.05)
-        last = asyncio.ensure_future(owner.get(lambda assistant: "last"))
+        last = asyncio.ensure_future(thread.call(lambda assistant: "last"))
         gate.set()
         assert await first == 0
         await steps.aclose()  # now the thread is free for the others
         assert await last == "last"
-        assert ended.is_set() and owner.pending() == 0
+        assert ended.is_set() and thread.pending() == 0
 
     asyncio.run(main())
 
 
-def test_a_task_ends_soon_after_its_client_has_left(owner):
+def test_a_task_ends_soon_after_its_client_has_left(thread):
     async def main():
         begun, gate, ended = events(3)
         gate.set()
-        async for number in owner.stream(counting(begun, gate, ended)):
+        async for number in thread.stream(count_forever(begun, gate, ended)):
             if number == 5:
                 break
         await asyncio.to_thread(ended.wait, 20)
@@ -94,16 +94,16 @@ def test_a_task_ends_soon_after_its_client_has_left(owner):
     asyncio.run(main())
 
 
-def test_errors_reach_the_client_and_the_thread_goes_on(owner):
+def test_errors_reach_the_client_and_the_thread_goes_on(thread):
     def wrong(assistant):
         raise StoreError("this is wrong")
 
     async def main():
         with pytest.raises(StoreError, match="this is wrong"):
-            await owner.get(wrong)
+            await thread.call(wrong)
         with pytest.raises(ZeroDivisionError):
-            await owner.get(lambda assistant: 1 / 0)
-        assert await owner.get(lambda assistant: 7) == 7
+            await thread.call(lambda assistant: 1 / 0)
+        assert await thread.call(lambda assistant: 7) == 7
 
     asyncio.run(main())
 
@@ -113,7 +113,7 @@ def test_what_fails_at_the_start_is_told(world, tmp_path):
         raise M3Error("no such model")
 
     with pytest.raises(M3Error, match="no such model"):
-        Owner(lambda: tiny_assistant(world, tmp_path / "store")).start(wrong)
+        ModelThread(lambda: tiny_assistant(world, tmp_path / "store")).start(wrong)
 
 
 def long_text(batches):
@@ -121,46 +121,46 @@ def long_text(batches):
     return "\n\n".join(f"Paragraph {n}: " + "word " * 24 for n in range(BATCH * batches)).encode()
 
 
-def memorizing(name, content):
-    return partial(memories.memorize_contents, contents={name: content})
+def memorize(name, content):
+    return partial(documents.memorize, contents={name: content})
 
 
-def test_readers_are_answered_between_the_batches_of_a_writer(owner):
+def test_readers_are_answered_between_the_batches_of_a_writer(thread):
     async def main():
         seen = []
-        async for event in owner.stream(memorizing("text:long", long_text(2)), writes=True):
+        async for event in thread.stream(memorize("text:long", long_text(2)), writes=True):
             if event.get("progress") == "memorizing" and 0 < event["done"] < event["total"]:
-                listed = await owner.get(memories.listed)  # while the writer goes on
+                listed = await thread.call(documents.list_documents)  # while the writer goes on
                 seen.append([document["state"] for document in listed])
         assert event["added"] == ["text:long"] and event["references"] > 2 * BATCH
         assert ["partial"] in seen
-        assert [one["state"] for one in await owner.get(memories.listed)] == ["warm"]
+        assert [one["state"] for one in await thread.call(documents.list_documents)] == ["warm"]
 
     asyncio.run(main())
 
 
-def test_of_an_upload_that_is_given_up_nothing_stays(owner):
+def test_of_an_upload_that_is_given_up_nothing_stays(thread):
     async def main():
-        results = owner.stream(memorizing("upload:long.txt", long_text(2)), writes=True)
+        results = thread.stream(memorize("upload:long.txt", long_text(2)), writes=True)
         async for event in results:
             if event.get("done", 0) > 0:
                 break
         await results.aclose()
-        assert await owner.get(memories.listed, writes=True) == []  # behind the writer
+        assert await thread.call(documents.list_documents, writes=True) == []  # behind the writer
 
     asyncio.run(main())
 
 
 def test_stopping_gives_up_what_is_being_done(world, tmp_path):
-    owner = Owner(lambda: tiny_assistant(world, tmp_path / "store"))
-    owner.start(lambda assistant: None)
+    thread = ModelThread(lambda: tiny_assistant(world, tmp_path / "store"))
+    thread.start(lambda assistant: None)
     begun, gate, ended = events(3)
     gate.set()
 
     async def main():
-        steps = owner.stream(counting(begun, gate, ended))
+        steps = thread.stream(count_forever(begun, gate, ended))
         await anext(steps)
-        await asyncio.to_thread(owner.stop)
+        await asyncio.to_thread(thread.stop)
         assert ended.is_set()
         await steps.aclose()
 

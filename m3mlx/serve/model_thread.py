@@ -1,0 +1,189 @@
+"""The thread that owns the assistant, and the queue in front of it.
+
+MLX arrays belong to the thread that made them, so all work runs as tasks on this one thread, in
+the order of arrival. One exception: between the batches of a task that memorizes, waiting tasks
+that only read run, so that nobody waits for a large file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+from ..assistant import Assistant
+from .errors import FullError
+
+_END = object()
+log = logging.getLogger("m3mlx.serve")
+
+
+class _Cancelled(BaseException):
+    """Raised inside a task whose client has disconnected."""
+
+
+class Job:
+    """A task in the queue, and the client on an event loop that waits for its results."""
+
+    def __init__(self, task: Task, writes: bool, run_readers: Callable[[], None]):
+        self.task, self.writes = task, writes
+        self._run_readers = run_readers
+        self.cancelled = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self.results: asyncio.Queue[Any] = asyncio.Queue()
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Send progress to the client."""
+        if self.cancelled.is_set():
+            raise _Cancelled
+        self.send({"progress": what, "done": done, "total": total})
+
+    def between_batches(self) -> None:
+        """Run the waiting tasks that only read; to be called while the store can be read."""
+        if self.cancelled.is_set():
+            raise _Cancelled
+        self._run_readers()
+
+    def send(self, result: object) -> None:
+        """Hand a result to the client."""
+        try:
+            self._loop.call_soon_threadsafe(self.results.put_nowait, result)
+        except RuntimeError:  # the loop is closed: no client waits any more
+            self.cancelled.set()
+
+
+Task = Callable[[Assistant, Job], Iterator[Any]]  # yields results for its client
+
+
+class ModelThread:
+    """A thread that makes an assistant, runs tasks with it, and closes it.
+
+    Args:
+        waiting: maximum number of queued tasks, running ones not counted.
+    """
+
+    def __init__(self, make: Callable[[], Assistant], waiting: int = 16):
+        self._make, self.waiting = make, waiting
+        self._queue: deque[Job] = deque()
+        self._running: list[Job] = []  # one, or a writer and the reader between its batches
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name="m3mlx", daemon=True)
+        self._ending = False
+        self._ready = threading.Event()
+        self._failure: BaseException | None = None
+
+    def start(self, prepare: Callable[[Assistant], None]) -> None:
+        """Start the thread, wait until ``prepare`` has run on it, and raise what it raised."""
+        self._prepare = prepare
+        self._thread.start()
+        self._ready.wait()
+        if self._failure:
+            raise self._failure
+
+    def stop(self) -> None:
+        """Cancel all tasks and wait until the assistant is closed."""
+        with self._change:
+            self._ending = True
+            for job in (*self._queue, *self._running):
+                job.cancelled.set()
+            self._change.notify()
+        self._thread.join()
+
+    def pending(self) -> int:
+        """Return the number of queued and running tasks."""
+        with self._change:
+            return len(self._queue) + len(self._running)
+
+    async def stream(self, task: Task, *, writes: bool = False) -> AsyncGenerator[Any]:
+        """Yield the results of a task. Closing the generator cancels the task.
+
+        A cancelled task ends at its next yield, or at its next call of a hook of its ``Job``.
+
+        Args:
+            writes: the task changes the store.
+
+        Raises:
+            FullError: the queue is full.
+            Exception: what the task raised.
+        """
+        job = Job(task, writes, self._run_readers)
+        with self._change:
+            if len(self._queue) >= self.waiting:
+                raise FullError(f"{self.waiting} requests wait already; try again later")
+            self._queue.append(job)
+            self._change.notify()
+        try:
+            while (result := await job.results.get()) is not _END:
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        finally:
+            job.cancelled.set()
+            with self._change:
+                if job in self._queue:
+                    self._queue.remove(job)
+
+    async def call(self, function: Callable[[Assistant], Any], *, writes: bool = False) -> Any:
+        """Call a function with the assistant, on the thread, and return its result."""
+
+        def task(assistant: Assistant, job: Job) -> Iterator[Any]:
+            yield function(assistant)
+
+        async with aclosing(self.stream(task, writes=writes)) as results:
+            return await anext(results, None)
+
+    # --- on the thread
+
+    def _run(self) -> None:
+        try:
+            with self._make() as self._assistant:
+                self._prepare(self._assistant)
+                self._ready.set()
+                while job := self._next(wait=True):
+                    self._do(job)
+        except BaseException as error:
+            self._failure = error
+            if self._ready.is_set():
+                log.exception("the assistant has stopped")
+        finally:
+            self._ready.set()
+
+    def _run_readers(self) -> None:
+        while job := self._next(wait=False):
+            self._do(job)
+
+    def _next(self, wait: bool) -> Job | None:
+        """Take the next job, or without ``wait`` the next reader if any; None at the end."""
+        with self._change:
+            if wait:
+                self._change.wait_for(lambda: self._queue or self._ending)
+            job = next((job for job in self._queue if wait or not job.writes), None)
+            if job is None or self._ending:
+                return None
+            self._queue.remove(job)
+            self._running.append(job)
+            return job
+
+    def _do(self, job: Job) -> None:
+        results = None
+        try:
+            if not job.cancelled.is_set():
+                results = job.task(self._assistant, job)
+                for result in results:
+                    job.send(result)
+                    if job.cancelled.is_set():
+                        break
+            job.send(_END)
+        except _Cancelled:
+            pass
+        except Exception as error:
+            job.send(error)
+        finally:
+            if isinstance(results, Generator):
+                results.close()
+            with self._change:
+                self._running.remove(job)
