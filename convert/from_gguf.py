@@ -146,7 +146,8 @@ def _config(gguf: GgufFile) -> dict[str, Any]:
             "rope_local_base_freq": settings.real(arch + "rope.freq_base_swa", 10000.0),
             "query_pre_attn_scalar": hidden // heads if largest else head_dim,
         }
-    config["rope_scaling"] = _rope_scaling(gguf, arch, config["rope_theta"], head_dim)
+    if scaling := _rope_scaling(gguf, arch, config["rope_theta"], head_dim):
+        config["rope_scaling"] = scaling
     return architectures.explicit(config, gguf.error)
 
 
