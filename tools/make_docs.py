@@ -1,11 +1,11 @@
 """Write docs/cli.md, the command line reference, from what ``--help`` prints.
 
-python tools/make_docs.py           write it
-python tools/make_docs.py --check   exit code 1 if it differs from the program
+    python tools/make_docs.py [--check]
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +42,9 @@ def reference() -> str:
 
 
 if __name__ == "__main__":
-    if "--check" in sys.argv[1:]:
-        sys.exit(FILE.read_text("utf-8") != reference() and "docs/cli.md is old: run make docs")
-    FILE.write_text(reference(), "utf-8")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if it is stale")
+    if not parser.parse_args().check:
+        FILE.write_text(reference(), "utf-8")
+    elif FILE.read_text("utf-8") != reference():
+        sys.exit("docs/cli.md is stale: run make docs")
