@@ -57,7 +57,8 @@ class Assistant:
     repair), or if they would write to it while another process does.
 
     Args:
-        model, store, settings: the fields of ``config.Options``.
+        model, store, encoder, adapter_path, selection, budget, tokens_per_head, codec, memories,
+            kv_bits, retrieval, also, encrypt: the fields of ``config.Options``.
         passphrase: returns the passphrase of an encrypted store. With ``encrypt``, None creates
             a key in the system's key store.
         progress: called with the name of the task, the amount done and the total.
@@ -74,14 +75,38 @@ class Assistant:
         model: str | None = None,
         store: str | Path | None = None,
         *,
+        encoder: str | None = None,
+        adapter_path: str | Path | None = None,
+        selection: str | None = None,
+        budget: str | None = None,
+        tokens_per_head: int | None = None,
+        codec: str | None = None,
+        memories: int | None = None,
+        kv_bits: int | None = None,
+        retrieval: str = "hybrid",
+        also: Sequence[str | Path] = (),
+        encrypt: bool = False,
         passphrase: Passphrase | None = None,
         progress: Progress | None = None,
         decoder: Decoder | None = None,
         config: MemoryConfig | None = None,
-        **settings: Any,
     ):
         self.store_path = Path(store) if store else default_store()
-        self.options = Options(model, self.store_path, **settings)
+        self.options = Options(
+            model=model,
+            store=self.store_path,
+            encoder=encoder,
+            adapter_path=adapter_path,
+            selection=selection,
+            budget=budget,
+            tokens_per_head=tokens_per_head,
+            codec=codec,
+            memories=memories,
+            kv_bits=kv_bits,
+            retrieval=retrieval,
+            also=tuple(map(Path, also)),
+            encrypt=encrypt,
+        )
         self.passphrase, self._progress = passphrase, progress or no_progress
         self._config = config
         if decoder is not None:
