@@ -20,8 +20,9 @@ endif
 PARITY ?= parity
 TESTED := $(VENV)/$(or $(PARITY),ready)
 
-# One process for each core; a process that has nothing left takes tests from another.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+# A process for each core and one more, since some tests wait; who has none left takes another's.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+PYTEST := $(BIN)/python -m pytest --numprocesses $$(($(CORES) + 1)) --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-slow lint dist clean
 
