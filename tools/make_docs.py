@@ -1,6 +1,6 @@
 """Write docs/cli.md, the command line reference, from what ``--help`` prints.
 
-    python tools/make_docs.py [--check]
+python tools/make_docs.py [--check]
 """
 
 from __future__ import annotations
