@@ -10,8 +10,10 @@ words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from ..errors import ModelError
@@ -40,6 +42,7 @@ class Template:
 
     def __init__(self, tokenizer: Any, prefix: str | None = None):
         self._tokenizer = tokenizer
+        self._control_ids, self._controls = _controls(tokenizer)
         bos = getattr(tokenizer, "bos_token", None) or ""
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if has_template:
@@ -59,7 +62,7 @@ class Template:
         if prefix is not None:
             self._head = self.prefix_text if has_template else bos
             self.prefix_text = prefix
-        self.prefix = tuple(self.encode(self.prefix_text))
+        self.prefix = tuple(self.encode_rendered(self.prefix_text))
 
     @property
     def recite(self) -> tuple[int, ...]:
@@ -70,12 +73,49 @@ class Template:
     def end(self) -> int:
         """Return the token that ends an answer."""
         ends = self._tokenizer.eos_token_ids
-        first = self.encode(self._between)[0]
+        first = self.encode_rendered(self._between)[0]
         return first if first in ends else self._tokenizer.eos_token_id
 
     def encode(self, text: str) -> list[int]:
-        """Return the token ids of text, without special tokens around it."""
+        """Return the token ids of what a person wrote, none of which is a control token."""
+        return self.tokenize(text)[0]
+
+    def encode_rendered(self, text: str) -> list[int]:
+        """Return the token ids of what a template wrote, its control tokens included."""
         return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the token ids of what a person wrote, and their character offsets.
+
+        Words that look like a control token are cut behind their first character, so that they
+        are read as the text that they are.
+        """
+        cuts = [0]
+        while self._controls and (found := self._controls.search(text, cuts[-1])):
+            cuts.append(found.start() + 1)
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for start, end in pairwise([*cuts, len(text)]):
+            part, places = self._encode(text[start:end])
+            if not self._control_ids.isdisjoint(part):  # made by the tokenizer's normalization
+                part, places = self._encode_apart(text[start:end])
+            ids += part
+            offsets += [(start + a, start + b) for a, b in places]
+        return ids, offsets
+
+    def _encode(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self._tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
+        return encoded.ids, encoded.offsets
+
+    def _encode_apart(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode each character by itself, and leave out what is a control token even so."""
+        ids: list[int] = []
+        offsets: list[tuple[int, int]] = []
+        for place, character in enumerate(text):
+            kept = [id for id in self._encode(character)[0] if id not in self._control_ids]
+            ids += kept
+            offsets += [(place, place + 1)] * len(kept)
+        return ids, offsets
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Return the text of token ids, without special tokens."""
@@ -86,8 +126,8 @@ class Template:
         head = self._head if first else self._between
         if system and first:
             message = f"{system}\n\n{message}"
-        before, words, after = map(self.encode, (head, message, self._after))
-        start = len(before)
+        before, after = map(self.encode_rendered, (head, self._after))
+        words, start = self.encode(message), len(before)
         return Turn((*before, *words, *after), (start, start + len(words)))
 
     def resume(
@@ -113,3 +153,22 @@ class Template:
             add_generation_prompt=True,
             enable_thinking=False,
         )
+
+
+def _controls(tokenizer: Any) -> tuple[set[int], re.Pattern[str] | None]:
+    """Return the control tokens of a tokenizer: their ids, and a pattern of their texts.
+
+    These are its special tokens and, of the others that were added to its vocabulary, those that
+    the chat template writes, such as ``<think>`` and ``<tool_call>``.
+    """
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    found = {
+        id: token.content
+        for id, token in added.items()
+        if len(token.content) > 1
+        and id != getattr(tokenizer, "unk_token_id", None)
+        and (token.special or token.content in template)
+    }
+    texts = sorted(found.values(), key=len, reverse=True)
+    return set(found), re.compile("|".join(map(re.escape, texts))) if texts else None
