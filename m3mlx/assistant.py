@@ -24,7 +24,7 @@ from .config import (
     default_store,
     no_progress,
 )
-from .errors import FingerprintError, StoreError
+from .errors import FingerprintError, ModelError, StoreError
 from .memorize import editions
 from .memorize.run import MemorizeReport, MemorizeRun
 from .store import (
@@ -134,13 +134,36 @@ class Assistant:
 
     # --- models, each loaded at first use
 
+    @property
+    def model(self) -> tuple[str | None, str | Path | None]:
+        """Name and adapter of the decoder: as asked for, or those that the store was made with.
+
+        Both as in ``options``.
+        """
+        name, adapter = self.options.model, self.options.adapter_path
+        if name is None and self.has_store():
+            made = MemoryStore.fingerprints(self.store_path)
+            name = made[0].get("model") if made else None
+            if name and adapter is None and not made[0].get("adapter"):
+                adapter = "none"
+        return name, adapter
+
     @cached_property
     def decoder(self) -> Decoder:
         from .models.decoder import adapter_folder, load_decoder
 
-        name = self.options.model
-        adapter = adapter_folder(name, self.options.adapter_path)
-        return load_decoder(name, adapter_path=adapter, progress=self._progress)
+        name, adapter = self.model
+        folder = adapter_folder(name, adapter)
+        try:
+            return load_decoder(name, adapter_path=folder, progress=self._progress)
+        except ModelError as error:
+            if self.options.model is None and name is not None:
+                raise ModelError(
+                    f"{self.store_path}: its memories were made by {name}, which cannot be loaded "
+                    f"now: {error} Name another model with --model; `m3mlx memorize --rebuild` "
+                    f"makes memories for it from the stored text."
+                ) from error
+            raise
 
     @cached_property
     def encoder(self) -> Encoder:

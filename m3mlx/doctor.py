@@ -216,7 +216,7 @@ def _fingerprint(assistant: Assistant) -> Iterator[Diagnosis]:
         return
     options, have = assistant.options, {model.name.lower(): model for model in cached.cached()}
     for name in (
-        options.model or models.DEFAULT_DECODER,
+        assistant.model[0] or models.DEFAULT_DECODER,
         options.encoder or models.DEFAULT_ENCODER,
     ):
         known = have.get(name.lower())

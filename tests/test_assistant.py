@@ -14,7 +14,7 @@ from m3mlx import Assistant, MemoryStore
 from m3mlx.chat.chat import collect
 from m3mlx.cli import main
 from m3mlx.config import MemoryConfig, Options
-from m3mlx.errors import FingerprintError, M3Error, StoreError
+from m3mlx.errors import FingerprintError, M3Error, ModelError, StoreError
 from m3mlx.memorize.run import BATCH
 from m3mlx.models import decoder as models
 from m3mlx.store import Filter
@@ -40,7 +40,8 @@ def make(world, tmp_path, monkeypatch):
 
     def make(model="decoder", store="store", **options):
         options = {"encoder": str(world / "encoder"), "tokens_per_head": 4, **options}
-        return Assistant(str(world / model), tmp_path / store, **options)
+        model = model and str(world / model)
+        return Assistant(model, tmp_path / store, **options)
 
     return make
 
@@ -234,12 +235,14 @@ def test_the_adapter_that_comes_along_is_part_of_what_a_memory_depends_on(
             assert plain.decoder.weights == adapted.decoder.weights
             plain.memorize([world / "notes"])
             adapted.memorize([world / "notes"])
-        with default("plain") as other, pytest.raises(FingerprintError) as refused:
+        with default("plain", str(adapter)) as other, pytest.raises(FingerprintError) as refused:
             other.check()
         for words in ("another adapter (none instead", "--adapter-path none", "--rebuild"):
             assert words in str(refused.value)
-        with default("plain", "none") as plain:
-            plain.check()
+        for asked in ("none", None):  # a store knows what it was made with
+            with default("plain", asked) as plain:
+                plain.check()
+                assert not plain.decoder.adapter
         with default("adapted", "none") as other, pytest.raises(FingerprintError) as refused:
             other.check()
         assert "another adapter" in str(refused.value)
@@ -414,3 +417,82 @@ def test_a_store_of_version_0_1_keeps_its_key_scale(make, world, monkeypatch):
         assert assistant.format.config == config
         assert assistant.format.layout.key_scale == 1.3
         assert assistant.ask("Where is the boat?", max_tokens=2).sources
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """A model that knows 300 positions."""
+    return save_model(tmp_path_factory.mktemp("short"), max_position_embeddings=300)
+
+
+@pytest.mark.parametrize("memory", ["off", "text", "explicit"])
+def test_a_question_longer_than_the_context_is_refused(make, world, short, memory):
+    with make(model=short) as assistant:
+        assistant.memorize(contents={"text:kite": b"A kite."})
+        with pytest.raises(M3Error, match=r"question has \d+ tokens.*context of .* is 300"):
+            assistant.ask("x" * 400, memory=memory)
+        assert assistant.decoder.context_tokens == 300
+
+
+def test_an_answer_ends_where_the_context_does(make, short):
+    with make(model=short) as assistant:
+        assistant.decoder.tokenizer._eos_token_ids = set()
+        steps = list(assistant.chat(memory="off").send("x" * 200, max_tokens=256))
+        position = len(assistant.decoder.template.prefix) + steps[-1].prompt_tokens
+        assert position + steps[-1].timings.generated_tokens == 300
+        assert steps[-1].finish_reason == "length"
+
+
+def test_the_oldest_messages_are_left_out_and_counted(make, short):
+    with make(model=short) as assistant:
+        assistant.decoder.tokenizer._eos_token_ids = set()
+        chat, read = assistant.chat(memory="off"), []
+        for number in range(8):
+            *_, last = chat.send(f"{number} " + "x" * 40, max_tokens=20)
+            read.append(last.prompt_tokens)
+        assert 0 < chat.left_out < len(chat.messages) == 16 and chat.left_out % 2 == 0
+        kept = assistant.chat(memory="off")
+        kept.messages += chat.messages[chat.left_out : -2]
+        collect(kept.send("7 " + "x" * 40, max_tokens=20), "off")
+        assert max(read) < 150 + 60  # what is read anew is at most half of the context
+        chat.reset()
+        assert chat.left_out == 0
+
+
+def test_a_store_is_opened_with_the_model_that_it_was_made_with(make, world, tmp_path, monkeypatch):
+    monkeypatch.chdir(world)
+    with Assistant("other", tmp_path / "store", encoder="encoder", tokens_per_head=4) as first:
+        first.memorize([world / "notes"])
+        wanted = first.ask("Where is the boat?", max_tokens=6).text
+    monkeypatch.chdir(tmp_path)  # a relative folder is found from anywhere
+    with Assistant(store=tmp_path / "store", encoder=str(world / "encoder")) as again:
+        assert again.ask("Where is the boat?", max_tokens=6).text == wanted
+        assert again.decoder.path == world / "other"
+        for memory in ("off", "text"):
+            assert again.ask("Where?", memory=memory, max_tokens=1).memory == memory
+        assert again.memorize([world / "notes"]).unchanged
+    with make(model="decoder") as named, pytest.raises(FingerprintError, match="another weights"):
+        named.check()
+
+
+def test_where_the_model_of_a_store_is_gone_the_way_out_is_told(make, world, tmp_path):
+    gone = tmp_path / "gone"
+    shutil.copytree(world / "other", gone)
+    with make(model=str(gone)) as first:
+        first.memorize([world / "notes"])
+    shutil.rmtree(gone)
+    with make(model=None) as again:
+        assert len(again.documents()) == 2 and again.recall("boat")
+        with pytest.raises(ModelError) as refused:
+            again.ask("Where?")
+    for words in (str(gone), "cannot be loaded", "--model", "--rebuild", str(tmp_path / "store")):
+        assert words in str(refused.value)
+
+
+def test_the_model_of_an_encrypted_store_is_known_without_its_passphrase(make, world):
+    options = {"encrypt": True, "passphrase": lambda: "nine brass buttons"}
+    with make(model="other", **options) as first:
+        first.memorize([world / "notes"])
+    with make(model=None, passphrase=lambda: pytest.fail("asked")) as again:
+        assert again.ask("Where?", memory="off", max_tokens=1).sources == []
+        assert again.decoder.path == world / "other"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -89,6 +90,7 @@ class Chat:
         only: documents to search; None for all.
         messages: the conversation as role and content; an answer is added as it grows. Messages
             added before the first turn are read with it.
+        left_out: number of messages at the head that no longer fit the model's context.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Chat:
             raise M3Error(f"memory is one of {', '.join(MEMORY_MODES)}, not {memory}")
         self.assistant, self.memory, self.system, self.only = assistant, memory, system, only
         self.messages: list[dict[str, str]] = []
+        self.left_out = 0
         self._conversation: Conversation | None = None
         self._mode = memory  # of the present conversation
 
@@ -120,7 +123,7 @@ class Chat:
             changes: fields of ``Generation`` to override.
 
         Raises:
-            M3Error: the message is empty.
+            M3Error: the message is empty, or longer than the model's context.
             StoreError: nothing is memorized yet, or the store is damaged. An error while the
                 answer is generated resets the conversation.
             FingerprintError: the memories were made by another model or other settings.
@@ -136,18 +139,16 @@ class Chat:
             start = perf_counter()
             (pasted,) = self._search([message], self.assistant.memories)
             seconds = perf_counter() - start
-        if self._mode != self.memory:
-            self._conversation, self._mode = None, self.memory
-        fresh = self._conversation is None
-        conversation = self._conversation = self._conversation or self._new_conversation()
-        turn = self._turn("\n\n".join([*(hit.text for hit in pasted), message]), fresh, how.raw)
+        text = "\n\n".join([*(hit.text for hit in pasted), message])
+        conversation, turn = self._next_turn(text, message if how.raw else None)
+        room = self._context - conversation.position - len(turn.tokens)
         answer = {"role": "assistant", "content": ""}
         self.messages += [{"role": "user", "content": message}, answer]
         if how.seed is not None:
             mx.random.seed(how.seed)  # after all loading, which draws random numbers too
         steps = conversation.stream(
             turn,
-            max_tokens=how.max_tokens,
+            max_tokens=min(how.max_tokens, room),
             sampler=make_sampler(how.temp, how.top_p),
             query=how.query,
             pasted=pasted,
@@ -179,19 +180,48 @@ class Chat:
             kv_bits=kv_bits,
         )
 
-    def _turn(self, text: str, fresh: bool, raw: bool) -> Turn:
+    @property
+    def _context(self) -> int:
+        return self.assistant.decoder.context_tokens or sys.maxsize
+
+    def _next_turn(self, text: str, raw: str | None) -> tuple[Conversation, Turn]:
+        """The conversation and its next turn, which leaves room for an answer.
+
+        Where the model's context is full, a new conversation begins with the last messages, which
+        then take half of it, so that the next turns have room too.
+
+        Args:
+            text: the user's words, with what is pasted before them.
+            raw: words at the end of the text that are continued without the chat template.
+        """
         template = self.assistant.decoder.template
-        if raw:
-            words = template.encode(text)
-            return Turn(tuple(words), (0, len(words)))
-        if fresh:
-            return template.resume(self.messages, text, system=self.system)
-        return template.turn(text, first=False)
+        if self._conversation is None or self._mode != self.memory:
+            self._conversation, self._mode = self._new_conversation(), self.memory
+            turn = template.resume(self.messages[self.left_out :], text, system=self.system)
+        else:
+            turn = template.turn(text, first=False)
+        if raw is not None:
+            words = template.encode(text.removesuffix(raw)) + template.encode_rendered(raw)
+            turn = Turn(tuple(words), (0, len(words)))
+        if self._conversation.position + len(turn.tokens) < self._context:
+            return self._conversation, turn
+        conversation = self._new_conversation()
+        for first in range(self.left_out, len(self.messages) + 1, 2) if raw is None else ():
+            turn = template.resume(self.messages[first:], text, system=self.system)
+            share = 1 if first == len(self.messages) else 2
+            if conversation.position + len(turn.tokens) < self._context // share:
+                self._conversation, self.left_out = conversation, first
+                return conversation, turn
+        raise M3Error(
+            f"the question has {len(turn.tokens)} tokens, and the context of "
+            f"{self.assistant.decoder.name} is {self._context}. Shorten it, or use a model with a "
+            f"longer context."
+        )
 
     def reset(self) -> None:
         """Clear the conversation; the documents stay."""
         self.messages.clear()
-        self._conversation = None
+        self._conversation, self.left_out = None, 0
 
 
 def collect(steps: Iterable[Step], memory: str) -> Answer:

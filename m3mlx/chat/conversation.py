@@ -145,6 +145,12 @@ class Conversation:
         self._pending: list[int] = []  # generated, not yet in the caches
         self._held: tuple[list[Any], Memory | None] = [], None  # hits read last, with memories
 
+    @property
+    def position(self) -> int:
+        """Position behind all that was said; memories take their interval once they are read."""
+        gap = self.layout.gap if self.layout and self._search and not self.caches[0].gap else 0
+        return self.caches[0].offset + len(self._pending) + gap
+
     def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
         """Feed a turn, each chunk with its own memories.
 

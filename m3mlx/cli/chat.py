@@ -140,7 +140,7 @@ class _Terminal:
     def _send(self, message: str) -> None:
         from .. import sessions as history
 
-        said = len(self.chat.messages)
+        said, left_out = len(self.chat.messages), self.chat.left_out
         try:
             stop = Event()  # ends an answer between two tokens, so that the caches stay whole
             with set_on_signals(stop, signal.SIGINT):
@@ -151,6 +151,11 @@ class _Terminal:
                 self.chat.reset()
                 note("A new conversation begins.")
             raise
+        if self.chat.left_out > left_out:
+            note(
+                f"The context of {self.assistant.decoder.name} is full: the first "
+                f"{self.chat.left_out} messages of this conversation are left out."
+            )
         self.said += self.chat.messages[-2:]
         if self.session is not None:
             history.keep(self.assistant, self.session, self.chat.messages[-2:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -41,7 +42,9 @@ class MemoryFormat:
 
     def fingerprint(self) -> dict[str, str]:
         """Return every condition under which the memories are made, and the model's name."""
-        return {**conditions(self.decoder, self.config), "model": self.decoder.name}
+        folder = Path(self.decoder.name).expanduser()
+        name = str(folder.absolute()) if folder.is_dir() else self.decoder.name
+        return {**conditions(self.decoder, self.config), "model": name}
 
     def write(self, references: Sequence[Sequence[int]]) -> np.ndarray:
         """Make records of references given as token ids: uint8 (batch, record_bytes).

@@ -60,6 +60,7 @@ class Decoder:
         rope: the settings of rotary positions in config.json, as canonical JSON.
         layers, query_heads, kv_heads, head_dim: geometry, the same in every layer.
         trained: memory settings of a model that was trained with memories, else None.
+        context_tokens: positions that the model knows; None where its settings do not say.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class Decoder:
     head_dim: int
     trained: config.MemorySettings | None = None
     adapter_path: Path | None = None
+    context_tokens: int | None = None
 
     @cached_property
     def template(self) -> Template:
@@ -83,9 +85,8 @@ class Decoder:
         return Template(self.tokenizer, self.trained.prefix if self.trained else None)
 
     def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids of text without special tokens around it, and their character offsets."""
-        encoded = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
-        return encoded.ids, encoded.offsets
+        """Token ids of text, none of which is a control token, and their character offsets."""
+        return self.template.tokenize(text)
 
     @property
     def memory_temperature(self) -> float | None:
@@ -150,6 +151,7 @@ def load_decoder(
         rope=_rope_settings(settings),
         trained=_trained_settings(path, geometry["layers"]),
         adapter_path=adapter_path,
+        context_tokens=settings.get("text_config", settings).get("max_position_embeddings"),
         **geometry,
     )
 

@@ -161,9 +161,7 @@ def join_turns(messages: Iterable[tuple[str, str]]) -> tuple[list[str], list[dic
 
 def _room(assistant: Assistant, request: ChatRequest) -> int:
     """Return how many tokens the answer may have."""
-    args = getattr(assistant.decoder.model, "args", None)
-    positions = getattr(args, "max_position_embeddings", None) or CONTEXT_TOKENS
-    limit = min(positions, CONTEXT_TOKENS)
+    limit = min(assistant.decoder.context_tokens or CONTEXT_TOKENS, CONTEXT_TOKENS)
     earlier = (message["content"] for message in request.earlier)
     texts = [request.system or "", *earlier, request.message]
     count = sum(len(assistant.decoder.template.encode(text)) for text in texts)

@@ -154,6 +154,23 @@ class MemoryStore:
         """Return whether there is a store in a folder."""
         return (Path(path) / CATALOG).is_file()
 
+    @staticmethod
+    def fingerprints(path: str | os.PathLike) -> list[dict[str, str]]:
+        """Read the fingerprints of a store's editions, by id, without its passphrase.
+
+        Raises:
+            StoreError: there is no store, it is damaged, or of another version.
+        """
+        path = Path(path)
+        with os_errors_as_store_errors(path):
+            try:
+                catalog = Catalog(path / CATALOG)
+            except OlderSchema:
+                with closing(WriterLock(path / LOCK, wait=10)):
+                    catalog = Catalog(path / CATALOG, write=True)  # brings it up to date
+        with closing(catalog), catalog.snapshot():
+            return [edition.fingerprint for edition in catalog.memories.editions()]
+
     def __init__(
         self, path: Path, write: bool, wait: float, exact: int, passphrase: Passphrase | None
     ):
