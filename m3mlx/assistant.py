@@ -191,11 +191,18 @@ class Assistant:
 
         if not self.has_store():
             return MemoryFormat(self.decoder, self._calibrated())
+        self._verify()
         return MemoryFormat(self.decoder, MemoryConfig.from_json(self.edition().memory))
+
+    def _verify(self) -> None:
+        from .verify import verify
+
+        verify(self.decoder, self._progress)
 
     def _calibrated(self) -> MemoryConfig:
         from .calibrate import calibrate
 
+        self._verify()
         if self._config is not None:
             return self._config
         return calibrate(self.decoder, progress=self._progress, **self.options.writing)

@@ -25,6 +25,7 @@ from .models import decoder as models
 from .models import inventory as cached
 from .store import CheckReport, LockedError, MemoryStore
 from .store.sessions import FILE as SESSIONS
+from .verify import verify
 
 _LIBRARIES = ("mlx", "mlx-lm", "numpy", "usearch", "sqlite-utils", "tokenizers", "transformers")
 _BACK_ENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -214,19 +215,19 @@ def _fingerprint(assistant: Assistant) -> Iterator[Diagnosis]:
     """Compare the store's memories with the model and encoder that would be used."""
     if not assistant.has_store():
         return
-    options, have = assistant.options, {model.name.lower(): model for model in cached.cached()}
-    for name in (
-        assistant.model[0] or models.DEFAULT_DECODER,
-        options.encoder or models.DEFAULT_ENCODER,
-    ):
-        known = have.get(name.lower())
-        if not Path(name).is_dir() and (known is None or known.broken):
-            advice = "It is downloaded when it is used; then run m3mlx doctor again."
-            yield Diagnosis("fingerprint", f"{name} is not cached whole", "note", advice)
-            return
+    have = {model.name.lower(): model for model in cached.cached()}
     try:
+        for name in (
+            assistant.model[0] or models.DEFAULT_DECODER,
+            assistant.options.encoder or models.DEFAULT_ENCODER,
+        ):
+            known = have.get(name.lower())
+            if not Path(name).is_dir() and (known is None or known.broken):
+                advice = "It is downloaded when it is used; then run m3mlx doctor again."
+                yield Diagnosis("fingerprint", f"{name} is not cached whole", "note", advice)
+                return
         assistant.check()
-        edition = assistant.edition().id
+        edition, difference = assistant.edition().id, verify(assistant.decoder)
     except FingerprintError as error:
         advice = "Name the model it was made with, or run m3mlx memorize --rebuild."
         yield Diagnosis("fingerprint", str(error), "broken", advice)
@@ -234,3 +235,5 @@ def _fingerprint(assistant: Assistant) -> Iterator[Diagnosis]:
         yield Diagnosis("fingerprint", str(error), "broken", "Repair what is broken above first.")
     else:
         yield Diagnosis("fingerprint", f"memories {edition} are of this model and encoder")
+        exact = f"exact to {difference:.0e} of the largest logit, on this machine"
+        yield Diagnosis("memories", exact)

@@ -49,6 +49,7 @@ def shared_calibrations(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         if "mlx_lm" in sys.modules:  # else nothing is calibrated, and imports take seconds
             patch.setattr("m3mlx.calibrate.cache_folder", folder)
+            patch.setattr("m3mlx.verify.cache_folder", folder)
         yield
 
 

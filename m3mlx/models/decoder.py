@@ -226,7 +226,7 @@ def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], dict[
     with _mlx_lm_errors(path):
         model, settings = load_model(path, lazy=True)
     try:
-        geometry = _geometry(model)
+        geometry = geometry_of(model)
     except ValueError as error:
         kind = settings.get("model_type")
         raise ModelError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
@@ -282,11 +282,13 @@ def _trained_settings(path: Path, layers: int) -> config.MemorySettings | None:
         raise ModelError(f"{file}: {error}. Convert the model again.") from error
 
 
-def _geometry(model: nn.Module) -> dict[str, int]:
+def geometry_of(model: nn.Module) -> dict[str, int]:
     """Return layers, heads and head dimension; a ValueError says why memory is impossible."""
     attentions = [getattr(layer, "self_attn", None) for layer in model.layers]
     if any(hasattr(attention, "kv_lora_rank") for attention in attentions):
         raise ValueError("its attention is latent, so there are no keys and values to keep")
+    if getattr(model, "model", None) is None or not hasattr(model.model, "layers"):
+        raise ValueError("its layers are not where mlx-lm's language models have them")
     caches = make_prompt_cache(model)
     if foreign := {type(c).__name__ for c in caches} - {KVCache.__name__, RotatingKVCache.__name__}:
         raise ValueError(f"some layers keep a state instead of keys and values ({min(foreign)})")
@@ -296,9 +298,13 @@ def _geometry(model: nn.Module) -> dict[str, int]:
     for attention in attentions:
         if attention is None or not hasattr(attention, "rope"):
             raise ValueError("it has layers without self_attn and rotary positions")
-        queries = getattr(attention, "n_heads", None) or attention.num_attention_heads
-        keys = getattr(attention, "n_kv_heads", None) or attention.num_key_value_heads
-        length = getattr(attention, "head_dim", None) or len(attention.k_proj.weight) // keys
+        queries = hooks.first_number(attention, *hooks.QUERY_HEADS)
+        keys = hooks.first_number(attention, "n_kv_heads", "num_key_value_heads", "num_kv_heads")
+        length = hooks.first_number(attention, "head_dim", "dim_head")
+        if keys and not length and hasattr(attention, "k_proj"):
+            length = len(attention.k_proj.weight) // keys
+        if not (queries and keys and length):
+            raise ValueError("its attention does not tell its numbers of heads")
         shapes.add((len(attentions), queries, keys, length))
     if len(shapes) != 1:
         raise ValueError("its layers differ in heads")

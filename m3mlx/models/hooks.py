@@ -29,7 +29,15 @@ AttentionObserver = Callable[[mx.array, Any, Any, float, Any], None]
 
 ATTENTION = "scaled_dot_product_attention"  # its name in the modules of mlx-lm's models
 
+QUERY_HEADS = ("n_heads", "num_attention_heads", "num_heads")  # its names in attention modules
+
 _lock = RLock()
+
+
+def first_number(module: nn.Module, *names: str) -> int | None:
+    """Return the first of some attributes of a module that is a number."""
+    found = (getattr(module, name, None) for name in names)
+    return next((value for value in found if isinstance(value, int)), None)
 
 
 def add_hook(module: nn.Module, hook: Hook, thread: int | None = None) -> None:
@@ -131,7 +139,7 @@ def _widen_mask(
     call: Hook, attention: nn.Module, x: mx.array, mask: Any = None, cache: Any = None
 ) -> mx.array:
     if hasattr(cache, "widen"):
-        heads = getattr(attention, "n_heads", None) or attention.num_attention_heads
+        heads = first_number(attention, *QUERY_HEADS)
         mask = cache.widen(mask, x.shape[1], heads)
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
             mask = mask.astype(x.dtype)  # attention refuses a mask of another dtype

@@ -1,0 +1,129 @@
+"""Prove on a model's own weights, once, that explicit memory is exact for it.
+
+A model may look like those that are known to work and still compute something else with what is
+laid before its context. So before its first use three things are computed twice: a reference
+whose memory was kept whole against the same tokens in the context, a context without memories
+against the model as mlx-lm runs it, and a context read at once against one read in steps. What
+differs is refused. The result is kept beside the calibrations.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from time import perf_counter
+
+import mlx.core as mx
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from . import files
+from .chat.conversation import Conversation
+from .config import FORMAT_VERSION, MemoryConfig, Progress, cache_folder, digest, no_progress
+from .errors import ModelError
+from .memory.cache import Layout, read_prefix
+from .memory.write import Writer
+from .models.decoder import Decoder
+from .models.template import Turn
+
+REFERENCE, CONTEXT = 48, 24  # tokens
+# Largest difference of two logits, as a share of the largest logit.
+TOLERANCES = {mx.float32: 1e-3, mx.float16: 0.05, mx.bfloat16: 0.2}
+
+
+def verify(decoder: Decoder, progress: Progress = no_progress) -> float:
+    """Return how far memories are from exact: a share of the largest logit.
+
+    Raises:
+        ModelError: the model computes something else with memories; names what differs.
+    """
+    asked = {
+        "model": decoder.name,
+        "weights": decoder.weights,
+        "adapter": decoder.adapter,
+        "tokenizer": decoder.tokenizer_hash,
+        "device": str(mx.default_device()),
+        "format": FORMAT_VERSION,
+        "versions": [version(name) for name in ("m3mlx", "mlx", "mlx-lm")],
+    }
+    path = cache_folder() / "verified" / f"{digest(asked)[:32]}.json"
+    try:
+        return float(json.loads(path.read_text("utf-8"))["difference"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not verified yet, or damaged: verify anew
+    progress("verifying the model", 0, 1)
+    start = perf_counter()
+    try:
+        found = differences(decoder)
+    except Exception as error:  # a foreign model can fail anywhere
+        what = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"{decoder.name} cannot carry explicit memory: reading one fails ({what})."
+        ) from error
+    for what, (difference, tolerance) in found.items():
+        if not difference <= tolerance:  # also where it is no number
+            raise ModelError(
+                f"{decoder.name} cannot carry explicit memory: {what} changes its logits by "
+                f"{difference:.1%} of the largest, where rounding explains {tolerance:.1%}."
+            )
+    worst = max(difference for difference, _ in found.values())
+    seconds = round(perf_counter() - start, 2)
+    files.write_text(path, json.dumps({**asked, "difference": worst, "seconds": seconds}))
+    progress("verifying the model", 1, 1)
+    return worst
+
+
+def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
+    """Compute each thing twice: what is compared, its difference, and what rounding explains."""
+    model, prefix = decoder.model, decoder.template.prefix
+    words = decoder.template.encode(" ".join(f"Number {n} is {n * n}." for n in range(9, 99)))
+    reference, context = words[:REFERENCE], words[REFERENCE : REFERENCE + CONTEXT]
+    config = MemoryConfig(
+        selection="reconstruction",
+        budget="uniform",
+        counts=((len(reference),) * decoder.kv_heads,) * decoder.layers,
+        head_dim=decoder.head_dim,
+        prefix=prefix,
+        reference_tokens=len(reference),
+    )
+    states = read_prefix(model, prefix)
+    memory = Writer(model, states, decoder.template.recite).write([reference], config)
+    turn = Turn(tuple(context), (0, len(context)))
+
+    def conversation(reads: bool) -> Conversation:
+        if not reads:
+            return Conversation(decoder, states)
+        return Conversation(
+            decoder,
+            states,
+            Layout(config),
+            search=lambda texts, k: [[0]] * len(texts),
+            read=memory.take,
+        )
+
+    def steps() -> mx.array:
+        stepped = conversation(True)
+        rows = [stepped.prefill(Turn(tuple(context[:4]), (0, 4)), rows=4)]
+        rows += [stepped._feed([token]) for token in context[4:]]
+        return mx.concatenate(rows)
+
+    def plain(tokens: list[int]) -> mx.array:
+        logits = model(mx.array([tokens]), cache=make_prompt_cache(model))
+        return logits[0, -len(context) :].astype(mx.float32)
+
+    whole = conversation(True).prefill(turn, rows=len(context))
+    pairs = {
+        "a whole memory": (whole, plain([*prefix, *reference, *context])),
+        "a context without memories": (
+            conversation(False).prefill(turn, rows=len(context)),
+            plain([*prefix, *context]),
+        ),
+        "reading token by token": (steps(), whole),
+    }
+    dtype = states[0][0].dtype
+    return {what: (_difference(*pair), TOLERANCES.get(dtype, 0.2)) for what, pair in pairs.items()}
+
+
+def _difference(a: mx.array, b: mx.array) -> float:
+    one, other = np.array(a, np.float64), np.array(b, np.float64)
+    return float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-9))
