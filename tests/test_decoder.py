@@ -362,7 +362,7 @@ def test_layers_with_different_heads_are_refused(tmp_path):
     model = tiny_model("llama")
     model.layers[1].self_attn.n_kv_heads = 1
     with pytest.raises(ValueError, match="differ in heads"):
-        models._geometry(model)
+        models.geometry_of(model)
 
 
 @pytest.mark.model

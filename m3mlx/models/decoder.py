@@ -287,8 +287,6 @@ def geometry_of(model: nn.Module) -> dict[str, int]:
     attentions = [getattr(layer, "self_attn", None) for layer in model.layers]
     if any(hasattr(attention, "kv_lora_rank") for attention in attentions):
         raise ValueError("its attention is latent, so there are no keys and values to keep")
-    if getattr(model, "model", None) is None or not hasattr(model.model, "layers"):
-        raise ValueError("its layers are not where mlx-lm's language models have them")
     caches = make_prompt_cache(model)
     if foreign := {type(c).__name__ for c in caches} - {KVCache.__name__, RotatingKVCache.__name__}:
         raise ValueError(f"some layers keep a state instead of keys and values ({min(foreign)})")
@@ -308,6 +306,8 @@ def geometry_of(model: nn.Module) -> dict[str, int]:
         shapes.add((len(attentions), queries, keys, length))
     if len(shapes) != 1:
         raise ValueError("its layers differ in heads")
+    if not hasattr(getattr(model, "model", None), "layers"):
+        raise ValueError("its layers are not where mlx-lm's language models have them")
     names = ("layers", "query_heads", "kv_heads", "head_dim")
     return dict(zip(names, shapes.pop(), strict=True))
 
