@@ -151,19 +151,18 @@ class Assistant:
     @cached_property
     def decoder(self) -> Decoder:
         from .models.decoder import adapter_folder, load_decoder
+        from .models.inventory import is_here
 
         name, adapter = self.model
+        if self.options.model is None and name is not None and not is_here(name):
+            # not fetched unasked: a store of somebody else can name any model
+            raise ModelError(
+                f"{self.store_path}: its memories were made by {name}, which is not on this "
+                f"machine. Fetch it with --model {name}, or name another with --model; "
+                f"`m3mlx memorize --rebuild` makes memories for that from the stored text."
+            )
         folder = adapter_folder(name, adapter)
-        try:
-            return load_decoder(name, adapter_path=folder, progress=self._progress)
-        except ModelError as error:
-            if self.options.model is None and name is not None:
-                raise ModelError(
-                    f"{self.store_path}: its memories were made by {name}, which cannot be loaded "
-                    f"now: {error} Name another model with --model; `m3mlx memorize --rebuild` "
-                    f"makes memories for it from the stored text."
-                ) from error
-            raise
+        return load_decoder(name, adapter_path=folder, progress=self._progress)
 
     @cached_property
     def encoder(self) -> Encoder:

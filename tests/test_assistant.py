@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -485,8 +486,20 @@ def test_where_the_model_of_a_store_is_gone_the_way_out_is_told(make, world, tmp
         assert len(again.documents()) == 2 and again.recall("boat")
         with pytest.raises(ModelError) as refused:
             again.ask("Where?")
-    for words in (str(gone), "cannot be loaded", "--model", "--rebuild", str(tmp_path / "store")):
+    for words in (str(gone), "not on this machine", "--rebuild", str(tmp_path / "store")):
         assert words in str(refused.value)
+
+
+def test_a_foreign_store_has_no_model_fetched_unasked(make, world, tmp_path, monkeypatch):
+    with make(model="other") as first:
+        first.memorize([world / "notes"])
+    with sqlite3.connect(tmp_path / "store" / "catalog.sqlite") as db:
+        made = json.loads(db.execute("SELECT fingerprint FROM edition").fetchone()[0])
+        changed = json.dumps({**made, "model": "somebody/evil-4bit"}, sort_keys=True)
+        db.execute("UPDATE edition SET fingerprint = ?", [changed])
+    monkeypatch.setattr(models, "hub_folder", lambda name: pytest.fail("fetched"))
+    with make(model=None) as again, pytest.raises(ModelError, match="--model somebody/evil-4bit"):
+        again.ask("Where?", memory="off")
 
 
 def test_the_model_of_an_encrypted_store_is_known_without_its_passphrase(make, world):

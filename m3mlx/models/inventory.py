@@ -135,6 +135,15 @@ def cached() -> list[CachedModel]:
     return found
 
 
+def is_here(name: str) -> bool:
+    """Return whether a model can be loaded without downloading what m3mlx does not know."""
+    return (
+        name.lower() in BUILT_IN
+        or Path(name).expanduser().is_dir()
+        or name.lower() in {model.name.lower() for model in cached()}
+    )
+
+
 def remove(name: str) -> CachedModel:
     """Remove a model's files; it is fetched again when it is used.
 
