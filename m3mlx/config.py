@@ -108,6 +108,7 @@ class Generation:
         query: what the chunks of a prompt retrieve with: "chunk" for their own words, as in the
             paper, "message" for the whole message.
         raw: continue the message itself, without the chat template.
+        think: ask a thinking model to think before it answers.
     """
 
     max_tokens: int = 256
@@ -116,6 +117,7 @@ class Generation:
     seed: int | None = None
     query: str = "message"
     raw: bool = False
+    think: bool = False
 
 
 @dataclass(frozen=True)

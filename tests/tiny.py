@@ -25,6 +25,10 @@ TEMPLATE = (
 )
 SPECIAL = ["<|s|>", "<|u|>", "<|a|>", "<|e|>"]
 VOCABULARY = 256 + len(SPECIAL)
+THINKING = (  # as Qwen3's: without thoughts, the template writes an empty one
+    "{% if add_generation_prompt %}<|a|>{% if not enable_thinking %}<think>\n\n</think>\n\n"
+    "{% endif %}{% endif %}"
+)
 
 COMMON = {
     "hidden_size": 64,
@@ -96,6 +100,23 @@ def byte_tokenizer(folder: Path) -> Path:
         "chat_template": TEMPLATE,
         "clean_up_tokenization_spaces": False,
     }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def add_thinking(folder: Path, prompt: str = THINKING, *marks: str) -> Path:
+    """Make the model of a folder a thinking one.
+
+    Args:
+        prompt: end of the template.
+        marks: tokens to add, <think> and </think> if none are named; a token of the vocabulary
+            more for each.
+    """
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(mark) for mark in marks or ("<think>", "</think>")])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = TEMPLATE[: TEMPLATE.rindex("{% if add")] + prompt
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 

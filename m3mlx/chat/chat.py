@@ -79,6 +79,7 @@ class Answer:
     sources: list[Source]
     timings: Timings
     finish_reason: str
+    thoughts: str = ""
 
 
 class Chat:
@@ -88,8 +89,8 @@ class Chat:
         memory: "explicit", "text" or "off". Setting another value between turns starts a new
             conversation from ``messages``.
         only: documents to search; None for all.
-        messages: the conversation as role and content; an answer is added as it grows. Messages
-            added before the first turn are read with it.
+        messages: the conversation as role and content; an answer is added as it grows, without
+            thoughts. Messages added before the first turn are read with it.
         left_out: number of messages at the head that no longer fit the model's context.
     """
 
@@ -123,7 +124,8 @@ class Chat:
             changes: fields of ``Generation`` to override.
 
         Raises:
-            M3Error: the message is empty, or longer than the model's context.
+            M3Error: the message is empty, or longer than the model's context, or the model is
+                asked to think and cannot.
             StoreError: nothing is memorized yet, or the store is damaged. An error while the
                 answer is generated resets the conversation.
             FingerprintError: the memories were made by another model or other settings.
@@ -131,6 +133,9 @@ class Chat:
         if not message.strip():
             raise M3Error("the question is empty")
         how = replace(generation or Generation(), **changes)
+        decoder = self.assistant.decoder
+        if how.think and not decoder.template.can_think:
+            raise M3Error(f"{decoder.name} is no thinking model; ask it without --think")
         pasted: list[Hit] = []
         seconds = 0.0
         if self.memory == "explicit":
@@ -140,7 +145,7 @@ class Chat:
             (pasted,) = self._search([message], self.assistant.memories)
             seconds = perf_counter() - start
         text = "\n\n".join([*(hit.text for hit in pasted), message])
-        conversation, turn = self._next_turn(text, message if how.raw else None)
+        conversation, turn = self._next_turn(text, message if how.raw else None, how.think)
         room = self._context - conversation.position - len(turn.tokens)
         answer = {"role": "assistant", "content": ""}
         self.messages += [{"role": "user", "content": message}, answer]
@@ -153,14 +158,22 @@ class Chat:
             query=how.query,
             pasted=pasted,
             retrieve_seconds=seconds,
+            tell_thoughts=not how.raw,
         )
+        thought = False
         try:
             for step in steps:
-                answer["content"] += step.text
+                thought = thought or step.thought
+                answer["content"] += "" if step.thought else step.text
                 yield step
         except Exception:
             self.reset()  # the caches may hold half of the turn
             raise
+        finally:
+            # Thinking models are trained without their earlier thoughts, which would also fill
+            # the context: the next turn begins anew, from the messages.
+            if thought:
+                self._conversation = None
 
     def _search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         return self.assistant.search(texts, k, only=self.only)
@@ -184,7 +197,7 @@ class Chat:
     def _context(self) -> int:
         return self.assistant.decoder.context_tokens or sys.maxsize
 
-    def _next_turn(self, text: str, raw: str | None) -> tuple[Conversation, Turn]:
+    def _next_turn(self, text: str, raw: str | None, think: bool) -> tuple[Conversation, Turn]:
         """The conversation and its next turn, which leaves room for an answer.
 
         Where the model's context is full, a new conversation begins with the last messages, which
@@ -193,13 +206,15 @@ class Chat:
         Args:
             text: the user's words, with what is pasted before them.
             raw: words at the end of the text that are continued without the chat template.
+            think: ask the model to think first.
         """
         template = self.assistant.decoder.template
         if self._conversation is None or self._mode != self.memory:
             self._conversation, self._mode = self._new_conversation(), self.memory
-            turn = template.resume(self.messages[self.left_out :], text, system=self.system)
+            said = self.messages[self.left_out :]
+            turn = template.resume(said, text, system=self.system, think=think)
         else:
-            turn = template.turn(text, first=False)
+            turn = template.turn(text, first=False, think=think)
         if raw is not None:
             words = template.encode(text.removesuffix(raw)) + template.encode_rendered(raw)
             turn = Turn(tuple(words), (0, len(words)))
@@ -207,7 +222,8 @@ class Chat:
             return self._conversation, turn
         conversation = self._new_conversation()
         for first in range(self.left_out, len(self.messages) + 1, 2) if raw is None else ():
-            turn = template.resume(self.messages[first:], text, system=self.system)
+            said = self.messages[first:]
+            turn = template.resume(said, text, system=self.system, think=think)
             share = 1 if first == len(self.messages) else 2
             if conversation.position + len(turn.tokens) < self._context // share:
                 self._conversation, self.left_out = conversation, first
@@ -226,10 +242,11 @@ class Chat:
 
 def collect(steps: Iterable[Step], memory: str) -> Answer:
     """Gather a stream of steps into an answer."""
-    text, sources, span = "", [], -1
+    texts, sources, span = {False: "", True: ""}, [], -1
     for step in steps:
-        text += step.text
+        texts[step.thought] += step.text
         if step.span != span:
             span = step.span
             sources += [Source.of(hit, span) for hit in step.sources]
-    return Answer(text, memory, sources, step.timings, step.finish_reason or "length")
+    reason = step.finish_reason or "length"
+    return Answer(texts[False], memory, sources, step.timings, reason, texts[True])

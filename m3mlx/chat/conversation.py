@@ -27,6 +27,7 @@ from ..memory.codec import Memory
 from ..models.decoder import Decoder
 from ..models.hooks import last_rows
 from ..models.template import Turn
+from .thoughts import AnswerText
 
 PREFILL_STEP = 512  # prompt tokens in one pass, to bound memory use
 
@@ -56,13 +57,15 @@ class Step:
     Fields and properties named as in mlx-lm's ``GenerationResponse`` mean the same.
 
     Attributes:
-        text: text that the token adds to the answer.
+        text: text that the token adds to the answer, or to a thought.
         token: its id, None in the last step.
         logprobs: (vocabulary,) log probabilities it was drawn from.
         span: number of the 64 answer tokens it belongs to, from 0.
         sources: hits whose memories this span reads, in the order of the search.
         timings: of the whole answer; complete in the last step.
         finish_reason: "stop", "length", or None before the end.
+        thought: the token belongs to a thought of the model, not to its answer; in the last step,
+            the answer ended in a thought.
     """
 
     text: str
@@ -72,6 +75,7 @@ class Step:
     sources: list[Any]
     timings: Timings
     finish_reason: str | None = None
+    thought: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -142,6 +146,7 @@ class Conversation:
         self.sources: list[Any] = []
         self.attached: list[Any] = []
         self._search, self._read = search, read
+        self._thinking = False  # the last turn has opened a thought
         self._pending: list[int] = []  # generated, not yet in the caches
         self._held: tuple[list[Any], Memory | None] = [], None  # hits read last, with memories
 
@@ -162,6 +167,7 @@ class Conversation:
         Returns:
             Logits (rows, vocabulary), float32.
         """
+        self._thinking = self.decoder.template.opens_thought(turn.tokens)
         self._held = [], None  # compacting a store between turns renumbers its slots
         start = perf_counter()
         before = self.timings.retrieve_seconds + self.timings.read_seconds
@@ -194,6 +200,7 @@ class Conversation:
         query: str = "chunk",
         pasted: Sequence[Any] = (),
         retrieve_seconds: float = 0.0,
+        tell_thoughts: bool = True,
     ) -> Iterator[Step]:
         """Feed a turn and generate the answer: a step for each token and one at the end.
 
@@ -205,26 +212,35 @@ class Conversation:
             query: see ``prefill``.
             pasted: hits whose text is in the turn; they are its sources.
             retrieve_seconds: time it took to find them.
+            tell_thoughts: tell thoughts apart; False to take them for text like any other.
         """
         self.timings = Timings(retrieve_seconds=retrieve_seconds)
         self.sources = list(pasted)
-        yield from self.decode(self.prefill(turn, query=query), max_tokens, sampler)
+        logits = self.prefill(turn, query=query)
+        yield from self.decode(logits, max_tokens, sampler, tell_thoughts=tell_thoughts)
 
     def decode(
-        self, logits: mx.array, max_tokens: int, sampler: Sampler | None = None
+        self,
+        logits: mx.array,
+        max_tokens: int,
+        sampler: Sampler | None = None,
+        *,
+        tell_thoughts: bool = True,
     ) -> Iterator[Step]:
         """Generate an answer from the logits of ``prefill``; see ``stream``."""
         timings = self.timings
         waited = timings.retrieve_seconds + timings.read_seconds + timings.prefill_seconds
-        detokenizer = self.decoder.tokenizer.detokenizer
+        answer = AnswerText(self.decoder.tokenizer, self._thinking, tell_thoughts)
         generated: list[int] = []
+        thoughts: list[bool] = []  # of each generated token
         span, decoding, reason = 0, 0.0, "length"
         while len(generated) < max_tokens:
             start = perf_counter()
             if generated:
                 fed = len(generated) - 1
                 if self._search and fed and fed % CHUNK_TOKENS == 0:
-                    self._refresh(generated[fed - CHUNK_TOKENS : fed])
+                    last = range(fed - CHUNK_TOKENS, fed)
+                    self._refresh([generated[n] for n in last if not thoughts[n]])
                     span += 1
                 logits = self._feed(generated[-1:])
                 self._pending = []
@@ -242,12 +258,13 @@ class Conversation:
             self._pending = [token]
             timings.generated_tokens = len(generated)
             timings.decode_tokens_per_second = (len(generated) - 1) / max(decoding, 1e-9)
-            detokenizer.add_token(token)
-            yield Step(detokenizer.last_segment, token, logprobs, span, self.sources, timings)
+            text, thought = answer.add(token)
+            thoughts.append(thought)
+            yield Step(text, token, logprobs, span, self.sources, timings, thought=thought)
             if len(generated) % 256 == 0:
                 mx.clear_cache()
-        detokenizer.finalize()
-        yield Step(detokenizer.last_segment, None, None, span, self.sources, timings, reason)
+        text, thought = answer.end(), answer.thinking
+        yield Step(text, None, None, span, self.sources, timings, reason, thought)
 
     def loss(self, turn: Turn, answer: Sequence[int]) -> float:
         """Return the mean negative log-likelihood of an answer after a turn, in nats per token."""
@@ -308,6 +325,9 @@ class Conversation:
         return groups, memory_of
 
     def _refresh(self, tokens: list[int]) -> None:
+        """Read the memories of these tokens; of none, where all were thoughts, keep those read."""
+        if not tokens:
+            return
         (self.sources,) = self._find([self._text(tokens)])
         self._attach(self._memories_of(self.sources), self.sources)
 

@@ -74,10 +74,11 @@ def ask(
             from ..chat.chat import collect
 
             answer = asdict(collect(steps, memory))
-            shown = {key: answer[key] for key in ("memory", "sources", "timings")}
+            keys = ["memory", "sources", "timings", *(["thoughts"] if generation.think else [])]
+            shown = {key: answer[key] for key in keys}
             echo_json({"answer": answer["text"], **shown})
         else:
-            spans, timings = echo_answer(steps)
+            spans, timings = echo_answer(steps, think=generation.think)
         if view and inspect:
             write_page(inspect, view.page().encode())
     if as_json:

@@ -145,7 +145,7 @@ class _Terminal:
             stop = Event()  # ends an answer between two tokens, so that the caches stay whole
             with set_on_signals(stop, signal.SIGINT):
                 steps = self.chat.send(message, self.generation)
-                self.spans, _ = echo_answer(steps, stop.is_set)
+                self.spans, _ = echo_answer(steps, stop.is_set, think=self.generation.think)
         except (KeyboardInterrupt, M3Error):
             if len(self.chat.messages) != said:  # its caches may hold half a step
                 self.chat.reset()

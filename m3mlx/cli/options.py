@@ -242,6 +242,7 @@ def conversation_options(query: str) -> Decorator:
             ("chunk", "message"),
             query,
         ),
+        think="Let a thinking model think before it answers, and show its thoughts.",
     )
     return lambda command: memory(generation(filter_options(command)))
 

@@ -151,23 +151,32 @@ def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool
 
 
 def echo_answer(
-    steps: Generator[Step], stopped: Callable[[], bool] = lambda: False
+    steps: Generator[Step], stopped: Callable[[], bool] = lambda: False, *, think: bool = False
 ) -> tuple[Spans, Timings | None]:
     """Print an answer as it grows; return the references it drew on, and its timings.
 
     Args:
+        think: print thoughts too, on stderr, dimmed.
         stopped: called after each token; the answer ends if it returns True.
     """
     spans: Spans = {}
-    timings = None
+    timings, thought = None, False
     with closing(steps):
         for step in steps:
-            click.echo(scrub(step.text), nl=False)
+            if think and thought and not step.thought:
+                click.echo("\n", err=True)
+            thought = step.thought
+            if not thought:
+                click.echo(scrub(step.text), nl=False)
+            elif think:
+                click.echo(click.style(scrub(step.text), dim=True), nl=False, err=True)
             spans[step.span], timings = step.sources, step.timings
             if stopped():
                 click.echo(" …", nl=False)
                 break
     click.echo()
+    if thought:
+        note("The model was still thinking. Allow a longer answer with --max-tokens.")
     return spans, timings
 
 

@@ -155,7 +155,7 @@ class TemporaryStore:
         losses = [conversation.fork().loss_after(logits, template.encode(a)) for a in answers]
         said, right = "", [False if answer_tokens else None] * len(answers)
         for step in conversation.decode(logits, max(answer_tokens, 1)):
-            said += step.text
+            said += "" if step.thought else step.text
             if not answer_tokens:  # the first token is timed all the same
                 break
             right = [answer.lower() in said.lower() for answer in answers]

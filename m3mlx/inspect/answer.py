@@ -42,13 +42,14 @@ class AnswerView:
         """Yield the steps of an answer of the chat; it must not have begun."""
         with observe_attention(self._model, self._observe):
             for step in steps:
+                text = "" if step.thought else step.text
                 if step.token is not None:
                     if step.span == len(self._spans):
                         self._spans.append(_GrowingSpan(list(self._chat.attached)))
-                    self._spans[-1].tokens.append(step.text)
+                    self._spans[-1].tokens.append(text)
                     self._spans[-1].shares.append(self._mean_shares())
-                elif self._spans and step.text:
-                    self._spans[-1].tokens[-1] += step.text
+                elif self._spans and text:
+                    self._spans[-1].tokens[-1] += text
                 yield step
 
     def page(self) -> str:

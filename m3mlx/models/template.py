@@ -47,6 +47,7 @@ class Template:
         has_template = bool(getattr(tokenizer, "chat_template", None))
         if has_template:
             first = self._render([("user", _USER)])
+            thinking = self._render([("user", _USER)], think=True)
             both = self._render([("user", _USER), ("assistant", _ANSWER), ("user", _NEXT)])
             if first.count(_USER) != 1 or both.count(_ANSWER) != 1 or both.count(_NEXT) != 1:
                 raise ModelError(
@@ -54,10 +55,13 @@ class Template:
                     "use a model with another template"
                 )
             self.prefix_text, self._after = first.split(_USER)
+            # Only this part of a thinking template is used, as the prefix is a constant.
+            self._after_to_think = thinking.split(_USER)[-1]
+            self._answered = both.partition(_USER)[2].partition(_ANSWER)[0]
             self._between = both.split(_ANSWER)[1].split(_NEXT)[0]
         else:
             self.prefix_text = f"{bos}Reference:"
-            self._after = self._between = "\n"
+            self._after = self._after_to_think = self._answered = self._between = "\n"
         self._head = "\n\n"
         if prefix is not None:
             self._head = self.prefix_text if has_template else bos
@@ -75,6 +79,18 @@ class Template:
         ends = self._tokenizer.eos_token_ids
         first = self.encode_rendered(self._between)[0]
         return first if first in ends else self._tokenizer.eos_token_id
+
+    @property
+    def can_think(self) -> bool:
+        """Whether the tokenizer has marks of thoughts."""
+        return self._tokenizer.has_thinking
+
+    def opens_thought(self, tokens: Sequence[int]) -> bool:
+        """Return whether what follows these tokens is a thought."""
+        if not self.can_think:
+            return False
+        find_start, find_end = self._tokenizer.rfind_think_start, self._tokenizer.rfind_think_end
+        return find_start(tokens) > find_end(tokens)
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of what a person wrote, none of which is a control token."""
@@ -121,37 +137,57 @@ class Template:
         """Return the text of token ids, without special tokens."""
         return self._tokenizer.decode(list(tokens), skip_special_tokens=True)
 
-    def turn(self, message: str, *, system: str | None = None, first: bool = True) -> Turn:
-        """Render a message, from the end of the prefix or the last answer to the next answer."""
+    def turn(
+        self, message: str, *, system: str | None = None, first: bool = True, think: bool = False
+    ) -> Turn:
+        """Render a message, from the end of the prefix or the last answer to the next answer.
+
+        Args:
+            think: ask a thinking model to think before it answers.
+        """
+        return self._turn(message, self._after_to_think if think else self._after, system, first)
+
+    def _turn(self, message: str, after_words: str, system: str | None, first: bool) -> Turn:
         head = self._head if first else self._between
         if system and first:
             message = f"{system}\n\n{message}"
-        before, after = map(self.encode_rendered, (head, self._after))
+        before, after = map(self.encode_rendered, (head, after_words))
         words, start = self.encode(message), len(before)
         return Turn((*before, *words, *after), (start, start + len(words)))
 
     def resume(
-        self, said: Sequence[Mapping[str, str]], message: str, *, system: str | None = None
+        self,
+        said: Sequence[Mapping[str, str]],
+        message: str,
+        *,
+        system: str | None = None,
+        think: bool = False,
     ) -> Turn:
         """Render earlier messages and a new one as one turn, whose words are the new message's.
 
+        Earlier answers stand without thoughts, as templates of thinking models have it.
+
         Args:
+            think: see ``turn``.
             said: earlier messages as role and content, the user's and the answers in turn.
         """
         tokens: list[int] = []
+        after = self._after
+        if self.opens_thought(self.encode_rendered(after)):
+            after = self._answered  # the thought that followed is gone
         for asked, answered in zip(said[::2], said[1::2], strict=True):
-            turn = self.turn(asked["content"], system=system, first=not tokens)
+            turn = self._turn(asked["content"], after, system, not tokens)
             tokens += [*turn.tokens, *self.encode(answered["content"])]
-        last = self.turn(message, system=system, first=not tokens)
+        last = self.turn(message, system=system, first=not tokens, think=think)
         start, end = (len(tokens) + place for place in last.words)
         return Turn((*tokens, *last.tokens), (start, end))
 
-    def _render(self, messages: list[tuple[str, str]]) -> str:
+    def _render(self, messages: list[tuple[str, str]], think: bool = False) -> str:
         return self._tokenizer.apply_chat_template(
             [{"role": role, "content": content} for role, content in messages],
             tokenize=False,
             add_generation_prompt=True,
-            enable_thinking=False,
+            enable_thinking=think,
         )
 
 
@@ -159,9 +195,10 @@ def _controls(tokenizer: Any) -> tuple[set[int], re.Pattern[str] | None]:
     """Return the control tokens of a tokenizer: their ids, and a pattern of their texts.
 
     These are its special tokens and, of the others that were added to its vocabulary, those that
-    the chat template writes, such as ``<think>`` and ``<tool_call>``.
+    the chat template writes, such as ``<think>`` and ``<tool_call>``, and marks of thoughts.
     """
     template = str(getattr(tokenizer, "chat_template", None) or "")
+    template += f"{tokenizer.think_start} {tokenizer.think_end}"
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
     found = {
         id: token.content

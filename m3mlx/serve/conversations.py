@@ -55,6 +55,7 @@ class AnswerPart:
     Attributes:
         m3mlx: fields of our own: in the first part the memory mode; with the first text of each
             span of 64 tokens its number and sources; in the last part timings.
+        reasoning: thoughts of the model; a part has these or text.
         reason: "stop" or "length", in the last part.
         usage: numbers of tokens as OpenAI names them, in the last part.
     """
@@ -63,6 +64,7 @@ class AnswerPart:
     m3mlx: dict[str, Any] = field(default_factory=dict)
     reason: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
+    reasoning: str = ""
 
 
 @dataclass
@@ -94,6 +96,7 @@ class ConversationCache:
         length = min(request.generation.max_tokens, room)
         steps = chat.send(request.message, request.generation, max_tokens=length)
         stop, span, reason, timings = _StopFilter(request.stop), -1, "length", Timings()
+        thought = False
         yield AnswerPart(m3mlx={"memory": chat.memory})
         try:
             with closing(steps):
@@ -102,19 +105,23 @@ class ConversationCache:
                     # the caches hold all but the last drawn token
                     drawn = max(timings.generated_tokens - 1, 0)
                     conversation.tokens = cached + timings.prompt_tokens + drawn
-                    text = stop.feed(step.text, last=step.finish_reason is not None)
+                    thought = thought or step.thought
+                    text, reasoning = ("", step.text) if step.thought else (step.text, "")
+                    text = stop.feed(text, last=step.finish_reason is not None)
+                    part = AnswerPart(text, reasoning=reasoning)
                     if span != step.span:
                         span = step.span
                         sources = [vars(Source.of(hit, span)) for hit in step.sources]
-                        yield AnswerPart(text, {"span": span, "sources": sources})
-                    elif text:
-                        yield AnswerPart(text)
+                        part.m3mlx = {"span": span, "sources": sources}
+                    if part.m3mlx or text or reasoning:
+                        yield part
                     reason = "stop" if stop.found else step.finish_reason or reason
                     if stop.found:
                         break
         finally:
-            # an error has reset the chat: it has no messages
-            if chat.messages and conversation.tokens > cached and not request.generation.raw:
+            # an error has reset the chat, so it has no messages; thoughts are not kept in caches
+            kept = not (thought or request.generation.raw)
+            if kept and chat.messages and conversation.tokens > cached:
                 self._keep(conversation)
         prompt, completion = cached + timings.prompt_tokens, timings.generated_tokens
         usage = {

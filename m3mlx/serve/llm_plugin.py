@@ -70,7 +70,8 @@ class M3(llm.Model):
                 top_p=options.top_p,
                 seed=options.seed,
             ):
-                yield step.text
+                if not step.thought:
+                    yield step.text
                 if step.span != span:
                     span = step.span
                     sources += [Source.of(hit, span) for hit in step.sources]

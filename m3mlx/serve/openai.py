@@ -51,7 +51,8 @@ NEUTRAL: dict[str, tuple] = {
 
 def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
     """Parse a request to /v1/chat/completions."""
-    _check_fields(body, {"messages", "max_completion_tokens"} | SHARED, models)
+    known = {"messages", "max_completion_tokens", "chat_template_kwargs"}
+    _check_fields(body, known | SHARED, models)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages is a list with at least one message.", "messages")
@@ -155,6 +156,7 @@ def _request(
         top_p=float(_number(body, "top_p", (int, float), 1, 0, 1)),
         seed=_number(body, "seed", (int,), None, 0, 2**64 - 1),
         raw=raw,
+        think=_think(body),
     )
     stop = body.get("stop") or ()
     stop = (stop,) if isinstance(stop, str) else stop
@@ -174,6 +176,15 @@ def _request(
         stop=tuple(stop),
         generation=generation,
     )
+
+
+def _think(body: Mapping) -> bool:
+    """Return whether a request asks the model to think, as mlx-lm's and vLLM's servers take it."""
+    given = body.get("chat_template_kwargs") or {}
+    if not isinstance(given, dict) or given.keys() - {"enable_thinking"}:
+        name = "chat_template_kwargs"
+        raise BadRequest(f"{name} has only enable_thinking here.", name)
+    return bool(_number(given, "enable_thinking", (bool,), False, 0, 1))
 
 
 def collection(body: Mapping) -> str | None:
@@ -224,7 +235,10 @@ class Completion:
         end = parts[-1]
         said: dict[str, Any] = {"text": text}
         if not self.raw:
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            message = {"role": "assistant", "content": text, "refusal": None}
+            if reasoning := "".join(part.reasoning for part in parts):
+                message["reasoning_content"] = reasoning
+            said = {"message": message}
         ours = {**parts[0].m3mlx, "sources": sources, **end.m3mlx}
         return self._json(self._kind, said, end.reason, usage=end.usage, m3mlx=ours)
 
@@ -234,6 +248,8 @@ class Completion:
         kind = self._kind
         if not self.raw:
             kind, delta = "chat.completion.chunk", {"content": part.text}
+            if part.reasoning:
+                delta = {"reasoning_content": part.reasoning}
             if "memory" in part.m3mlx:
                 delta["role"] = "assistant"
             said = {"delta": {} if part.reason else delta}
