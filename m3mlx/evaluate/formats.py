@@ -27,6 +27,7 @@ RULER = re.compile(  # the prompt of a needle task: instructions, text, question
     re.DOTALL,
 )
 NEEDLE = r"[^.!?\n]*special magic [^.!?\n]*: {}\."
+PASSAGE_CHARACTERS = 2000  # a document of a line up to this long is its own passage
 EVIDENCE = re.compile(r"D\d+:\d+")
 
 _ERRORS = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)
@@ -36,8 +37,8 @@ def read_questions(path: str | Path) -> Collection:
     """Read questions with their documents.
 
     Lines of JSON have a question, its answer or answers, its document and, where known, a path or
-    title, the gold passage, a kind, and another answer as ``changed``. The other formats are
-    those of published sets.
+    title, the passage that answers, a kind, and another answer as ``changed``. The other formats
+    are those of published sets.
 
     Raises:
         M3Error: the file or a part of it cannot be read; names the line or field.
@@ -100,7 +101,8 @@ def _read_line(collection: Collection, data: dict, number: int) -> None:
         raise ValueError("the answer must stand in the document if it is changed")
     name = title_path(_text(data.get("title", f"document-{number}")))
     path = collection.add(_text(data.get("path", name)), text)
-    gold = Passage(path, _text(data.get("passage", ""), blank=True))
+    passage = _text(data.get("passage", ""), blank=True)
+    gold = Passage(path, passage or (text if len(text) <= PASSAGE_CHARACTERS else ""))
     kind = str(data.get("kind", ""))
     collection.questions.append(Question(question, answers, (gold,), kind=kind, changed=changed))
 
@@ -337,7 +339,9 @@ def _text(value: object, blank: bool = False) -> str:
 
 
 def _texts(values: object) -> tuple[str, ...]:
-    """Return a list of texts, each once."""
+    """Return a list of answers, each once."""
     if not isinstance(values, list):
         raise ValueError(f"{json.dumps(values)[:40]} is no list of texts")
+    if not values:
+        raise ValueError("there is no answer")
     return tuple(dict.fromkeys(map(_text, values)))
