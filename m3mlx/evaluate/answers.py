@@ -255,7 +255,7 @@ class _Asked:
             row.nll = mean(outcome.nll for outcome in outcomes if outcome.nll is not None)
             self.baselines.setdefault(mode, [row.nll])
             (off,), (oracle,) = (self.baselines.get(name, [nan]) for name in ("off", "oracle"))
-            share = (off - row.nll) / (off - oracle) if off != oracle else nan
+            share = 0.0 if mode == "off" else (off - row.nll) / ((off - oracle) or nan)
             row.recovered = None if isnan(share) else share
         if mode == "explicit":
             self._describe(row, budget)
