@@ -24,6 +24,7 @@ from ..config import MEMORIES, Options, Progress, digest
 from ..documents.text import clean
 from ..errors import M3Error
 from ..memory.format import conditions
+from ..models.decoder import Decoder
 from ..models.inventory import machine
 from ..store import Hit
 from ..train.plot import draw
@@ -147,13 +148,14 @@ def evaluate(
     rows: list[Row] = []
     kept = _Kept(keep / "results.jsonl" if keep else None)
     baselines: dict[str, list[float]] = {}
+    decoder: Decoder | None = None
     ways = list(product(budgets, selections, codecs))[: None if "explicit" in how.modes else 1]
     for number, (budget, selection, codec) in enumerate(ways):
         chosen = replace(options, selection=selection, codec=codec)
         made_with = (options.model, options.adapter_path, options.encoder, budget, selection, codec)
         name = digest([*map(str, made_with), sorted(collection.documents.items())])
         folder = keep / f"store-{name[:16]}" if keep else None
-        with EvaluationStore(chosen, budget, progress, folder) as store:
+        with EvaluationStore(chosen, budget, progress, folder, decoder) as store:
             store.memorize(collection.documents, cold=True)
             asked = _Asked(store, collection, how, kept, baselines)
             for mode in CONDITIONS if number == 0 else ("explicit",):
@@ -162,6 +164,7 @@ def evaluate(
                     if report:
                         report(rows[-1])
             decoder = store.assistant.decoder
+    assert decoder is not None
     versions = {name: version(name) for name in ("m3mlx", "mlx", "mlx-lm")}
     adapter = str(decoder.adapter_path or "none")
     sizes = len(collection.questions), len(collection.documents), asked.tokens

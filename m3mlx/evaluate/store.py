@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -17,6 +17,7 @@ from ..calibrate import budgets
 from ..chat.conversation import Conversation
 from ..config import Options, Progress, no_progress
 from ..errors import M3Error
+from ..models.decoder import Decoder
 from ..models.template import Turn
 from ..store import Filter, Hit, MemoryStore
 from ..train.settings import parse_budget
@@ -39,22 +40,25 @@ class Result:
     right: bool | None
 
 
-def make_assistant(options: Options, budget: str, progress: Progress | None = None) -> Assistant:
+def make_assistant(options: Options, budget: str, **others: Any) -> Assistant:
     """Return an assistant whose memories have a budget such as "uniform:8", "half:8" or "auto".
 
     "half" keeps memories in the first half of the layers, as the paper does (section 3.3), with
     the key scale of a calibrated budget of as many tokens. An existing store keeps its budget.
+
+    Args:
+        others: of ``Assistant``.
     """
     if budget == "auto" or (options.store and MemoryStore.exists(options.store)):
-        return Assistant.of(options, progress=progress)
+        return Assistant.of(options, **others)
     kind, tokens = parse_budget(budget)
     written = "calibrated" if kind == "half" else kind
     found = replace(options, budget=written, tokens_per_head=tokens)
-    assistant = Assistant.of(found, progress=progress)
+    assistant = Assistant.of(found, **others)
     if kind != "half" or tokens is None:
         return assistant
     (config,) = budgets(assistant.decoder, assistant.format.config, [(kind, tokens)])
-    return Assistant.of(options, progress=progress, decoder=assistant.decoder, config=config)
+    return Assistant.of(options, **{**others, "decoder": assistant.decoder, "config": config})
 
 
 class EvaluationStore:
@@ -64,6 +68,7 @@ class EvaluationStore:
         options: of the assistant; ``store`` is ignored.
         budget: as of ``make_assistant``; "auto" leaves that of the options.
         folder: of the store; None for one that vanishes in the end.
+        decoder: a loaded model, used instead of loading that of the options.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class EvaluationStore:
         budget: str = "auto",
         progress: Progress | None = None,
         folder: Path | None = None,
+        decoder: Decoder | None = None,
     ):
         self.progress = progress or no_progress
         self._stack = ExitStack()
@@ -79,8 +85,8 @@ class EvaluationStore:
             made = tempfile.TemporaryDirectory(prefix="m3mlx-eval-")
             folder = Path(self._stack.enter_context(made))
         options = replace(options, store=folder / "store")
-        self._open = partial(make_assistant, options, budget, progress)
-        self.assistant = self._open()
+        self._open = partial(make_assistant, options, budget, progress=progress)
+        self.assistant = self._open(decoder=decoder)
 
     def __enter__(self) -> EvaluationStore:
         return self
