@@ -15,7 +15,7 @@ from m3mlx.evaluate import Collection, EvaluationStore, How, Passage, Question, 
 from m3mlx.evaluate.batch import answer
 from m3mlx.evaluate.questions import Choice
 from m3mlx.evaluate.recite import CUE, edits
-from m3mlx.evaluate.store import Result, make_assistant
+from m3mlx.evaluate.store import Result
 
 
 @pytest.fixture(scope="module")
@@ -245,13 +245,29 @@ def test_answers_decoded_together_are_those_decoded_alone(options, tmp_path, fam
         assert len(set(alone)) == 4
 
 
-def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options, tmp_path):
-    with make_assistant(replace(options, store=tmp_path / "store"), "half:4") as assistant:
-        config = assistant.format.config
+def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options):
+    with EvaluationStore(options, "half:4") as store:
+        config = store.assistant.format.config
         assert config.counts == ((4, 4), (4, 4), (0, 0), (0, 0)) and config.budget == "uniform"
-        (tmp_path / "a.txt").write_text("The boat is green.")
-        assistant.memorize([tmp_path / "a.txt"])
-        assert assistant.status()["references"] == 1
+        store.memorize({"a.txt": "The boat is green."})
+        assert store.assistant.status()["references"] == 1
+
+
+def test_kept_stores_are_those_of_their_memories(options, tmp_path):
+    """A default that changes does not find the memories of the old one."""
+    folders = []
+    for budget, name in (
+        ("uniform:4", ""),
+        ("uniform:8", ""),
+        ("uniform:4", "x"),
+        ("uniform:4", ""),
+    ):
+        with EvaluationStore(options, budget, keep=tmp_path, name=name) as store:
+            folders.append(store.assistant.store_path)
+            store.memorize({"a.txt": "The boat is green."})
+            assert store.assistant.format.config.tokens_per_head == int(budget[-1])
+    assert folders[3] == folders[0] and len(set(folders)) == 3
+    assert {path.parent for path in folders} == {tmp_path}
 
 
 def test_reciting_has_its_controls(options, monkeypatch):

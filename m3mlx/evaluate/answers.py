@@ -152,10 +152,8 @@ def evaluate(
     ways = list(product(budgets, selections, codecs))[: None if "explicit" in how.modes else 1]
     for number, (budget, selection, codec) in enumerate(ways):
         chosen = replace(options, selection=selection, codec=codec)
-        made_with = (options.model, options.adapter_path, options.encoder, budget, selection, codec)
-        name = digest([*map(str, made_with), sorted(collection.documents.items())])
-        folder = keep / f"store-{name[:16]}" if keep else None
-        with EvaluationStore(chosen, budget, progress, folder, decoder) as store:
+        kept_as = {"keep": keep, "name": digest(sorted(collection.documents.items()))}
+        with EvaluationStore(chosen, budget, progress, decoder=decoder, **kept_as) as store:
             store.memorize(collection.documents, cold=True)
             asked = _Asked(store, collection, how, kept, baselines)
             for mode in CONDITIONS if number == 0 else ("explicit",):

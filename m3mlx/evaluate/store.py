@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -15,11 +15,12 @@ import mlx.core as mx
 from ..assistant import Assistant
 from ..calibrate import budgets
 from ..chat.conversation import Conversation
-from ..config import Options, Progress, no_progress
+from ..config import MemoryConfig, Options, Progress, digest, no_progress
 from ..errors import M3Error
+from ..memory.format import conditions
 from ..models.decoder import Decoder
 from ..models.template import Turn
-from ..store import Filter, Hit, MemoryStore
+from ..store import Filter, Hit
 from ..train.settings import parse_budget
 
 READ_BATCH = 16  # memories written together
@@ -40,25 +41,25 @@ class Result:
     right: bool | None
 
 
-def make_assistant(options: Options, budget: str, **others: Any) -> Assistant:
-    """Return an assistant whose memories have a budget such as "uniform:8", "half:8" or "auto".
-
-    "half" keeps memories in the first half of the layers, as the paper does (section 3.3), with
-    the key scale of a calibrated budget of as many tokens. An existing store keeps its budget.
+def configure(options: Options, budget: str, **others: Any) -> tuple[Decoder, MemoryConfig]:
+    """Return the model, and its memories' configuration under a budget.
 
     Args:
+        options: of an assistant whose store does not exist yet.
+        budget: "uniform:8", "half:8" or the like; "auto" leaves that of the options. "half" keeps
+            memories in the first half of the layers, as the paper does (section 3.3), with the
+            key scale of a calibrated budget of as many tokens.
         others: of ``Assistant``.
     """
-    if budget == "auto" or (options.store and MemoryStore.exists(options.store)):
-        return Assistant.of(options, **others)
     kind, tokens = parse_budget(budget)
-    written = "calibrated" if kind == "half" else kind
-    found = replace(options, budget=written, tokens_per_head=tokens)
-    assistant = Assistant.of(found, **others)
-    if kind != "half" or tokens is None:
-        return assistant
-    (config,) = budgets(assistant.decoder, assistant.format.config, [(kind, tokens)])
-    return Assistant.of(options, **{**others, "decoder": assistant.decoder, "config": config})
+    if budget != "auto":
+        written = "calibrated" if kind == "half" else kind
+        options = replace(options, budget=written, tokens_per_head=tokens)
+    assistant = Assistant.of(options, **others)
+    config = assistant.format.config
+    if kind == "half" and tokens is not None:
+        (config,) = budgets(assistant.decoder, config, [(kind, tokens)])
+    return assistant.decoder, config
 
 
 class EvaluationStore:
@@ -66,8 +67,9 @@ class EvaluationStore:
 
     Args:
         options: of the assistant; ``store`` is ignored.
-        budget: as of ``make_assistant``; "auto" leaves that of the options.
-        folder: of the store; None for one that vanishes in the end.
+        budget: as of ``configure``.
+        keep: folder in which the store stays; None for a store that vanishes in the end.
+        name: what else than its memories tells the store from others in the folder.
         decoder: a loaded model, used instead of loading that of the options.
     """
 
@@ -76,16 +78,20 @@ class EvaluationStore:
         options: Options,
         budget: str = "auto",
         progress: Progress | None = None,
-        folder: Path | None = None,
+        *,
+        keep: Path | None = None,
+        name: str = "",
         decoder: Decoder | None = None,
     ):
         self.progress = progress or no_progress
         self._stack = ExitStack()
-        if folder is None:
-            made = tempfile.TemporaryDirectory(prefix="m3mlx-eval-")
-            folder = Path(self._stack.enter_context(made))
+        folder = Path(self._stack.enter_context(TemporaryDirectory(prefix="m3mlx-eval-")))
         options = replace(options, store=folder / "store")
-        self._open = partial(make_assistant, options, budget, progress=progress)
+        decoder, config = configure(options, budget, progress=progress, decoder=decoder)
+        if keep:
+            written = conditions(decoder, config), config.key_scale, options.encoder, name
+            options = replace(options, store=keep / f"store-{digest(written)[:16]}")
+        self._open = partial(Assistant.of, options, progress=progress, config=config)
         self.assistant = self._open(decoder=decoder)
 
     def __enter__(self) -> EvaluationStore:
