@@ -13,6 +13,7 @@ from m3mlx.config import REFERENCE_TOKENS, Options
 from m3mlx.errors import M3Error
 from m3mlx.evaluate import Collection, EvaluationStore, How, Passage, Question, answers
 from m3mlx.evaluate.batch import answer
+from m3mlx.evaluate.kept import Kept, Outcome
 from m3mlx.evaluate.questions import Choice
 from m3mlx.evaluate.recite import CUE, edits
 from m3mlx.evaluate.store import Result
@@ -125,7 +126,7 @@ def test_recovered_is_the_share_of_what_the_right_text_gains(
     losses = {"off": (3.0, 5.0), "oracle": oracle, "text": (1.0, 2.5), "explicit": (2.0, 3.0)}
 
     def measure(asked, mode, count):
-        return [answers._Outcome("", loss, 0.5) for loss in losses[mode]]
+        return [Outcome("", loss, 0.5) for loss in losses[mode]]
 
     monkeypatch.setattr(answers._Asked, "_measure", measure)
     how = How(answer_tokens=0)
@@ -163,6 +164,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monke
     assert run().rows == report.rows and not asked  # also the times
     assert len(list(tmp_path.glob("store-*"))) == 1
     lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert results.stat().st_mode & 0o777 == 0o600
     assert len(lines) == 6 and lines[0]["asked"] == "What is the boat?"
     # another question, way of asking or document is not answered by what is kept
     told(monkeypatch, *"abc", *"abc")
@@ -199,7 +201,7 @@ def test_recall_counts_passages_whose_answer_is_found(options):
         made.questions.append(Question(part[:20], (said,), (Passage(path, part),)))
     with EvaluationStore(options, "uniform:4") as store:
         store.memorize(made.documents)
-        asked = answers._Asked(store, made, How(), answers._Kept(None), {})
+        asked = answers._Asked(store, made, How(), Kept(None), {})
         assert asked.recall()[20].value == 1
         # a search that finds the third part for all
         third = [hit for hit in asked.hits[2] if "door" in hit.text]
@@ -215,7 +217,7 @@ def test_only_the_documents_of_a_question_are_searched(options):
         made.questions.append(Question("boat", (name,), (passage,), folder=name))
     with EvaluationStore(options, "uniform:4") as store:
         store.memorize(made.documents)
-        asked = answers._Asked(store, made, How(), answers._Kept(None), {})
+        asked = answers._Asked(store, made, How(), Kept(None), {})
         assert [[hit.path for hit in hits] for hits in asked.hits] == [["one/a.txt"], ["two/a.txt"]]
         assert asked.recall()[1].value == 1
 
@@ -225,7 +227,7 @@ def test_of_a_long_document_the_reference_that_answers_is_pasted(options):
     path = made.add("a.txt", "boat " * 40 + "\n\nThe answer is 42.\n\n" + "boat " * 40)
     with EvaluationStore(options, "uniform:4") as store:
         store.memorize(made.documents)
-        asked = answers._Asked(store, made, How(), answers._Kept(None), {})
+        asked = answers._Asked(store, made, How(), Kept(None), {})
         (gold,) = asked._gold(Question("boat", ("42",), (Passage(path),)))
         assert "42" in gold and len(gold) < 200
 

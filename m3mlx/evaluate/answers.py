@@ -7,7 +7,6 @@ product's search finds for the question.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
@@ -22,13 +21,13 @@ import mlx.core as mx
 
 from ..config import MEMORIES, Options, Progress, digest
 from ..documents.text import clean
-from ..errors import M3Error
 from ..memory.format import conditions
 from ..models.decoder import Decoder
 from ..models.inventory import machine
 from ..store import Hit
 from ..train.plot import draw
 from .batch import answer
+from .kept import Kept, Outcome
 from .questions import Collection, Passage, Question
 from .scores import Estimate, holds, normal, normalize, score, wilson
 from .store import EvaluationStore
@@ -146,14 +145,15 @@ def evaluate(
         M3Error: a document could not be memorized, or the kept results are damaged.
     """
     rows: list[Row] = []
-    kept = _Kept(keep / "results.jsonl" if keep else None)
+    kept = Kept(keep / "results.jsonl" if keep else None)
     baselines: dict[str, list[float]] = {}
     decoder: Decoder | None = None
     ways = list(product(budgets, selections, codecs))[: None if "explicit" in how.modes else 1]
     for number, (budget, selection, codec) in enumerate(ways):
         chosen = replace(options, selection=selection, codec=codec)
-        kept_as = {"keep": keep, "name": digest(sorted(collection.documents.items()))}
-        with EvaluationStore(chosen, budget, progress, decoder=decoder, **kept_as) as store:
+        with EvaluationStore(
+            chosen, budget, progress, keep=keep, name=collection.digest, decoder=decoder
+        ) as store:
             store.memorize(collection.documents, cold=True)
             asked = _Asked(store, collection, how, kept, baselines)
             for mode in CONDITIONS if number == 0 else ("explicit",):
@@ -169,49 +169,6 @@ def evaluate(
     return Report(rows, *sizes, asked.recall(), decoder.name, adapter, str(machine()), versions)
 
 
-@dataclass
-class _Outcome:
-    """One question in one condition: the answer, or the likelihood of the right one."""
-
-    said: str
-    nll: float | None
-    first_token_seconds: float
-
-
-class _Kept:
-    """Outcomes by condition and question, in a file that grows line by line.
-
-    Raises:
-        M3Error: a line is damaged; the last one may be cut off.
-    """
-
-    def __init__(self, path: Path | None):
-        self.path = path
-        self.outcomes: dict[tuple[str, str], _Outcome] = {}
-        if path is None or not path.exists():
-            return
-        lines = path.read_text("utf-8").split("\n")
-        for number, line in enumerate(lines[:-1], 1):
-            try:
-                data = json.loads(line)
-                said, nll, seconds = (data[field] for field in _Outcome.__annotations__)
-                self.outcomes[data["condition"], data["question"]] = _Outcome(said, nll, seconds)
-            except (ValueError, KeyError, TypeError) as error:
-                message = f"{path}, line {number}: damaged ({error}). Delete the line to go on"
-                raise M3Error(message) from error
-        if lines[-1]:  # cut off
-            path.write_text("\n".join([*lines[:-1], ""]), "utf-8")
-
-    def add(self, condition: str, question: str, outcome: _Outcome, about: dict[str, Any]) -> None:
-        """Add an outcome; ``about`` tells people what it is."""
-        self.outcomes[condition, question] = outcome
-        if self.path is not None:
-            line = {"condition": condition, "question": question, **asdict(outcome), **about}
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-
-
 class _Asked:
     """The questions of a collection, asked of a store that holds its documents.
 
@@ -225,11 +182,12 @@ class _Asked:
         store: EvaluationStore,
         collection: Collection,
         how: How,
-        kept: _Kept,
+        kept: Kept,
         baselines: dict[str, list[float]],
     ):
         self.store, self.how, self.kept, self.baselines = store, how, kept, baselines
         self.documents, self.questions = collection.documents, collection.questions
+        self.name = collection.digest
         encode = store.assistant.decoder.template.encode
         self.tokens = sum(len(encode(text)) for text in self.documents.values())
         self.seconds: list[float] = []  # that the search took
@@ -289,7 +247,7 @@ class _Asked:
 
     # --- one condition
 
-    def _measure(self, mode: str, count: int) -> list[_Outcome]:
+    def _measure(self, mode: str, count: int) -> list[Outcome]:
         condition = self._condition(mode, count)
         keys = [digest(asdict(question)) for question in self.questions]
         missing = [n for n, key in enumerate(keys) if (condition, key) not in self.kept.outcomes]
@@ -316,12 +274,12 @@ class _Asked:
         named += [known[name] for name in ("weights", "adapter", "tokenizer", "rope", "prefix")]
         if mode != "off":
             search = assistant.encoder.identity, assistant.options.retrieval
-            named += [*search, sorted(self.documents.items())]
+            named += [*search, self.name]
         if mode == "explicit":
-            named += [known, config.key_scale, assistant.decoder.memory_temperature]
+            named += [known, config.to_json(), assistant.decoder.memory_temperature]
         return digest(named)
 
-    def _ask(self, part: Sequence[int], mode: str, count: int) -> list[_Outcome]:
+    def _ask(self, part: Sequence[int], mode: str, count: int) -> list[Outcome]:
         """Answer some questions together; each prompt is read alone, and timed."""
         decoder, template = self.store.assistant.decoder, self.store.assistant.decoder.template
         begun, outcomes = [], []
@@ -335,7 +293,7 @@ class _Asked:
             conversation, logits, turn = self.store.begin(message, hits if not pasted else [])
             timings = conversation.timings
             seconds = timings.retrieve_seconds + timings.read_seconds + timings.prefill_seconds
-            outcomes.append(_Outcome("", None, seconds + (self.seconds[n] if hits else 0.0)))
+            outcomes.append(Outcome("", None, seconds + (self.seconds[n] if hits else 0.0)))
             if not self.how.answer_tokens and question.answers:
                 right = template.encode(question.answers[0])
                 outcomes[-1].nll = conversation.loss_after(logits, right)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from ..config import digest
 from ..documents.text import clean
 
 SIGNS = re.compile(r"[*?\[\]]")  # in a path they would make it a pattern
@@ -90,6 +91,11 @@ class Collection:
             path = f"{folder}{slash}{number}-{name}"
         self.documents[path], self._paths[folder, text] = text, path
         return path
+
+    @property
+    def digest(self) -> str:
+        """Digest of the documents."""
+        return digest(sorted(self.documents.items()))
 
     def limited(self, limit: int | None) -> Collection:
         """Return at most ``limit`` questions, evenly spread.

@@ -89,7 +89,7 @@ class EvaluationStore:
         options = replace(options, store=folder / "store")
         decoder, config = configure(options, budget, progress=progress, decoder=decoder)
         if keep:
-            written = conditions(decoder, config), config.key_scale, options.encoder, name
+            written = conditions(decoder, config), config.to_json(), options.encoder, name
             options = replace(options, store=keep / f"store-{digest(written)[:16]}")
         self._open = partial(Assistant.of, options, progress=progress, config=config)
         self.assistant = self._open(decoder=decoder)
