@@ -204,8 +204,8 @@ def test_recall_counts_passages_whose_answer_is_found(options):
         asked = answers._Asked(store, made, How(), Kept(None), {})
         assert asked.recall()[20].value == 1
         # a search that finds the third part for all
-        third = [hit for hit in asked.hits[2] if "door" in hit.text]
-        asked.hits = [third] * 3
+        third = [hit for hit in asked.hits(20)[0][2] if "door" in hit.text]
+        asked._found[20] = [third] * 3, [0.0] * 3
         assert asked.recall()[1].value == pytest.approx(1 / 3)
 
 
@@ -218,7 +218,10 @@ def test_only_the_documents_of_a_question_are_searched(options):
     with EvaluationStore(options, "uniform:4") as store:
         store.memorize(made.documents)
         asked = answers._Asked(store, made, How(), Kept(None), {})
-        assert [[hit.path for hit in hits] for hits in asked.hits] == [["one/a.txt"], ["two/a.txt"]]
+        assert [[hit.path for hit in hits] for hits in asked.hits(5)[0]] == [
+            ["one/a.txt"],
+            ["two/a.txt"],
+        ]
         assert asked.recall()[1].value == 1
 
 

@@ -148,6 +148,7 @@ def evaluate(
     kept = Kept(keep / "results.jsonl" if keep else None)
     baselines: dict[str, list[float]] = {}
     decoder: Decoder | None = None
+    recall: dict[int, Estimate] = {}
     ways = list(product(budgets, selections, codecs))[: None if "explicit" in how.modes else 1]
     for number, (budget, selection, codec) in enumerate(ways):
         chosen = replace(options, selection=selection, codec=codec)
@@ -162,11 +163,12 @@ def evaluate(
                     if report:
                         report(rows[-1])
             decoder = store.assistant.decoder
+            recall = recall or asked.recall()
     assert decoder is not None
     versions = {name: version(name) for name in ("m3mlx", "mlx", "mlx-lm")}
     adapter = str(decoder.adapter_path or "none")
     sizes = len(collection.questions), len(collection.documents), asked.tokens
-    return Report(rows, *sizes, asked.recall(), decoder.name, adapter, str(machine()), versions)
+    return Report(rows, *sizes, recall, decoder.name, adapter, str(machine()), versions)
 
 
 class _Asked:
@@ -190,13 +192,24 @@ class _Asked:
         self.name = collection.digest
         encode = store.assistant.decoder.template.encode
         self.tokens = sum(len(encode(text)) for text in self.documents.values())
-        self.seconds: list[float] = []  # that the search took
-        self.hits: list[list[Hit]] = []
-        most = max(*how.memories, *RANKS)
-        for question in store.each(self.questions, "searching"):
-            start = perf_counter()
-            self.hits.append(store.search(question.question, most, question.folder))
-            self.seconds.append(perf_counter() - start)
+        self._found: dict[int, tuple[list[list[Hit]], list[float]]] = {}
+
+    def hits(self, count: int) -> tuple[list[list[Hit]], list[float]]:
+        """Return the references found for each question, and the seconds of each search.
+
+        What is found first depends a little on how many are asked for, as in the product.
+        """
+        if count == 0:
+            return [[] for _ in self.questions], [0.0 for _ in self.questions]
+        if count not in self._found:
+            found: list[list[Hit]] = []
+            seconds = []
+            for question in self.store.each(self.questions, "searching"):
+                start = perf_counter()
+                found.append(self.store.search(question.question, count, question.folder))
+                seconds.append(perf_counter() - start)
+            self._found[count] = found, seconds
+        return self._found[count]
 
     def counts(self, mode: str) -> Sequence[int]:
         """Return the numbers of references that a mode is measured with."""
@@ -226,7 +239,8 @@ class _Asked:
         A passage that holds an answer is found if a reference of it does that holds one too.
         """
         found: dict[int, list[float]] = {rank: [] for rank in RANKS}
-        for question, hits in zip(self.questions, self.hits, strict=True):
+        hits_of_all, _ = self.hits(max(RANKS))
+        for question, hits in zip(self.questions, hits_of_all, strict=True):
             ranks = [self._rank(passage, question, hits) for passage in question.passages]
             for rank in RANKS if ranks else ():
                 found[rank].append(mean(place < rank for place in ranks))
@@ -252,7 +266,7 @@ class _Asked:
         keys = [digest(asdict(question)) for question in self.questions]
         missing = [n for n, key in enumerate(keys) if (condition, key) not in self.kept.outcomes]
         if mode == "explicit":
-            self.store.write([hit for n in missing for hit in self.hits[n][:count]])
+            self.store.write([hit for n in missing for hit in self.hits(count)[0][n]])
         what = f"answering, {mode} {count or ''}".strip()
         batch = BATCH if self.how.answer_tokens else 1
         for done in range(0, len(missing), batch):
@@ -283,8 +297,9 @@ class _Asked:
         """Answer some questions together; each prompt is read alone, and timed."""
         decoder, template = self.store.assistant.decoder, self.store.assistant.decoder.template
         begun, outcomes = [], []
+        found, searching = self.hits(count)
         for n in part:
-            question, hits = self.questions[n], self.hits[n][:count]
+            question, hits = self.questions[n], found[n]
             pasted = [hit.text for hit in hits] if mode == "text" else []
             if mode == "oracle":
                 pasted = self._gold(question)
@@ -293,7 +308,7 @@ class _Asked:
             conversation, logits, turn = self.store.begin(message, hits if not pasted else [])
             timings = conversation.timings
             seconds = timings.retrieve_seconds + timings.read_seconds + timings.prefill_seconds
-            outcomes.append(Outcome("", None, seconds + (self.seconds[n] if hits else 0.0)))
+            outcomes.append(Outcome("", None, seconds + searching[n]))
             if not self.how.answer_tokens and question.answers:
                 right = template.encode(question.answers[0])
                 outcomes[-1].nll = conversation.loss_after(logits, right)
