@@ -122,6 +122,7 @@ BAD_FLAGS = f"""
     chat x | chat --json | chat --memory sometimes | chat --max-tokens 0 | chat --temp nan
     eval | eval x y | eval x --memories 0 | eval x --frob | demo x | demo --frob
     eval x --budget many | eval x --budget half | eval x --budget half:0 | eval x --task dance
+    eval x --task choice --keep x | eval x --task update --instruction x
     eval x --plot x.png | eval x --task update --plot x.svg | eval x --others x | eval x --limit 0
     eval x --task recite --mode off | eval x --mode on | eval x --answer-tokens -1
     convert | convert x | convert x y --frob | convert x y --dtype int8
@@ -233,7 +234,8 @@ def test_memories_of_another_model_or_way_of_writing_are_refused_by_name(world):
         (None, "cannot be read"),
         ("", "no questions"),
         ("{", "line 1"),
-        ("[]", "line 1"),
+        ("[]", "no questions"),
+        ("[[]]", "item 1"),
         ('{"document": "a", "question": "b", "answer": "c"}\n{"question": "b"}', "line 2"),
         ('{"document": "a", "question": "b", "answer": 3}', "line 1"),
         ('{"document": "a", "question": "", "answer": "c"}', "line 1"),
@@ -643,18 +645,27 @@ def test_a_new_process_finds_what_another_memorized(world, tmp_path):
 def test_eval_reports_every_mode(m3, world, tmp_path):
     file = tmp_path / "questions.jsonl"
     lines = [
-        {"document": f"The {a} is {b}.", "question": f"What is the {a}?", "answer": b}
+        {"document": f"The {a} is {b}.", "question": f"What is the {a}?", "answers": [b], "kind": b}
         for a, b in (("boat", "green"), ("cat", "old"), ("door", "blue"))
     ]
     file.write_text("\n".join(map(json.dumps, lines)))
     flags = ["--encoder", world / "encoder", "--budget", "uniform:4", "--memories", "2"]
-    flags += ["--limit", "2", "--plot", tmp_path / "plot.svg"]
-    data = json.loads(good(m3("eval", file, *flags, "--json")).stdout)
+    flags += ["--limit", "2", "--plot", tmp_path / "plot.svg", "--keep", tmp_path / "kept"]
+    few = ["--answer-tokens", "4"]
+    data = json.loads(good(m3("eval", file, *flags, *few, "--json")).stdout)
     assert [row["mode"] for row in data["rows"]] == list(evaluate.CONDITIONS)
-    assert data["questions"] == 2
+    assert (data["questions"], data["documents"]) == (2, 3)
+    assert 0 <= data["rows"][3]["f1"]["value"] <= 1 and data["recall"]["20"]["value"] == 1
+    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
+    kept = tmp_path / "kept" / "results.jsonl"
+    before = kept.read_bytes()
+    shown = good(m3("eval", file, *flags, *few))
+    assert kept.read_bytes() == before  # nothing is asked twice
+    assert "100.0% (34–100) among the first 20" in shown.stdout
+    assert re.search(r"^F1, explicit 2: green [\d.]+% of 1, old", shown.stdout, re.M)
+    data = json.loads(good(m3("eval", file, *flags, "--answer-tokens", "0", "--json")).stdout)
     assert data["rows"][0]["recovered"] == 0
     assert data["rows"][1]["recovered"] == pytest.approx(1)
-    assert (tmp_path / "plot.svg").read_text().startswith("<svg")
     shown = good(m3("eval", file, *flags, "--answer-tokens", "0"))
     for mode in evaluate.CONDITIONS:
         assert re.search(rf"^ *{mode} ", shown.stdout, re.M)

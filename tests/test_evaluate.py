@@ -11,9 +11,12 @@ from tiny import save_encoder, save_model
 from m3mlx import evaluate
 from m3mlx.config import REFERENCE_TOKENS, Options
 from m3mlx.errors import M3Error
+from m3mlx.evaluate import Collection, EvaluationStore, How, Passage, Question, answers
+from m3mlx.evaluate.batch import answer
+from m3mlx.evaluate.kept import Kept, Outcome
 from m3mlx.evaluate.questions import Choice
 from m3mlx.evaluate.recite import CUE, edits
-from m3mlx.evaluate.temporary import Result, TemporaryStore, make_assistant
+from m3mlx.evaluate.store import Result
 
 
 @pytest.fixture(scope="module")
@@ -27,30 +30,46 @@ def options(tmp_path_factory):
         yield Options(model=str(folder / "decoder"), encoder=str(folder / "encoder"))
 
 
-QUESTIONS = [
-    evaluate.Question(f"The {a} is {b}.", f"What is the {a}?", b, "a.txt", changed)
-    for a, b, changed in (("boat", "green", "red"), ("cat", "old", "young"), ("door", "blue", ""))
-]
+def collection(*changed, kinds=("", "", "")):
+    """Three documents with a question each."""
+    made = Collection()
+    for n, (thing, what) in enumerate((("boat", "green"), ("cat", "old"), ("door", "blue"))):
+        text = f"The {thing} is {what}."
+        path = made.add(f"{thing}.txt", text)
+        question = Question(f"What is the {thing}?", (what,), (Passage(path, text),), kind=kinds[n])
+        made.questions.append(replace(question, changed=dict(changed).get(thing, "")))
+    return made
+
+
+def told(monkeypatch, *said):
+    """Let the model say these answers, in the order in which it is asked."""
+    asked, left = [], list(said)
+
+    def answer(decoder, begun, tokens):
+        asked.extend(begun)
+        return [left.pop(0) for _ in begun]
+
+    monkeypatch.setattr(answers, "answer", answer)
+    return asked
 
 
 def test_every_combination_is_measured_and_text_once(options, tmp_path):
-    told = []
+    reported = []
     report = evaluate.evaluate(
-        QUESTIONS,
+        collection(),
         options,
-        memories=(1, 2),
+        How(memories=(1, 2), answer_tokens=2),
         budgets=("uniform:4", "half:4"),
         codecs=("k8v8", "k4v4"),
-        answer_tokens=2,
-        report=told.append,
+        report=reported.append,
     )
-    assert report.rows == told and report.questions == 3 and report.adapter == "none"
+    assert report.rows == reported and report.questions == report.documents == 3
+    assert report.adapter == "none" and report.tokens > 30
     kinds = [(row.mode, row.memories, row.budget, row.codec) for row in report.rows]
     assert kinds == [
         ("off", 0, None, None),
-        ("oracle", 1, None, None),
+        ("oracle", 0, None, None),
         ("text", 1, None, None),
-        ("text", 2, None, None),
         *(
             ("explicit", count, budget, codec)
             for budget in ("uniform:4", "half:4")
@@ -63,17 +82,34 @@ def test_every_combination_is_measured_and_text_once(options, tmp_path):
     assert (uniform.tokens_per_head, half.tokens_per_head) == (4, 2)
     assert half.record_bytes < uniform.record_bytes
     assert rows["uniform:4", "k4v4", 1].record_bytes < uniform.record_bytes
-    assert len({row.nll for row in report.rows}) > 6  # they really differ
-    off, oracle = report.rows[:2]
-    assert off.recovered == 0 and oracle.recovered == pytest.approx(1)
+    assert uniform.token_bytes == uniform.record_bytes * 3 / report.tokens
     for row in report.rows:
-        assert 0 <= row.right <= 1 and row.first_token_seconds > 0
-    assert json.loads(json.dumps(report.to_json()))["rows"][0]["mode"] == "off"
+        assert 0 <= row.contains.low <= row.contains.value <= row.contains.high <= 1
+        assert row.first_token_seconds > 0 and (row.against_text is None) == (row.budget is None)
+    assert json.loads(json.dumps(report.to_json()))["rows"][0]["f1"]["value"] >= 0
 
     evaluate.plot(report, tmp_path / "plot.svg")
     drawn = (tmp_path / "plot.svg").read_text()
-    for name in ("explicit, uniform, k4v4, 2", "explicit, half, k8v8, 1", "text, 2", "oracle, 1"):
+    for name in ("explicit, uniform, k4v4, 2", "explicit, half, k8v8, 1", "text, 1", "oracle, 0"):
         assert f">{name}<" in drawn
+
+
+def test_answers_are_scored_with_intervals(options, monkeypatch):
+    off, gold = ["no", "no", "no"], ["It is green", "old", "The blue!"]
+    text, explicit = ["green", "young", "green"], ["green", "old", "it is blue"]
+    told(monkeypatch, *off, *gold, *text, *explicit)
+    kinds = ("colour", "age", "colour")
+    report = evaluate.evaluate(collection(kinds=kinds), options, budgets=("uniform:4",))
+    rows = {row.mode: row for row in report.rows}
+    assert {mode: row.exact.value for mode, row in rows.items()} == pytest.approx(
+        {"off": 0, "oracle": 2 / 3, "text": 1 / 3, "explicit": 2 / 3}
+    )
+    assert rows["oracle"].contains.value == rows["explicit"].contains.value == 1
+    assert rows["oracle"].f1.value == pytest.approx((0.5 + 1 + 1) / 3)
+    assert rows["explicit"].against_text.value == pytest.approx((0 + 1 + 0.5) / 3)
+    assert rows["explicit"].against_text.low < 0 < rows["explicit"].against_text.high
+    assert rows["off"].against_text is None and rows["text"].against_text is None
+    assert rows["text"].kinds == {"colour": (0.5, 2), "age": (0, 1)}
 
 
 @pytest.mark.parametrize(
@@ -89,46 +125,160 @@ def test_recovered_is_the_share_of_what_the_right_text_gains(
 ):
     losses = {"off": (3.0, 5.0), "oracle": oracle, "text": (1.0, 2.5), "explicit": (2.0, 3.0)}
 
-    def measure(store, questions, condition, memories, answer_tokens):
-        said = zip(losses[condition], (True, False), (0.25, 0.75), strict=True)
-        return [Result(*values) for values in said]
+    def measure(asked, mode, count):
+        return [Outcome("", loss, 0.5) for loss in losses[mode]]
 
-    monkeypatch.setattr(TemporaryStore, "measure", measure)
-    report = evaluate.evaluate(QUESTIONS[:2], options, budgets=("uniform:4",))
+    monkeypatch.setattr(answers._Asked, "_measure", measure)
+    how = How(answer_tokens=0)
+    report = evaluate.evaluate(collection().limited(2), options, how, budgets=("uniform:4",))
     assert {row.mode: row.recovered for row in report.rows} == recovered
     assert [row.nll for row in report.rows] == [4, sum(oracle) / 2, 1.75, 2.5]
-    assert {(row.right, row.first_token_seconds) for row in report.rows} == {(0.5, 0.5)}
-    some = evaluate.evaluate(
-        QUESTIONS[:2], options, modes=("off", "explicit"), budgets=("uniform:4",)
-    )
-    assert [row.recovered for row in some.rows] == [0, None]
+    assert {(row.exact, row.first_token_seconds) for row in report.rows} == {(None, 0.5)}
 
 
 def test_only_what_is_asked_for_is_measured(options):
-    report = evaluate.evaluate(
-        QUESTIONS, options, modes=("explicit",), budgets=("uniform:4",), answer_tokens=0
-    )
-    (row,) = report.rows
-    assert row.mode == "explicit" and row.right is None and row.recovered is None
-    report = evaluate.evaluate(
-        QUESTIONS, options, modes=("off",), budgets=("uniform:4", "uniform:8"), answer_tokens=0
-    )
+    how = How(modes=("explicit",), answer_tokens=0)
+    (row,) = evaluate.evaluate(collection(), options, how, budgets=("uniform:4",)).rows
+    assert row.mode == "explicit" and row.nll > 0 and row.recovered is None and row.f1 is None
+    how = How(modes=("off",), answer_tokens=0)
+    report = evaluate.evaluate(collection(), options, how, budgets=("uniform:4", "uniform:8"))
     assert [row.mode for row in report.rows] == ["off"]
 
 
-def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options, tmp_path):
-    with make_assistant(replace(options, store=tmp_path / "store"), "half:4") as assistant:
-        config = assistant.format.config
+def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "BATCH", 2)
+    how = How(modes=("off", "explicit"), memories=(2,), answer_tokens=3)
+
+    def run():
+        return evaluate.evaluate(collection(), options, how, budgets=("uniform:4",), keep=tmp_path)
+
+    told(monkeypatch, "green", "old")  # then there is nothing left to say
+    with pytest.raises(IndexError):
+        run()
+    results = tmp_path / "results.jsonl"
+    results.write_text(results.read_text() + '{"cut off')
+    asked = told(monkeypatch, "blue", "green", "old", "blue")
+    report = run()
+    assert len(asked) == 4 and [row.exact.value for row in report.rows] == [1, 1]
+    asked = told(monkeypatch)
+    assert run().rows == report.rows and not asked  # also the times
+    assert len(list(tmp_path.glob("store-*"))) == 1
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert results.stat().st_mode & 0o777 == 0o600
+    assert len(lines) == 6 and lines[0]["asked"] == "What is the boat?"
+    # another question, way of asking or document is not answered by what is kept
+    told(monkeypatch, *"abc", *"abc")
+    how = replace(how, answer_tokens=4)
+    assert run().rows[0].exact.value == 0
+    results.write_text("{}\n" + results.read_text())
+    with pytest.raises(M3Error, match=r"results\.jsonl, line 1: damaged"):
+        run()
+
+
+def test_the_same_references_are_pasted_and_read(options, monkeypatch):
+    begun, begin = [], EvaluationStore.begin
+
+    def remember(store, message, hits):
+        begun.append((message, [hit.text for hit in hits]))
+        return begin(store, message, hits)
+
+    monkeypatch.setattr(EvaluationStore, "begin", remember)
+    how = How(memories=(2,), answer_tokens=0, instruction="Be brief.")
+    evaluate.evaluate(collection(), options, how, budgets=("uniform:4",))
+    off, oracle, text, explicit = (begun[n : n + 3] for n in (0, 3, 6, 9))
+    assert off[0] == ("What is the boat? Be brief.", [])
+    assert oracle[0] == ("The boat is green.\n\nWhat is the boat? Be brief.", [])
+    for (pasted, none), (asked, read) in zip(text, explicit, strict=True):
+        assert pasted == "\n\n".join([*read, asked]) and len(read) == 2 and not none
+
+
+def test_recall_counts_passages_whose_answer_is_found(options):
+    """Of two passages of one document, in references of their own, the other does not count."""
+    made = Collection()
+    parts = ["x " * 60 + "green boat", "y " * 60 + "old cat", "z " * 60 + "green door"]
+    path = made.add("a.txt", "\n\n".join(parts))
+    for part, said in zip(parts, ("green", "old", "green"), strict=True):
+        made.questions.append(Question(part[:20], (said,), (Passage(path, part),)))
+    with EvaluationStore(options, "uniform:4") as store:
+        store.memorize(made.documents)
+        asked = answers._Asked(store, made, How(), Kept(None), {})
+        assert asked.recall()[20].value == 1
+        # a search that finds the third part for all
+        third = [hit for hit in asked.hits(20)[0][2] if "door" in hit.text]
+        asked._found[20] = [third] * 3, [0.0] * 3
+        assert asked.recall()[1].value == pytest.approx(1 / 3)
+
+
+def test_only_the_documents_of_a_question_are_searched(options):
+    made = Collection()
+    for name in ("one", "two"):
+        path = made.add(f"{name}/a.txt", f"The boat of {name} is green.")
+        passage = Passage(path, "The boat")
+        made.questions.append(Question("boat", (name,), (passage,), folder=name))
+    with EvaluationStore(options, "uniform:4") as store:
+        store.memorize(made.documents)
+        asked = answers._Asked(store, made, How(), Kept(None), {})
+        assert [[hit.path for hit in hits] for hits in asked.hits(5)[0]] == [
+            ["one/a.txt"],
+            ["two/a.txt"],
+        ]
+        assert asked.recall()[1].value == 1
+
+
+def test_of_a_long_document_the_reference_that_answers_is_pasted(options):
+    made = Collection()
+    path = made.add("a.txt", "boat " * 40 + "\n\nThe answer is 42.\n\n" + "boat " * 40)
+    with EvaluationStore(options, "uniform:4") as store:
+        store.memorize(made.documents)
+        asked = answers._Asked(store, made, How(), Kept(None), {})
+        (gold,) = asked._gold(Question("boat", ("42",), (Passage(path),)))
+        assert "42" in gold and len(gold) < 200
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_answers_decoded_together_are_those_decoded_alone(options, tmp_path, family):
+    """Beside different numbers of memories, of prompts of different lengths."""
+    model = save_model(tmp_path / "model", family)
+    with EvaluationStore(replace(options, model=str(model)), "uniform:4") as store:
+        store.memorize({f"{n}.txt": f"The boat {n} is {'very ' * n}old." for n in range(4)})
+        hits = store.search("boat", 4)
+        asks = [("What?", hits[:3]), ("Where is it?", []), ("x " * 60, hits[:1]), ("Who", hits)]
+        alone = [store.begin(*ask)[:2] for ask in asks]
+        alone = ["".join(step.text for step in c.decode(logits, 12)) for c, logits in alone]
+        together = [(*store.begin(*ask)[:2], False) for ask in asks]
+        assert answer(store.assistant.decoder, together, 12) == alone
+        assert len(set(alone)) == 4
+
+
+def test_half_keeps_as_many_in_each_head_of_the_first_half_of_the_layers(options):
+    with EvaluationStore(options, "half:4") as store:
+        config = store.assistant.format.config
         assert config.counts == ((4, 4), (4, 4), (0, 0), (0, 0)) and config.budget == "uniform"
-        (tmp_path / "a.txt").write_text("The boat is green.")
-        assistant.memorize([tmp_path / "a.txt"])
-        assert assistant.status()["references"] == 1
+        store.memorize({"a.txt": "The boat is green."})
+        assert store.assistant.status()["references"] == 1
+
+
+def test_kept_stores_are_those_of_their_memories(options, tmp_path):
+    """A default that changes does not find the memories of the old one."""
+    folders = []
+    for budget, name in (
+        ("uniform:4", ""),
+        ("uniform:8", ""),
+        ("uniform:4", "x"),
+        ("uniform:4", ""),
+    ):
+        with EvaluationStore(options, budget, keep=tmp_path, name=name) as store:
+            folders.append(store.assistant.store_path)
+            store.memorize({"a.txt": "The boat is green."})
+            assert store.assistant.format.config.tokens_per_head == int(budget[-1])
+    assert folders[3] == folders[0] and len(set(folders)) == 3
+    assert {path.parent for path in folders} == {tmp_path}
 
 
 def test_reciting_has_its_controls(options, monkeypatch):
     rng = random.Random(0)
     texts = ["".join(rng.choices("abcdef ", k=60)) for _ in range(4)] + ["short"]
-    with TemporaryStore(options, "uniform:60") as store:
+    with EvaluationStore(options, "uniform:60") as store:
         table = evaluate.recite(store, texts, others=["the others"], answer_tokens=8)
     rows = {row["texts"]: row for row in table.rows}
     assert list(rows) == [
@@ -153,7 +303,7 @@ def test_reciting_has_its_controls(options, monkeypatch):
         return iter([*map(Told, ids), Told(None)])
 
     monkeypatch.setattr("m3mlx.chat.conversation.Conversation.decode", decode)
-    with TemporaryStore(options, "uniform:60") as store:
+    with EvaluationStore(options, "uniform:60") as store:
         table = evaluate.recite(store, texts[:4], answer_tokens=8)
     first = table.rows[0]
     assert first["exact"] == first["characters"] == first["4 tokens"] == first["8 tokens"] == 1
@@ -164,18 +314,17 @@ def test_reciting_has_its_controls(options, monkeypatch):
 
 def test_texts_too_short_to_recite_are_refused(options):
     refused = pytest.raises(M3Error, match="fewer than two of the documents have 44 tokens")
-    with TemporaryStore(options, "uniform:4") as store, refused:
+    with EvaluationStore(options, "uniform:4") as store, refused:
         evaluate.recite(store, ["a" * 50, "b"])
 
 
 def test_a_changed_fact_is_read_and_the_search_follows(options):
-    questions = [
-        *QUESTIONS[:2],
-        evaluate.Question(QUESTIONS[0].document, "What is green?", "boat", "a.txt"),
-        QUESTIONS[2],  # has no other answer, so its document is left out
-    ]
+    # the third has no other answer, so that its document is left out
+    questions = collection(("boat", "red"), ("cat", "young"))
+    boat = questions.questions[0]
+    questions.questions.append(Question("What is green?", ("boat",), boat.passages))
     others = [f"Note {i} of the tide tables." for i in range(12)]
-    with TemporaryStore(options, "uniform:8") as store:
+    with EvaluationStore(options, "uniform:8") as store:
         table = evaluate.update(store, questions, others=others)
     assert [row["when"] for row in table.rows] == [
         *("before, without memory", "before", "changed", "beside 10 others", "beside 12 others"),
@@ -187,21 +336,18 @@ def test_a_changed_fact_is_read_and_the_search_follows(options):
     assert all(0 <= row["prefer new"] <= 1 for row in table.rows)
     assert len(table.cells()) == 5 and "" in table.cells()[0]
     refused = pytest.raises(M3Error, match="no line has changed")
-    with TemporaryStore(options, "uniform:8") as store, refused:
-        evaluate.update(store, QUESTIONS[2:])
+    with EvaluationStore(options, "uniform:8") as store, refused:
+        evaluate.update(store, collection())
 
 
 @pytest.mark.parametrize("budget", ["uniform:8", "half:8"])
-def test_a_rewritten_document_is_memorized_in_place_of_the_old(options, budget):
-    with TemporaryStore(options, budget) as store:
+def test_a_changed_document_takes_the_place_of_the_old(options, budget):
+    with EvaluationStore(options, budget) as store:
         counts = store.assistant.format.config.counts
-        store.memorize(["The boat is green."])
-        (path,) = (hit.path for hit in store.search("boat"))
-        store.rewrite("The boat is green.", "The boat is red.")
-        store.memorize([])
+        store.memorize({"a.txt": "The boat is green."})
+        store.memorize({"a.txt": "The boat is red."})
         (hit,) = store.search("boat")
-        assert "red" in hit.text and store.path_of("The boat is red.") == hit.path
-        assert hit.path == path
+        assert "red" in hit.text and hit.path == "a.txt"
         store.restart()
         assert [hit.text for hit in store.search("boat")] == [hit.text]
         assert store.assistant.format.config.counts == counts
@@ -215,18 +361,18 @@ def test_choices_are_compared_by_their_likelihood(options, tmp_path):
     ]
     file.write_text("\n".join(json.dumps({**line, "document": "b is right"}) for line in lines))
     questions = evaluate.read_choices(file)
-    with TemporaryStore(options, "uniform:4") as store:
+    with EvaluationStore(options, "uniform:4") as store:
         table = evaluate.choose(store, questions)
     rows = {row["mode"]: row for row in table.rows}
     assert list(rows) == ["chance", "off", "explicit", "text", "oracle"]
     assert rows["chance"]["right"] == pytest.approx((1 / 2 + 1 / 3) / 2)
     # the same losses as of each answer by itself
-    with TemporaryStore(options, "uniform:4") as store:
+    with EvaluationStore(options, "uniform:4") as store:
         both = [result.nll for result in store.ask("What is 0?", ["a", "b cd"], [], 0)]
         assert both == [store.ask("What is 0?", [c], [], 3)[0].nll for c in ("a", "b cd")]
     file.write_text("\n".join(map(json.dumps, lines)))
     refused = pytest.raises(M3Error, match="no line has a document")
-    with TemporaryStore(options, "uniform:4") as store, refused:
+    with EvaluationStore(options, "uniform:4") as store, refused:
         evaluate.choose(store, evaluate.read_choices(file))
 
 
@@ -236,11 +382,11 @@ def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatc
     def ask(store, text, choices, hits, answer_tokens):
         number, pasted = int(text[-2]), "right" in text  # a question ends with its number
         right = pasted or number < (3 if hits else 1)
-        return [Result(1.0 if (choice == "b") == right else 2.0, None, 0.0) for choice in choices]
+        return [Result(1.0 if (choice == "b") == right else 2.0, None) for choice in choices]
 
-    monkeypatch.setattr(TemporaryStore, "ask", ask)
+    monkeypatch.setattr(EvaluationStore, "ask", ask)
     questions = [Choice(f"What is {i}?", ("a", "b"), 1, f"b is right {i}") for i in range(4)]
-    with TemporaryStore(options, "uniform:4") as store:
+    with EvaluationStore(options, "uniform:4") as store:
         table = evaluate.choose(store, questions)
     assert [(row["mode"], row["right"], row["change"]) for row in table.rows] == [
         *(("chance", 0.5, None), ("off", 0.25, None), ("explicit", 0.75, 0.5)),
@@ -250,35 +396,17 @@ def test_shares_of_right_choices_have_their_error_and_change(options, monkeypatc
     assert errors == pytest.approx([0.25, 0.2165, 0.2165, 0, 0], abs=1e-4)
 
 
-GOOD = {"document": "d e", "question": "q", "answer": "e", "choices": ["e", "f"]}
-
-
-@pytest.mark.parametrize(
-    ("read", "line", "words"),
-    [
-        ("questions", {**GOOD, "changed": 3}, "line 2.*changed must be text"),
-        ("questions", {**GOOD, "answer": "x", "changed": "y"}, "line 2.*stand in the document"),
-        ("documents", {"document": ""}, "line 2.*expected.*a document"),
-        ("documents", {"text": "a"}, "line 2.*document"),
-        ("choices", {**GOOD, "choices": ["e"]}, "line 2.*at least two"),
-        ("choices", {**GOOD, "choices": ["e", "e"]}, "line 2.*different"),
-        ("choices", {**GOOD, "answer": "g"}, "line 2.*one of"),
-        ("choices", {**GOOD, "choices": [1, 2]}, "line 2.*must be text"),
-        ("choices", {**GOOD, "choices": 5}, "line 2"),
-    ],
-)
-def test_bad_lines_are_named(tmp_path, read, line, words):
-    file = tmp_path / "file.jsonl"
-    file.write_text("\n".join(map(json.dumps, [GOOD, line])))
-    with pytest.raises(M3Error, match=words):
-        getattr(evaluate, f"read_{read}")(file)
-
-
 def test_a_limit_spreads_over_the_file():
     assert evaluate.spread(range(10), 3) == [0, 3, 6]
     assert evaluate.spread(range(3), 9) == evaluate.spread(range(3), None) == range(3)
-    pair = [evaluate.Question("same", q, "a", "p") for q in "xy"]
-    assert evaluate.spread_documents([*pair, *QUESTIONS], 2) == [*pair, QUESTIONS[1]]
+    made = collection()
+    boat, cat, door = made.questions
+    made.questions.insert(1, replace(boat, question="x"))
+    assert made.with_documents(2).questions == [boat, made.questions[1], cat]
+    assert made.limited(2).documents == made.documents
+    # documents that a question brings go with it
+    made.questions = [replace(q, own=(q.passages[0].path,)) for q in (boat, cat, door)]
+    assert list(made.limited(1).documents) == ["boat.txt"]
 
 
 def test_a_cue_and_what_is_recited_of_it_fit_into_one_reference():

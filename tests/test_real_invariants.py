@@ -1,14 +1,13 @@
 """The first invariants of the design (section 4) on the default model, and what memory is worth."""
 
 from pathlib import Path
-from statistics import mean
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from m3mlx.config import REFERENCE_TOKENS, MemoryConfig, Options
-from m3mlx.evaluate import TemporaryStore, read_questions
+from m3mlx.evaluate import How, evaluate, read_questions
 from m3mlx.memory.cache import Layout, make_cache, read_prefix
 from m3mlx.memory.write import Writer
 from m3mlx.models.decoder import load_decoder
@@ -23,7 +22,7 @@ class Real:
         self.decoder = load_decoder()
         self.template = Template(self.decoder.tokenizer)
         self.prefix = read_prefix(self.decoder.model, self.template.prefix)
-        text = " ".join(question.document for question in read_questions(QUESTIONS)[:8:2])
+        text = " ".join(list(read_questions(QUESTIONS).documents.values())[:4])
         tokens = self.template.encode(text)
         self.references = [tokens[i : i + REFERENCE_TOKENS] for i in (0, REFERENCE_TOKENS)]
         self.context = list(self.template.turn("Who services the boiler, and when?").tokens)
@@ -82,11 +81,7 @@ def test_chunked_prefill_equals_decoding_token_by_token(real):
 
 def test_a_memory_of_8_tokens_per_head_keeps_most_of_what_the_text_gives(real):
     """A sample of the evaluation set; the README has the figures of the whole."""
-    questions = read_questions(QUESTIONS)[::4]
-    with TemporaryStore(Options(tokens_per_head=8)) as store:
-        store.memorize(question.document for question in questions)
-        off, oracle, explicit = (
-            mean(result.nll for result in store.measure(questions, condition, 1, 0))
-            for condition in ("off", "oracle", "explicit")
-        )
-    assert (off - explicit) / (off - oracle) > 0.8
+    questions = read_questions(QUESTIONS).limited(12)
+    how = How(modes=("off", "oracle", "explicit"), memories=(1,), answer_tokens=0)
+    report = evaluate(questions, Options(tokens_per_head=8), how)
+    assert report.rows[-1].recovered > 0.8

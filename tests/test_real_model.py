@@ -85,15 +85,15 @@ def test_a_chat_remembers_documents_and_names_them(store):
 def test_the_adapter_that_comes_along_reads_memories_better():
     """On questions that share nothing with what it was trained on."""
     from m3mlx.config import Options
-    from m3mlx.evaluate import TemporaryStore, read_questions
+    from m3mlx.evaluate import How, evaluate, read_questions
 
-    questions = read_questions(ROOT / "tests" / "data" / "questions.jsonl")[::4]
+    questions = read_questions(ROOT / "tests" / "data" / "questions.jsonl").limited(12)
+    how = How(modes=("explicit",), answer_tokens=0)
     losses = []
     for path in ("none", None):
-        with TemporaryStore(Options(adapter_path=path), "calibrated:8") as store:
-            store.memorize(question.document for question in questions)
-            results = store.measure(questions, "explicit", 5, 0)
-        losses.append(sum(result.nll for result in results))
+        options = Options(adapter_path=path)
+        (row,) = evaluate(questions, options, how, budgets=("calibrated:8",)).rows
+        losses.append(row.nll)
     assert losses[1] < losses[0]
 
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
-from ..config import CODECS, SELECTIONS, Options
+from ..config import CODECS, MEMORIES, SELECTIONS, Options
 from ..errors import M3Error
 from ..train.settings import parse_budget
 from .options import add_options, command, memory_options
-from .render import Progress, dim, echo_json, echo_table, human_bytes, human_seconds, note
+from .render import Progress, dim, echo_json, echo_table, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "choice")
 
 
-@command("m3mlx eval questions.jsonl --memories 1 --memories 5 --answer-tokens 0", name="eval")
-@click.argument("file", metavar="FILE.jsonl")
+@command("m3mlx eval questions.jsonl --memories 5 --memories 20 --keep results", name="eval")
+@click.argument("file", metavar="FILE")
 @add_options(
     task=(
         "Answer questions, recite documents, notice a changed document, or choose an answer.",
@@ -26,10 +27,9 @@ TASKS = ("questions", "recite", "update", "choice")
         "questions",
     ),
     memories=(
-        "References read or pasted: the best that the search finds, the right one among them if "
-        "there is one.",
+        f"References that the search finds to read as memories; as many as first given are also "
+        f"pasted.  [default: {MEMORIES}]",
         [click.IntRange(min=1)],
-        (1,),
     ),
     budget=(
         "Tokens per head, such as calibrated:8, uniform:8 or half:8 (first half of the layers).",
@@ -39,18 +39,20 @@ TASKS = ("questions", "recite", "update", "choice")
     selection=("Score that selects the tokens a memory keeps.", [SELECTIONS]),
     codec=("Bits of keys and values on disk.", [tuple(CODECS)]),
     mode=(
-        "Measure only nothing (off), the right reference as text (oracle), several as text, or "
+        "Measure only nothing (off), the gold passage as text (oracle), references as text, or "
         "memories (explicit); may be repeated.",
         [("off", "oracle", "text", "explicit")],
     ),
     answer_tokens=(
-        "Length of greedy answers; 0 measures likelihood only, which is quicker.",
+        "Length of greedy answers; 0 measures the likelihood of right ones instead.",
         click.IntRange(min=0),
         32,
     ),
-    limit=("Number of lines or changed documents, evenly spread.", click.IntRange(min=1)),
+    instruction=("Words behind each question, such as how long an answer should be.", "TEXT", ""),
+    limit=("Number of questions, lines or changed documents, evenly spread.", click.IntRange(1)),
+    keep=("Keep stores and results in this folder, and go on there.", "DIR"),
     others=("Unrelated documents to memorize too: lines of JSON with a document.", "FILE"),
-    plot=("Draw loss against bytes of a memory.", "FILE.svg"),
+    plot=("Draw F1 against bytes of a memory.", "FILE.svg"),
 )
 @memory_options("encoder", "adapter_path", "retrieval")
 def eval_file(
@@ -63,12 +65,16 @@ def eval_file(
     as_json: bool,
     mode: tuple[str, ...],
     answer_tokens: int,
+    instruction: str,
+    keep: str | None,
     **combined: tuple[Any, ...],
 ) -> None:
     """Measure what memory is worth.
 
-    Each line of FILE.jsonl is a JSON object with document, question and answer. --memories,
-    --budget, --selection and --codec may be repeated: all combinations are compared.
+    FILE is a published set (SQuAD, XQuAD, NQ-open as in Lost in the Middle, HotpotQA,
+    2WikiMultihopQA, MuSiQue, LoCoMo, needle tasks of RULER), or has a JSON object in each line,
+    with document, question and answer or answers. --memories, --budget, --selection and --codec
+    may be repeated: all combinations are compared.
 
     \b
     --task recite  reads document alone;
@@ -85,72 +91,103 @@ def eval_file(
         except M3Error as error:
             raise click.BadParameter(str(error), param_hint="--budget") from error
     if task == "questions":
-        json, *table, explanation = _questions(
-            file, limit, plot, options, modes=mode, answer_tokens=answer_tokens, **combined
-        )
+        asking = {"modes": mode, "answer_tokens": answer_tokens, "instruction": instruction}
+        json, shown = _questions(file, limit, plot, keep, options, asking, combined)
     else:
-        if mode or any(len(values) > 1 for values in combined.values()):
-            raise click.UsageError(f"--task {task} takes no --mode, and one value of each option.")
+        if mode or keep or instruction or any(len(values) > 1 for values in combined.values()):
+            raise click.UsageError(
+                f"--task {task} takes no --mode, --keep and --instruction, and one value of each "
+                f"option."
+            )
         given = {name: values[0] for name, values in combined.items() if values}
         budget = given.pop("budget")
         options = replace(options, **given)
-        json, *table, explanation = _task(task, file, limit, others, options, budget, answer_tokens)
+        json, shown = _task(task, file, limit, others, options, budget, answer_tokens)
     if as_json:
         echo_json(json)
         return
-    echo_table(*table)
-    dim(explanation)
+    columns, rows, *explanations = shown
+    echo_table(columns, rows)
+    for explanation in explanations:
+        dim(explanation)
 
 
 def _questions(
     file: str,
     limit: int | None,
     plot: str | None,
+    keep: str | None,
     options: Options,
-    *,
-    modes: tuple[str, ...],
-    answer_tokens: int,
-    **combined: tuple[Any, ...],
-) -> tuple[Any, ...]:
-    """Answer questions in every mode; return JSON, columns, rows and their explanation."""
+    asking: dict[str, Any],
+    combined: dict[str, tuple[Any, ...]],
+) -> tuple[dict, tuple[Any, ...]]:
+    """Answer questions in every mode; return JSON, and columns, rows and their explanation."""
     from .. import evaluate
 
+    asking["modes"] = asking["modes"] or evaluate.CONDITIONS
+    asking["memories"] = combined["memories"] or (MEMORIES,)
     report = evaluate.evaluate(
-        evaluate.spread(evaluate.read_questions(file), limit),
+        evaluate.read_questions(file).limited(limit),
         options,
-        modes=modes or evaluate.CONDITIONS,
-        memories=combined["memories"],
+        evaluate.How(**asking),
         budgets=combined["budget"],
         selections=combined["selection"] or (None,),
         codecs=combined["codec"] or (None,),
-        answer_tokens=answer_tokens,
+        keep=Path(keep) if keep else None,
         report=lambda row: note(" ".join(filter(None, _cells(row)))),
         progress=Progress.of_context(),
     )
     if plot:
         evaluate.plot(report, plot)
-    columns = ("mode", "memories", "budget", "selection", "codec", "a memory", "loss", "recovered")
-    explanation = (
-        f"{report.questions} questions. Loss is nats per token of the right answer; recovered is "
-        f"the share of what the right reference, pasted as text (oracle), gains; right are greedy "
-        f"answers that contain it."
-    )
+    measured: tuple[str, ...] = ("exact", "F1", "contains", "F1 − text")
+    if not asking["answer_tokens"]:
+        measured = ("loss", "recovered")
+    columns = ("mode", "references", "budget", "selection", "codec", "bytes per token", *measured)
+    recall = ", ".join(f"{found} among the first {k}" for k, found in report.recall.items())
+    explanations = [
+        f"{report.questions} questions about {report.documents} documents of {report.tokens} "
+        f"tokens. Of their passages the search finds {recall or 'none, as none are named'}. "
+        + (_ANSWERED if asking["answer_tokens"] else _LIKELIHOOD)
+    ]
+    for row in report.rows:
+        if row.kinds:
+            kinds = (f"{kind} {f1:.1%} of {n}" for kind, (f1, n) in row.kinds.items())
+            explanations.append(f"F1, {row.mode} {row.memories or ''}: {', '.join(kinds)}.")
     rows = map(_cells, report.rows)
-    return report.to_json(), (*columns, "right", "first token"), rows, explanation
+    return report.to_json(), ((*columns, "first token"), rows, *explanations)
+
+
+_ANSWERED = (
+    "Shares with their 95 % interval. F1 − text: the difference to pasted text, question by "
+    "question. Bytes per token: of all memories, by tokens of the documents."
+)
+_LIKELIHOOD = (
+    "Loss is nats per token of the right answer; recovered is the share of what the gold passage, "
+    "pasted as text (oracle), gains."
+)
 
 
 def _cells(row: Any) -> tuple[str, ...]:
     """One row of the table."""
+    measured: tuple[str, ...]
+    if row.nll is None:
+        against = row.against_text
+        difference = ""
+        if against:
+            difference = (
+                f"{100 * against.value:+.1f} ({100 * against.low:+.0f}–{100 * against.high:+.0f})"
+            )
+        measured = (str(row.exact), str(row.f1), str(row.contains), difference)
+    else:
+        measured = (f"{row.nll:.3f}", "" if row.recovered is None else f"{row.recovered:.1%}")
     return (
         row.mode,
         str(row.memories or ""),
         row.budget or "",
         row.selection or "",
         row.codec or "",
-        human_bytes(row.record_bytes) if row.record_bytes else "",
-        f"{row.nll:.3f}",
-        "" if row.recovered is None else f"{row.recovered:.1%}",
-        "" if row.right is None else f"{row.right:.0%}",
+        f"{row.token_bytes:.0f}" if row.token_bytes else "",
+        *measured,
         human_seconds(row.first_token_seconds),
     )
 
@@ -163,18 +200,25 @@ def _task(
     options: Options,
     budget: str,
     answer_tokens: int,
-) -> tuple[Any, ...]:
+) -> tuple[dict, tuple[Any, ...]]:
     """Measure one of the other tasks; return what ``_questions`` returns."""
     from .. import evaluate
 
-    tasks: dict[str, tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]] = {
-        "recite": (evaluate.read_documents, evaluate.spread, evaluate.recite),
-        "update": (evaluate.read_questions, evaluate.spread_documents, evaluate.update),
-        "choice": (evaluate.read_choices, evaluate.spread, evaluate.choose),
+    read: dict[str, Callable[..., Any]] = {
+        "recite": evaluate.read_documents,
+        "choice": evaluate.read_choices,
     }
-    read, spread, measure = tasks[task]
+    measure: dict[str, Callable[..., Any]] = {
+        "recite": evaluate.recite,
+        "update": evaluate.update,
+        "choice": evaluate.choose,
+    }
+    asked: Any
+    if task == "update":
+        asked = evaluate.read_questions(file).with_documents(limit)
+    else:
+        asked = evaluate.spread(read[task](file), limit)
     unrelated = evaluate.read_documents(others) if others else []
-    lines = spread(read(file), limit)
-    with evaluate.TemporaryStore(options, budget, Progress.of_context()) as store:
-        table = measure(store, lines, others=unrelated, answer_tokens=answer_tokens)
-    return table.to_json(), table.columns, table.cells(), table.explanation
+    with evaluate.EvaluationStore(options, budget, Progress.of_context()) as store:
+        table = measure[task](store, asked, others=unrelated, answer_tokens=answer_tokens)
+    return table.to_json(), (table.columns, table.cells(), table.explanation)

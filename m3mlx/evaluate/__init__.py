@@ -1,35 +1,32 @@
-"""Measure what explicit memory is worth, on questions of the user's own.
+"""Measure what explicit memory is worth, on questions of the user's own or of published sets.
 
 ``evaluate`` compares ways of writing memories with pasted text and with nothing. ``recite``,
-``update`` and ``choose`` are other measurements, with their controls. All work in temporary stores.
+``update`` and ``choose`` are other measurements, with their controls.
 """
 
+from .answers import CONDITIONS, How, evaluate, plot
 from .choice import choose
-from .compare import evaluate, plot
-from .questions import (
-    Question,
-    read_choices,
-    read_documents,
-    read_questions,
-    spread,
-    spread_documents,
-)
+from .formats import read_choices, read_documents, read_questions
+from .questions import Collection, Passage, Question, named, spread
 from .recite import recite
-from .temporary import CONDITIONS, TemporaryStore
+from .store import EvaluationStore
 from .update import update
 
 __all__ = [
     "CONDITIONS",
+    "Collection",
+    "EvaluationStore",
+    "How",
+    "Passage",
     "Question",
-    "TemporaryStore",
     "choose",
     "evaluate",
+    "named",
     "plot",
     "read_choices",
     "read_documents",
     "read_questions",
     "recite",
     "spread",
-    "spread_documents",
     "update",
 ]

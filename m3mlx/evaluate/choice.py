@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from statistics import mean
 
 from ..errors import M3Error
-from .questions import Choice
+from .questions import Choice, named
+from .store import EvaluationStore
 from .table import Table
-from .temporary import TemporaryStore
 
 
 def choose(
-    store: TemporaryStore,
+    store: EvaluationStore,
     questions: Sequence[Choice],
     *,
     others: Sequence[str] = (),
@@ -39,7 +39,7 @@ def choose(
     if all(question.document for question in questions):
         modes.append("oracle")
     right: dict[str, list[bool]] = {mode: [] for mode in modes}
-    store.memorize(documents)
+    store.memorize(named(documents))
     for question in store.each(questions, "choosing"):
         hits = store.search(question.question)
         pasted = {"text": [hit.text for hit in hits], "oracle": [question.document]}

@@ -1,31 +1,54 @@
-"""Read the files of evaluations: a JSON object on each line."""
+"""Questions about documents, and what they are asked of."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from ..errors import M3Error
+from ..config import digest
+from ..documents.text import clean
+
+SIGNS = re.compile(r"[*?\[\]]")  # in a path they would make it a pattern
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Question:
-    """A question about one document.
+class Passage:
+    """A place that is needed to answer a question.
 
     Attributes:
-        answer: a short text.
+        path: of the document.
+        text: in it; "" where the file does not say which.
+    """
+
+    path: str
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one or several documents.
+
+    Attributes:
+        answers: short right ones, of which one will do; () if the documents do not say.
+        passages: the gold passages.
+        every: all answers are needed.
+        kind: of question, where the file has several.
+        own: paths of the documents that come with this question, where each brings some.
+        folder: only documents below it are searched; "" for all.
         changed: the answer if it is replaced by this in the document; "" if there is none.
     """
 
-    document: str
     question: str
-    answer: str
-    path: str
+    answers: tuple[str, ...]
+    passages: tuple[Passage, ...] = ()
+    every: bool = False
+    kind: str = ""
+    own: tuple[str, ...] = ()
+    folder: str = ""
     changed: str = ""
 
 
@@ -44,78 +67,69 @@ class Choice:
     document: str = ""
 
 
-def read_questions(path: str | Path) -> list[Question]:
-    """Read lines with document, question, answer and, if given, path and changed.
+@dataclass
+class Collection:
+    """Documents, by path, and questions about them."""
 
-    Raises:
-        M3Error: the file or a line of it cannot be read; names the line.
-    """
+    documents: dict[str, str] = field(default_factory=dict)
+    questions: list[Question] = field(default_factory=list)
+    _paths: dict[tuple[str, str], str] = field(default_factory=dict)  # of folders and texts
 
-    def read(data: dict, number: int) -> Question:
-        document, question, answer = (data[key] for key in ("document", "question", "answer"))
-        name, changed = data.get("path", f"document-{number}.txt"), data.get("changed", "")
-        _check_texts(document, question, answer, name)
-        if not isinstance(changed, str) or (changed and answer not in document):
-            raise ValueError("changed must be text, and the answer stand in the document")
-        return Question(document, question, answer, name, changed)
+    def add(self, path: str, text: str) -> str:
+        """Add a document, with its text as it would be read from a file; return its path.
 
-    return _read(path, "document, question and answer", "questions", read)
+        A text that is in the folder already keeps its path; another one of the same path gets a
+        number.
+        """
+        path = SIGNS.sub("-", path)
+        folder, slash, name = path.rpartition("/")
+        text, number = clean(text), 1
+        if known := self._paths.get((folder, text)):
+            return known
+        while path in self.documents:
+            number += 1
+            path = f"{folder}{slash}{number}-{name}"
+        self.documents[path], self._paths[folder, text] = text, path
+        return path
 
+    @property
+    def digest(self) -> str:
+        """Digest of the documents."""
+        return digest(sorted(self.documents.items()))
 
-def read_documents(path: str | Path) -> list[str]:
-    """Read lines with a document; equal ones are returned once.
+    def limited(self, limit: int | None) -> Collection:
+        """Return at most ``limit`` questions, evenly spread.
 
-    Raises:
-        M3Error: as ``read_questions``.
-    """
+        All documents stay, but for those that come with a question that does not.
+        """
+        return self._with(spread(self.questions, limit))
 
-    def read(data: dict, number: int) -> str:
-        _check_texts(data["document"])
-        return data["document"]
+    def with_documents(self, limit: int | None) -> Collection:
+        """Return all questions about the first documents of ``limit`` questions, evenly spread."""
+        paths = list(dict.fromkeys(path for q in self.questions for path in _paths(q)))
+        kept = set(spread(paths, limit))
+        return self._with([q for q in self.questions if kept.intersection(_paths(q))])
 
-    return list(dict.fromkeys(_read(path, "a document", "documents", read)))
-
-
-def read_choices(path: str | Path) -> list[Choice]:
-    """Read lines with question, choices, the right one as answer and, if given, document.
-
-    Raises:
-        M3Error: as ``read_questions``.
-    """
-
-    def read(data: dict, number: int) -> Choice:
-        question, choices, answer = (data[key] for key in ("question", "choices", "answer"))
-        document = data.get("document", "")
-        _check_texts(question, answer, *choices, document or "none")
-        if len(set(choices)) != len(choices) or len(choices) < 2 or answer not in choices:
-            raise ValueError("the answer must be one of at least two different choices")
-        return Choice(question, tuple(choices), choices.index(answer), document)
-
-    return _read(path, "question, choices and answer", "questions", read)
-
-
-def _check_texts(*values: object) -> None:
-    if not all(isinstance(value, str) and value.strip() for value in values):
-        raise ValueError("they must be text")
+    def _with(self, questions: Sequence[Question]) -> Collection:
+        dropped = {path for question in self.questions for path in question.own}
+        dropped -= {path for question in questions for path in question.own}
+        documents = {p: text for p, text in self.documents.items() if p not in dropped}
+        return replace(self, documents=documents, questions=list(questions))
 
 
-def _read(path: str | Path, wanted: str, things: str, read: Callable[[Any, int], T]) -> list[T]:
-    try:
-        lines = Path(path).read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise M3Error(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            found.append(read(json.loads(line), number))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            expected = f"expected a JSON object with {wanted}"
-            raise M3Error(f"{path}, line {number}: {expected} ({error})") from error
-    if not found:
-        raise M3Error(f"{path}: there are no {things} in it")
-    return found
+def _paths(question: Question) -> Iterator[str]:
+    return (passage.path for passage in question.passages)
+
+
+def title_path(title: str) -> str:
+    """Return a path for a document that has a title."""
+    return f"{' '.join(title.replace('/', '-').split())}.txt"
+
+
+def named(texts: Iterable[str], folder: str = "") -> dict[str, str]:
+    """Return texts by a path made of their number."""
+    start = f"{folder}/" if folder else ""
+    return {f"{start}{number}.txt": text for number, text in enumerate(dict.fromkeys(texts), 1)}
 
 
 def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
@@ -123,10 +137,3 @@ def spread(items: Sequence[T], limit: int | None) -> Sequence[T]:
     if limit is None or limit >= len(items):
         return items
     return [items[i * len(items) // limit] for i in range(limit)]
-
-
-def spread_documents(questions: Sequence[Question], limit: int | None) -> Sequence[Question]:
-    """Return all questions about at most ``limit`` documents, evenly spread."""
-    documents = list(dict.fromkeys(question.document for question in questions))
-    kept = set(spread(documents, limit))
-    return [question for question in questions if question.document in kept]

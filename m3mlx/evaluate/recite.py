@@ -12,8 +12,9 @@ from typing import Any
 
 from ..errors import M3Error
 from ..models.template import Turn
+from .questions import named
+from .store import EvaluationStore
 from .table import Table, mean_of_known
-from .temporary import TemporaryStore
 
 CUE = 12  # tokens at the head of a text that are given
 REQUEST = "Recite the text that begins like this, word for word."
@@ -34,7 +35,7 @@ EXPLANATION = (
 
 
 def recite(
-    store: TemporaryStore,
+    store: EvaluationStore,
     documents: Sequence[str],
     *,
     others: Sequence[str] = (),
@@ -60,7 +61,8 @@ def recite(
             f"ones, or fewer --answer-tokens"
         )
     known, unseen = ([(documents[i], tokens[i]) for i in long[start::2]] for start in (0, 1))
-    store.memorize([text for text, _ in known])
+    paths = {text: path for path, text in named(text for text, _ in known).items()}
+    store.memorize({path: text for text, path in paths.items()})
 
     def measure(
         name: str,
@@ -69,7 +71,7 @@ def recite(
         shuffled: bool = False,
     ) -> None:
         results = [
-            _recite(store, text, row, mode, shuffled)
+            _recite(store, text, row, mode, shuffled, paths.get(text))
             for text, row in store.each(texts, f"reciting, {name}")
         ]
         means = {name: mean_of_known(result[name] for result in results) for name in COLUMNS}
@@ -81,7 +83,7 @@ def recite(
     measure("cue shuffled", known, shuffled=True)
     measure("never memorized", unseen)
     if others:
-        store.memorize(others, cold=True)
+        store.memorize(named(others, "others"), cold=True)
         measure(f"beside {len(others)} others", known)
     store.restart()
     measure("after a restart", known)
@@ -89,7 +91,12 @@ def recite(
 
 
 def _recite(
-    store: TemporaryStore, text: str, tokens: Sequence[int], mode: str, shuffled: bool
+    store: EvaluationStore,
+    text: str,
+    tokens: Sequence[int],
+    mode: str,
+    shuffled: bool,
+    path: str | None,
 ) -> dict[str, Any]:
     template = store.assistant.decoder.template
     cue, rest = list(tokens[:CUE]), list(tokens[CUE:])
@@ -106,7 +113,7 @@ def _recite(
     said = [step.token for step in steps if step.token is not None]
     right = next((i for i, token in enumerate(rest) if said[i : i + 1] != [token]), len(rest))
     wanted, got = template.decode(rest), template.decode(said)
-    found = any(hit.path == store.path_of(text) for hit in hits)
+    found = any(hit.path == path for hit in hits)
     return {
         "found": found if mode == "explicit" else None,
         "exact": right == len(rest),

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import M3Error
-from .questions import Question
+from .questions import Collection, named
+from .store import EvaluationStore, Result
 from .table import Table, mean_of_known
-from .temporary import Result, TemporaryStore
 
 COLUMNS = {
     "when": "",
@@ -33,8 +33,8 @@ EXPLANATION = (
 
 
 def update(
-    store: TemporaryStore,
-    questions: Sequence[Question],
+    store: EvaluationStore,
+    collection: Collection,
     *,
     others: Sequence[str] = (),
     answer_tokens: int = 32,
@@ -48,26 +48,27 @@ def update(
     Raises:
         M3Error: no question has ``changed``.
     """
-    facts = {q.document: q for q in reversed(questions) if q.changed}  # the first of each
+    questions = [(q.passages[0].path, q) for q in collection.questions if q.passages]
+    facts = {path: q for path, q in reversed(questions) if q.changed}  # the first of each
     if not facts:
         raise M3Error("no line has changed, another answer that takes the place of the first")
-    asked = [q for q in questions if q.document in facts]
+    asked = [(path, question) for path, question in questions if path in facts]
     table = Table(COLUMNS, EXPLANATION)
-    store.memorize(facts)
-    paths = {document: store.path_of(document) for document in facts}
+    documents = {path: collection.documents[path] for path in facts}
+    store.memorize(documents)
 
     def measure(when: str, memory: bool = True) -> None:
         changed, neighbours = [], []
-        for question in store.each(asked, f"asking, {when}"):
-            fact = facts[question.document]
-            if question is not fact and fact.answer in question.answer:
+        for path, question in store.each(asked, f"asking, {when}"):
+            fact = facts[path]
+            if question is not fact and fact.answers[0] in question.answers[0]:
                 continue  # its answer changes too
             hits = store.search(question.question)
-            answers = [question.answer, *([fact.changed] if question is fact else [])]
+            answers = [question.answers[0], *([fact.changed] if question is fact else [])]
             read = hits if memory else []
             results = store.ask(question.question, answers, read, answer_tokens)
             if question is fact:
-                found = any(hit.path == paths[question.document] for hit in hits)
+                found = any(hit.path == path for hit in hits)
                 old, new = results
                 changed.append((found if memory else None, old, new))
             else:
@@ -76,13 +77,13 @@ def update(
 
     measure("before, without memory", memory=False)
     measure("before")
-    for document, fact in facts.items():
-        store.rewrite(document, document.replace(fact.answer, fact.changed))
-    store.memorize([])
+    for path, fact in facts.items():
+        documents[path] = documents[path].replace(fact.answers[0], fact.changed)
+    store.memorize(documents)
     measure("changed")
     count = 10
     while others:
-        store.memorize(others[:count], cold=True)
+        store.memorize(named(others[:count], "others"), cold=True)
         measure(f"beside {min(count, len(others))} others")
         if count >= len(others):
             break
