@@ -22,7 +22,7 @@ _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 @command("m3mlx models", cls=click.Group, invoke_without_command=True)
 @click.pass_context
 def models(ctx: click.Context, as_json: bool) -> None:
-    """Show which models are cached and verified, which would fit, and which a new store gets."""
+    """Show which models are here and verified, and which would fit this machine."""
     if ctx.invoked_subcommand:
         return
     from ..models import inventory
