@@ -15,7 +15,7 @@ from typing import Literal
 import mlx.core as mx
 
 from .. import config
-from ..config import Progress
+from ..config import Progress, no_progress
 from ..errors import ModelError
 from .builtin import BUILT_IN
 from .verdicts import Verdict, verdict_of
@@ -23,6 +23,7 @@ from .weights import loaded_bytes, read_weights
 
 _OVERHEAD_BYTES = 1_000_000_000  # beside the weights: context, memories, the process itself
 _SHARE = 2 / 3  # of the machine's memory that a model may take
+_LARGE = 1_000_000_000  # bytes of weights that are told of before they are loaded
 _FOUR_BITS = 4.5 / 8  # bytes of a weight, with the scale and bias of its group
 NOT_MEASURED = "not measured"
 
@@ -135,25 +136,22 @@ def memory_told(name: str, folder: Path, progress: Progress) -> Iterator[None]:
         ModelError: before the block, if it is more than the machine has, which would kill the
             process.
     """
-    weights = None
+    takes, (total, _) = 0, machine_memory()
     if mx.default_device() == mx.cpu:
         with suppress(ModelError):  # loading it tells what is wrong
-            weights = read_weights(folder)
-    if weights is None:
-        yield
-        return
-    (total, _), takes = machine_memory(), f"{weights.loaded_bytes / 1e9:.1f} GB of memory"
-    if weights.loaded_bytes > total:
+            takes = read_weights(folder).loaded_bytes
+    if takes > total:
         smaller = [model for model in RECOMMENDED if fits(model, total)] or RECOMMENDED[:1]
         raise ModelError(
-            f"{name} takes {takes}, since its weights become float32 on a CPU, and this machine "
-            f"has {total / 1e9:.1f} GB; {smaller[-1].name} would fit."
+            f"{name} takes {takes / 1e9:.1f} GB of memory, since its weights become float32 on a "
+            f"CPU, and this machine has {total / 1e9:.1f} GB; {smaller[-1].name} would fit."
         )
-    progress(f"loading {takes}", 0, 1)
+    tell = progress if takes >= _LARGE else no_progress
+    tell(what := f"loading {takes / 1e9:.1f} GB of memory (float32)", 0, 1)
     try:
         yield
     finally:
-        progress(f"loading {takes}", 1, 1)
+        tell(what, 1, 1)
 
 
 def is_apple_silicon() -> bool:
