@@ -119,7 +119,7 @@ def test_an_adapter_is_exact_beside_and_merged_into_each_kind(quantized, tmp_pat
     np.testing.assert_allclose(logits(beside), expected, atol=1e-5 * largest, rtol=0)
 
 
-@pytest.mark.parametrize("quantized", ["affine 4", "mxfp4"], indirect=True)
+@pytest.mark.parametrize("quantized", ["mxfp4"], indirect=True)
 def test_an_assistant_answers_with_a_quantized_model_from_its_memory(quantized, tmp_path):
     encoder = str(save_encoder(tmp_path / "encoder"))
     made = {"encoder": encoder, "tokens_per_head": 4, "budget": "uniform"}
@@ -129,25 +129,35 @@ def test_an_assistant_answers_with_a_quantized_model_from_its_memory(quantized, 
         assert answer.sources and assistant.decoder.name == str(quantized)
 
 
-@on_cpu
-@pytest.mark.parametrize("how", ["affine 4", "mxfp4"])
-def test_experts_are_counted_and_dequantized_too(how, tmp_path):
-    """As Qwen3-30B-A3B, the default of the largest machines."""
+@pytest.fixture
+def experts(tmp_path):
+    """A mixture of experts as Qwen3-30B-A3B, the default of the largest machines."""
     folder = byte_tokenizer(tmp_path / "experts")
     config = {**COMMON, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}
     config |= {"decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 64}
     config |= {"norm_topk_prob": True, "head_dim": 16}
     module = importlib.import_module("mlx_lm.models.qwen3_moe")
     mx.random.seed(0)
-    model = module.Model(module.ModelArgs.from_dict(config))
-    save_weights(folder, model)
+    save_weights(folder, module.Model(module.ModelArgs.from_dict(config)))
     save_config(config, folder / "config.json")
-    quantize(folder, WAYS[how])
-    decoder = load_decoder(str(folder))
+    return folder
+
+
+@on_cpu
+@pytest.mark.parametrize("how", ["affine 4", "mxfp4"])
+def test_experts_are_counted_and_dequantized_too(how, experts):
+    decoder = load_decoder(str(quantize(experts, WAYS[how])))
     arrays = [array for _, array in tree_flatten(decoder.model.parameters())]
     assert {array.dtype for array in arrays} == {mx.float32} and not packed(decoder.model)
-    assert read_weights(folder).loaded_bytes == sum(array.nbytes for array in arrays)
+    assert read_weights(experts).loaded_bytes == sum(array.nbytes for array in arrays)
     assert all(difference < 1e-5 for difference, _ in differences(decoder).values())
+
+
+@on_cpu
+def test_scales_that_only_a_gpu_reads_are_refused_on_a_cpu(experts):
+    quantize(experts, {**WAYS["nvfp4"], "global_scale": True})
+    with pytest.raises(ModelError, match="needs a GPU: its nvfp4 experts"):
+        load_decoder(str(experts))
 
 
 def huge(folder, **changes):

@@ -233,6 +233,11 @@ def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], dict[
         raise RefusedError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
     with _mlx_lm_errors(path):
         if mx.default_device() == mx.cpu:
+            if any(getattr(part, "global_scale", None) is not None for part in model.modules()):
+                raise ModelError(
+                    f"{name} needs a GPU: its nvfp4 experts have scales of their own, which are "
+                    f"lost on a CPU. Choose another model with --model."
+                )
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
             model.set_dtype(mx.float32)  # mxfp4 and its like become bfloat16
