@@ -56,6 +56,10 @@ class Assistant:
     Methods that use the store raise StoreError if it is missing or damaged (``repair``: beyond
     repair), or if they would write to it while another process does.
 
+    Without ``model`` it uses the one that the store was made with, else the built-in
+    ``DEFAULT_DECODER``: what ``m3mlx models use`` keeps, and what suits the machine, are choices
+    of the command line only.
+
     Args:
         model, store, encoder, adapter_path, selection, budget, tokens_per_head, codec, memories,
             kv_bits, retrieval, also, encrypt: the fields of ``config.Options``.
@@ -150,8 +154,9 @@ class Assistant:
 
     @cached_property
     def decoder(self) -> Decoder:
-        from .models.decoder import adapter_folder, load_decoder
+        from .models.decoder import DEFAULT_DECODER, adapter_folder, load_decoder
         from .models.inventory import is_here
+        from .models.verdicts import refusals_kept
 
         name, adapter = self.model
         if self.options.model is None and name is not None and not is_here(name):
@@ -162,7 +167,8 @@ class Assistant:
                 f"`m3mlx memorize --rebuild` makes memories for that from the stored text."
             )
         folder = adapter_folder(name, adapter)
-        return load_decoder(name, adapter_path=folder, progress=self._progress)
+        with refusals_kept(name or DEFAULT_DECODER):
+            return load_decoder(name, adapter_path=folder, progress=self._progress)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -194,9 +200,11 @@ class Assistant:
         return MemoryFormat(self.decoder, MemoryConfig.from_json(self.edition().memory))
 
     def _verify(self) -> None:
+        from .models.verdicts import refusals_kept
         from .verify import verify
 
-        verify(self.decoder, self._progress)
+        with refusals_kept(self.decoder.name):
+            verify(self.decoder, self._progress)
 
     def _calibrated(self) -> MemoryConfig:
         from .calibrate import calibrate

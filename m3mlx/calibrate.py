@@ -41,6 +41,7 @@ AUTO_SHARE = 0.95  # of the gain of whole memories that "auto" must keep
 KEY_SCALES = (1.1, 1.2, 1.3, 1.4)
 CALIBRATION = "calibration.json"  # in an adapter's folder
 BATCH = 8
+_LOSSES = 2 + len(AUTO_TOKENS) + len(KEY_SCALES)  # that are measured at most
 
 
 def calibrate(
@@ -264,7 +265,7 @@ class _Measure:
         return self.losses[key]
 
     def _loss(self, counts: list[list[int]] | None, key_scale: float) -> float:
-        self.progress("measuring memories", self.measured, 0)
+        self.progress("measuring memories", self.measured, _LOSSES)
         self.measured += 1
         if counts is None:
             return self._mean_loss(lambda number: Conversation(self.decoder, self.prefix))

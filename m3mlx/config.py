@@ -42,12 +42,16 @@ def cache_folder() -> Path:
     return Path(home) / "cache" if home else Path(platformdirs.user_cache_dir("m3mlx"))
 
 
+def data_folder() -> Path:
+    """Return the folder of what cannot be made again: the default store, the user's choices."""
+    home = os.environ.get("M3MLX_HOME")
+    return Path(home) if home else Path(platformdirs.user_data_dir("m3mlx"))
+
+
 def default_store() -> Path:
     """Return the folder of the store that is used if none is named."""
-    if store := os.environ.get("M3MLX_STORE"):
-        return Path(store)
-    home = os.environ.get("M3MLX_HOME")
-    return (Path(home) if home else Path(platformdirs.user_data_dir("m3mlx"))) / "store"
+    store = os.environ.get("M3MLX_STORE")
+    return Path(store) if store else data_folder() / "store"
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ import mlx.core as mx
 
 from . import config
 from .assistant import Assistant
-from .errors import FingerprintError, M3Error
+from .errors import FingerprintError, M3Error, ModelError
 from .models import decoder as models
+from .models import default
 from .models import inventory as cached
 from .store import CheckReport, LockedError, MemoryStore
 from .store.sessions import FILE as SESSIONS
@@ -152,6 +153,12 @@ def _models(assistant: Assistant) -> Iterator[Diagnosis]:
         yield Diagnosis("model", value, "broken" if model.broken else "ok", advice)
     if not have:
         yield Diagnosis("model", "none cached", "note", "The first use of a model downloads it.")
+    try:
+        name, why = default.chosen()
+    except ModelError as error:
+        yield Diagnosis("default", str(error), "broken", "Choose with m3mlx models use NAME.")
+    else:
+        yield Diagnosis("default", f"a new store is made with {name} ({why})")
 
 
 def _store(assistant: Assistant) -> Iterator[Diagnosis]:

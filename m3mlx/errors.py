@@ -12,6 +12,10 @@ class ModelError(M3Error):
     """A model cannot be found, downloaded or loaded, or cannot carry explicit memory."""
 
 
+class RefusedError(ModelError):
+    """A model is sound but cannot carry explicit memory."""
+
+
 class ConvertError(M3Error):
     """A checkpoint cannot be converted; nothing was written."""
 

@@ -14,7 +14,6 @@ were after the prefix.
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
 from time import perf_counter
 
 import mlx.core as mx
@@ -23,13 +22,14 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from . import files
 from .chat.conversation import Conversation
-from .config import FORMAT_VERSION, MemoryConfig, Progress, cache_folder, digest, no_progress
-from .errors import ModelError
+from .config import MemoryConfig, Progress, cache_folder, digest, no_progress
+from .errors import RefusedError
 from .memory.cache import Layout, arrange, read_prefix
 from .memory.write import Writer
 from .models.caches import keeps_state, leaves
 from .models.decoder import Decoder
 from .models.template import Turn
+from .models.verdicts import conditions
 
 REFERENCE, CONTEXT = 48, 24  # tokens
 # Largest difference of two logits, as a share of the largest logit.
@@ -40,16 +40,14 @@ def verify(decoder: Decoder, progress: Progress = no_progress) -> float:
     """Return how far memories are from exact: a share of the largest logit.
 
     Raises:
-        ModelError: the model computes something else with memories; names what differs.
+        RefusedError: the model computes something else with memories; names what differs.
     """
     asked = {
         "model": decoder.name,
         "weights": decoder.weights,
         "adapter": decoder.adapter,
         "tokenizer": decoder.tokenizer_hash,
-        "device": str(mx.default_device()),
-        "format": FORMAT_VERSION,
-        "versions": [version(name) for name in ("m3mlx", "mlx", "mlx-lm")],
+        **conditions(),
     }
     path = cache_folder() / "verified" / f"{digest(asked)[:32]}.json"
     try:
@@ -62,12 +60,12 @@ def verify(decoder: Decoder, progress: Progress = no_progress) -> float:
         found = differences(decoder)
     except Exception as error:  # a foreign model can fail anywhere
         what = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ModelError(
+        raise RefusedError(
             f"{decoder.name} cannot carry explicit memory: reading one fails ({what})."
         ) from error
     for what, (difference, tolerance) in found.items():
         if not difference <= tolerance:  # also where it is no number
-            raise ModelError(
+            raise RefusedError(
                 f"{decoder.name} cannot carry explicit memory: {what} changes its logits by "
                 f"{difference:.1%} of the largest, where rounding explains {tolerance:.1%}."
             )

@@ -179,3 +179,14 @@ def test_progress_is_reported(decoder):
     assert calls[0] == ("scoring sample texts", 0, 24)
     assert ("scoring sample texts", 24, 24) in calls
     assert calls[-1] == ("measuring memories", 2, 2)
+
+
+def test_no_more_is_measured_than_progress_says(decoder, monkeypatch):
+    """Where no average suffices and every key scale helps: what tools/LOG.md counts with."""
+    falling = iter([10.0, 1.0, 1.0, *[9.0] * 10, *[8.0 - n // 2 for n in range(8)]])
+    monkeypatch.setattr(module._Measure, "_mean_loss", lambda self, conversation: next(falling))
+    calls = []
+    assert calibrate(decoder, progress=lambda *step: calls.append(step)).key_scale == 1.4
+    measured = [step for step in calls if step[0] == "measuring memories"]
+    assert measured == [("measuring memories", n, 11) for n in range(12)]
+    assert list(falling) == []

@@ -133,6 +133,7 @@ BAD_FLAGS = f"""
     recall x --since soon | ask x --since 2026-13-01 | recall x --type | chat --path
     inspect | inspect x y | ask x --inspect o.html --memory text | ask x --inspect
     doctor x | doctor --frob | models --frob | models frob | models remove
+    models use | models use a b | models use x --reset | models use --frob
     export | export x --frob | import | import x y | import x --frob | keygen | keygen x y
 """
 

@@ -16,11 +16,13 @@ from .inspect import write_page
 from .options import (
     READING,
     add_options,
+    choose_model,
     command,
     conversation_options,
     is_verbose,
     memory_options,
     open_assistant,
+    yes_option,
 )
 from .render import Progress, echo_answer, echo_json, echo_sources, echo_table, human_seconds, note
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 )
 @conversation_options(query="chunk")
 @memory_options("also", *READING)
+@yes_option
 def ask(
     question: str,
     no_sources: bool,
@@ -52,6 +55,7 @@ def ask(
     system_prompt: str | None,
     only: Filter | None,
     options: Options,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Answer one question from memory. QUESTION - reads it from standard input."""
@@ -61,7 +65,7 @@ def ask(
         question = sys.stdin.read()
     if inspect and (memory != "explicit" or options.kv_bits):
         raise click.UsageError("--inspect needs --memory explicit, and no --kv-bits.")
-    with open_assistant(options) as assistant:
+    with open_assistant(choose_model(options, yes)) as assistant:
         chat = assistant.chat(memory=memory, system=system_prompt, only=only)
         steps, view = chat.send(question, generation), None
         if inspect:

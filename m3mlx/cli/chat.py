@@ -23,11 +23,13 @@ from .documents import INTERRUPTED
 from .options import (
     READING,
     add_options,
+    choose_model,
     command,
     conversation_options,
     memory_options,
     open_assistant,
     set_on_signals,
+    yes_option,
 )
 from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note
 
@@ -54,6 +56,7 @@ HELP = """\
 )
 @conversation_options(query="message")
 @memory_options("also", *READING)
+@yes_option
 def chat(
     session: str | None,
     remember: bool,
@@ -62,6 +65,7 @@ def chat(
     system_prompt: str | None,
     only: Filter | None,
     options: Options,
+    yes: bool,
 ) -> None:
     """Talk with the model about your documents."""
     from .. import sessions as history
@@ -73,7 +77,7 @@ def chat(
             raise click.UsageError(str(error)) from error
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
-    with open_assistant(options) as assistant:
+    with open_assistant(choose_model(options, yes)) as assistant:
         opened = assistant.chat(memory=memory, system=system_prompt, only=only)
         terminal = _Terminal(assistant, opened, generation, session)
         terminal.begin()

@@ -14,6 +14,7 @@ from ..text import scrub_line
 from .options import (
     WRITING,
     add_options,
+    choose_model,
     command,
     document_options,
     encrypt_options,
@@ -22,6 +23,7 @@ from .options import (
     memory_options,
     open_assistant,
     size,
+    yes_option,
 )
 from .render import (
     echo_json,
@@ -55,6 +57,7 @@ INTERRUPTED = "Interrupted; committed documents are kept. Run it again to contin
 )
 @encrypt_options
 @memory_options(*WRITING)
+@yes_option
 def memorize(
     paths: tuple[str, ...],
     reading: dict[str, Any],
@@ -65,6 +68,7 @@ def memorize(
     watch: bool,
     encrypt: str | None,
     options: Options,
+    yes: bool,
     as_json: bool,
 ) -> None:
     """Read files and folders into memory."""
@@ -74,6 +78,8 @@ def memorize(
         raise click.UsageError("--dry-run goes with files only.")
     if watch and (dry_run or as_json or not paths):
         raise click.UsageError("--watch needs paths, and goes with neither --dry-run nor --json.")
+    if paths:
+        options = choose_model(options, yes)
     with open_assistant(options, encrypt=encrypt) as assistant:
         done, rebuilt, dropped = None, None, None
         try:

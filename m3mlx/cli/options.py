@@ -30,9 +30,11 @@ from ..config import (
     SELECTIONS,
     Generation,
     Options,
+    default_store,
 )
-from ..errors import M3Error
-from .render import Progress
+from ..errors import M3Error, ModelError
+from ..text import scrub_line
+from .render import Progress, human_bytes, note
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
@@ -209,6 +211,50 @@ READING = (*WRITING, "memories", "kv_bits", "retrieval")
 def memory_options(*names: str) -> Decorator:
     """Options of an assistant; the command gets them as ``options``, with model and store."""
     return _gathered("options", _options, **{name: _MEMORY[name] for name in names})
+
+
+yes_option = add_options(yes="Download the model that suits this machine without asking.")
+
+
+def choose_model(options: Options, yes: bool) -> Options:
+    """Name the model that a new store is made with, where neither the user nor a store does.
+
+    It is the kept choice (``m3mlx models use``), else on Apple silicon what suits the memory, else
+    the built-in model. A person is asked before anything is downloaded.
+
+    Args:
+        yes: download without asking.
+    """
+    from ..store import MemoryStore
+
+    own_adapter = options.adapter_path not in (None, "none")  # fits the built-in model
+    if options.model or own_adapter or MemoryStore.exists(options.store or default_store()):
+        return options
+    from ..models import default
+
+    if (name := default.kept()) is not None:
+        return replace(options, model=name)
+    model = default.fitting()
+    if model is None:
+        return options
+    size, instead = human_bytes(model.download_bytes), "Using the small built-in model instead."
+    if default.is_whole(model.name):
+        note(f"Using {model.name} ({size}), which suits this machine.")
+        return replace(options, model=model.name)
+    asks = all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    if not (yes or asks):
+        note(f"{model.name} suits this machine; --yes downloads it ({size}). {instead}")
+        return options
+    note(f"Using {model.name} ({size} to download), which suits this machine.")
+    if not (yes or click.confirm(f"Download {size}?", default=True, err=True)):
+        note(f"{instead} m3mlx models use NAME keeps another choice.")
+        return options
+    try:
+        default.fetch(model.name, model.download_bytes)
+    except ModelError as error:
+        note(f"{scrub_line(str(error))} {instead}")
+        return options
+    return replace(options, model=model.name)
 
 
 def _options(*, also: tuple[str, ...] = (), **chosen: Any) -> Options:

@@ -15,11 +15,13 @@ from ..errors import M3Error
 from .options import (
     READING,
     add_options,
+    choose_model,
     command,
     memory_options,
     open_assistant,
     read_first_line,
     size,
+    yes_option,
 )
 from .render import note
 
@@ -64,14 +66,15 @@ def _settings(
     collection=("Search, list and forget in this collection only, and add to it.", "NAME"),
 )
 @memory_options("also", *READING)
-def serve(max_upload: int, queue: int, options: Options, **settings: Any) -> None:
+@yes_option
+def serve(max_upload: int, queue: int, options: Options, yes: bool, **settings: Any) -> None:
     """Serve a page to chat on, and OpenAI's interface, on this machine."""
     try:
         from ..serve import serve as run
     except ModuleNotFoundError as error:
         raise _missing("serve", error) from error
     made = _settings(upload_bytes=max_upload or 2**40, waiting=queue, **settings)
-    run(_assistant_maker(options), made, _announce)
+    run(_assistant_maker(choose_model(options, yes)), made, _announce)
     _exit()
 
 
@@ -79,14 +82,15 @@ def serve(max_upload: int, queue: int, options: Options, **settings: Any) -> Non
 @add_options(http="Serve by HTTP instead of standard input and output.")
 @server_options(port=8643)
 @memory_options(*READING)
-def mcp(http: bool, options: Options, **settings: Any) -> None:
+@yes_option
+def mcp(http: bool, options: Options, yes: bool, **settings: Any) -> None:
     """Serve documents and answers as tools to programs that speak MCP."""
     try:
         from ..serve import serve as run
         from ..serve.mcp import serve_stdio
     except ModuleNotFoundError as error:
         raise _missing("mcp", error) from error
-    make = _assistant_maker(options)
+    make = _assistant_maker(choose_model(options, yes))
     if http:
         run(make, _settings(**settings), _announce, mcp=True)
     else:

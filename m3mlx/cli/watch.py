@@ -16,12 +16,14 @@ from ..text import scrub_line
 from .options import (
     WRITING,
     add_options,
+    choose_model,
     command,
     document_options,
     encrypt_options,
     memory_options,
     open_assistant,
     set_on_signals,
+    yes_option,
 )
 from .render import note
 
@@ -55,18 +57,20 @@ _NOTES = ("failed", "waiting", "away", "back", "polling")  # printed to stderr
 )
 @encrypt_options
 @memory_options(*WRITING)
+@yes_option
 def watch(
     paths: tuple[str, ...],
     reading: dict[str, Any],
     encrypt: str | None,
     options: Options,
+    yes: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Follow files and folders: memorize what changes, forget what vanishes.
 
     Ctrl-C or SIGTERM ends it. With --json each event is a line of JSON."""
-    with open_assistant(options, encrypt=encrypt) as assistant:
+    with open_assistant(choose_model(options, yes), encrypt=encrypt) as assistant:
         follow(assistant, paths, as_json=as_json, **reading, **settings)
 
 

@@ -87,6 +87,8 @@ BUILT_IN = {
         },
     ),
 }
+DEFAULT_DECODER = "smollm2-135m-instruct"
+DEFAULT_ENCODER = "all-minilm-l6-v2"
 
 
 def fetch(name: str, progress: Progress) -> Path:

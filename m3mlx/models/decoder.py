@@ -34,14 +34,13 @@ from mlx_lm.utils import (
 
 from .. import config, files
 from ..config import Progress, no_progress
-from ..errors import ModelError
+from ..errors import ModelError, RefusedError
 from . import caches, encoder, hooks
-from .builtin import BUILT_IN, fetch
+from .builtin import BUILT_IN, DEFAULT_DECODER, DEFAULT_ENCODER, fetch
+from .inventory import memory_told
 from .linux_cpu.ops import make_column_major
 from .template import Template
 
-DEFAULT_DECODER = "smollm2-135m-instruct"
-DEFAULT_ENCODER = "all-minilm-l6-v2"
 ADAPTERS = Path(__file__).parents[1] / "data" / "adapters"  # folders named after built-in models
 NO_ADAPTER = "none"
 
@@ -162,11 +161,13 @@ def load_decoder(
         progress: called while fetching and converting.
 
     Raises:
-        ModelError: it cannot be found, fetched or loaded, or cannot carry explicit memory.
+        ModelError: it cannot be found, fetched or loaded, cannot carry explicit memory
+            (RefusedError), or needs more memory than this machine has.
     """
     name = str(name or DEFAULT_DECODER)
     path = _find(name, "decoder", progress or no_progress)
-    model, settings, geometry = _load_model(name, path)
+    with memory_told(name, path, progress or no_progress):
+        model, settings, geometry = _load_model(name, path)
     with _mlx_lm_errors(path):
         tokenizer = load_tokenizer(path, eos_token_ids=settings.get("eos_token_id"))
     adapter_path = None if adapter_path is None else Path(adapter_path)
@@ -259,18 +260,24 @@ def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple
     """Load a model in the type that this machine computes fast; also its config and geometry."""
     settings = _read_json(path / "config.json")
     if settings.get("is_encoder_decoder"):
-        raise ModelError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
+        raise RefusedError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
     with _mlx_lm_errors(path):
         model, settings = load_model(path, lazy=True)
     try:
         geometry = geometry_of(model)
     except ValueError as error:
         kind = settings.get("model_type")
-        raise ModelError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
+        raise RefusedError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
     with _mlx_lm_errors(path):
         if mx.default_device() == mx.cpu:
+            if any(getattr(part, "global_scale", None) is not None for part in model.modules()):
+                raise ModelError(
+                    f"{name} needs a GPU: its nvfp4 experts have scales of their own, which are "
+                    f"lost on a CPU. Choose another model with --model."
+                )
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
+            model.set_dtype(mx.float32)  # mxfp4 and its like become bfloat16
         mx.eval(model.parameters())
     return model, settings, geometry
 

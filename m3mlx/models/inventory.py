@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
-import struct
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,11 +15,15 @@ from typing import Literal
 import mlx.core as mx
 
 from .. import config
+from ..config import Progress, no_progress
 from ..errors import ModelError
 from .builtin import BUILT_IN
+from .verdicts import Verdict, verdict_of
+from .weights import loaded_bytes, read_weights
 
 _OVERHEAD_BYTES = 1_000_000_000  # beside the weights: context, memories, the process itself
 _SHARE = 2 / 3  # of the machine's memory that a model may take
+_LARGE = 1_000_000_000  # bytes of weights that are told of before they are loaded
 _FOUR_BITS = 4.5 / 8  # bytes of a weight, with the scale and bias of its group
 NOT_MEASURED = "not measured"
 
@@ -30,14 +34,22 @@ class CachedModel:
 
     Attributes:
         name: as given to ``--model`` or ``--encoder``.
+        needs_bytes: memory that it takes, an estimate; None if it is broken.
         broken: what is wrong with its files, or "".
+        verdict: what verification found of it; None if it was not verified yet, and for encoders.
     """
 
     name: str
     kind: Literal["built-in", "hub"]
     path: Path
     bytes: int
+    needs_bytes: int | None
     broken: str
+    verdict: Verdict | None
+
+    @property
+    def is_encoder(self) -> bool:
+        return self.name in BUILT_IN and BUILT_IN[self.name].kind == "encoder"
 
 
 @dataclass(frozen=True)
@@ -48,18 +60,24 @@ class Recommended:
         name: built-in name or hub id.
         parameters: number of weights.
         state: what was measured of it with explicit memory; ``NOT_MEASURED`` for most.
+        default_from_gib: memory of a Mac for which it is the default; None for no default.
     """
 
     name: str
     parameters: int
     licence: str
     state: str = NOT_MEASURED
+    default_from_gib: int | None = None
+
+    @property
+    def download_bytes(self) -> int:
+        """Size of a hub model's files with weights of four bits; an estimate."""
+        return int(self.parameters * _FOUR_BITS)
 
     @property
     def needs_bytes(self) -> int:
         """Memory that it takes: an estimate, not a measurement."""
-        on_cpu = mx.default_device() == mx.cpu  # there the weights become float32
-        return int(self.parameters * (4 if on_cpu else _FOUR_BITS)) + _OVERHEAD_BYTES
+        return loaded_bytes(self.parameters, self.download_bytes) + _OVERHEAD_BYTES
 
 
 # A state says only what was measured (tools/LOG.md).
@@ -71,10 +89,18 @@ RECOMMENDED = (
     ),
     Recommended("qwen2.5-coder-0.5b-instruct", 494_032_768, "Apache-2.0"),
     Recommended("mlx-community/Qwen3-0.6B-4bit", 596_049_920, "Apache-2.0"),
-    Recommended("mlx-community/Qwen3-1.7B-4bit", 1_720_574_976, "Apache-2.0"),
-    Recommended("mlx-community/Qwen3-4B-4bit", 4_022_468_096, "Apache-2.0"),
+    Recommended(
+        *("mlx-community/Qwen3-1.7B-4bit", 1_720_574_976, "Apache-2.0"), default_from_gib=8
+    ),
+    Recommended(
+        *("mlx-community/Qwen3-4B-Instruct-2507-4bit", 4_022_468_096, "Apache-2.0"),
+        default_from_gib=16,
+    ),
     Recommended("mlx-community/Qwen3-8B-4bit", 8_190_735_360, "Apache-2.0"),
     Recommended("mlx-community/Qwen3-14B-4bit", 14_768_307_200, "Apache-2.0"),
+    Recommended(
+        *("mlx-community/Qwen3-30B-A3B-4bit", 30_532_122_624, "Apache-2.0"), default_from_gib=32
+    ),
     Recommended("mlx-community/Qwen3-32B-4bit", 32_762_123_264, "Apache-2.0"),
 )
 
@@ -102,6 +128,38 @@ def fits(model: Recommended, memory_bytes: int | None = None) -> bool:
     return model.needs_bytes <= _SHARE * total
 
 
+@contextmanager
+def memory_told(name: str, folder: Path, progress: Progress) -> Iterator[None]:
+    """Tell what the model that the block loads takes, where its weights become float32, on a CPU.
+
+    Raises:
+        ModelError: before the block, if it is more than the machine has, which would kill the
+            process.
+    """
+    takes, (total, _) = 0, machine_memory()
+    if mx.default_device() == mx.cpu:
+        with suppress(ModelError):  # loading it tells what is wrong
+            takes = read_weights(folder).loaded_bytes
+    if takes > total:
+        smaller = [model for model in RECOMMENDED if fits(model, total)] or RECOMMENDED[:1]
+        raise ModelError(
+            f"{name} takes {takes / 1e9:.1f} GB of memory, since its weights become float32 on a "
+            f"CPU, and this machine has {total / 1e9:.1f} GB; {smaller[-1].name} would fit."
+        )
+    tell = progress if takes >= _LARGE else no_progress
+    tell(what := f"loading {takes / 1e9:.1f} GB of memory (float32)", 0, 1)
+    try:
+        yield
+    finally:
+        tell(what, 1, 1)
+
+
+def is_apple_silicon() -> bool:
+    """Return whether this is a Mac with Apple silicon whose GPU MLX can use."""
+    found = platform.system(), platform.machine()
+    return found == ("Darwin", "arm64") and mx.metal.is_available()
+
+
 @dataclass(frozen=True)
 class Machine:
     """Names for people: of the processor or GPU, and of the system and its architecture."""
@@ -125,7 +183,7 @@ def cached() -> list[CachedModel]:
     for folder in _folders(config.cache_folder() / "models"):
         if folder.name in BUILT_IN:
             found.append(_cached(folder.name, "built-in", folder, folder))
-    for folder in _folders(_hub()):
+    for folder in _folders(hub_folder()):
         if folder.name.startswith("models--"):
             name = folder.name.removeprefix("models--").replace("--", "/")
             snapshots = _folders(folder / "snapshots")
@@ -164,7 +222,8 @@ def remove(name: str) -> CachedModel:
     return model
 
 
-def _hub() -> Path:
+def hub_folder() -> Path:
+    """Return the folder in which the hub's library keeps models."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
@@ -177,28 +236,11 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _cached(name: str, kind: Literal["built-in", "hub"], path: Path, files: Path) -> CachedModel:
-    size = sum(p.lstat().st_size for p in path.rglob("*") if p.is_file() and not p.is_symlink())
-    return CachedModel(name, kind, path, size, _broken(files))
-
-
-def _broken(folder: Path) -> str:
-    """Return what is wrong with a model directory by its lengths and headers, or ""."""
+    found = [p for p in path.rglob("*") if p.is_file()]
+    size = sum(p.lstat().st_size for p in found if not p.is_symlink())
+    changed = max((p.stat().st_mtime for p in found if p.suffix == ".safetensors"), default=0.0)
     try:
-        json.loads((folder / "config.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        return "config.json is missing or no JSON"
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        return "its weights are missing"
-    for file in weights:
-        try:
-            with file.open("rb") as opened:
-                (length,) = struct.unpack("<Q", opened.read(8))
-                header = json.loads(opened.read(min(length, 100_000_000)))
-            last = max(v["data_offsets"][1] for k, v in header.items() if k != "__metadata__")
-            whole = file.stat().st_size == 8 + length + last
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
-            whole = False
-        if not whole:
-            return f"{file.name} is cut short or damaged"
-    return ""
+        needs, broken = read_weights(files).loaded_bytes + _OVERHEAD_BYTES, ""
+    except ModelError as error:
+        needs, broken = None, str(error)
+    return CachedModel(name, kind, path, size, needs, broken, verdict_of(name, changed))
