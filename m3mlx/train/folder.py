@@ -104,7 +104,6 @@ def _write_random_model(settings: Settings, path: Path, folder: Path, progress: 
     else:
         progress("training a tokenizer", 0, 0)
         _train_tokenizer(_texts(read_data(settings.data)), vocabulary, path, folder)
-    write_json(folder / "config.json", config)
     tokenizer = load_tokenizer(folder)
     if (largest := max(tokenizer.get_vocab().values())) >= vocabulary:
         raise M3Error(
