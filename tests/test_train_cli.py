@@ -4,7 +4,7 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from tiny import save_encoder, save_model
+from tiny import byte_tokenizer, save_encoder, save_model, tiny_config
 
 from m3mlx import calibrate
 from m3mlx.cli import main
@@ -64,6 +64,24 @@ def test_a_model_is_trained_fused_and_asked(place, tmp_path):
     assert refused.exit_code == 1 and "another adapter" in refused.stderr
 
 
+def test_a_model_is_made_from_a_config(place, tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(tiny_config("llama")))
+    byte_tokenizer(tmp_path / "bytes")
+    given = ("--init", config, "--tokenizer", tmp_path / "bytes", "--objective", "sft")
+    dry = train(place, tmp_path / "model", *given, "--dry-run")
+    assert dry.exit_code == 0 and "of memory and" in dry.stderr and "teacher" not in dry.stderr
+    assert not (tmp_path / "model").exists()
+    done = train(place, tmp_path / "model", *given)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith("The model is in ")
+    settings = json.loads((tmp_path / "model" / "memory.json").read_text())
+    assert settings["memory_layers"] == [0, 1, 2, 3] and settings["tokens_per_head"] == 4
+    config.write_text('{"model_type": "none"}')
+    bad = train(place, tmp_path / "other", *given)
+    assert bad.exit_code == 1 and len(bad.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -73,6 +91,8 @@ def test_a_model_is_trained_fused_and_asked(place, tmp_path):
         (("--budget", "third:8"), "third:8 is no budget"),
         (("--stage", "warmup"), "warmup reads no memories"),
         (("--learning-rate", "nan"), "learning_rate"),
+        (("--init", "c.json", "--objective", "keep"), "keep needs a model that can teach"),
+        (("--tokenizer", "t"), "is for a model from random weights"),
     ],
 )
 def test_a_bad_flag_is_one_line_and_exit_code_2(place, tmp_path, words, said):

@@ -1,6 +1,7 @@
 """Samples from files, and what is said of those that are none."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3mlx.errors import M3Error
-from m3mlx.train.corpus import Corpus, overlap
+from m3mlx.train.corpus import Corpus, Embeddings, overlap
 from m3mlx.train.data import Conversation, Preference, Question, Text, read_data
 
 
@@ -126,9 +127,13 @@ def encode(texts):
     return counts / np.linalg.norm(counts, axis=1, keepdims=True)
 
 
+def letters(folder, embed=encode, identity="letters"):
+    return Embeddings(lambda: SimpleNamespace(encode=embed, identity=identity), folder)
+
+
 def test_references_are_those_that_memorize_would_write(tmp_path):
     long = ". ".join(f"sentence {i} about hedges" for i in range(12)) + "."
-    corpus = Corpus(["abc", long], tokenize, encode, tmp_path, "letters")
+    corpus = Corpus(["abc", long], tokenize, letters(tmp_path))
     assert corpus.texts[corpus.places["abc"][0]] == "abc"
     assert len(corpus.places[long]) > 2
     assert all(len(reference) <= 128 for reference in corpus.references)
@@ -139,23 +144,26 @@ def test_references_are_those_that_memorize_would_write(tmp_path):
 
 
 def test_vectors_are_kept_and_not_made_twice(tmp_path):
-    first = Corpus(["aab", "ccd"], tokenize, encode, tmp_path, "letters")
+    first = Corpus(["aab", "ccd"], tokenize, letters(tmp_path))
+    near = first.nearest(["aaa"], 1)
     calls = []
 
     def counting(texts):
         calls.append(texts)
         return encode(texts)
 
-    second = Corpus(["aab", "ccd"], tokenize, counting, tmp_path, "letters")
-    assert not calls
-    assert second.nearest(["aaa"], 1) == [[0]] == first.nearest(["aaa"], 1)
-    Corpus(["aab", "ccd"], tokenize, counting, tmp_path, "another encoder")
-    assert len(calls) == 2  # the query, and the vectors of the other encoder
+    second = Corpus(["aab", "ccd"], tokenize, letters(tmp_path, counting))
+    assert second.nearest(["aaa"], 1) == [[0]] == near
+    assert calls == [["aaa"]]
+    other = Corpus(["aab", "ccd"], tokenize, letters(tmp_path, counting, "another encoder"))
+    assert len(calls) == 1  # no vector is made before it is wanted
+    other.nearest(["aaa"], 1)
+    assert len(calls) == 3  # the query, and the vectors of the other encoder
 
 
 def test_clusters_hold_neighbours_and_every_reference_once(tmp_path):
     texts = [letter * 5 + "h" * i for letter in "abc" for i in range(4)]
-    corpus = Corpus(texts, tokenize, encode, tmp_path, "letters")
+    corpus = Corpus(texts, tokenize, letters(tmp_path))
     groups = corpus.clusters(range(12), 4, np.random.default_rng(0))
     assert sorted(place for group in groups for place in group) == list(range(12))
     assert all(len({place // 4 for place in group}) == 1 for group in groups)

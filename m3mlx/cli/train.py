@@ -17,6 +17,12 @@ from .render import Progress, echo_json, human_bytes, human_seconds, note
 _OPTIONS: dict[str, tuple[str, Any]] = {
     "valid": ("File of questions for validation, about documents not in DATA.", click.Path()),
     "adapter_path": ("Adapter to start from.", click.Path()),
+    "init": (
+        "Train all weights and write a model: from a config.json, with random weights, or from "
+        "the folder of a model.",
+        click.Path(),
+    ),
+    "tokenizer": ("Its tokenizer: folder or built-in name; without, one is trained on DATA.", str),
     "encoder": ("Sentence encoder: directory or built-in name.", str),
     "stage": ("Train with memories (continual), or without (warmup).", ("continual", "warmup")),
     "steps": ("Number of optimizer steps.", int),
@@ -29,7 +35,7 @@ _OPTIONS: dict[str, tuple[str, Any]] = {
     "clip": ("Maximum gradient norm; 0 disables clipping.", float),
     "warmup": ("Share of the steps in which the learning rate rises from 0.", float),
     "decay": ("Share of the steps, at the end, in which the learning rate falls.", float),
-    "rank": ("Rank of LoRA; 0 trains the weights themselves.", int),
+    "rank": ("Rank of LoRA; 0 trains the weights of the layers themselves.", int),
     "scale": ("Scale of LoRA.", float),
     "targets": ("Parts of each layer to train.", ("attention", "all")),
     "selection": ("Score that selects the tokens a memory keeps.", ("reconstruction", "attention")),
@@ -52,7 +58,7 @@ _DEFAULTS = {field.name: field.default for field in fields(Settings)}
     "--output",
     type=click.Path(),
     required=True,
-    help="Folder of the adapter; a stopped run continues from its last checkpoint.",
+    help="Folder of the result; a stopped run continues from its last checkpoint.",
 )
 @add_options(
     objective=(
@@ -81,8 +87,8 @@ def train(
 ) -> None:
     """Train a model to read its memories, and write the result as an adapter.
 
-    DATA are files and folders: JSONL with samples, or any documents. A run that was stopped
-    continues when the same command is given again."""
+    With --init it is a model. DATA are files and folders: JSONL with samples, or any
+    documents. A run that was stopped continues when the same command is given again."""
     from ..train import train
 
     progress = Progress.of_context()
@@ -91,7 +97,8 @@ def train(
     if budget:
         options["budgets"] = budget
     try:
-        settings = Settings(data=data, model=chosen_model(), **options)
+        model = None if options["init"] else chosen_model()
+        settings = Settings(data=data, model=model, **options)
     except M3Error as error:  # every setting comes from a flag
         raise click.UsageError(str(error)) from error
 
@@ -109,16 +116,18 @@ def train(
         )
 
     def announce(found: Any) -> None:
+        teacher = "" if settings.init else ", besides the teacher, which runs once"
         note(
             f"about {human_bytes(found.memory_bytes)} of memory and "
-            f"{human_seconds(found.seconds)}, besides the teacher, which runs once"
+            f"{human_seconds(found.seconds)}{teacher}"
         )
 
     done = train(settings, progress=progress, report=report, on_estimate=announce, dry_run=dry_run)
     if as_json:
         echo_json({"output": str(done.output), "steps": done.steps, "metrics": done.metrics})
     elif not dry_run:
-        click.echo(f"The adapter is in {scrub_line(str(done.output))}.")
+        kind = "model" if settings.init else "adapter"
+        click.echo(f"The {kind} is in {scrub_line(str(done.output))}.")
 
 
 def _shares(given: tuple[str, ...]) -> dict[str, float]:

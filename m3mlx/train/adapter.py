@@ -21,14 +21,17 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
 def prepare(model: nn.Module, settings: Settings) -> dict[str, Any]:
-    """Make LoRA layers trainable, or with rank 0 the layers' own weights.
+    """Make LoRA layers trainable, with rank 0 the layers' own weights, with ``init`` all weights.
 
     Returns:
-        What adapter_config.json says, by which mlx-lm loads the result.
+        What adapter_config.json says, by which mlx-lm loads the result; {} with ``init``.
 
     Raises:
         M3Error: full training was asked for, and the weights are quantized.
     """
+    if settings.init:
+        model.unfreeze()
+        return {}
     model.freeze()
     mx.random.seed(settings.seed)  # LoRA layers begin at random
     if settings.rank:

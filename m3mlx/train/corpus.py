@@ -4,29 +4,71 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from ..config import Progress, no_progress
 from ..documents import Document, Tokenize, split
 from ..store.index import Exact
 
 COPY = 0.9  # overlap from which a reference is a copy of a training text (section 3.6, eq. 6)
 LEAK = 2 / 3  # the same in validation (section 4.4)
+BATCH = 64  # texts that are embedded at once
 
 Reference = tuple[int, ...]  # token ids
-Encode = Callable[[Sequence[str]], np.ndarray]
+
+
+class SentenceEncoder(Protocol):
+    """Turns texts into unit vectors, float32 (n, dimensions)."""
+
+    identity: str
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+class Embeddings:
+    """Vectors of texts, by an encoder that is loaded when the first is wanted.
+
+    Args:
+        folder: where the vectors of a corpus are kept between runs.
+        progress: called while many texts are embedded.
+    """
+
+    def __init__(
+        self, load: Callable[[], SentenceEncoder], folder: Path, progress: Progress = no_progress
+    ):
+        self._load, self._folder, self._progress = load, folder, progress
+
+    @cached_property
+    def encoder(self) -> SentenceEncoder:
+        return self._load()
+
+    def of(self, texts: Sequence[str]) -> np.ndarray:
+        parts = []
+        for start in range(0, len(texts), BATCH):
+            self._progress("embedding references", start, len(texts))
+            parts.append(self.encoder.encode(texts[start : start + BATCH]))
+        self._progress("embedding references", len(texts), len(texts))
+        return np.concatenate(parts)
+
+    def kept(self, texts: Sequence[str]) -> np.ndarray:
+        """Return vectors from the folder, where they are put at first."""
+        name = hashlib.sha256("\0".join([self.encoder.identity, *texts]).encode()).hexdigest()
+        path = self._folder / f"vectors-{name[:32]}.npy"
+        if not path.exists():
+            save_array(path, self.of(texts))
+        return np.load(path, allow_pickle=False)
 
 
 class Corpus:
-    """Every reference of the training data, with its vector.
+    """Every reference of the training data; vectors are made when they are first compared.
 
     Args:
         documents: different texts.
         tokenize: text to token ids and their character offsets.
-        encode: texts to unit vectors, float32 (n, dimensions).
-        folder: where vectors are kept between runs.
-        identity: of the encoder.
 
     Attributes:
         references: token ids of every different reference.
@@ -38,9 +80,7 @@ class Corpus:
         self,
         documents: Sequence[str],
         tokenize: Tokenize,
-        encode: Encode,
-        folder: Path,
-        identity: str,
+        embeddings: Embeddings,
     ):
         texts: dict[Reference, str] = {}
         pieces = {text: split(Document("", "", text), tokenize) for text in documents}
@@ -50,13 +90,15 @@ class Corpus:
         self.references, self.texts = list(texts), list(texts.values())
         known = {reference: i for i, reference in enumerate(self.references)}
         self.places = {text: [known[p.tokens] for p in pieces[text]] for text in documents}
-        self._encode = encode
-        name = hashlib.sha256("\0".join([identity, *self.texts]).encode()).hexdigest()
-        path = folder / f"vectors-{name[:32]}.npy"
-        if not path.exists():
-            save_array(path, encode(self.texts))
-        self._vectors: np.ndarray = np.load(path, allow_pickle=False)
-        self._index = Exact(np.arange(len(self.references)), self._vectors)
+        self._embeddings = embeddings
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        return self._embeddings.kept(self.texts)
+
+    @cached_property
+    def _index(self) -> Exact:
+        return Exact(np.arange(len(self.references)), self._vectors)
 
     def find_answer(self, document: str, answer: str) -> int | None:
         """Return the reference of a document that holds an answer; None if it lies across a cut."""
@@ -67,7 +109,7 @@ class Corpus:
 
     def nearest(self, texts: Sequence[str], count: int) -> list[list[int]]:
         """Return the references that fit each text best, best first."""
-        found = self._index.search(self._encode(list(texts)), count)
+        found = self._index.search(self._embeddings.of(texts), count)
         return [[place for _, place in near] for near in found]
 
     def clusters(

@@ -188,13 +188,14 @@ class DataLoader:
             else:
                 answer = sample.answers[rng.integers(len(sample.answers))]
                 turns = ((sample.question, answer),)
-            self._add_turns(batch, turns, self._draw_reads(row, len(batch.references), rng))
+            reads = self._draw_reads(row, len(batch.references), rng)
+            self._add_turns(batch, turns, reads, self._pasted(batch, reads))
 
     def _dpo(self, batch: Batch, samples: list[Any], rng: np.random.Generator) -> None:
         for sample, row in zip(samples, self._add_documents(batch, samples), strict=True):
             reads = self._draw_reads(row, len(batch.references), rng)
             for answer in (sample.chosen, sample.rejected):
-                self._add_turns(batch, [(sample.prompt, answer)], reads)
+                self._add_turns(batch, [(sample.prompt, answer)], reads, self._pasted(batch, reads))
 
     def _lm(self, batch: Batch, texts: list[Reference], rng: np.random.Generator) -> None:
         for tokens in texts:
@@ -237,8 +238,23 @@ class DataLoader:
         others = [row for row in range(count) if row != right]
         return [[right, *rng.permutation(others)[:extra].tolist()]]
 
-    def _add_turns(self, batch: Batch, turns: Sequence[tuple[str, str]], reads: ChunkReads) -> None:
-        """Add a conversation, whose answers and their end tokens are learned."""
+    def _pasted(self, batch: Batch, reads: ChunkReads) -> Reference:
+        """Return the right reference where it stands in the context: without memories."""
+        warmup = self.settings.stage == "warmup"
+        return batch.references[reads[0][0]] if warmup and reads else ()
+
+    def _add_turns(
+        self,
+        batch: Batch,
+        turns: Sequence[tuple[str, str]],
+        reads: ChunkReads,
+        before: Reference = (),
+    ) -> None:
+        """Add a conversation, whose answers and their end tokens are learned.
+
+        Args:
+            before: tokens in front of it.
+        """
         tokens: list[int] = []
         learned: list[int] = []
         for number, (message, answer) in enumerate(turns):
@@ -248,7 +264,7 @@ class DataLoader:
             start = len(tokens)
             tokens += [*self.template.encode(answer), self.end]
             learned += range(start, len(tokens))
-        batch.add(tokens, learned, reads)
+        batch.add([*before, *tokens], [len(before) + place for place in learned], reads)
 
     # --- the order of samples
 

@@ -7,10 +7,12 @@ that of an uninterrupted run.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
@@ -26,12 +28,12 @@ from ..errors import M3Error
 from ..memory.cache import read_prefix
 from ..models.decoder import Decoder, load_decoder, load_encoder
 from ..models.hooks import gradient_checkpoints
-from ..models.template import Template
 from .adapter import initial_weights, load_adapter, prepare, save_adapter, write_json
-from .corpus import Corpus
+from .corpus import Corpus, Embeddings
 from .data import Data, read_data
 from .dataloader import DataLoader
 from .estimate import Estimate, check, estimate
+from .folder import begin, memory_settings, save_begun, save_weights
 from .loss import answer_logprobs, batch_loss
 from .plot import plot_metrics
 from .settings import Settings, parse_budget
@@ -45,7 +47,7 @@ BETAS = [0.9, 0.95]
 
 @dataclass
 class TrainReport:
-    """A finished run: the adapter's folder, and the metrics of every step."""
+    """A finished run: the folder of the adapter or model, and the metrics of every step."""
 
     output: Path
     steps: int
@@ -75,15 +77,19 @@ def train(
     progress = progress or no_progress
     output = Path(settings.output)
     _check_output(output, settings)
-    decoder = load_decoder(settings.model, progress=progress)
-    trainer = Trainer(settings, decoder, progress)
-    expected = trainer.estimate()
-    check(expected)
-    if on_estimate:
-        on_estimate(expected)
-    if dry_run:
-        return TrainReport(output, 0, [])
-    return trainer.run(report or (lambda row: None))
+    with TemporaryDirectory(prefix="m3mlx-") as begun:
+        if settings.init:
+            decoder = begin(settings, Path(begun), progress)
+        else:
+            decoder = load_decoder(settings.model, progress=progress)
+        trainer = Trainer(settings, decoder, progress)
+        expected = trainer.estimate()
+        check(expected)
+        if on_estimate:
+            on_estimate(expected)
+        if dry_run:
+            return TrainReport(output, 0, [])
+        return trainer.run(report or (lambda row: None))
 
 
 def _check_output(output: Path, settings: Settings) -> None:
@@ -108,24 +114,17 @@ class Trainer:
     """One run: model, data, optimizer and output."""
 
     def __init__(self, settings: Settings, decoder: Decoder, progress: Progress):
-        self.settings, self.model = settings, decoder.model
+        self.settings, self.model, self.decoder = settings, decoder.model, decoder
         self.output = Path(settings.output)
-        self.template = Template(decoder.tokenizer)
+        self.template = decoder.template
         data = read_data(settings.data)
         held_out = read_data([settings.valid]) if settings.valid else None
-        encoder = load_encoder(settings.encoder, progress=progress)
         cache = cache_folder() / "training"
-
-        def encode(texts: Sequence[str]) -> np.ndarray:
-            parts = []
-            for start in range(0, len(texts), 64):
-                progress("embedding references", start, len(texts))
-                parts.append(encoder.encode(texts[start : start + 64]))
-            progress("embedding references", len(texts), len(texts))
-            return np.concatenate(parts)
+        load = partial(load_encoder, settings.encoder, progress=progress)
+        embeddings = Embeddings(load, cache, progress)
 
         def corpus(data: Data) -> Corpus:
-            return Corpus(data.documents(), decoder.tokenize, encode, cache, encoder.identity)
+            return Corpus(data.documents(), decoder.tokenize, embeddings)
 
         self.budgets = _budgets(decoder, settings, progress)
         self.validation = None
@@ -140,7 +139,9 @@ class Trainer:
         self.model.train()
         config, recite = self.budgets[0], self.template.recite
         key = [decoder.weights, decoder.tokenizer_hash, config.prefix, config.selection, recite]
-        self.teacher = Teacher(self.model, weights, config, recite, cache / digest(key)[:32])
+        self.teacher = Teacher(
+            self.model, None if settings.init else weights, config, recite, cache / digest(key)[:32]
+        )
         self.loader = DataLoader(
             settings, data, corpus(data), self.teacher, self.template, self.budgets
         )
@@ -177,6 +178,8 @@ class Trainer:
             "memory": [config.to_json() for config in self.budgets],
         }
         write_json(output / "training.json", about)
+        if settings.init:
+            save_begun(self.decoder, output)
         checkpoints = output / "checkpoints"
         done = load_checkpoint(checkpoints, self.model, self.optimizer)
         cut_metrics(output, done)
@@ -197,9 +200,15 @@ class Trainer:
                     log({"step": step, "valid": self._validate(self.validation)})
                 if due(step, settings.save_every):
                     save_checkpoint(checkpoints, step, self.model, self.optimizer)
-                    save_adapter(output, self.model, self.adapter, self.name)
+                    self._save()
                     plot_metrics(read_metrics(output), output / "metrics.svg")
         return TrainReport(output, settings.steps, read_metrics(output))
+
+    def _save(self) -> None:
+        if self.settings.init:
+            save_weights(self.output, self.model)
+        else:
+            save_adapter(self.output, self.model, self.adapter, self.name)
 
     def _step(self, step: int) -> dict[str, Any]:
         """Update the weights once, and return the step's metrics."""
@@ -267,6 +276,10 @@ def _budgets(decoder: Decoder, settings: Settings, progress: Progress) -> list[M
         stored = json.loads(path.read_text("utf-8"))["memory"]
         return [MemoryConfig.from_json(config) for config in stored]
     key_bits, value_bits = CODECS[settings.codec or "k8v8"]
+    if settings.init:
+        trained = replace(decoder, trained=memory_settings(settings, decoder))
+        config = calibrate(trained, key_bits=key_bits, value_bits=value_bits)
+        return [replace(config, prefix=decoder.template.prefix)]
     wanted = [parse_budget(text) for text in settings.budgets]
     numbers = [tokens for _, tokens in wanted]
     found = calibrate(

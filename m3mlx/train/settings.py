@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..config import CODECS, MEMORIES, SELECTIONS
 from ..errors import M3Error
@@ -13,6 +15,7 @@ from ..errors import M3Error
 OBJECTIVES = ("distill", "sft", "lm", "dpo", "keep")
 STAGES = ("warmup", "continual")
 QUERIES = ("own", "previous")
+TAUGHT = {"distill", "keep", "dpo"}  # objectives that learn from the model before training
 BUDGET_KINDS = ("calibrated", "uniform", "half")
 
 
@@ -22,11 +25,16 @@ class Settings:
 
     Attributes:
         data: files and folders.
-        output: folder of the adapter.
+        output: folder of the adapter, or with ``init`` of the model.
+        init: train all weights and write a model: a config.json for random ones, or the folder of
+            a model to go on with.
+        tokenizer: of a model from random weights, a folder or built-in name; None to train one on
+            the data.
         adapter_path: adapter to start from.
         valid: file of held-out questions, for validation.
-        objectives: shares of the batches, by objective.
-        stage: "continual" with memories, "warmup" without (section 3.6 of the paper).
+        objectives: shares of the batches, by objective; with ``init`` "lm" or "sft".
+        stage: "continual" with memories, "warmup" without (section 3.6 of the paper): documents
+            then stand in the context.
         steps, accumulate: optimizer steps, and batches in each.
         references: written in one batch.
         questions: asked about each reference in one batch.
@@ -38,8 +46,9 @@ class Settings:
         targets: trained parts of each layer: "attention" or "all".
         budgets: one is drawn for each batch: "auto" (from calibration), "calibrated:8",
             "uniform:8" or "half:8" (uniform in the first half of the layers, as in the paper).
-            Validation uses the first.
-        selection: score by which the tokens of a memory are kept.
+            Validation uses the first. With ``init`` one, "half" or "uniform".
+        selection: score by which the tokens of a memory are kept; None for "reconstruction", with
+            ``init`` for "attention", the paper's.
         codec: quantization of the memories that are read; None for exact ones.
         memories: most that a question reads, the right one and distractors.
         drop: share of questions that read no memory.
@@ -54,10 +63,12 @@ class Settings:
     data: tuple[str, ...]
     output: str
     model: str | None = None
+    init: str | None = None
+    tokenizer: str | None = None
     adapter_path: str | None = None
     encoder: str | None = None
     valid: str | None = None
-    objectives: dict[str, float] = field(default_factory=lambda: {"distill": 1.0, "keep": 0.1})
+    objectives: dict[str, float] = field(default_factory=dict)
     stage: str = "continual"
     steps: int = 100
     accumulate: int = 1
@@ -72,8 +83,8 @@ class Settings:
     rank: int = 16
     scale: float = 10.0
     targets: str = "attention"
-    budgets: tuple[str, ...] = ("auto", "calibrated:4", "calibrated:16", "half:8")
-    selection: str = "reconstruction"
+    budgets: tuple[str, ...] = ()
+    selection: str | None = None
     codec: str | None = None
     memories: int = MEMORIES
     drop: float = 0.1
@@ -90,7 +101,10 @@ class Settings:
         def refuse(name: str, why: str) -> None:
             raise M3Error(f"training setting {name}: {why}")
 
-        if not self.objectives or not set(self.objectives) <= set(OBJECTIVES):
+        for name, value in self._defaults().items():
+            if not getattr(self, name):
+                object.__setattr__(self, name, value)
+        if not set(self.objectives) <= set(OBJECTIVES):
             refuse("objectives", f"is a share for each of some of {', '.join(OBJECTIVES)}")
         shares = self.objectives.values()
         if not all(math.isfinite(x) and x >= 0 for x in shares) or not sum(shares):
@@ -112,8 +126,10 @@ class Settings:
                 parse_budget(budget)
             except M3Error as error:
                 refuse("budgets", str(error))
-        if not self.budgets:
-            refuse("budgets", "names at least one")
+        if self.init:
+            self._check_init(refuse)
+        elif self.tokenizer:
+            refuse("tokenizer", "is for a model from random weights; name its config with init")
         ones = ("steps", "accumulate", "references", "questions", "memories")
         zeros = ("rank", "save_every", "eval_every")
         minimums = {**dict.fromkeys(ones, 1), **dict.fromkeys(zeros, 0), "sequence_tokens": 2}
@@ -126,6 +142,24 @@ class Settings:
         for name in ("warmup", "decay", "drop"):
             if not 0 <= getattr(self, name) <= 1:
                 refuse(name, "is between 0 and 1")
+
+    def _defaults(self) -> dict[str, Any]:
+        """Return what stands for settings that are not given."""
+        if self.init:
+            return {"objectives": {"lm": 1.0}, "budgets": ("half:8",), "selection": "attention"}
+        return {
+            "objectives": {"distill": 1.0, "keep": 0.1},
+            "budgets": ("auto", "calibrated:4", "calibrated:16", "half:8"),
+            "selection": "reconstruction",
+        }
+
+    def _check_init(self, refuse: Callable[[str, str], None]) -> None:
+        if self.model or self.adapter_path:
+            refuse("init", "makes a model of its own; name no other model and no adapter")
+        if taught := TAUGHT & set(self.objectives):
+            refuse("objectives", f"{min(taught)} needs a model that can teach; use lm or sft")
+        if len(self.budgets) > 1 or parse_budget(self.budgets[0])[0] == "calibrated":
+            refuse("budgets", "is one of half:8 or uniform:8 or the like with init")
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, from 0: warm-up, stable, decay (section 5)."""

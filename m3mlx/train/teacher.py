@@ -41,8 +41,9 @@ class Teacher:
 
     Args:
         model: the model in training, before its first step.
-        weights: its trainable weights before it was trained with memories.
-        config: of memories; only prefix, selection and geometry are used.
+        weights: its trainable weights before it was trained with memories; None for a model that
+            has nothing to teach yet: it then ranks tokens as it is now, and nothing is kept.
+        config: of memories; only prefix, selection and counts are used.
         recite: token ids between a reference and its recitation.
         folder: where answers are kept, of this model only.
     """
@@ -50,7 +51,7 @@ class Teacher:
     def __init__(
         self,
         model: nn.Module,
-        weights: dict[str, Any],
+        weights: dict[str, Any] | None,
         config: MemoryConfig,
         recite: Sequence[int],
         folder: Path,
@@ -64,7 +65,8 @@ class Teacher:
     def restored(self) -> Iterator[None]:
         """Give the model its weights before training, until the block ends."""
         now = self.model.trainable_parameters()
-        self.model.update(self.weights)
+        if self.weights is not None:
+            self.model.update(self.weights)
         try:
             yield
         finally:
@@ -72,6 +74,8 @@ class Teacher:
 
     def scores(self, references: Sequence[Reference]) -> np.ndarray:
         """Score tokens as ``Writer`` does: float32 (references, layers, KV heads, longest)."""
+        if self.weights is None:
+            return self._score_now(references)
 
         def compute(part: Sequence[Reference]) -> list[np.ndarray]:
             found = self.writer.score(part, self.config.selection)[0].astype(np.float16)
@@ -82,6 +86,17 @@ class Teacher:
         whole = np.full((len(parts), *parts[0].shape[:2], longest), -1, np.float32)
         for row, part in zip(whole, parts, strict=True):
             row[..., : part.shape[-1]] = part
+        return whole
+
+    def _score_now(self, references: Sequence[Reference]) -> np.ndarray:
+        """Score tokens with the present weights, in the layers that hold memories."""
+        prefix = read_prefix(self.model, self.config.prefix)
+        writer = Writer(self.model, prefix, self.writer.recite)
+        counts = self.config.counts
+        layers = [n for n, kept in enumerate(counts) if any(kept)]
+        found = writer.score(references, self.config.selection, layers)[0]
+        whole = np.zeros((len(found), len(counts), *found.shape[2:]), np.float32)
+        whole[:, layers] = found
         return whole
 
     def top_logprobs(self, prompts: Sequence[Prompt]) -> tuple[np.ndarray, np.ndarray]:
