@@ -5,6 +5,10 @@ laid before its context. So before its first use three things are computed twice
 whose memory was kept whole against the same tokens in the context, a context without memories
 against the model as mlx-lm runs it, and a context read at once against one read in steps. What
 differs is refused. The result is kept beside the calibrations.
+
+Recurrent layers do not read the reference of a memory. So a hybrid's whole memory is compared with
+the model after it has read the reference, the states of its recurrent layers set back to what they
+were after the prefix.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from . import files
 from .chat.conversation import Conversation
 from .config import FORMAT_VERSION, MemoryConfig, Progress, cache_folder, digest, no_progress
 from .errors import ModelError
-from .memory.cache import Layout, read_prefix
+from .memory.cache import Layout, insert_states, read_prefix
 from .memory.write import Writer
 from .models.decoder import Decoder
 from .models.template import Turn
@@ -108,7 +112,12 @@ def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
         return mx.concatenate(rows)
 
     def plain(tokens: list[int]) -> mx.array:
-        logits = model(mx.array([tokens]), cache=make_prompt_cache(model))
+        caches = make_prompt_cache(model)
+        if states.recurrent and len(tokens) > len(prefix) + len(context):
+            model(mx.array([tokens[: -len(context)]]), cache=caches)
+            read = [cache for n, cache in enumerate(caches) if n not in states.recurrent]
+            tokens, caches = context, insert_states(read, states)
+        logits = model(mx.array([tokens]), cache=caches)
         return logits[0, -len(context) :].astype(mx.float32)
 
     whole = conversation(True).prefill(turn, rows=len(context))

@@ -59,8 +59,51 @@ FAMILIES = {
 }
 
 
+# Attention by other names, fused, without positions, or around experts.
+OTHERS = {
+    "gpt2": {
+        **{"n_ctx": 2048, "n_embd": 64, "n_head": 4, "n_layer": 4, "n_positions": 2048},
+        "layer_norm_epsilon": 1e-5,
+    },
+    "gpt_neox": {"rotary_pct": 0.5, "layer_norm_eps": 1e-5, "rotary_emb_base": 10000},
+    "exaone": {"num_layers": 4, "layer_norm_epsilon": 1e-5},
+    "cohere2": {"sliding_window": 512, "sliding_window_pattern": 2},
+}
+# Some layers keep a recurrent or convolutional state.
+HYBRIDS = {
+    "lfm2": {
+        **{"norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "block_dim": 64},
+        **{"block_ff_dim": 64, "block_multiple_of": 8, "block_ffn_dim_multiplier": 1.0},
+        **{"block_auto_adjust_ff_dim": False, "full_attn_idxs": [1, 3]},
+    },
+    "qwen3_next": {
+        **{"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16},
+        **{"linear_value_head_dim": 16, "linear_conv_kernel_dim": 4, "num_experts": 4},
+        **{"num_experts_per_tok": 2, "decoder_sparse_step": 1, "mlp_only_layers": []},
+        **{"shared_expert_intermediate_size": 32, "moe_intermediate_size": 32},
+        **{"partial_rotary_factor": 0.5, "full_attention_interval": 2},
+    },
+    "granitemoehybrid": {
+        **{"layer_types": ["mamba", "attention"] * 2, "embedding_multiplier": 1.0},
+        **{"attention_multiplier": 0.25, "logits_scaling": 1.0, "residual_multiplier": 1.0},
+        **{"mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_d_conv": 4},
+        **{"mamba_n_groups": 1, "mamba_proj_bias": False, "mamba_conv_bias": True},
+        **{"mamba_expand": 2, "attention_bias": False, "position_embedding_type": "rope"},
+        **{"shared_intermediate_size": 64, "num_local_experts": 4, "num_experts_per_tok": 2},
+    },
+    "nemotron_h": {
+        **{"hybrid_override_pattern": "M*-*", "mamba_num_heads": 4, "mamba_head_dim": 16},
+        **{"ssm_state_size": 16, "conv_kernel": 4, "n_groups": 2, "time_step_limit": [0.0, 100.0]},
+        **{"attention_bias": False, "mamba_proj_bias": False, "mlp_bias": False},
+        **{"use_bias": False, "use_conv_bias": True, "layer_norm_epsilon": 1e-5},
+        "mlp_hidden_act": "relu2",
+    },
+}
+
+
 def tiny_config(family: str, **changes) -> dict:
-    return {"model_type": family, **COMMON, **FAMILIES[family], **changes}
+    special = {**FAMILIES, **OTHERS, **HYBRIDS}[family]
+    return {"model_type": family, **COMMON, **special, **changes}
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes):

@@ -22,7 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import CHUNK_TOKENS, MEMORIES
-from ..memory.cache import Layout, PrefixStates, make_cache
+from ..memory.cache import Layout, MemoryCache, PrefixStates, make_cache
 from ..memory.codec import Memory
 from ..models.decoder import Decoder
 from ..models.hooks import last_rows
@@ -153,8 +153,9 @@ class Conversation:
     @property
     def position(self) -> int:
         """Position behind all that was said; memories take their interval once they are read."""
-        gap = self.layout.gap if self.layout and self._search and not self.caches[0].gap else 0
-        return self.caches[0].offset + len(self._pending) + gap
+        cache = next(cache for cache in self.caches if isinstance(cache, MemoryCache))
+        gap = self.layout.gap if self.layout and self._search and not cache.gap else 0
+        return cache.offset + len(self._pending) + gap
 
     def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
         """Feed a turn, each chunk with its own memories.

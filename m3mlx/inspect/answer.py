@@ -33,14 +33,14 @@ class AnswerView:
 
     def __init__(self, chat: Chat, question: str):
         self.question = question
-        self._chat, self._model = chat, chat.assistant.decoder.model
+        self._chat, self._decoder = chat, chat.assistant.decoder
         self._prefix = len(chat.assistant.format.config.prefix)
         self._layer_shares: list[mx.array] = []  # (memories + 2,) of each layer of the last pass
         self._spans: list[_GrowingSpan] = []
 
     def watch(self, steps: Iterator[Step]) -> Generator[Step]:
         """Yield the steps of an answer of the chat; it must not have begun."""
-        with observe_attention(self._model, self._observe):
+        with observe_attention(self._decoder.model, self._observe):
             for step in steps:
                 text = "" if step.thought else step.text
                 if step.token is not None:
@@ -64,7 +64,7 @@ class AnswerView:
         length = getattr(cache, "length", None)  # of the memories
         if length is None or isinstance(keys, (tuple, list)):
             return  # not a cache of m3mlx, or a quantized one
-        if len(self._layer_shares) == len(self._model.layers):
+        if len(self._layer_shares) == self._decoder.layers:
             self._layer_shares.clear()  # a new pass
         heads, width = queries.shape[1], queries.shape[-1]
         grouped = queries[0, :, -1].reshape(keys.shape[1], -1, width)

@@ -9,6 +9,7 @@ numbers of tokens, sliding windows), its cache widens mlx-lm's (``hooks.widen_ma
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import (
+    ArraysCache,
     ConcatenateKVCache,
     KVCache,
     QuantizedKVCache,
@@ -31,7 +33,34 @@ from .codec import PADDING, Memory
 
 SPARE_KEYS = 256  # for which the mask of a decoding step is made ahead
 
-PrefixStates = list[tuple[mx.array, mx.array]]  # keys and values, (1, KV heads, prefix, head_dim)
+
+class PrefixStates(list[tuple[mx.array, mx.array]]):
+    """Keys and values of the prefix, (1, KV heads, prefix, head_dim), of layers that keep them.
+
+    Attributes:
+        recurrent: caches of layers that keep a state instead, by place among all caches.
+    """
+
+    def __init__(
+        self, pairs: Iterable[tuple[mx.array, mx.array]] = (), recurrent: dict | None = None
+    ):
+        super().__init__(pairs)
+        self.recurrent: dict[int, ArraysCache] = recurrent or {}
+
+
+def insert_states(
+    caches: Sequence[Any], prefix: list[tuple[mx.array, mx.array]], batch: int = 1
+) -> list[Any]:
+    """Put copies of the recurrent layers' states among the caches of the other layers."""
+    joined = list(caches)
+    for place, state in getattr(prefix, "recurrent", {}).items():
+        state = deepcopy(state)
+        if batch > 1:
+            state.cache = [
+                x if x is None else mx.broadcast_to(x, (batch, *x.shape[1:])) for x in state.cache
+            ]
+        joined.insert(place, state)
+    return joined
 
 
 class MemoryCache:
@@ -237,18 +266,23 @@ def check_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
 
 
 def read_prefix(model: nn.Module, prefix: Sequence[int]) -> PrefixStates:
-    """Compute keys and values of the constant prefix at every layer (section 3.2 of the paper)."""
+    """Compute keys and values of the constant prefix at every layer (section 3.2 of the paper).
+
+    Layers with a recurrent or convolutional state give that state after the prefix.
+    """
     check_tokens(model, prefix)
-    caches: Any = [ConcatenateKVCache() for _ in model.layers]
+    caches: Any = [
+        cache if isinstance(cache, ArraysCache) else ConcatenateKVCache()
+        for cache in make_prompt_cache(model)
+    ]
     model(mx.array([list(prefix)]), cache=caches)
-    states = [(cache.keys, cache.values) for cache in caches]
-    mx.eval(states)
-    return states
+    recurrent = {n: cache for n, cache in enumerate(caches) if isinstance(cache, ArraysCache)}
+    pairs = [(c.keys, c.values) for n, c in enumerate(caches) if n not in recurrent]
+    mx.eval(pairs, [cache.cache for cache in recurrent.values()])
+    return PrefixStates(pairs, recurrent)
 
 
-def make_cache(
-    model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = None
-) -> list[MemoryCache]:
+def make_cache(model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = None) -> list[Any]:
     """Make the caches of one conversation, one per layer, with the prefix in place.
 
     The model's masks are widened from here on, without which heads would see padding.
@@ -262,7 +296,8 @@ def make_cache(
     """
     widen_masks(model)
     caches: list[MemoryCache] = []
-    for base, (keys, values) in zip(make_prompt_cache(model), prefix, strict=True):
+    bases = [cache for cache in make_prompt_cache(model) if not isinstance(cache, ArraysCache)]
+    for base, (keys, values) in zip(bases, prefix, strict=True):
         if kv_bits and isinstance(base, KVCache):
             head_dim = keys.shape[-1]
             group = next((size for size in (64, 32) if head_dim % size == 0), None)
@@ -275,7 +310,7 @@ def make_cache(
         base.update_and_fetch(keys, values)
         windowed = isinstance(base, RotatingKVCache)
         caches.append(WindowedCache(base) if windowed else MemoryCache(base))
-    return caches
+    return insert_states(caches, prefix)
 
 
 class Layout:
@@ -303,7 +338,7 @@ class Layout:
 
     def attach(
         self,
-        caches: Sequence[MemoryCache],
+        caches: Sequence[Any],
         memory: Memory | None,
         weights: np.ndarray | None = None,
     ) -> None:
@@ -316,6 +351,7 @@ class Layout:
             weights: float32 (batch,), logarithm of each memory's weight in the softmax; None for
                 equal weights.
         """
+        caches = [cache for cache in caches if isinstance(cache, MemoryCache)]
         if memory is None or not len(memory):
             for cache in caches:
                 cache.detach()

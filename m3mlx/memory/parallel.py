@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, make_prompt_cache
 
 from ..config import CHUNK_TOKENS, MemoryConfig
-from ..models.hooks import widen_masks
-from .cache import Layout, PrefixStates
+from ..models.hooks import chosen_rows, widen_masks
+from .cache import Layout, PrefixStates, insert_states
 from .codec import PADDING, Memory
 
 Reads = Sequence[Sequence[Sequence[int]]]  # of each sequence, for each chunk, rows of a memory
@@ -58,20 +58,18 @@ def logits_with_memories(
     rows, seen = _rows_seen(reads, width)
     layout = Layout(config)
     caches = []
-    plain = make_prompt_cache(model)
+    plain = [c for c in make_prompt_cache(model) if not isinstance(c, ArraysCache)]
     for state, places, cache in zip(prefix, layout.rows, plain, strict=True):
         window = getattr(cache, "max_size", None)
         pass_cache = _PassCache(state, len(sequences), width, offsets, window)
         if memory is not None and places is not None and rows.size:
             pass_cache.attach(memory, places, rows, seen, layout)
         caches.append(pass_cache)
-    hidden = model.model(tokens, cache=caches)
     starts = np.repeat(np.arange(len(wanted)) * width, list(map(len, wanted)))
     index = starts + np.concatenate([np.asarray(places, np.int64) for places in wanted])
-    hidden = hidden.reshape(-1, hidden.shape[-1])[mx.array(index)]
-    # The output layer, tied to the embeddings or not.
-    head = model.lm_head if "lm_head" in model else model.model.embed_tokens.as_linear
-    return head(hidden).astype(mx.float32)
+    with chosen_rows(model, mx.array(index)):
+        logits = model(tokens, cache=insert_states(caches, prefix, len(sequences)))
+    return logits[0].astype(mx.float32)
 
 
 def _rows_seen(reads: Reads, width: int) -> tuple[np.ndarray, np.ndarray]:

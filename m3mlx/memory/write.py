@@ -23,9 +23,10 @@ import numpy as np
 from mlx_lm.models.cache import create_attention_mask
 
 from ..config import MemoryConfig
-from ..models.hooks import RopeTap, tap_rope
+from ..errors import ModelError
+from ..models.hooks import RopeTap, observe_attention, tap_rope
 from ..models.linux_cpu import ops
-from .cache import PrefixStates, check_tokens
+from .cache import PrefixStates, check_tokens, insert_states
 from .codec import PADDING, Memory
 
 
@@ -42,6 +43,7 @@ class Writer:
         self.model = model
         self.prefix = prefix
         self.recite = list(recite)
+        self._recurrent = bool(getattr(prefix, "recurrent", None))
 
     def write(self, references: Sequence[Sequence[int]], config: MemoryConfig) -> Memory:
         """Make the memories of a batch of references.
@@ -60,7 +62,7 @@ class Writer:
             scored = self.score([references[row] for row in rows], config.selection, layers)
             return keep(*scored, counts)
 
-        for rows in _group_by_length(references):
+        for rows in _group_by_length(references, 1.0 if self._recurrent else 1.5):
             parts += ops.split_over_cores(write, rows)
             order += rows
         return Memory.join(parts).take(np.argsort(order))
@@ -85,26 +87,52 @@ class Writer:
             check_tokens(self.model, tokens)
         lengths = np.array([len(tokens) for tokens in references])
         longest = int(lengths.max())
+        if self._recurrent and lengths.min() < longest:  # padding would enter the states
+            return _join_scores([self.score([row], selection, layers) for row in references])
         real = mx.array(np.arange(longest) < lengths[:, None])  # (batch, longest)
         recorders = [_Recorder(*state) for state in self.prefix]
+        caches = insert_states(recorders, self.prefix, len(references))
         wanted = range(len(recorders)) if layers is None else layers
         if selection == "reconstruction":
-            _run(self.model, references, recorders)
+            _run(self.model, references, caches)
             reciters = [_Reciter(recorder, real) for recorder in recorders]
+            by_recorder = dict(zip(map(id, recorders), reciters, strict=True))
+            caches = [by_recorder.get(id(cache), cache) for cache in caches]
             start = len(self.recite)
-            with tap_rope(self.model) as taps:
-                _run(self.model, [[*self.recite, *tokens] for tokens in references], reciters)
+            taps = self._queries([[*self.recite, *row] for row in references], caches, reciters)
             seen = reciters[0].make_mask(start + longest)[:, :, start:]
             found = [_reconstruction_score(reciters[n], taps[n], seen, real) for n in wanted]
         else:
             with tap_rope(self.model) as taps:
-                _run(self.model, references, recorders)
+                _run(self.model, references, caches)
+            if [len(tap.before) for tap in taps] != [2] * len(recorders):
+                raise ModelError(
+                    "this model has layers without rotary positions, which the selection "
+                    "'attention' needs; use 'reconstruction'"
+                )
             found = [_attention_score(taps[n], real) for n in wanted]
         scores = mx.stack([mx.where(real[:, None], score, -1.0) for score in found], axis=1)
         scores = scores.astype(mx.float32)
         keys, values = _stack_layers([recorders[n] for n in wanted])
         mx.eval(scores, keys, values)
         return np.array(scores), keys, values
+
+    def _queries(
+        self, rows: Sequence[Sequence[int]], caches: Sequence[Any], wanted: Sequence[Any]
+    ) -> list[RopeTap]:
+        """Run the model; return what it asks of each wanted cache, as queries after RoPE."""
+        taken: dict[int, RopeTap] = {}
+
+        def take(queries: mx.array, keys: Any, cache: Any, scale: float, mask: Any) -> None:
+            taken[id(cache)] = RopeTap(scale, after=[queries])
+
+        with tap_rope(self.model) as taps, observe_attention(self.model, take):
+            _run(self.model, rows, caches)
+        if found := [taken[id(cache)] for cache in wanted if id(cache) in taken]:
+            taps = found  # else its attention is a function of its own, as gemma2's
+        if len(taps) != len(wanted) or not all(tap.after for tap in taps):
+            raise ModelError("this model does not show what its attention asks for")
+        return taps
 
 
 def keep(
@@ -139,24 +167,38 @@ def write_traced(
         counts: tokens to keep, by layer and KV head.
     """
     recorders = [_Recorder(*state) for state in prefix]
-    _run(model, references, recorders)
+    _run(model, references, insert_states(recorders, prefix, len(references)))
     return _gather(*_stack_layers(recorders), *_select(scores, counts))
 
 
-def _group_by_length(references: Sequence[Sequence[int]]) -> list[list[int]]:
+def _group_by_length(references: Sequence[Sequence[int]], ratio: float = 1.5) -> list[list[int]]:
     """Rows of references in groups of similar length, so that little padding is computed."""
     groups: list[list[int]] = []
     for row in sorted(range(len(references)), key=lambda row: len(references[row])):
-        if not groups or len(references[row]) > 1.5 * len(references[groups[-1][0]]):
+        if not groups or len(references[row]) > ratio * len(references[groups[-1][0]]):
             groups.append([])
         groups[-1].append(row)
     return groups
 
 
-def _run(model: nn.Module, rows: Sequence[Sequence[int]], caches: Sequence[_Recorder]) -> None:
+def _run(model: nn.Module, rows: Sequence[Sequence[int]], caches: Sequence[Any]) -> None:
     """Run the model on rows of tokens after what the caches hold; nothing is evaluated."""
     width = max(map(len, rows))
-    model.model(mx.array([[*row, *[0] * (width - len(row))] for row in rows]), cache=caches)
+    model(mx.array([[*row, *[0] * (width - len(row))] for row in rows]), cache=caches)
+
+
+def _join_scores(
+    parts: Sequence[tuple[np.ndarray, mx.array, mx.array]],
+) -> tuple[np.ndarray, mx.array, mx.array]:
+    """Join what ``Writer.score`` returned, padded to the longest reference."""
+    longest = max(scores.shape[3] for scores, _, _ in parts)
+    scores, keys, values = [], [], []
+    for one, own_keys, own_values in parts:
+        pad = [(0, 0), (0, 0), (0, 0), (0, longest - one.shape[3])]
+        scores.append(np.pad(one, pad, constant_values=-1))
+        keys.append(mx.pad(own_keys, [*pad, (0, 0)]))
+        values.append(mx.pad(own_values, [*pad, (0, 0)]))
+    return np.concatenate(scores), mx.concatenate(keys), mx.concatenate(values)
 
 
 def _stack_layers(recorders: Sequence[_Recorder]) -> tuple[mx.array, mx.array]:

@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _download as hub_folder
 from mlx_lm.utils import (
@@ -58,7 +58,8 @@ class Decoder:
         weights, tokenizer_hash, adapter: SHA-256 of their files; adapter is "" without one.
         adapter_path: the adapter's folder, None without one.
         rope: the settings of rotary positions in config.json, as canonical JSON.
-        layers, query_heads, kv_heads, head_dim: geometry, the same in every layer.
+        layers: those that keep keys and values; others keep a state.
+        query_heads, kv_heads, head_dim: the same in all of them.
         trained: memory settings of a model that was trained with memories, else None.
         context_tokens: positions that the model knows; None where its settings do not say.
     """
@@ -282,34 +283,74 @@ def _trained_settings(path: Path, layers: int) -> config.MemorySettings | None:
         raise ModelError(f"{file}: {error}. Convert the model again.") from error
 
 
+class _Probe:
+    """A cache that notes the shapes of the keys and values that a layer gives to it."""
+
+    def __init__(self, base: Any):
+        self.base = base
+        self.given: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.query_heads = 0
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
+        self.given.append((keys.shape, values.shape))
+        return self.base.update_and_fetch(keys, values)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.base, name)
+
+
 def geometry_of(model: nn.Module) -> dict[str, int]:
-    """Return layers, heads and head dimension; a ValueError says why memory is impossible."""
-    attentions = [getattr(layer, "self_attn", None) for layer in model.layers]
+    """Return layers, heads and head dimension; a ValueError says why memory is impossible.
+
+    They are what the caches are given in a pass over three tokens, of which nothing is computed.
+    Layers that keep a state instead of keys and values are not counted.
+    """
+    attentions = [attention for layer in model.layers for attention in hooks.attention_of(layer)]
     if any(hasattr(attention, "kv_lora_rank") for attention in attentions):
         raise ValueError("its attention is latent, so there are no keys and values to keep")
     caches = make_prompt_cache(model)
-    if foreign := {type(c).__name__ for c in caches} - {KVCache.__name__, RotatingKVCache.__name__}:
-        raise ValueError(f"some layers keep a state instead of keys and values ({min(foreign)})")
-    if len(caches) != len(attentions):
+    known = {c.__name__ for c in (KVCache, RotatingKVCache, ArraysCache)}
+    probes = [_Probe(cache) for cache in caches if type(cache) is not ArraysCache]
+    if (foreign := {type(c).__name__ for c in caches} - known) or not probes:
+        kind = min(foreign, default=ArraysCache.__name__)
+        raise ValueError(f"some layers keep a state instead of keys and values ({kind})")
+    calls = []
+
+    def observe(queries: mx.array, keys: Any, cache: Any, scale: float, mask: Any) -> None:
+        calls.append(cache)
+        if isinstance(cache, _Probe):
+            cache.query_heads = queries.shape[1]
+
+    remaining = iter(probes)
+    seen = [c if type(c) is ArraysCache else next(remaining) for c in caches]
+    try:
+        with hooks.observe_attention(model, observe):
+            model(mx.array([[0, 1, 2]]), cache=seen)
+    except Exception as error:  # a foreign model can fail anywhere
+        raise ValueError(f"a first pass fails ({_first_line(error)})") from error
+    if len(calls) > len(probes):
         raise ValueError("its layers share keys and values")
     shapes = set()
-    for attention in attentions:
-        if attention is None or not hasattr(attention, "rope"):
-            raise ValueError("it has layers without self_attn and rotary positions")
-        queries = hooks.first_number(attention, *hooks.QUERY_HEADS)
-        keys = hooks.first_number(attention, "n_kv_heads", "num_key_value_heads", "num_kv_heads")
-        length = hooks.first_number(attention, "head_dim", "dim_head")
-        if keys and not length and hasattr(attention, "k_proj"):
-            length = len(attention.k_proj.weight) // keys
-        if not (queries and keys and length):
-            raise ValueError("its attention does not tell its numbers of heads")
-        shapes.add((len(attentions), queries, keys, length))
+    for probe in probes:
+        if len(probe.given) != 1:
+            raise ValueError("it has a layer without keys and values of its own")
+        (_, heads, _, length), values = probe.given[0]
+        if values[1] != heads or values[-1] != length:
+            raise ValueError("its values have another shape than its keys")
+        shapes.add((len(probes), probe.query_heads, heads, length))
     if len(shapes) != 1:
         raise ValueError("its layers differ in heads")
-    if not hasattr(getattr(model, "model", None), "layers"):
-        raise ValueError("its layers are not where mlx-lm's language models have them")
-    names = ("layers", "query_heads", "kv_heads", "head_dim")
-    return dict(zip(names, shapes.pop(), strict=True))
+    geometry = dict(
+        zip(("layers", "query_heads", "kv_heads", "head_dim"), shapes.pop(), strict=True)
+    )
+    for attention in attentions:
+        named = hooks.first_number(attention, *hooks.QUERY_HEADS)
+        geometry["query_heads"] = geometry["query_heads"] or named or 0
+        if named != geometry["query_heads"]:
+            vars(attention)["_query_heads"] = geometry["query_heads"]
+    if not geometry["query_heads"]:
+        raise ValueError("its attention does not tell its number of heads")
+    return geometry
 
 
 def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:

@@ -8,6 +8,7 @@ against the installed mlx-lm.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
 from threading import RLock, get_ident
-from typing import Any
+from types import ModuleType
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -29,9 +31,50 @@ AttentionObserver = Callable[[mx.array, Any, Any, float, Any], None]
 
 ATTENTION = "scaled_dot_product_attention"  # its name in the modules of mlx-lm's models
 
-QUERY_HEADS = ("n_heads", "num_attention_heads", "num_heads")  # its names in attention modules
+# Names of the number of query heads in attention modules; the first is set where there is none.
+QUERY_HEADS = ("_query_heads", "n_heads", "num_attention_heads", "num_heads")
 
 _lock = RLock()
+
+
+@cache
+def _parameters(kind: Any) -> tuple[str, ...]:
+    """Names of what a module's class is called with."""
+    kind = getattr(kind, "_plain_class", kind)
+    call = next((vars(k)["__call__"] for k in kind.mro() if "__call__" in vars(k)), None)
+    return tuple(inspect.signature(call).parameters)[1:] if call else ()
+
+
+def _is_attention(module: Any) -> bool:
+    return {"mask", "cache"} <= set(_parameters(cast(Any, type(module))))
+
+
+def attention_of(layer: nn.Module) -> list[nn.Module]:
+    """Return the innermost modules of a layer that get a mask and a cache.
+
+    There is one in most models; recurrent layers may have one that keeps a state.
+    """
+    attention = getattr(layer, "self_attn", None)
+    if attention is not None and _is_attention(attention):
+        return [attention]
+    found = {name: m for name, m in layer.named_modules() if name and _is_attention(m)}
+    return [m for name, m in found.items() if not any(f.startswith(f"{name}.") for f in found)]
+
+
+def body_of(model: nn.Module) -> nn.Module:
+    """Return the module that holds the layers: its output is what the output layer gets."""
+    first, level = model.layers[0], [model]
+    while level:
+        below: list[nn.Module] = []
+        for module in level:
+            for child in module.children().values():
+                if isinstance(child, list):
+                    if any(part is first for part in child):
+                        return module
+                elif isinstance(child, nn.Module):
+                    below.append(child)
+        level = below
+    return model
 
 
 def first_number(module: nn.Module, *names: str) -> int | None:
@@ -102,7 +145,21 @@ def last_rows(model: nn.Module, rows: int) -> Any:
         hidden = call(*args, **kwargs)
         return hidden[:, max(hidden.shape[1] - rows, 0) :]
 
-    return hooked([model.model], cut)
+    return hooked([body_of(model)], cut)
+
+
+def chosen_rows(model: nn.Module, index: mx.array) -> Any:
+    """Return a context in which a model computes the logits of some tokens only, (1, rows, …).
+
+    Args:
+        index: places of the tokens in the flattened batch.
+    """
+
+    def cut(call: Hook, body: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
+        hidden = call(*args, **kwargs)
+        return hidden.reshape(-1, hidden.shape[-1])[index][None]
+
+    return hooked([body_of(model)], cut)
 
 
 @contextmanager
@@ -124,26 +181,30 @@ def widen_masks(model: nn.Module) -> None:
     mlx-lm makes one mask for all layers; a cache with a method ``widen`` makes its own of it.
     """
     for layer in model.layers:
-        with _lock:
-            if (_widen_mask, None) not in vars(layer.self_attn).get("_hooks", ()):
-                add_hook(layer.self_attn, _widen_mask)
+        for attention in attention_of(layer):
+            with _lock:
+                if (_widen_mask, None) not in vars(attention).get("_hooks", ()):
+                    add_hook(attention, _widen_mask)
 
 
 def restore_masks(model: nn.Module) -> None:
     """Undo ``widen_masks``."""
     for layer in model.layers:
-        remove_hook(layer.self_attn, _widen_mask)
+        for attention in attention_of(layer):
+            remove_hook(attention, _widen_mask)
 
 
-def _widen_mask(
-    call: Hook, attention: nn.Module, x: mx.array, mask: Any = None, cache: Any = None
-) -> mx.array:
-    if hasattr(cache, "widen"):
+def _widen_mask(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
+    given = {**dict(zip(_parameters(cast(Any, type(attention))), args, strict=False)), **kwargs}
+    cache: Any = given.get("cache")
+    if cache is not None and hasattr(cache, "widen"):
+        x = next(iter(given.values()))
         heads = first_number(attention, *QUERY_HEADS)
-        mask = cache.widen(mask, x.shape[1], heads)
+        mask = cache.widen(given.get("mask"), x.shape[1], heads)
         if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
             mask = mask.astype(x.dtype)  # attention refuses a mask of another dtype
-    return call(x, mask, cache)
+        given["mask"] = mask
+    return call(**given)
 
 
 @dataclass
@@ -162,43 +223,76 @@ class RopeTap:
 
 @contextmanager
 def tap_rope(model: nn.Module) -> Iterator[list[RopeTap]]:
-    """Record what this thread's calls rotate; yield one tap per layer.
+    """Record what this thread's calls rotate; yield one tap per layer that rotates.
 
     mlx-lm rotates the queries first, then the keys.
     """
-    taps = [RopeTap(getattr(layer.self_attn, "scale", None)) for layer in model.layers]
+    ropes = [
+        (attention, rope)
+        for layer in model.layers
+        for attention in attention_of(layer)
+        if isinstance(rope := getattr(attention, "rope", None), nn.Module)
+    ]
+    taps = [RopeTap(getattr(attention, "scale", None)) for attention, _ in ropes]
     with ExitStack() as stack:
-        for layer, tap in zip(model.layers, taps, strict=True):
-            stack.enter_context(hooked([layer.self_attn.rope], tap.record))
+        for (_, rope), tap in zip(ropes, taps, strict=True):
+            stack.enter_context(hooked([rope], tap.record))
         yield taps
 
 
 @contextmanager
 def observe_attention(model: nn.Module, observer: AttentionObserver) -> Iterator[None]:
-    """Call an observer at each attention of a model, before it is computed.
+    """Call an observer at each attention that this thread computes, before it is computed.
 
     The function is replaced in the modules of the model's classes, so that the observer also sees
-    other models of these classes and other threads. Blocks must end in the reverse order.
+    other models of these classes.
 
     Args:
         observer: called with queries (batch, heads, queries, head_dim), keys as the cache
             returned them, the cache, the scale and the mask.
     """
 
-    def observed(plain: Callable) -> Callable:
-        def attention(queries, keys, values, cache, scale, mask, **others):
-            observer(queries, keys, cache, scale, mask)
-            return plain(queries, keys, values, cache, scale=scale, mask=mask, **others)
-
-        return attention
-
-    classes = {kind for layer in model.layers for kind in type(layer.self_attn).mro()}
-    with ExitStack() as undo:
-        for module in {sys.modules[kind.__module__] for kind in classes}:
-            if plain := getattr(module, ATTENTION, None):
-                undo.callback(setattr, module, ATTENTION, plain)
-                setattr(module, ATTENTION, observed(plain))
+    classes = {
+        kind
+        for layer in model.layers
+        for attention in attention_of(layer)
+        for kind in type(attention).mro()
+    }
+    modules = [
+        m for m in {sys.modules[kind.__module__] for kind in classes} if ATTENTION in vars(m)
+    ]
+    item = (observer, get_ident())
+    with _lock:
+        for module in modules:
+            if module not in _observers:
+                plain = getattr(module, ATTENTION)
+                _observers[module] = plain, []
+                setattr(module, ATTENTION, _observed(plain, _observers[module][1]))
+            _observers[module][1].append(item)
+    try:
         yield
+    finally:
+        with _lock:
+            for module in modules:
+                plain, observers = _observers[module]
+                observers.remove(item)
+                if not observers:
+                    setattr(module, ATTENTION, plain)
+                    del _observers[module]
+
+
+# Of each module that is observed: its own function, and the observers with their threads.
+_observers: dict[ModuleType, tuple[Callable, list[tuple[AttentionObserver, int]]]] = {}
+
+
+def _observed(plain: Callable, observers: list[tuple[AttentionObserver, int]]) -> Callable:
+    def attention(queries, keys, values, cache, scale, mask, **others):
+        for observer, thread in tuple(observers):
+            if thread == get_ident():
+                observer(queries, keys, cache, scale, mask)
+        return plain(queries, keys, values, cache, scale=scale, mask=mask, **others)
+
+    return attention
 
 
 def gradient_checkpoints(model: nn.Module) -> Any:
