@@ -207,6 +207,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "hunyuan": {"rope_scaling": _DYNAMIC, "use_cla": True, "cla_share_factor": 2},
     "hunyuan_v1_dense": {"rope_scaling": _DYNAMIC},
+    "internlm3": {"bias": True},
     "jamba": {
         "attn_layer_offset": 1,
         "attn_layer_period": 2,
@@ -254,6 +255,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "v_head_dim": 8,
         "swa_v_head_dim": 8,
     },
+    "minicpm": {"tie_word_embeddings": False},
     "minicpm3": {"rope_scaling": LONG},
     "minimax_m3_vl": {"moe_layer_freq": [0, 1, 1, 1]},
     "ministral3": {
@@ -280,7 +282,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "ffn_dim_divisor": 16,
     },
     "phi3": {"partial_rotary_factor": 0.5, "rope_scaling": LONG},
-    "phi3small": {"dense_attention_every_n_layers": 2},
+    # it writes logits of tokens up to 100351, beyond a smaller array
+    "phi3small": {"dense_attention_every_n_layers": 2, "vocab_size": 100352},
     "phimoe": {
         "rope_scaling": {
             **LONG,
@@ -309,6 +312,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "qwen2": {"rope_scaling": {"type": "linear", "factor": 2.0}},
     "qwen3": {"rope_scaling": YARN},
     "qwen3_5": {"num_experts": 0},
+    "qwen3_vl_moe": {"tie_word_embeddings": False},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "rwkv7": {
         "a_low_rank_dim": 8,
@@ -347,7 +351,11 @@ def config_of(name: str) -> dict[str, Any]:
     module = importlib.import_module(f"mlx_lm.models.{name}")
     special = SPECIAL.get(name, {})
     fields = {field.name for field in dataclasses.fields(module.ModelArgs)}
-    config = {"model_type": name, "vocab_size": VOCABULARY, "eos_token_id": VOCABULARY - 1}
+    config = {
+        "model_type": name,
+        "vocab_size": special.get("vocab_size", VOCABULARY),
+        "eos_token_id": VOCABULARY - 1,
+    }
     if "text_config" in fields:
         inner = {key: value for key, value in special.items() if key not in fields}
         text = _fill(_text_arguments(module), inner)
@@ -357,13 +365,21 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def save(folder: Path, name: str, seed: int = 0) -> Path:
-    """Write a tiny random model in the layout that mlx-lm loads."""
+    """Write a tiny random model in the layout that mlx-lm loads.
+
+    Where the module cannot be imported, only its configuration is written.
+    """
+    byte_tokenizer(folder)
+    try:
+        module = importlib.import_module(f"mlx_lm.models.{name}")
+    except (ImportError, SystemExit):
+        (folder / "config.json").write_text(json.dumps({"model_type": name, **SIZES}))
+        mx.save_safetensors(str(folder / "model.safetensors"), {"none": mx.zeros(1)})
+        return folder
     config = config_of(name)
-    module = importlib.import_module(f"mlx_lm.models.{name}")
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(json.loads(json.dumps(config))))
     weights = {key: _random(key, old) for key, old in tree_flatten(model.parameters())}
-    byte_tokenizer(folder)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
     return folder

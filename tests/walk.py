@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
 
-LIMIT = 60  # seconds for one architecture
+LIMIT = 150  # seconds for one architecture
 BATCH = 8  # architectures for one process, which takes seconds to start
 OLD = re.compile(r"^.*cannot carry explicit memory: |^.*cannot be loaded by mlx-lm: ", re.DOTALL)
 
