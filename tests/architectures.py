@@ -31,7 +31,7 @@ YARN = {
     "rope_type": "yarn",
     "type": "yarn",
     "factor": 4.0,
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 512,
     "beta_fast": 32,
     "beta_slow": 1,
     "mscale": 1.0,
@@ -42,7 +42,7 @@ LONG = {
     "type": "longrope",
     "short_factor": [1.0] * 4,
     "long_factor": [1.0, 1.1, 1.3, 2.0],
-    "original_max_position_embeddings": 64,
+    "original_max_position_embeddings": 512,
 }
 ROPE_BY_KIND = {
     FULL: {"rope_theta": 50000.0, "partial_rotary_factor": 0.5},
@@ -89,7 +89,7 @@ SIZES = {
     **_named(10000.0, "rope_theta rope_local_base_freq swa_rope_theta"),
     **_named(0.5, "partial_rotary_factor rotary_pct"),
     **_named(True, "tie_word_embeddings attention_bias qkv_bias use_qkv_bias use_qk_norm"),
-    **_named(True, "qk_norm qk_layernorm use_sliding_window"),
+    **_named(True, "qk_norm qk_layernorm use_sliding_window mla_scale_q_lora mla_scale_kv_lora"),
     **_named(
         4, "num_experts num_local_experts n_routed_experts moe_num_experts attn_temperature_tuning"
     ),
@@ -167,12 +167,14 @@ _BLOCK = {
 }
 # Changes by architecture; those of a wrapper are of its text_config.
 SPECIAL: dict[str, dict[str, Any]] = {
+    "afm7": {"num_kv_reuse_layers": 2},
     "afmoe": {"layer_types": MIXED},
     "baichuan_m1": {
         "sliding_window_layers": [0, 2],
         "conv_window": 2,
         "num_swa_attention_heads": 2,
         "num_swa_key_value_heads": 1,
+        "tie_word_embeddings": False,
     },
     "bailing_moe_v3": {"kda_safe_gate": True, "n_group": 1, "topk_group": 1},
     "dbrx": {
@@ -189,10 +191,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "kv_source_layer_ids": [1],
         "index_source_layer_ids": [1],
     },
-    "exaone4": {"sliding_window_pattern": "LLLG"},
+    "exaone4": {"sliding_window_pattern": "LG", "layer_types": MIXED},
     "exaone_moe": {"layer_types": MIXED, "is_moe_layer": [False, True, True, True]},
     "falcon_h1": {"mamba_d_ssm": 64},
-    "gear": {"layer_types": ["conv", FULL, SLIDING, FULL], "query_pre_attn_scalar": 16},
+    "gear": {"layer_types": ["conv_mixer", FULL, SLIDING, FULL], "query_pre_attn_scalar": 16},
     "gemma2": {"query_pre_attn_scalar": 16},
     "gemma3": {"query_pre_attn_scalar": 16},
     "gemma3_text": {"query_pre_attn_scalar": 16},
@@ -204,6 +206,8 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {
         "layer_types": ["mamba", "attention", "mamba", "attention"],
         "attention_multiplier": 0.25,
+        "mamba_n_heads": 8,
+        "mamba_expand": 2,
     },
     "hunyuan": {"rope_scaling": _DYNAMIC, "use_cla": True, "cla_share_factor": 2},
     "hunyuan_v1_dense": {"rope_scaling": _DYNAMIC},

@@ -12,16 +12,18 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
+from typing import IO
 
 LIMIT = 150  # seconds for one architecture
 BATCH = 8  # architectures for one process, which takes seconds to start
-OLD = re.compile(r"^.*cannot carry explicit memory: |^.*cannot be loaded by mlx-lm: ", re.DOTALL)
+WORKER = Path(__file__)
+BEGINNING = re.compile(r"^.*cannot carry explicit memory: |^.*cannot be loaded by mlx-lm: ", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Finding:
     """What became of an architecture.
 
     Attributes:
-        outcome: "verified", "refused", or "failed" for what must not happen: accepted and
-            failing later, an error that is no ModelError, the end of the process, or no end.
+        outcome: "verified"; "refused", also where no tiny model of it can be made; or "failed"
+            for what must not happen: accepted and failing later, an error that is no ModelError,
+            the end of the process, or no end.
         difference: how far memories are from exact, if it was verified.
         reason: why it was refused, or what failed.
         layers: what the layers keep, as m3mlx sees it.
@@ -62,11 +65,11 @@ def _apart(names: list[str]) -> list[Finding]:
 
 def _until_one_fails(names: list[str]) -> list[Finding]:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, __file__, *names]
+    command = [sys.executable, str(WORKER), *names]
     found: list[Finding] = []
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         lines: Queue[str] = Queue()
-        Thread(target=lambda: [lines.put(line) for line in [*process.stdout, ""]]).start()
+        Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
         for name in names:
             try:
                 line = lines.get(timeout=LIMIT)
@@ -78,6 +81,12 @@ def _until_one_fails(names: list[str]) -> list[Finding]:
                 return [*found, Finding(name, "failed", reason=reason)]
             found.append(Finding(**json.loads(line)))
     return found
+
+
+def _read(output: IO[str], lines: Queue[str]) -> None:
+    for line in output:
+        lines.put(line)
+    lines.put("")
 
 
 def look(name: str) -> Finding:
@@ -93,8 +102,8 @@ def look(name: str) -> Finding:
         os.environ["M3MLX_HOME"] = folder
         try:
             model = architectures.save(Path(folder) / "model", name)
-        except (Exception, SystemExit) as error:
-            return Finding(name, "failed", reason=f"no tiny model can be made: {_words(error)}")
+        except Exception as error:  # an architecture that is not in the table
+            return Finding(name, "refused", reason=f"no tiny model is made ({_words(error)})")
         try:
             decoder = load_decoder(str(model))
             difference = verify(decoder)
@@ -102,7 +111,7 @@ def look(name: str) -> Finding:
                 _use(decoder, Path(folder), selection)
         except ModelError as error:
             if difference is None:
-                return Finding(name, "refused", reason=OLD.sub("", str(error)))
+                return Finding(name, "refused", reason=BEGINNING.sub("", str(error)))
             return Finding(name, "failed", reason=f"accepted and refused later: {error}")
         except (Exception, SystemExit) as error:
             stage = "not accepted" if difference is None else "accepted and failed later"
@@ -138,13 +147,11 @@ def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
-def _lines(names: list[str]) -> Iterator[str]:
-    for name in names:
-        yield json.dumps(asdict(look(name)))
-
-
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    import mlx.core as mx
+
+    mx.set_default_device(mx.cpu)  # exact float32 everywhere
     output, sys.stdout = sys.stdout, sys.stderr  # mlx-lm prints now and then
-    for line in _lines(sys.argv[1:]):
-        print(line, file=output, flush=True)
+    for name in sys.argv[1:]:
+        print(json.dumps(asdict(look(name))), file=output, flush=True)
