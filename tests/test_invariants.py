@@ -1,7 +1,5 @@
 """What must hold for every family (DESIGN, section 4): the specification of the arithmetic."""
 
-from dataclasses import replace
-
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -10,9 +8,10 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from tiny import FAMILIES, tiny_model
 
 from m3mlx.config import SELECTIONS, MemoryConfig
-from m3mlx.memory.cache import Layout, make_cache, read_prefix
+from m3mlx.memory.cache import Layout, PrefixStates, make_cache, read_prefix
 from m3mlx.memory.codec import Codec, Memory
 from m3mlx.memory.write import Writer
+from m3mlx.models.decoder import geometry_of
 from m3mlx.models.hooks import restore_masks
 
 PREFIX = (256, 7, 30, 11)
@@ -24,12 +23,12 @@ def tokens(seed, length):
     return np.random.default_rng(seed).integers(0, 256, length).tolist()
 
 
-def settings(counts, **changes):
+def settings(counts, dims=((16, 16),), **changes):
     return MemoryConfig(
         selection=changes.pop("selection", "reconstruction"),
         budget="calibrated",
         counts=tuple(map(tuple, counts)),
-        head_dim=16,
+        **MemoryConfig.lengths(dims),
         prefix=changes.pop("prefix", PREFIX),
         reference_tokens=LENGTH,
         **{"key_bits": 16, "value_bits": 16, **changes},
@@ -46,9 +45,14 @@ RAGGED = [[3, 0], [0, 0], [7, 2], [1, 5]]
 class Setup:
     def __init__(self, family, counts, prefix=PREFIX, **changes):
         self.model = tiny_model(family, **changes)
-        self.config = settings(counts, prefix=prefix)
+        dims = [(layer.key_dim, layer.value_dim) for layer in geometry_of(self.model)]
+        self.config = settings(counts, dims, prefix=prefix)
         empty = mx.zeros((1, 2, 0, 16))
-        self.prefix = read_prefix(self.model, prefix) if prefix else [(empty, empty)] * 4
+        self.prefix = (
+            read_prefix(self.model, prefix)
+            if prefix
+            else PrefixStates([(empty, empty)] * 4, make_prompt_cache(self.model))
+        )
         self.layout = Layout(self.config)
         self.writer = Writer(self.model, self.prefix, RECITE)
 
@@ -127,7 +131,6 @@ def test_chunked_prefill_equals_decoding_token_by_token(family, counts):
 def test_memories_come_and_go_in_front_of_a_buffer_that_grows(kv_bits):
     """Other sizes, none, and the first again, over more tokens than mlx-lm's buffer starts with."""
     setup = Setup("llama", RAGGED, head_dim=64)
-    setup.config = replace(setup.config, head_dim=64)
     memories = [setup.write(*(tokens(9 * n + i, LENGTH) for i in range(n))) for n in (2, 5)]
     schedule, context = [memories[0], None, memories[1], memories[0]], tokens(4, 400)
     outputs = []

@@ -18,6 +18,8 @@ from tokenizers import (
     processors,
 )
 
+from m3mlx.models.decoder import geometry_of
+
 TEMPLATE = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|s|>You help.<|e|>"
     "{% endif %}<|{{ m.role[0] }}|>{{ m.content }}<|e|>{% endfor %}"
@@ -125,6 +127,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes):
     model.load_weights(weights, strict=False)
     model.update(tree_map(lambda x: x.astype(mx.float32), model.parameters()))
     mx.eval(model.parameters())
+    geometry_of(model)
     return model
 
 

@@ -56,7 +56,9 @@ class AnswerView:
         """Return the page of the answer so far."""
         return answer_page(self.question, [span.finished() for span in self._spans])
 
-    def _observe(self, queries: mx.array, keys: Any, cache: Any, scale: float, mask: Any) -> None:
+    def _observe(
+        self, queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: Any
+    ) -> None:
         """Note what the last query attends to: each memory, the prefix, the context.
 
         ``keys`` are (1, KV heads, memories + prefix + context, head_dim).

@@ -7,7 +7,6 @@ are the other side, so that this needs no PyTorch.
 
 import inspect
 import textwrap
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
 
@@ -70,20 +69,19 @@ def blank_prefix(self, x):
 
 
 def keys_before_rope(monkeypatch):
-    taps, tap_rope, score = [], write.tap_rope, write.Writer.score
+    run, score = write.Writer._run, write.Writer.score
+    taps = []
 
-    @contextmanager
-    def collect(model):
-        with tap_rope(model) as found:
-            taps[:] = found
-            yield found
+    def collect(self, *args):
+        taps[:] = run(self, *args)
+        return taps
 
     def unrotated(self, references, selection, *rest):
         scores, keys, values = score(self, references, selection, *rest)
-        before = [tap.before[1][:, :, : keys.shape[3]] for tap in taps]
+        before = [tap.rotated[1][0][:, :, : keys.shape[3]] for tap in taps]
         return scores, mx.stack(before, axis=1), values
 
-    monkeypatch.setattr(write, "tap_rope", collect)
+    monkeypatch.setattr(write.Writer, "_run", collect)
     monkeypatch.setattr(write.Writer, "score", unrotated)
 
 
@@ -103,7 +101,11 @@ def softmax_in_two(monkeypatch):
 
 def no_gradient_by_the_prefix(monkeypatch):
     states = measure.read_prefix
-    stopped = lambda *args: [tuple(map(mx.stop_gradient, pair)) for pair in states(*args)]  # noqa: E731
+
+    def stopped(*args):
+        found = states(*args)
+        return cache.PrefixStates([tuple(map(mx.stop_gradient, p)) for p in found], found.made)
+
     monkeypatch.setattr(measure, "read_prefix", stopped)
 
 
@@ -188,7 +190,7 @@ MUTATIONS = {
             rewrite,
             write,
             "_attention_score",
-            "real[:, None, None, None], l",
+            "real[:, None, None], l",
             "mx.array(True), l",
         ),
         ("scores attention", 0),
@@ -201,8 +203,8 @@ MUTATIONS = {
             rewrite,
             write,
             "_reconstruction_score",
-            "prefix : prefix + longest]",
-            ": longest]",
+            "logits[..., prefix : prefix + longest]",
+            "logits[..., :longest]",
         ),
         ("scores reconstruction", 0),
     ),
