@@ -55,7 +55,7 @@ $(VENV)/ready: pyproject.toml
 
 .PHONY: docs
 docs: $(VENV)/ready
-	$(BIN)/python tools/make_docs.py
+	$(BIN)/python tools/make_docs.py $(ARGS)
 
 $(VENV)/parity: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --editable ".[$(EXTRAS),parity]"

@@ -1,10 +1,11 @@
 """Prove on a model's own weights, once, that explicit memory is exact for it.
 
 A model may look like those that are known to work and still compute something else with what is
-laid before its context. So before its first use three things are computed twice: a reference
-whose memory was kept whole against the same tokens in the context, a context without memories
-against the model as mlx-lm runs it, and a context read at once against one read in steps. What
-differs is refused. The result is kept beside the calibrations.
+laid before its context. So before its first use four things are computed twice: a reference
+whose memory was kept whole against the same tokens in the context, the same memory beside an
+empty one against it alone, a context without memories against the model as mlx-lm runs it, and a
+context read at once against one read in steps. What differs is refused. The result is kept beside
+the calibrations.
 
 Recurrent layers do not read the reference of a memory. So a hybrid's whole memory is compared with
 the model after it has read the reference, the states of its recurrent layers set back to what they
@@ -25,7 +26,8 @@ from .chat.conversation import Conversation
 from .config import MemoryConfig, Progress, cache_folder, digest, no_progress
 from .errors import RefusedError
 from .memory.cache import Layout, arrange, read_prefix
-from .memory.write import Writer
+from .memory.codec import PADDING
+from .memory.write import Writer, keep
 from .models.caches import keeps_state, leaves
 from .models.decoder import Decoder
 from .models.template import Turn
@@ -80,7 +82,8 @@ def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
     """Compute each thing twice: what is compared, its difference, and what rounding explains."""
     model, prefix = decoder.model, decoder.template.prefix
     words = decoder.template.encode(" ".join(f"Number {n} is {n * n}." for n in range(9, 99)))
-    reference, context = words[:REFERENCE], words[REFERENCE : REFERENCE + CONTEXT]
+    words = words[: REFERENCE + CONTEXT]
+    reference, context = words[:REFERENCE], words[REFERENCE:]
     config = MemoryConfig(
         selection="reconstruction",
         budget="uniform",
@@ -90,22 +93,28 @@ def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
         reference_tokens=len(reference),
     )
     states = read_prefix(model, prefix)
-    memory = Writer(model, states, decoder.template.recite).write([reference], config)
+    # Written beside a longer one, as the shorter rows of a batch are.
+    writer = Writer(model, states, decoder.template.recite)
+    memory = keep(*writer.score([words, reference], "reconstruction"), config.counts).take([1, 1])
+    memory.positions[1] = PADDING
     turn = Turn(tuple(context), (0, len(context)))
 
-    def conversation(reads: bool) -> Conversation:
-        if not reads:
+    def conversation(*rows: int) -> Conversation:
+        if not rows:
             return Conversation(decoder, states)
         return Conversation(
             decoder,
             states,
             Layout(config),
-            search=lambda texts, k: [[0]] * len(texts),
+            search=lambda texts, k: [list(rows)] * len(texts),
             read=memory.take,
         )
 
+    def read_once(*rows: int) -> mx.array:
+        return conversation(*rows).prefill(turn, rows=len(context))
+
     def steps() -> mx.array:
-        stepped = conversation(True)
+        stepped = conversation(0)
         rows = [stepped.prefill(Turn(tuple(context[:4]), (0, 4)), rows=4)]
         rows += [stepped._feed([token]) for token in context[4:]]
         return mx.concatenate(rows)
@@ -119,13 +128,12 @@ def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
         logits = model(mx.array([tokens]), cache=caches)
         return logits[0, -len(context) :].astype(mx.float32)
 
-    whole = conversation(True).prefill(turn, rows=len(context))
+    whole = read_once(0)
     pairs = {
         "a whole memory": (whole, plain([*prefix, *reference, *context])),
-        "a context without memories": (
-            conversation(False).prefill(turn, rows=len(context)),
-            plain([*prefix, *context]),
-        ),
+        # more keys at the same positions: some models take the number of keys for a position
+        "an empty memory beside another": (read_once(0, 1), whole),
+        "a context without memories": (read_once(), plain([*prefix, *context])),
         "reading token by token": (steps(), whole),
     }
     dtype = states[0][0].dtype

@@ -134,6 +134,14 @@ def test_configs_that_mlx_lm_cannot_load_are_refused(changes, message, tmp_path)
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_whose_module_exits_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hf_olmo", None)  # not installed
+    folder = save_model(tmp_path / "tiny")
+    rewrite_config(folder, model_type="olmo")
+    with pytest.raises(ModelError, match="needs a library that is not installed"):
+        load_decoder(str(folder))
+
+
 def test_broken_folders_are_refused(tmp_path):
     folder = save_model(tmp_path / "tiny")
     whole = (folder / "model.safetensors").read_bytes()

@@ -284,13 +284,21 @@ def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple
 
 @contextmanager
 def _mlx_lm_errors(path: Path) -> Iterator[None]:
-    """Turn any error into a ModelError; a foreign directory can fail anywhere in mlx-lm."""
+    """Turn any error into a ModelError; a foreign directory can fail anywhere in mlx-lm.
+
+    Its module of OLMo ends the program where a library is missing.
+    """
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded by mlx-lm: {_first_line(error)}.") from error
+    except SystemExit as error:
+        raise ModelError(
+            f"{path} cannot be loaded by mlx-lm: it needs a library that is not installed, which "
+            f"mlx-lm names in the line before."
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
