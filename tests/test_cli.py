@@ -672,6 +672,7 @@ def test_eval_reports_every_mode(m3, world, tmp_path):
         assert re.search(rf"^ *{mode} ", shown.stdout, re.M)
         assert re.search(rf"^{mode} ", shown.stderr, re.M)
     assert not (tmp_path / "store").exists()
+    refused(m3("eval", file, "--keep", file), 2, "is a file")
 
 
 def test_eval_has_other_tasks(m3, world, tmp_path):

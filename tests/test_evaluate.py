@@ -145,6 +145,20 @@ def test_only_what_is_asked_for_is_measured(options):
     assert [row.mode for row in report.rows] == ["off"]
 
 
+def test_without_right_answers_there_is_no_likelihood(options):
+    made = collection()
+    made.questions = [replace(question, answers=()) for question in made.questions]
+    with pytest.raises(M3Error, match="no question has an answer"):
+        evaluate.evaluate(made, options, How(answer_tokens=0), budgets=("uniform:4",))
+    made.questions += collection().questions[:1]  # of some it is that of the others
+    how = How(modes=("off",), answer_tokens=0)
+    few, one = (
+        evaluate.evaluate(c, options, how, budgets=("uniform:4",))
+        for c in (made, collection().limited(1))
+    )
+    assert few.rows[0].nll == one.rows[0].nll
+
+
 def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monkeypatch):
     monkeypatch.setattr(answers, "BATCH", 2)
     how = How(modes=("off", "explicit"), memories=(2,), answer_tokens=3)

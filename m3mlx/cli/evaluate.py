@@ -50,7 +50,10 @@ TASKS = ("questions", "recite", "update", "choice")
     ),
     instruction=("Words behind each question, such as how long an answer should be.", "TEXT", ""),
     limit=("Number of questions, lines or changed documents, evenly spread.", click.IntRange(1)),
-    keep=("Keep stores and results in this folder, and go on there.", "DIR"),
+    keep=(
+        "Keep stores and results in this folder, and go on there.",
+        click.Path(file_okay=False, path_type=Path),
+    ),
     others=("Unrelated documents to memorize too: lines of JSON with a document.", "FILE"),
     plot=("Draw F1 against bytes of a memory.", "FILE.svg"),
 )
@@ -66,7 +69,7 @@ def eval_file(
     mode: tuple[str, ...],
     answer_tokens: int,
     instruction: str,
-    keep: str | None,
+    keep: Path | None,
     **combined: tuple[Any, ...],
 ) -> None:
     """Measure what memory is worth.
@@ -116,7 +119,7 @@ def _questions(
     file: str,
     limit: int | None,
     plot: str | None,
-    keep: str | None,
+    keep: Path | None,
     options: Options,
     asking: dict[str, Any],
     combined: dict[str, tuple[Any, ...]],
@@ -133,7 +136,7 @@ def _questions(
         budgets=combined["budget"],
         selections=combined["selection"] or (None,),
         codecs=combined["codec"] or (None,),
-        keep=Path(keep) if keep else None,
+        keep=keep,
         report=lambda row: note(" ".join(filter(None, _cells(row)))),
         progress=Progress.of_context(),
     )

@@ -21,6 +21,7 @@ import mlx.core as mx
 
 from ..config import MEMORIES, Options, Progress, digest
 from ..documents.text import clean
+from ..errors import M3Error
 from ..memory.format import conditions
 from ..models.decoder import Decoder
 from ..models.inventory import machine
@@ -142,8 +143,11 @@ def evaluate(
         report: called with each row.
 
     Raises:
-        M3Error: a document could not be memorized, or the kept results are damaged.
+        M3Error: a document could not be memorized, the kept results are damaged, or the
+            likelihood is asked for of questions that have no answer.
     """
+    if not how.answer_tokens and not any(q.answers for q in collection.questions):
+        raise M3Error("no question has an answer whose likelihood could be measured")
     rows: list[Row] = []
     kept = Kept(keep / "results.jsonl" if keep else None)
     baselines: dict[str, list[float]] = {}
@@ -249,15 +253,13 @@ class _Asked:
     def _rank(self, passage: Passage, question: Question, hits: Sequence[Hit]) -> float:
         text = self.documents[passage.path]
         wanted = clean(passage.text) if clean(passage.text) in text else text
-        start = text.index(wanted)
-        places = [
-            rank
-            for rank, hit in enumerate(hits)
-            if (hit.path, hit.start < start + len(wanted), hit.end > start)
-            == (passage.path, True, True)
-            and (_holds(hit.text, question) or not _holds(wanted, question))
-        ]
-        return min(places, default=inf)
+        start, end = text.index(wanted), text.index(wanted) + len(wanted)
+        answered = _holds(wanted, question)
+        for rank, hit in enumerate(hits):
+            inside = hit.path == passage.path and hit.start < end and hit.end > start
+            if inside and (_holds(hit.text, question) or not answered):
+                return rank
+        return inf
 
     # --- one condition
 
