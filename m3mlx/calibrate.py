@@ -74,7 +74,7 @@ def calibrate(
     if trained and budget != "calibrated":
         selection = selection or trained.selection
         trained = replace(trained, tokens_per_head=tokens_per_head or trained.tokens_per_head)
-        budget, counts = "uniform", trained.counts(decoder.layers, decoder.kv_heads)
+        budget, counts = "uniform", trained.counts(decoder.kv_heads)
         key_scale = 1.0
     else:
         selection = selection or (trained.selection if trained else "reconstruction")
@@ -85,7 +85,7 @@ def calibrate(
         selection=selection,
         budget=budget,
         counts=counts,
-        head_dim=decoder.head_dim,
+        **MemoryConfig.lengths(decoder.dims),
         prefix=decoder.template.prefix,
         key_bits=key_bits,
         value_bits=value_bits,
@@ -149,36 +149,42 @@ def budgets(
         wanted: kind and average tokens per head of each. Kinds are "calibrated", "uniform" and
             "half": uniform in the first half of the layers only (section 3.3 of the paper).
     """
-    layers, heads = len(config.counts), len(config.counts[0])
+    heads = list(map(len, config.counts))
     measure = None
     made = []
     for budget, average in wanted:
         if (budget, average) == (config.budget, config.tokens_per_head):
             made.append(config)
             continue
-        counts = [[int(average)] * heads] * layers
+        counts = _uniform(heads, int(average))
         if budget == "calibrated":
             measure = measure or _Measure(decoder, _samples(), config.selection, no_progress)
             counts = measure.counts(budget, int(average))
         elif budget == "half":
-            counts[layers // 2 :] = [[0] * heads] * (layers - layers // 2)
+            half = len(heads) // 2
+            counts[half:] = _uniform(heads[half:], 0)
         kind = "uniform" if budget == "half" else budget
         made.append(replace(config, budget=kind, counts=tuple(map(tuple, counts))))
     return made
+
+
+def _uniform(kv_heads: Sequence[int], count: int) -> list[list[int]]:
+    return [[count] * heads for heads in kv_heads]
 
 
 def head_budget(scores: Sequence[np.ndarray], average: int) -> list[list[int]]:
     """Distribute an average of tokens per head over all heads, by their share of the best tokens.
 
     Args:
-        scores: (layers, KV heads, tokens) of each reference, negative for padding.
+        scores: (layers, KV heads, tokens) of each reference, negative for padding and for heads
+            that a layer does not have.
 
     Returns:
         counts[layer][head], with the sum average · layers · KV heads.
     """
-    layers, heads, _ = scores[0].shape
-    total = average * layers * heads
-    share = np.zeros((layers, heads))
+    there = np.any([(score >= 0).any(axis=-1) for score in scores], axis=0)  # (layers, heads)
+    total = average * int(there.sum())
+    share = np.zeros(there.shape)
     for score in scores:
         flat = score.reshape(-1)
         best = np.argsort(-flat, kind="stable")[: min(total, int((flat >= 0).sum()))]
@@ -187,10 +193,10 @@ def head_budget(scores: Sequence[np.ndarray], average: int) -> list[list[int]]:
     # Scaling spreads what short references could not fill; then round by largest remainders.
     share = np.minimum(share * total / share.sum(), REFERENCE_TOKENS)
     counts = np.floor(share).astype(int)
-    room = np.where(counts < REFERENCE_TOKENS, share - counts, -1.0)
+    room = np.where(there & (counts < REFERENCE_TOKENS), share - counts, -1.0)
     for index in np.argsort(-room.reshape(-1), kind="stable")[: total - counts.sum()]:
         counts.reshape(-1)[index] += 1
-    return counts.tolist()
+    return [row[some].tolist() for row, some in zip(counts, there, strict=True)]
 
 
 class _Measure:
@@ -214,9 +220,8 @@ class _Measure:
         self.scores = [score for part in self.parts for score in part[0]]
 
     def counts(self, budget: str, average: int) -> list[list[int]]:
-        layers, heads, _ = self.scores[0].shape
         if budget == "uniform":
-            return [[average] * heads] * layers
+            return _uniform(self.decoder.kv_heads, average)
         return head_budget(self.scores, average)
 
     def smallest_counts(self, budget: str) -> tuple[list[list[int]], dict[str, float]]:
@@ -239,10 +244,11 @@ class _Measure:
     def best_key_scale(self, counts: list[list[int]]) -> float:
         """Find the factor on the keys, as dropped tokens leave attention too flat.
 
-        It grows while that lowers the loss by more than 1 %.
+        It grows while that lowers the loss by more than 1 %. It is 1 for latent attention, where
+        the same numbers make the values.
         """
         best, loss = 1.0, self.loss(counts)
-        for key_scale in KEY_SCALES:
+        for key_scale in () if self.decoder.latent else KEY_SCALES:
             scaled_loss = self.loss(counts, key_scale)
             if scaled_loss > 0.99 * loss:
                 break
@@ -266,7 +272,7 @@ class _Measure:
             selection=self.selection,
             budget="calibrated",
             counts=tuple(map(tuple, counts)),
-            head_dim=self.decoder.head_dim,
+            **MemoryConfig.lengths(self.decoder.dims),
             prefix=self.decoder.template.prefix,
             key_scale=key_scale,
         )

@@ -128,13 +128,14 @@ class MemoryConfig:
         selection: score that ranks tokens, "reconstruction" or "attention".
         budget: "calibrated" (a fixed number for each head) or "uniform".
         counts: tokens kept, as counts[layer][KV head]; zeros in layers without memories.
-        head_dim: length of one key or value.
+        head_dim: length of a key or value, of the longest where they differ.
         prefix: token ids of the constant prefix.
         key_bits, value_bits: 16 (bfloat16), 8 or 4.
         key_scale: factor on the keys when they are read, 1 for ordinary attention; it does not
             change the bytes of a memory.
         reference_tokens: maximum length of a reference, and length of the interval of positions
             that all memories share (section 3.2 of the paper).
+        layer_dims: lengths of a key and of a value in each layer; empty where all are head_dim.
     """
 
     selection: str
@@ -146,6 +147,19 @@ class MemoryConfig:
     value_bits: int = 8
     reference_tokens: int = REFERENCE_TOKENS
     key_scale: float = 1.0
+    layer_dims: tuple[tuple[int, int], ...] = ()
+
+    @staticmethod
+    def lengths(dims: Sequence[tuple[int, int]]) -> dict[str, Any]:
+        """Return ``head_dim`` and ``layer_dims`` for the length of a key and a value by layer."""
+        longest = max(map(max, dims))
+        alike = all(pair == (longest, longest) for pair in dims)
+        return {"head_dim": longest, "layer_dims": () if alike else tuple(dims)}
+
+    @property
+    def dims(self) -> tuple[tuple[int, int], ...]:
+        """Lengths of a key and of a value in each layer."""
+        return self.layer_dims or ((self.head_dim, self.head_dim),) * len(self.counts)
 
     @property
     def tokens_per_head(self) -> float:
@@ -158,14 +172,16 @@ class MemoryConfig:
         return sum(map(sum, self.counts))
 
     def to_json(self) -> dict:
-        return asdict(self)
+        """Return it as JSON; that of layers which are alike is as it was before others came."""
+        data = asdict(self)
+        return data if self.layer_dims else {k: v for k, v in data.items() if k != "layer_dims"}
 
     @classmethod
     def from_json(cls, data: Mapping) -> MemoryConfig:
         """Create from JSON; version 0.1 called ``key_scale`` ``sharpness``."""
         data = {"key_scale" if name == "sharpness" else name: data[name] for name in data}
-        counts = tuple(tuple(layer) for layer in data["counts"])
-        return cls(**{**data, "counts": counts, "prefix": tuple(data["prefix"])})
+        nested = {name: tuple(map(tuple, data.get(name, ()))) for name in ("counts", "layer_dims")}
+        return cls(**{**data, **nested, "prefix": tuple(data["prefix"])})
 
 
 @dataclass(frozen=True)
@@ -229,10 +245,11 @@ class MemorySettings:
     def to_json(self) -> dict:
         return asdict(self)
 
-    def counts(self, layers: int, kv_heads: int) -> tuple[tuple[int, ...], ...]:
-        """Tokens kept, as counts[layer][KV head]."""
+    def counts(self, kv_heads: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+        """Tokens kept, as counts[layer][KV head], of layers with these KV heads."""
         return tuple(
-            (self.tokens_per_head * (n in self.memory_layers),) * kv_heads for n in range(layers)
+            (self.tokens_per_head * (n in self.memory_layers),) * heads
+            for n, heads in enumerate(kv_heads)
         )
 
 

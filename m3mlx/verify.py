@@ -25,8 +25,9 @@ from . import files
 from .chat.conversation import Conversation
 from .config import FORMAT_VERSION, MemoryConfig, Progress, cache_folder, digest, no_progress
 from .errors import ModelError
-from .memory.cache import Layout, insert_states, read_prefix
+from .memory.cache import Layout, arrange, read_prefix
 from .memory.write import Writer
+from .models.caches import keeps_state, leaves
 from .models.decoder import Decoder
 from .models.template import Turn
 
@@ -85,8 +86,8 @@ def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
     config = MemoryConfig(
         selection="reconstruction",
         budget="uniform",
-        counts=((len(reference),) * decoder.kv_heads,) * decoder.layers,
-        head_dim=decoder.head_dim,
+        counts=tuple((len(reference),) * heads for heads in decoder.kv_heads),
+        **MemoryConfig.lengths(decoder.dims),
         prefix=prefix,
         reference_tokens=len(reference),
     )
@@ -113,10 +114,10 @@ def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
 
     def plain(tokens: list[int]) -> mx.array:
         caches = make_prompt_cache(model)
-        if states.recurrent and len(tokens) > len(prefix) + len(context):
+        if any(map(keeps_state, leaves(caches))) and len(tokens) > len(prefix) + len(context):
             model(mx.array([tokens[: -len(context)]]), cache=caches)
-            read = [cache for n, cache in enumerate(caches) if n not in states.recurrent]
-            tokens, caches = context, insert_states(read, states)
+            read = [cache for cache in leaves(caches) if not keeps_state(cache)]
+            tokens, caches = context, arrange(read, states)
         logits = model(mx.array([tokens]), cache=caches)
         return logits[0, -len(context) :].astype(mx.float32)
 

@@ -1,5 +1,9 @@
 """Records: sizes, the format byte by byte, exact round trips in bf16 and bounded errors below."""
 
+import hashlib
+import json
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -22,6 +26,50 @@ def memory(config, seed=0, batch=2, scale=1.0):
     positions = rng.integers(0, 128, shape[:2]).astype(np.uint8)
     positions[-1, -2:] = 255
     return Memory(mx.array(keys), mx.array(values), positions)
+
+
+def test_records_of_layers_that_are_alike_have_the_bytes_that_they_always_had():
+    rng = np.random.RandomState(7)
+    drawn = rng.randn(2, 3, 8, 48).astype(np.float32)
+    positions = rng.randint(0, 128, (3, 8)).astype(np.uint8)
+    original, shape = Memory(*map(mx.array, drawn), positions), config(head_dim=48, values=4)
+    records = Codec(shape).pack(original)
+    assert hashlib.sha256(records.tobytes()).hexdigest()[:16] == "55265af020e87ed0"
+    stored = shape.to_json()
+    assert "layer_dims" not in stored and MemoryConfig.from_json(stored) == shape
+    assert MemoryConfig.lengths(((48, 48),) * 2) == {"head_dim": 48, "layer_dims": ()}
+
+
+MIXED = ((32, 16), (8, 24))  # lengths of a key and a value in each layer
+
+
+@pytest.mark.parametrize("keys, values", [(16, 16), (8, 4)])
+def test_layers_that_differ_store_their_own_numbers_only(keys, values):
+    shape = replace(config(keys=keys, values=values), **MemoryConfig.lengths(MIXED))
+    assert MemoryConfig.from_json(json.loads(json.dumps(shape.to_json()))) == shape
+    codec, whole = Codec(shape), memory(shape)
+    real = [np.repeat([pair[i] for pair in MIXED], [4, 4]) for i in (0, 1)]
+    parts = [
+        x[..., : max(n)] * mx.array(np.arange(max(n)) < n[:, None])
+        for x, n in zip((whole.keys, whole.values), real, strict=True)
+    ]
+    original = Memory(*parts, whole.positions)
+    records = codec.pack(original)
+    numbers = [int(n.sum()) for n in real]
+    sizes = [
+        2 * n if bits == 16 else -(-n // 32) * (4 * bits + 4)
+        for n, bits in zip(numbers, (keys, values), strict=True)
+    ]
+    assert numbers == [160, 160] and records.shape == (2, 8 + sum(sizes))
+    back = codec.unpack(records)
+    for before, after in ((original.keys, back.keys), (original.values, back.values)):
+        assert before.shape == after.shape
+        assert mx.array_equal(after == 0, before == 0) or keys != 16
+        assert float(mx.abs(before - after).max()) < 0.35
+        assert float(mx.abs(after * (before == 0)).max()) == 0
+    once = codec.rounded(original)
+    assert float(mx.abs(once.keys - back.keys).max()) < 1e-6
+    assert float(mx.abs(once.values - back.values).max()) < 1e-6
 
 
 def test_a_record_of_the_papers_shape_has_the_papers_size():

@@ -25,7 +25,7 @@ PROMPT = mx.array([[5, 80, 200, 33, 7]])
 CONTEXTS = {
     "last_rows": lambda model: hooks.last_rows(model, 1),
     "layer_outputs": hooks.layer_outputs,
-    "tap_rope": hooks.tap_rope,
+    "tap_attention": hooks.tap_attention,
     "observe_attention": lambda model: hooks.observe_attention(model, lambda *seen: None),
     "gradient_checkpoints": hooks.gradient_checkpoints,
 }
@@ -221,15 +221,18 @@ def test_a_hook_sees_only_the_thread_that_set_it():
     assert state(model) == before
 
 
-def test_taps_record_queries_and_keys_before_and_after_rotation(model):
-    with hooks.tap_rope(model) as taps:
-        model(PROMPT, cache=make_prompt_cache(model))
-    assert len(taps) == len(model.layers)
+def test_taps_record_what_each_attention_computes_with(model):
+    caches = make_prompt_cache(model)
+    with hooks.tap_attention(model) as taps:
+        model(PROMPT, cache=caches)
+    assert [tap.cache for tap in taps] == caches
     for tap, layer in zip(taps, model.layers, strict=True):
-        assert tap.scale == layer.self_attn.scale
-        for heads, before, after in zip((4, 2), tap.before, tap.after, strict=True):
+        assert tap.attention is layer.self_attn and tap.scale == layer.self_attn.scale
+        assert tap.query_heads == 4 and tap.own_mask is None
+        for heads, (before, after) in zip((4, 2), tap.rotated, strict=True):
             assert before.shape == after.shape == (1, heads, 5, 16)
             np.testing.assert_array_equal(np.array(layer.self_attn.rope(before)), np.array(after))
+        assert tap.queries is tap.rotated[0][1] and tap.keys.shape == tap.values.shape
 
 
 def test_an_observer_sees_the_attention_of_every_layer(model):
@@ -237,8 +240,9 @@ def test_an_observer_sees_the_attention_of_every_layer(model):
     caches = make_prompt_cache(model)
     with hooks.observe_attention(model, lambda *arguments: seen.append(arguments)):
         model(PROMPT, cache=caches)
-    assert [cache for _, _, cache, _, _ in seen] == caches
-    for queries, keys, _, scale, mask in seen:
+    assert [cache for _, _, _, cache, _, _ in seen] == caches
+    for queries, keys, values, _, scale, mask in seen:
+        assert values.shape == keys.shape
         assert queries.shape == (1, 4, 5, 16) and keys.shape[2] == 5
         assert isinstance(scale, float) and mask == "causal"
 

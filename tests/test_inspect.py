@@ -172,7 +172,7 @@ def test_shares_are_those_of_attention_itself(world):
         chat = assistant.chat()
         view, caught = AnswerView(chat, "Boat?"), []
 
-        def catch(queries, keys, cache, scale, mask):
+        def catch(queries, keys, values, cache, scale, mask):
             if hasattr(cache, "length"):
                 caught.append((queries, keys, cache.length, scale, mask))
 

@@ -55,7 +55,7 @@ def close(a, b, tolerance=1e-5):
 
 
 def counts(real, count):
-    return ((count,) * real.decoder.kv_heads,) * real.decoder.layers
+    return tuple((count,) * heads for heads in real.decoder.kv_heads)
 
 
 def test_a_whole_memory_is_ordinary_attention_over_the_reference(real):

@@ -33,21 +33,24 @@ class Shape:
 
     @classmethod
     def of(cls, decoder: Decoder, config: MemoryConfig) -> Shape:
-        """Return the shape of a decoder whose memories are written in some way."""
+        """Return the shape of a decoder whose memories are written in some way.
+
+        Layers are taken to be as its first one that keeps keys and values.
+        """
         embedding = next(iter(decoder.model.model.embed_tokens.parameters().values()))
-        layer = decoder.model.layers[0]
+        layer, heads = decoder.model.layers[0], decoder.geometry[0]
         memory_layers = 1 + max(n for n, counts in enumerate(config.counts) if any(counts))
         return cls(
             layers=decoder.layers,
             memory_layers=memory_layers,
-            query_heads=decoder.query_heads,
-            kv_heads=decoder.kv_heads,
-            head_dim=decoder.head_dim,
-            width=getattr(layer, "hidden_size", decoder.query_heads * decoder.head_dim),
+            query_heads=heads.query_heads,
+            kv_heads=heads.kv_heads,
+            head_dim=heads.key_dim,
+            width=getattr(layer, "hidden_size", heads.query_heads * heads.key_dim),
             inner=layer.mlp.up_proj.weight.shape[0],
             vocabulary=embedding.shape[0],
             # kept keys, as if all memory layers had as many
-            tokens_per_head=config.kept / (decoder.kv_heads * memory_layers),
+            tokens_per_head=config.kept / (heads.kv_heads * memory_layers),
         )
 
 

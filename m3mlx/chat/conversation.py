@@ -24,6 +24,7 @@ import numpy as np
 from ..config import CHUNK_TOKENS, MEMORIES
 from ..memory.cache import Layout, MemoryCache, PrefixStates, make_cache
 from ..memory.codec import Memory
+from ..models.caches import leaves
 from ..models.decoder import Decoder
 from ..models.hooks import last_rows
 from ..models.template import Turn
@@ -153,7 +154,7 @@ class Conversation:
     @property
     def position(self) -> int:
         """Position behind all that was said; memories take their interval once they are read."""
-        cache = next(cache for cache in self.caches if isinstance(cache, MemoryCache))
+        cache = next(cache for cache in leaves(self.caches) if isinstance(cache, MemoryCache))
         gap = self.layout.gap if self.layout and self._search and not cache.gap else 0
         return cache.offset + len(self._pending) + gap
 

@@ -8,7 +8,7 @@ numbers of tokens, sliding windows), its cache widens mlx-lm's (``hooks.widen_ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 from mlx_lm.models.cache import (
-    ArraysCache,
+    ChunkedKVCache,
     ConcatenateKVCache,
     KVCache,
     QuantizedKVCache,
@@ -28,6 +28,7 @@ from mlx_lm.models.cache import (
 
 from ..config import MemoryConfig
 from ..errors import ModelError
+from ..models.caches import keeps_state, leaves, nearness, replaced
 from ..models.hooks import widen_masks
 from .codec import PADDING, Memory
 
@@ -35,35 +36,47 @@ SPARE_KEYS = 256  # for which the mask of a decoding step is made ahead
 
 
 class PrefixStates(list[tuple[mx.array, mx.array]]):
-    """Keys and values of the prefix, (1, KV heads, prefix, head_dim), of layers that keep them.
+    """Keys and values of the prefix, (1, KV heads, prefix, length), of layers that keep them.
 
     Attributes:
-        recurrent: caches of layers that keep a state instead, by place among all caches.
+        made: the model's caches after the prefix; those of keys and values are of no use, the
+            others hold the states of recurrent and convolutional layers.
+        even: rows of one batch must be equally long, as the model takes one position for all.
     """
 
-    def __init__(
-        self, pairs: Iterable[tuple[mx.array, mx.array]] = (), recurrent: dict | None = None
-    ):
+    def __init__(self, pairs: Iterable[tuple[mx.array, mx.array]], made: Sequence[Any]):
         super().__init__(pairs)
-        self.recurrent: dict[int, ArraysCache] = recurrent or {}
+        self.made = made
+        self.even = any(isinstance(cache, ChunkedKVCache) for cache in leaves(made))
 
 
-def insert_states(
-    caches: Sequence[Any], prefix: list[tuple[mx.array, mx.array]], batch: int = 1
-) -> list[Any]:
-    """Put copies of the recurrent layers' states among the caches of the other layers."""
-    joined = list(caches)
-    for place, state in getattr(prefix, "recurrent", {}).items():
-        state = deepcopy(state)
+def arrange(caches: Iterable[Any], prefix: PrefixStates, batch: int = 1) -> list[Any]:
+    """Put caches of keys and values in their places among copies of the others' states."""
+    remaining = iter(caches)
+
+    def place(made: Any) -> Any:
+        if not keeps_state(made):
+            return next(remaining)
+        state = deepcopy(made)
         if batch > 1:
             state.cache = [
                 x if x is None else mx.broadcast_to(x, (batch, *x.shape[1:])) for x in state.cache
             ]
-        joined.insert(place, state)
-    return joined
+        return state
+
+    return replaced(prefix.made, place)
 
 
-class MemoryCache:
+class LayerCache:
+    """What the caches of m3mlx have that llama4 asks of its own, which is cut into chunks."""
+
+    start_position = 0
+
+    def maybe_trim_front(self) -> None:
+        """Keep everything; the mask tells what is seen."""
+
+
+class MemoryCache(LayerCache):
     """Memories, then prefix and context, of one layer in the buffer of its mlx-lm cache.
 
     Memories are put in front when they are attached, every 64 tokens at most, so that a decoding
@@ -74,6 +87,7 @@ class MemoryCache:
     def __init__(self, base: Any):
         self.base = base
         self.gap = 0
+        self.before = 0  # tokens in front of the gap
         self.length = 0  # of the memories
         self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None if all are 0
         self.positions: Any = None  # int32 (KV heads, M)
@@ -85,12 +99,12 @@ class MemoryCache:
         """Show these memories to the context that follows, in place of earlier ones.
 
         Args:
-            keys, values: (1, KV heads, M, head_dim), keys after RoPE.
+            keys, values: (1, KV heads, M, length), keys after RoPE.
             weights: float32 (KV heads, M), added to the logits of attention; -inf for padding.
             positions: int (KV heads, M), positions of the keys.
             gap: positions reserved for references; stays when the memories are detached.
         """
-        self.gap = gap
+        self.reserve(gap)
         if not np.isfinite(weights).any():
             self.detach()
             return
@@ -101,6 +115,11 @@ class MemoryCache:
             self._set(keys, values, weights.shape[1])
         self.weights = mx.array(weights) if weights.any() else None
         self.positions = mx.array(positions)
+
+    def reserve(self, gap: int) -> None:
+        """Leave positions for references between the tokens so far and those that follow."""
+        if not self.gap:
+            self.gap, self.before = gap, self.context
 
     def detach(self) -> None:
         """Remove the memories; what follows sees prefix and context only."""
@@ -130,6 +149,10 @@ class MemoryCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple:
         return self.base.update_and_fetch(keys, values)
 
+    def keys_and_values(self) -> tuple:
+        """Return what ``update_and_fetch`` returned last."""
+        return self.base.keys_and_values()
+
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> Any:
         """Mask over prefix and context only; ``widen`` adds the memories."""
         return create_attention_mask(N, self.context, return_array, window_size)
@@ -156,7 +179,7 @@ class MemoryCache:
         """
         if not self.length:
             return mask
-        memory = self._memory_mask(queries)
+        memory = self._memory_mask()
         if memory is None and not isinstance(mask, mx.array):
             return mask
         if memory is None:
@@ -172,8 +195,8 @@ class MemoryCache:
             context = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
         return _join_masks(memory, context, queries)
 
-    def _memory_mask(self, queries: int) -> mx.array | None:
-        """Return what is added to logits, (KV heads, queries or 1, M); None for nothing."""
+    def _memory_mask(self) -> mx.array | None:
+        """Return what is added to logits, (KV heads, 1, M); None for nothing."""
         return None if self.weights is None else self.weights[:, None]
 
     def _single_query_mask(self, memory: mx.array) -> mx.array:
@@ -184,16 +207,44 @@ class MemoryCache:
         return self._row[..., :keys]
 
 
-class WindowedCache(MemoryCache):
-    """A cache for a layer with a sliding window, which memories leave as their text would.
+class LocalCache(MemoryCache):
+    """A cache for a layer that sees only what is near, by positions and not by numbers of tokens.
+
+    Memories are seen, and leave the window, as their text would.
+    """
+
+    def __init__(self, base: Any, near: Callable[[Any, Any], Any]):
+        super().__init__(base)
+        self._near = near
+
+    def widen(self, mask: mx.array | str | None, queries: int, query_heads: int) -> Any:
+        if not self.gap:  # tokens are positions, and mlx-lm's mask is right
+            return mask
+        at = mx.arange(self.offset, self.offset + queries)[:, None]
+        tokens = self._tokens(queries)
+        keys_at = tokens + self.gap * (tokens >= self.before)
+        context = (keys_at <= at) & self._near(at, keys_at)
+        if not self.length:
+            return context
+        weights = mx.zeros(1) if self.weights is None else self.weights[:, None]
+        memory = mx.where(self._near(at, self.positions[:, None]), weights, -mx.inf)
+        return _join_masks(mx.repeat(memory, query_heads // len(memory), axis=0), context, queries)
+
+    def _tokens(self, queries: int) -> mx.array:
+        """Return which tokens the keys of prefix and context are of, those of the queries last."""
+        return mx.arange(self.context + queries)
+
+
+class WindowedCache(LocalCache):
+    """A cache for a layer with a sliding window.
 
     mlx-lm's rotating buffer overwrites its oldest entries, so memories are kept beside it and
     concatenated at every step.
     """
 
-    def __init__(self, base: RotatingKVCache):
-        super().__init__(base)
-        self.keys: Any = None  # (1, KV heads, M, head_dim)
+    def __init__(self, base: RotatingKVCache, near: Callable[[Any, Any], Any]):
+        super().__init__(base, near)
+        self.keys: Any = None  # (1, KV heads, M, length)
         self.values: Any = None
 
     def _set(self, keys: Any, values: Any, length: int) -> None:
@@ -204,7 +255,12 @@ class WindowedCache(MemoryCache):
         return self.base.offset
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple:
-        keys, values = self.base.update_and_fetch(keys, values)
+        return self._joined(*self.base.update_and_fetch(keys, values))
+
+    def keys_and_values(self) -> tuple:
+        return self._joined(*self.base.keys_and_values())
+
+    def _joined(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         if not self.length:
             return keys, values
         return _prepend(self.keys, keys), _prepend(self.values, values)
@@ -212,14 +268,15 @@ class WindowedCache(MemoryCache):
     def make_mask(self, *args: Any, **kwargs: Any) -> mx.array | str | None:
         return self.base.make_mask(*args, **kwargs)
 
-    def _memory_mask(self, queries: int) -> mx.array:
-        at = mx.arange(self.offset, self.offset + queries)[None, :, None]
-        near = at - self.positions[:, None] < self.base.max_size
-        return mx.where(near, 0.0 if self.weights is None else self.weights[:, None], -mx.inf)
-
-    def _single_query_mask(self, memory: mx.array) -> mx.array:
-        width = min(self.context + 1, self.base.max_size)
-        return _join_masks(memory, mx.ones((1, width), mx.bool_), 1)
+    def _tokens(self, queries: int) -> mx.array:
+        base, size = self.base, self.base.max_size
+        if queries > 1:  # a pass over several tokens puts the buffer in order, and trims it first
+            width = min(self.context, size - 1) + queries
+            return mx.arange(self.context + queries - width, self.context + queries)
+        width = min(self.context + 1, size)
+        newest = min(base._idx, size) if base.keys.shape[2] <= size else size
+        newest = base.keep if newest == size else newest  # it begins anew
+        return self.context - (newest - mx.arange(width)) % width
 
 
 def _join_masks(memory: mx.array, context: mx.array, queries: int) -> mx.array:
@@ -265,21 +322,22 @@ def check_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
         )
 
 
+class _PrefixCache(ConcatenateKVCache, LayerCache):
+    """A cache that keeps all keys and values, whatever the layer sees of them."""
+
+
 def read_prefix(model: nn.Module, prefix: Sequence[int]) -> PrefixStates:
     """Compute keys and values of the constant prefix at every layer (section 3.2 of the paper).
 
     Layers with a recurrent or convolutional state give that state after the prefix.
     """
     check_tokens(model, prefix)
-    caches: Any = [
-        cache if isinstance(cache, ArraysCache) else ConcatenateKVCache()
-        for cache in make_prompt_cache(model)
-    ]
+    made = make_prompt_cache(model)
+    caches = replaced(made, lambda cache: cache if keeps_state(cache) else _PrefixCache())
     model(mx.array([list(prefix)]), cache=caches)
-    recurrent = {n: cache for n, cache in enumerate(caches) if isinstance(cache, ArraysCache)}
-    pairs = [(c.keys, c.values) for n, c in enumerate(caches) if n not in recurrent]
-    mx.eval(pairs, [cache.cache for cache in recurrent.values()])
-    return PrefixStates(pairs, recurrent)
+    pairs = [(c.keys, c.values) for c in leaves(caches) if not keeps_state(c)]
+    mx.eval(pairs, [c.cache for c in leaves(made) if keeps_state(c)])
+    return PrefixStates(pairs, made)
 
 
 def make_cache(model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = None) -> list[Any]:
@@ -296,21 +354,48 @@ def make_cache(model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = 
     """
     widen_masks(model)
     caches: list[MemoryCache] = []
-    bases = [cache for cache in make_prompt_cache(model) if not isinstance(cache, ArraysCache)]
+    bases = [cache for cache in leaves(make_prompt_cache(model)) if not keeps_state(cache)]
     for base, (keys, values) in zip(bases, prefix, strict=True):
-        if kv_bits and isinstance(base, KVCache):
-            head_dim = keys.shape[-1]
-            group = next((size for size in (64, 32) if head_dim % size == 0), None)
-            if group is None:
-                raise ModelError(
-                    f"a quantized context needs a head dimension divisible by 32, this model "
-                    f"has {head_dim}; run without --kv-bits"
-                )
-            base = QuantizedKVCache(group_size=group, bits=kv_bits)
+        near = nearness(base)
+        if isinstance(base, ChunkedKVCache):
+            base = KVCache()
+        elif kv_bits and isinstance(base, KVCache):
+            base = QuantizedKVCache(group_size=_group_size(keys, values), bits=kv_bits)
         base.update_and_fetch(keys, values)
-        windowed = isinstance(base, RotatingKVCache)
-        caches.append(WindowedCache(base) if windowed else MemoryCache(base))
-    return insert_states(caches, prefix)
+        if near is None:
+            caches.append(MemoryCache(base))
+        else:
+            kind = WindowedCache if isinstance(base, RotatingKVCache) else LocalCache
+            caches.append(kind(base, near))
+    arranged = arrange(caches, prefix)
+    if kv_bits:
+        _check_quantized(model, arranged)
+    return arranged
+
+
+def _group_size(keys: mx.array, values: mx.array) -> int:
+    dims = keys.shape[-1], values.shape[-1]
+    for size in (64, 32):
+        if all(dim % size == 0 for dim in dims):
+            return size
+    raise ModelError(
+        f"a quantized context needs a head dimension divisible by 32, this model "
+        f"has {min(dims)}; run without --kv-bits"
+    )
+
+
+def _check_quantized(model: nn.Module, caches: list[Any]) -> None:
+    """Raise ModelError where a model cannot attend to a quantized context.
+
+    Some attentions compute with keys before they attend, or have sinks; nothing is computed here.
+    """
+    try:
+        model(mx.array([[0, 1]]), cache=deepcopy(caches))
+    except Exception as error:  # a foreign model can fail anywhere
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ModelError(
+            f"this model cannot read a quantized context ({reason}); run without --kv-bits"
+        ) from error
 
 
 class Layout:
@@ -322,6 +407,7 @@ class Layout:
     """
 
     def __init__(self, config: MemoryConfig):
+        self.dims = config.dims
         self.first = len(config.prefix)
         self.gap = config.reference_tokens
         self.key_scale = config.key_scale
@@ -351,7 +437,7 @@ class Layout:
             weights: float32 (batch,), logarithm of each memory's weight in the softmax; None for
                 equal weights.
         """
-        caches = [cache for cache in caches if isinstance(cache, MemoryCache)]
+        caches = [cache for cache in leaves(caches) if isinstance(cache, MemoryCache)]
         if memory is None or not len(memory):
             for cache in caches:
                 cache.detach()
@@ -360,17 +446,17 @@ class Layout:
             memory = replace(memory, keys=memory.keys * self.key_scale)
         if weights is None:
             weights = np.zeros(len(memory), np.float32)
-        for cache, row in zip(caches, self.rows, strict=True):
+        for cache, row, (key_dim, value_dim) in zip(caches, self.rows, self.dims, strict=True):
             if row is None:
                 cache.detach()
-                cache.gap = self.gap
+                cache.reserve(self.gap)
                 continue
             index, real = row
             places = memory.positions[:, index]  # (batch, heads, most)
             present = (places != PADDING) & real
             cache.attach(
-                _by_head(memory.keys, index),
-                _by_head(memory.values, index),
+                _by_head(memory.keys[..., :key_dim], index),
+                _by_head(memory.values[..., :value_dim], index),
                 _flatten_batch(np.where(present, weights[:, None, None], np.float32(-np.inf))),
                 self.first + _flatten_batch(places.astype(np.int32)),
                 self.gap,

@@ -1,6 +1,6 @@
 """Memories to record bytes and back: the only bridge between MLX and NumPy.
 
-A record of N kept tokens and head dimension D is, without gaps:
+A record of N kept tokens, each with a key and a value of length D, is, without gaps:
 
     positions       N bytes: place of each kept token in its reference, 255 for padding
     keys, values    each one of
@@ -11,6 +11,9 @@ All numbers are little-endian. The N tokens are ordered by layer, then by KV hea
 ``MemoryConfig.counts`` gives them. Quantization is affine, ``value = code · scale + bias``, over
 groups of consecutive values; groups run over the flattened (N, D) array, so that head dimensions
 that no group size divides (80, 96) work too. 4-bit codes lie two in a byte, the low half first.
+
+Where lengths differ by layer, or keys from values, each array holds its own numbers only. In memory
+the shorter ones end in zeros.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ class Memory:
     """The kept keys and values of a batch of references.
 
     Attributes:
-        keys, values: (batch, kept, head_dim), keys after RoPE, ordered as the counts are.
+        keys, values: (batch, kept, longest key or value), keys after RoPE, ordered as the counts
+            are.
         positions: uint8 (batch, kept), place in the reference, or 255 for padding.
     """
 
@@ -68,10 +72,14 @@ class Codec:
     """
 
     def __init__(self, config: MemoryConfig):
-        self.kept, self.head_dim = config.kept, config.head_dim
-        self.group = 64 if config.head_dim % 64 == 0 else 32
-        self.bits = (config.key_bits, config.value_bits)
-        self.record_bytes = self.kept + sum(map(self._array_bytes, self.bits))
+        self.kept = config.kept
+        divisible = all(dim % 64 == 0 for pair in config.dims for dim in pair)
+        group = 64 if divisible else 32
+        key_dims, value_dims = zip(*config.dims, strict=True)
+        kept = list(map(sum, config.counts))
+        self.keys = _ArrayCodec(kept, key_dims, config.key_bits, group)
+        self.values = _ArrayCodec(kept, value_dims, config.value_bits, group)
+        self.record_bytes = self.kept + self.keys.bytes + self.values.bytes
 
     def pack(self, memory: Memory) -> np.ndarray:
         """Encode a batch.
@@ -82,8 +90,7 @@ class Codec:
         Raises:
             M3Error: a key or value is NaN or infinite, or too large for its format.
         """
-        pairs = zip((memory.keys, memory.values), self.bits, strict=True)
-        arrays = [self._encode(array, bits) for array, bits in pairs]
+        arrays = self.keys.encode(memory.keys), self.values.encode(memory.values)
         return np.concatenate([memory.positions, *arrays], axis=1)
 
     def unpack(self, records: np.ndarray, dtype: mx.Dtype = mx.float32) -> Memory:
@@ -93,10 +100,9 @@ class Codec:
             records: uint8 (batch, record_bytes).
             dtype: of the keys and values returned.
         """
-        batch = len(records)
-        split = self.kept + self._array_bytes(self.bits[0])
-        keys = self._decode(records[:, self.kept : split], self.bits[0], batch)
-        values = self._decode(records[:, split:], self.bits[1], batch)
+        split = self.kept + self.keys.bytes
+        keys = self.keys.decode(records[:, self.kept : split])
+        values = self.values.decode(records[:, split:])
         return Memory(keys.astype(dtype), values.astype(dtype), records[:, : self.kept].copy())
 
     def rounded(self, memory: Memory) -> Memory:
@@ -105,59 +111,86 @@ class Codec:
         MLX's own gradient of quantization is meaningless.
         """
         keys, values = (
-            x + mx.stop_gradient(self._rounded(mx.stop_gradient(x), bits) - x)
-            for x, bits in zip((memory.keys, memory.values), self.bits, strict=True)
+            x + mx.stop_gradient(codec.rounded(mx.stop_gradient(x)) - x)
+            for x, codec in ((memory.keys, self.keys), (memory.values, self.values))
         )
         return Memory(keys, values, memory.positions)
 
-    def _rounded(self, array: mx.array, bits: int) -> mx.array:
-        if bits == 16:
-            return array.astype(mx.bfloat16).astype(array.dtype)
-        codes, scales, biases = self._quantize(array, bits)
-        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        flat = mx.dequantize(codes, scales, biases, group_size=self.group, bits=bits)
-        return flat[:, : self.kept * self.head_dim].reshape(array.shape).astype(array.dtype)
 
-    def _quantize(self, array: mx.array, bits: int) -> tuple[mx.array, mx.array, mx.array]:
-        """Return codes, float16 scales and float16 biases of each row's groups."""
-        flat = array.reshape(len(array), -1).astype(mx.float32)
-        flat = mx.pad(flat, [(0, 0), (0, self._groups() * self.group - flat.shape[1])])
-        codes, scales, biases = mx.quantize(flat, group_size=self.group, bits=bits)
-        return codes, scales.astype(mx.float16), biases.astype(mx.float16)
+class _ArrayCodec:
+    """Packs the keys, or the values, of a batch.
 
-    def _groups(self) -> int:
-        return -(-self.kept * self.head_dim // self.group)
+    Args:
+        kept, dims: of each layer, number and length of its keys.
+        bits: of one number.
+        group: numbers that share a scale.
+    """
 
-    def _array_bytes(self, bits: int) -> int:
-        if bits == 16:
-            return 2 * self.kept * self.head_dim
-        return self._groups() * (self.group * bits // 8 + 4)
+    def __init__(self, kept: Sequence[int], dims: Sequence[int], bits: int, group: int):
+        self.bits, self.group = bits, group
+        self.shape = sum(kept), max(dims)
+        self.size = sum(n * dim for n, dim in zip(kept, dims, strict=True))
+        self.groups = -(-self.size // group)
+        self.bytes = 2 * self.size if bits == 16 else self.groups * (group * bits // 8 + 4)
+        self._real: np.ndarray | None = None  # places of the numbers among those with zeros
+        if len(set(dims)) > 1:
+            lengths = np.repeat(np.array(dims), kept)
+            self._real = np.flatnonzero(np.arange(self.shape[1]) < lengths[:, None])
 
-    def _encode(self, array: mx.array, bits: int) -> np.ndarray:
+    def encode(self, array: mx.array) -> np.ndarray:
+        """Encode (batch, *shape) to uint8 (batch, bytes)."""
         if not mx.all(mx.isfinite(array)).item():
             raise M3Error(
                 "a memory holds NaN or infinite values; the model overflows on this text, "
                 "try it with another dtype"
             )
-        if bits == 16:
-            return np.array(array.reshape(len(array), -1).astype(mx.bfloat16).view(mx.uint8))
-        codes, scales, biases = self._quantize(array, bits)
+        flat = self._flatten(array)
+        if self.bits == 16:
+            return np.array(flat.astype(mx.bfloat16).view(mx.uint8))
+        codes, scales, biases = self._quantize(flat)
         if not (mx.all(mx.isfinite(scales)).item() and mx.all(mx.isfinite(biases)).item()):
             raise M3Error("a memory holds values too large for 8 or 4 bits; use --codec k16v16")
         parts = [part.view(mx.uint8) for part in (codes, scales, biases)]
         return np.concatenate([np.array(part) for part in parts], axis=1)
 
-    def _decode(self, data: np.ndarray, bits: int, batch: int) -> mx.array:
-        shape = (batch, self.kept, self.head_dim)
-        if bits == 16:
-            return mx.array(np.ascontiguousarray(data)).view(mx.bfloat16).reshape(shape)
-        groups = self._groups()
-        end = groups * self.group * bits // 8
+    def decode(self, data: np.ndarray) -> mx.array:
+        """Decode uint8 (batch, bytes) to (batch, *shape)."""
+        if self.bits == 16:
+            return self._unflatten(mx.array(np.ascontiguousarray(data)).view(mx.bfloat16))
+        batch, end = len(data), self.groups * self.group * self.bits // 8
         codes = mx.array(data[:, :end])
-        if bits == 4:
+        if self.bits == 4:
             codes = mx.stack([codes & 15, codes >> 4], axis=-1)
         numbers = np.ascontiguousarray(data[:, end:]).view("<f2").astype(np.float32)
-        scales, biases = mx.array(numbers.reshape(batch, 2, groups, 1).swapaxes(0, 1))
+        scales, biases = mx.array(numbers.reshape(batch, 2, self.groups, 1).swapaxes(0, 1))
         # Not mx.dequantize, which takes four times as long on the CPU.
-        values = codes.reshape(batch, groups, self.group).astype(mx.float32) * scales + biases
-        return values.reshape(batch, -1)[:, : self.kept * self.head_dim].reshape(shape)
+        codes = codes.reshape(batch, self.groups, self.group).astype(mx.float32)
+        return self._unflatten((codes * scales + biases).reshape(batch, -1)[:, : self.size])
+
+    def rounded(self, array: mx.array) -> mx.array:
+        """Return what ``decode`` gives after ``encode``, in the array's dtype."""
+        if self.bits == 16:
+            return array.astype(mx.bfloat16).astype(array.dtype)
+        codes, scales, biases = self._quantize(self._flatten(array))
+        scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
+        flat = mx.dequantize(codes, scales, biases, group_size=self.group, bits=self.bits)
+        return self._unflatten(flat[:, : self.size]).astype(array.dtype)
+
+    def _flatten(self, array: mx.array) -> mx.array:
+        """(batch, *shape) to (batch, size): without the zeros after short ones."""
+        flat = array.reshape(len(array), -1)
+        return flat if self._real is None else flat[:, mx.array(self._real)]
+
+    def _unflatten(self, flat: mx.array) -> mx.array:
+        if self._real is not None:
+            whole = mx.zeros((len(flat), self.shape[0] * self.shape[1]), flat.dtype)
+            whole[:, mx.array(self._real)] = flat
+            flat = whole
+        return flat.reshape(-1, *self.shape)
+
+    def _quantize(self, flat: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """Return codes, float16 scales and float16 biases of each row's groups."""
+        flat = flat.astype(mx.float32)
+        flat = mx.pad(flat, [(0, 0), (0, self.groups * self.group - self.size)])
+        codes, scales, biases = mx.quantize(flat, group_size=self.group, bits=self.bits)
+        return codes, scales.astype(mx.float16), biases.astype(mx.float16)

@@ -7,16 +7,19 @@ gradients reach the memories. Nothing is evaluated.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import ArraysCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from ..config import CHUNK_TOKENS, MemoryConfig
+from ..errors import ModelError
+from ..models.caches import keeps_state, leaves, nearness
 from ..models.hooks import chosen_rows, widen_masks
-from .cache import Layout, PrefixStates, insert_states
+from .cache import LayerCache, Layout, PrefixStates, arrange
 from .codec import PADDING, Memory
 
 Reads = Sequence[Sequence[Sequence[int]]]  # of each sequence, for each chunk, rows of a memory
@@ -48,6 +51,9 @@ def logits_with_memories(
 
     Returns:
         float32 (all wanted places, vocabulary), sequence by sequence.
+
+    Raises:
+        ModelError: the model takes one position for all sequences, and they begin at several.
     """
     widen_masks(model)
     width = max(map(len, sequences))
@@ -57,18 +63,19 @@ def logits_with_memories(
         offsets = [first + config.reference_tokens * any(map(len, row)) for row in reads]
     rows, seen = _rows_seen(reads, width)
     layout = Layout(config)
+    plain = [cache for cache in leaves(make_prompt_cache(model)) if not keeps_state(cache)]
+    if prefix.even and len(set(offsets)) > 1:
+        raise ModelError("this model reads sequences of one batch at one position only")
     caches = []
-    plain = [c for c in make_prompt_cache(model) if not isinstance(c, ArraysCache)]
-    for state, places, cache in zip(prefix, layout.rows, plain, strict=True):
-        window = getattr(cache, "max_size", None)
-        pass_cache = _PassCache(state, len(sequences), width, offsets, window)
-        if memory is not None and places is not None and rows.size:
-            pass_cache.attach(memory, places, rows, seen, layout)
+    for n, (state, cache) in enumerate(zip(prefix, plain, strict=True)):
+        pass_cache = _PassCache(state, len(sequences), width, offsets, nearness(cache))
+        if memory is not None and layout.rows[n] is not None and rows.size:
+            pass_cache.attach(memory, n, rows, seen, layout)
         caches.append(pass_cache)
     starts = np.repeat(np.arange(len(wanted)) * width, list(map(len, wanted)))
     index = starts + np.concatenate([np.asarray(places, np.int64) for places in wanted])
     with chosen_rows(model, mx.array(index)):
-        logits = model(tokens, cache=insert_states(caches, prefix, len(sequences)))
+        logits = model(tokens, cache=arrange(caches, prefix, len(sequences)))
     return logits[0].astype(mx.float32)
 
 
@@ -87,13 +94,14 @@ def _rows_seen(reads: Reads, width: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, seen
 
 
-class _PassCache:
+class _PassCache(LayerCache):
     """One layer's cache for one pass over a batch: memories, prefix, then the context.
 
     ``inputs`` and ``outputs`` are for ``hooks.gradient_checkpoints``.
     """
 
     outputs: tuple = ()
+    fetched: tuple = ()
 
     def __init__(
         self,
@@ -101,22 +109,21 @@ class _PassCache:
         batch: int,
         width: int,
         offsets: Sequence[int],
-        window: int | None,
+        near: Callable[[Any, Any], Any] | None,
     ):
-        self.offset = mx.array(list(offsets), mx.int32)  # one position for each sequence
-        self.batch, self.width, self.window = batch, width, window
+        # one position for each sequence, or for all
+        alike = len(set(offsets)) == 1
+        self.offset = offsets[0] if alike else mx.array(list(offsets), mx.int32)
+        self.batch, self.width, self.near = batch, width, near
         self.prefix = prefix[0].shape[2]
         self.inputs = tuple(mx.broadcast_to(x, (batch, *x.shape[1:])) for x in prefix)
         self.seen: mx.array | None = None  # bool (batch, KV heads or 1, width, memory keys)
 
     def attach(
-        self,
-        memory: Memory,
-        row: tuple[np.ndarray, np.ndarray],
-        rows: np.ndarray,
-        seen: np.ndarray,
-        layout: Layout,
+        self, memory: Memory, layer: int, rows: np.ndarray, seen: np.ndarray, layout: Layout
     ) -> None:
+        row = layout.rows[layer]
+        assert row
         index, real = row  # both (heads, most)
         places = memory.positions[:, index][rows]  # (batch, S, heads, most)
         valid = (places != PADDING) & real
@@ -124,20 +131,29 @@ class _PassCache:
             valid = valid[:, :, :1]  # one mask serves all heads
         valid = valid.transpose(0, 2, 1, 3)  # (batch, heads or 1, S, most)
         visible = valid[:, :, None] & seen[:, None, :, :, None]  # (batch, heads, width, S, most)
-        if self.window:
-            at = np.array(self.offset)[:, None] + np.arange(self.width)
+        if self.near:
             keys_at = layout.first + places.astype(np.int64).transpose(0, 2, 1, 3)
-            visible = visible & (at[:, None, :, None, None] - keys_at[:, :, None] < self.window)
+            at = np.array(self._at())[:, None, :, None, None]
+            visible = visible & self.near(at, keys_at[:, :, None])
         self.seen = mx.array(visible.reshape(*visible.shape[:3], -1))
         keys = memory.keys * layout.key_scale if layout.key_scale != 1 else memory.keys
+        both = zip((keys, memory.values), layout.dims[layer], self.inputs, strict=True)
         self.inputs = tuple(
-            mx.concatenate([_by_sequence(kept, index, rows).astype(old.dtype), old], axis=2)
-            for kept, old in zip((keys, memory.values), self.inputs, strict=True)
+            mx.concatenate([_by_sequence(x[..., :dim], index, rows).astype(old.dtype), old], axis=2)
+            for x, dim, old in both
         )
+
+    def _at(self) -> mx.array:
+        """Positions of the context, (batch or 1, width)."""
+        return mx.array(self.offset).reshape(-1, 1) + mx.arange(self.width)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, ...]:
         both = zip(self.inputs, (keys, values), strict=True)
-        return tuple(mx.concatenate([old, new], axis=2) for old, new in both)
+        self.fetched = tuple(mx.concatenate([old, new], axis=2) for old, new in both)
+        return self.fetched
+
+    def keys_and_values(self) -> tuple[mx.array, ...]:
+        return self.fetched
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> str:
         return "causal"  # a placeholder; ``widen`` makes the mask
@@ -147,10 +163,10 @@ class _PassCache:
         at = mx.arange(queries)
         own = at[:, None] >= at
         prefix = mx.ones((1, 1, queries, self.prefix), mx.bool_)
-        if self.window:
-            own = own & (at[:, None] - at < self.window)
-            # as in a conversation, whose window counts tokens and not positions
-            prefix = (self.prefix + at[:, None] - mx.arange(self.prefix) < self.window)[None, None]
+        if self.near:
+            at = self._at()[:, None, :, None]  # (batch or 1, 1, queries, 1)
+            own = own & self.near(at, at.swapaxes(-1, -2))
+            prefix = self.near(at, mx.arange(self.prefix))
         parts, heads = [prefix, own], 1
         if self.seen is not None:
             if self.seen.shape[1] > 1:

@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
-from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import _download as hub_folder
 from mlx_lm.utils import (
@@ -35,7 +35,7 @@ from mlx_lm.utils import (
 from .. import config, files
 from ..config import Progress, no_progress
 from ..errors import ModelError
-from . import encoder, hooks
+from . import caches, encoder, hooks
 from .builtin import BUILT_IN, fetch
 from .linux_cpu.ops import make_column_major
 from .template import Template
@@ -44,6 +44,23 @@ DEFAULT_DECODER = "smollm2-135m-instruct"
 DEFAULT_ENCODER = "all-minilm-l6-v2"
 ADAPTERS = Path(__file__).parents[1] / "data" / "adapters"  # folders named after built-in models
 NO_ADAPTER = "none"
+
+
+@dataclass(frozen=True)
+class MemoryLayer:
+    """A layer's keys and values, as its cache gets them.
+
+    Attributes:
+        query_heads, kv_heads, key_dim, value_dim: their shape.
+        latent: they are what keys and values are made of, a latent vector and a rotary part, as in
+            multi-head latent attention.
+    """
+
+    query_heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    latent: bool = False
 
 
 @dataclass
@@ -58,8 +75,7 @@ class Decoder:
         weights, tokenizer_hash, adapter: SHA-256 of their files; adapter is "" without one.
         adapter_path: the adapter's folder, None without one.
         rope: the settings of rotary positions in config.json, as canonical JSON.
-        layers: those that keep keys and values; others keep a state.
-        query_heads, kv_heads, head_dim: the same in all of them.
+        geometry: the layers that keep keys and values of their own, in the order of their caches.
         trained: memory settings of a model that was trained with memories, else None.
         context_tokens: positions that the model knows; None where its settings do not say.
     """
@@ -72,10 +88,7 @@ class Decoder:
     tokenizer_hash: str
     adapter: str
     rope: str
-    layers: int
-    query_heads: int
-    kv_heads: int
-    head_dim: int
+    geometry: tuple[MemoryLayer, ...]
     trained: config.MemorySettings | None = None
     adapter_path: Path | None = None
     context_tokens: int | None = None
@@ -91,8 +104,31 @@ class Decoder:
 
     @property
     def memory_temperature(self) -> float | None:
-        """See ``Conversation``; None for a model that was trained with memories."""
-        return None if self.trained else config.MEMORY_TEMPERATURE
+        """See ``Conversation``; None for a model that was trained with memories.
+
+        Also None where masks have no room for weights.
+        """
+        return None if self.trained or self.latent else config.MEMORY_TEMPERATURE
+
+    @property
+    def latent(self) -> bool:
+        """A layer's attention is latent: its memories have no weights, its keys no factor."""
+        return any(layer.latent for layer in self.geometry)
+
+    @property
+    def layers(self) -> int:
+        """Number of layers that keep keys and values of their own."""
+        return len(self.geometry)
+
+    @property
+    def kv_heads(self) -> tuple[int, ...]:
+        """KV heads of each of these layers."""
+        return tuple(layer.kv_heads for layer in self.geometry)
+
+    @property
+    def dims(self) -> tuple[tuple[int, int], ...]:
+        """Lengths of a key and of a value in each of these layers."""
+        return tuple((layer.key_dim, layer.value_dim) for layer in self.geometry)
 
 
 def adapter_folder(model: str | None, asked: str | Path | None) -> Path | None:
@@ -150,10 +186,10 @@ def load_decoder(
         tokenizer_hash=_hash(path / "tokenizer.json", path / "tokenizer_config.json"),
         adapter=adapter,
         rope=_rope_settings(settings),
-        trained=_trained_settings(path, geometry["layers"]),
+        trained=_trained_settings(path, len(geometry)),
         adapter_path=adapter_path,
         context_tokens=settings.get("text_config", settings).get("max_position_embeddings"),
-        **geometry,
+        geometry=geometry,
     )
 
 
@@ -219,7 +255,7 @@ def load_encoder(
     return encoder.load(_find(str(name or DEFAULT_ENCODER), "encoder", progress or no_progress))
 
 
-def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, int]]:
+def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple[MemoryLayer, ...]]:
     """Load a model in the type that this machine computes fast; also its config and geometry."""
     settings = _read_json(path / "config.json")
     if settings.get("is_encoder_decoder"):
@@ -284,73 +320,75 @@ def _trained_settings(path: Path, layers: int) -> config.MemorySettings | None:
 
 
 class _Probe:
-    """A cache that notes the shapes of the keys and values that a layer gives to it."""
+    """A cache that notes the keys and values that a layer gives to it."""
 
     def __init__(self, base: Any):
         self.base = base
-        self.given: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        self.query_heads = 0
+        self.given: list[tuple[mx.array, mx.array]] = []
+        self.fetched: Any = None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Any:
-        self.given.append((keys.shape, values.shape))
-        return self.base.update_and_fetch(keys, values)
+        self.given.append((keys, values))
+        self.fetched = self.base.update_and_fetch(keys, values)
+        return self.fetched
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.base, name)
 
 
-def geometry_of(model: nn.Module) -> dict[str, int]:
-    """Return layers, heads and head dimension; a ValueError says why memory is impossible.
+def geometry_of(model: nn.Module) -> tuple[MemoryLayer, ...]:
+    """Return the layers that keep keys and values; a ValueError says why memory is impossible.
 
-    They are what the caches are given in a pass over three tokens, of which nothing is computed.
-    Layers that keep a state instead of keys and values are not counted.
+    They are what caches are given in a pass over three tokens, of which nothing is computed. What
+    this pass shows of each attention module is kept with it (``hooks.AttentionFacts``).
     """
-    attentions = [attention for layer in model.layers for attention in hooks.attention_of(layer)]
-    if any(hasattr(attention, "kv_lora_rank") for attention in attentions):
-        raise ValueError("its attention is latent, so there are no keys and values to keep")
-    caches = make_prompt_cache(model)
-    known = {c.__name__ for c in (KVCache, RotatingKVCache, ArraysCache)}
-    probes = [_Probe(cache) for cache in caches if type(cache) is not ArraysCache]
-    if (foreign := {type(c).__name__ for c in caches} - known) or not probes:
-        kind = min(foreign, default=ArraysCache.__name__)
-        raise ValueError(f"some layers keep a state instead of keys and values ({kind})")
-    calls = []
+    probes: list[_Probe] = []
 
-    def observe(queries: mx.array, keys: Any, cache: Any, scale: float, mask: Any) -> None:
-        calls.append(cache)
-        if isinstance(cache, _Probe):
-            cache.query_heads = queries.shape[1]
+    def probe(cache: Any) -> Any:
+        if caches.keeps_state(cache):
+            return cache
+        if type(cache) not in caches.KEYS_AND_VALUES:
+            raise ValueError(
+                f"it keeps something else than keys and values ({type(cache).__name__})"
+            )
+        probes.append(_Probe(cache))
+        return probes[-1]
 
-    remaining = iter(probes)
-    seen = [c if type(c) is ArraysCache else next(remaining) for c in caches]
+    made = caches.replaced(make_prompt_cache(model), probe)
+    if not probes:
+        raise ValueError("its layers keep a state instead of keys and values")
     try:
-        with hooks.observe_attention(model, observe):
-            model(mx.array([[0, 1, 2]]), cache=seen)
+        with hooks.tap_attention(model) as taps:
+            model(mx.array([[0, 1, 2]]), cache=made)
     except Exception as error:  # a foreign model can fail anywhere
         raise ValueError(f"a first pass fails ({_first_line(error)})") from error
-    if len(calls) > len(probes):
-        raise ValueError("its layers share keys and values")
-    shapes = set()
-    for probe in probes:
-        if len(probe.given) != 1:
-            raise ValueError("it has a layer without keys and values of its own")
-        (_, heads, _, length), values = probe.given[0]
-        if values[1] != heads or values[-1] != length:
-            raise ValueError("its values have another shape than its keys")
-        shapes.add((len(probes), probe.query_heads, heads, length))
-    if len(shapes) != 1:
-        raise ValueError("its layers differ in heads")
-    geometry = dict(
-        zip(("layers", "query_heads", "kv_heads", "head_dim"), shapes.pop(), strict=True)
-    )
-    for attention in attentions:
-        named = hooks.first_number(attention, *hooks.QUERY_HEADS)
-        geometry["query_heads"] = geometry["query_heads"] or named or 0
-        if named != geometry["query_heads"]:
-            vars(attention)["_query_heads"] = geometry["query_heads"]
-    if not geometry["query_heads"]:
-        raise ValueError("its attention does not tell its number of heads")
-    return geometry
+    owners = {id(tap.cache): tap for tap in reversed(taps)}
+    layers = []
+    for found in probes:
+        tap = owners.get(id(found))
+        if len(found.given) != 1 or tap is None:
+            raise ValueError("it has a cache that its layers do not use for keys and values alone")
+        keys, values = found.given[0]
+        if keys.ndim != 4 or keys.shape[:3] != values.shape[:3] or keys.shape[2] != 3:
+            raise ValueError("its caches do not get the keys and values of each token")
+        if not tap.query_heads or tap.query_heads % keys.shape[1]:
+            raise ValueError("its attention does not show its heads")
+        shape = tap.query_heads, keys.shape[1], keys.shape[-1], values.shape[-1]
+        layers.append(MemoryLayer(*shape, latent=tap.own_mask is not None))
+    for tap in taps:
+        if caches.keeps_state(tap.cache):
+            continue
+        shown = [f for f in probes if tap.cache is f or (f.fetched[0] is tap.keys)]
+        if not shown:
+            raise ValueError("it has an attention without a cache")
+        source = owners[id(shown[0])].attention
+        facts = hooks.AttentionFacts(
+            tap.query_heads,
+            bool_mask=tap.own_mask is not None,
+            source=None if source is tap.attention else source,
+        )
+        hooks.set_facts(tap.attention, facts)
+    return tuple(layers)
 
 
 def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:

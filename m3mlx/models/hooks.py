@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -26,13 +26,10 @@ from .linux_cpu import ops
 
 # Called as hook(call, module, *args, **kwargs); call(*args, **kwargs) is the module without it.
 Hook = Callable[..., Any]
-# Called with queries and keys after RoPE, the layer's cache, the scale and the mask.
-AttentionObserver = Callable[[mx.array, Any, Any, float, Any], None]
+# Called with queries, keys and values after RoPE, the layer's cache, the scale and the mask.
+AttentionObserver = Callable[[mx.array, Any, Any, Any, float, Any], None]
 
 ATTENTION = "scaled_dot_product_attention"  # its name in the modules of mlx-lm's models
-
-# Names of the number of query heads in attention modules; the first is set where there is none.
-QUERY_HEADS = ("_query_heads", "n_heads", "num_attention_heads", "num_heads")
 
 _lock = RLock()
 
@@ -61,6 +58,17 @@ def attention_of(layer: nn.Module) -> list[nn.Module]:
     return [m for name, m in found.items() if not any(f.startswith(f"{name}.") for f in found)]
 
 
+def _attentions(model: nn.Module) -> list[nn.Module]:
+    found = (attention for layer in model.layers for attention in attention_of(layer))
+    return list({id(attention): attention for attention in found}.values())
+
+
+def _arguments(module: nn.Module, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return what a module is called with, by name."""
+    names = _parameters(cast(Any, type(module)))
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 def body_of(model: nn.Module) -> nn.Module:
     """Return the module that holds the layers: its output is what the output layer gets."""
     first, level = model.layers[0], [model]
@@ -75,12 +83,6 @@ def body_of(model: nn.Module) -> nn.Module:
                     below.append(child)
         level = below
     return model
-
-
-def first_number(module: nn.Module, *names: str) -> int | None:
-    """Return the first of some attributes of a module that is a number."""
-    found = (getattr(module, name, None) for name in names)
-    return next((value for value in found if isinstance(value, int)), None)
 
 
 def add_hook(module: nn.Module, hook: Hook, thread: int | None = None) -> None:
@@ -175,69 +177,138 @@ def layer_outputs(model: nn.Module) -> Iterator[list[mx.array]]:
         yield outputs
 
 
+@dataclass
+class AttentionFacts:
+    """What the mask of an attention module depends on; ``geometry_of`` finds it.
+
+    Attributes:
+        query_heads: their number.
+        bool_mask: it takes bool masks only, since it adds a mask of its own to the logits.
+        source: the module whose keys and values it attends to, where it has none of its own.
+        masks: of a source, the widened mask of its last call in each thread; else None.
+    """
+
+    query_heads: int
+    bool_mask: bool = False
+    source: nn.Module | None = None
+    masks: dict[int, Any] | None = None
+
+
+def set_facts(attention: nn.Module, facts: AttentionFacts) -> None:
+    """Keep what is known of an attention module with it, not as a parameter."""
+    vars(attention)["_facts"] = facts
+    if facts.source is not None:
+        vars(facts.source)["_facts"].masks = {}
+
+
 def widen_masks(model: nn.Module) -> None:
     """Let the cache of each layer widen its attention mask by the layer's memories.
 
     mlx-lm makes one mask for all layers; a cache with a method ``widen`` makes its own of it.
     """
-    for layer in model.layers:
-        for attention in attention_of(layer):
-            with _lock:
-                if (_widen_mask, None) not in vars(attention).get("_hooks", ()):
-                    add_hook(attention, _widen_mask)
+    for attention in _attentions(model):
+        with _lock:
+            if (_widen_mask, None) not in vars(attention).get("_hooks", ()):
+                add_hook(attention, _widen_mask)
 
 
 def restore_masks(model: nn.Module) -> None:
     """Undo ``widen_masks``."""
-    for layer in model.layers:
-        for attention in attention_of(layer):
-            remove_hook(attention, _widen_mask)
+    for attention in _attentions(model):
+        remove_hook(attention, _widen_mask)
 
 
-def _widen_mask(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
-    given = {**dict(zip(_parameters(cast(Any, type(attention))), args, strict=False)), **kwargs}
+def _widen_mask(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    facts: AttentionFacts | None = vars(attention).get("_facts")
+    if facts is None:  # it keeps a state
+        return call(*args, **kwargs)
+    given = _arguments(attention, args, kwargs)
+    if facts.source is not None:
+        widened = vars(facts.source)["_facts"].masks
+        given["mask"] = widened.get(get_ident(), given.get("mask"))
+        return call(**given)
     cache: Any = given.get("cache")
-    if cache is not None and hasattr(cache, "widen"):
-        x = next(iter(given.values()))
-        heads = first_number(attention, *QUERY_HEADS)
-        mask = cache.widen(given.get("mask"), x.shape[1], heads)
-        if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
-            mask = mask.astype(x.dtype)  # attention refuses a mask of another dtype
-        given["mask"] = mask
-    return call(**given)
+    if not hasattr(cache, "widen"):
+        if facts.masks is not None:
+            facts.masks.pop(get_ident(), None)
+        return call(**given)
+    x = next(iter(given.values()))
+    mask = cache.widen(given.get("mask"), x.shape[1], facts.query_heads)
+    if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
+        # attention refuses a mask of another dtype
+        mask = mx.isfinite(mask) if facts.bool_mask else mask.astype(x.dtype)
+    if facts.masks is not None:
+        facts.masks[get_ident()] = mask
+    return call(**{**given, "mask": mask})
 
 
 @dataclass
-class RopeTap:
-    """Queries, then keys, of one attention module before and after rotary embedding."""
+class Tap:
+    """What one call of an attention module computes with.
 
+    Attributes:
+        attention, cache: the module, and the cache that it was given.
+        rotated: arrays before and after rotary embedding, in the order of the calls.
+        queries, keys, values, scale, mask: as the attention function gets them; none but the
+            scale where a module computes attention by itself, as gemma2's.
+    """
+
+    attention: nn.Module
+    cache: Any
     scale: float | None
-    before: list[mx.array] = field(default_factory=list)
-    after: list[mx.array] = field(default_factory=list)
+    rotated: list[tuple[mx.array, mx.array]] = field(default_factory=list)
+    queries: mx.array | None = None
+    keys: Any = None
+    values: Any = None
+    mask: Any = None
 
-    def record(self, call: Hook, rope: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> Any:
-        self.before.append(x)
-        self.after.append(call(x, *args, **kwargs))
-        return self.after[-1]
+    @property
+    def query_heads(self) -> int:
+        """Number of query heads, 0 if it does not show."""
+        if self.queries is not None:
+            return self.queries.shape[1]
+        return self.rotated[0][0].shape[1] if self.rotated else 0
+
+    @property
+    def own_mask(self) -> mx.array | None:
+        """What the module adds to the logits by itself, as latent attention does."""
+        mask = self.mask
+        own = isinstance(mask, mx.array) and mx.issubdtype(mask.dtype, mx.floating)
+        return mask if own else None
 
 
 @contextmanager
-def tap_rope(model: nn.Module) -> Iterator[list[RopeTap]]:
-    """Record what this thread's calls rotate; yield one tap per layer that rotates.
+def tap_attention(model: nn.Module) -> Iterator[list[Tap]]:
+    """Yield a list that gets a tap for each call that this thread makes of attention modules."""
+    taps: list[Tap] = []
 
-    mlx-lm rotates the queries first, then the keys.
-    """
-    ropes = [
-        (attention, rope)
-        for layer in model.layers
-        for attention in attention_of(layer)
-        if isinstance(rope := getattr(attention, "rope", None), nn.Module)
-    ]
-    taps = [RopeTap(getattr(attention, "scale", None)) for attention, _ in ropes]
-    with ExitStack() as stack:
-        for (_, rope), tap in zip(ropes, taps, strict=True):
-            stack.enter_context(hooked([rope], tap.record))
+    def begin(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        cache = _arguments(attention, args, kwargs).get("cache")
+        taps.append(Tap(attention, cache, getattr(attention, "scale", None)))
+        return call(*args, **kwargs)
+
+    def rotate(call: Hook, rope: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        rotated = call(x, *args, **kwargs)
+        taps[-1].rotated.append((x, rotated))
+        return rotated
+
+    def observe(queries: Any, keys: Any, values: Any, cache: Any, scale: float, mask: Any) -> None:
+        tap = taps[-1]
+        tap.queries, tap.keys, tap.values, tap.scale, tap.mask = queries, keys, values, scale, mask
+
+    attentions = _attentions(model)
+    found = {id(part): part for attention in attentions for part in _ropes(attention)}
+    with (
+        hooked(attentions, begin),
+        hooked(found.values(), rotate),
+        observe_attention(model, observe),
+    ):
         yield taps
+
+
+def _ropes(attention: nn.Module) -> list[nn.Module]:
+    parts = (getattr(attention, name, None) for name in ("rope", "rotary_emb"))
+    return [part for part in parts if isinstance(part, nn.Module)]
 
 
 @contextmanager
@@ -248,16 +319,11 @@ def observe_attention(model: nn.Module, observer: AttentionObserver) -> Iterator
     other models of these classes.
 
     Args:
-        observer: called with queries (batch, heads, queries, head_dim), keys as the cache
-            returned them, the cache, the scale and the mask.
+        observer: called with queries (batch, heads, queries, head_dim), keys and values, the
+            cache, the scale and the mask.
     """
 
-    classes = {
-        kind
-        for layer in model.layers
-        for attention in attention_of(layer)
-        for kind in type(attention).mro()
-    }
+    classes = {kind for attention in _attentions(model) for kind in type(attention).mro()}
     modules = [
         m for m in {sys.modules[kind.__module__] for kind in classes} if ATTENTION in vars(m)
     ]
@@ -289,7 +355,7 @@ def _observed(plain: Callable, observers: list[tuple[AttentionObserver, int]]) -
     def attention(queries, keys, values, cache, scale, mask, **others):
         for observer, thread in tuple(observers):
             if thread == get_ident():
-                observer(queries, keys, cache, scale, mask)
+                observer(queries, keys, values, cache, scale, mask)
         return plain(queries, keys, values, cache, scale=scale, mask=mask, **others)
 
     return attention
@@ -306,18 +372,19 @@ def gradient_checkpoints(model: nn.Module) -> Any:
     return hooked(model.layers, _checkpoint)
 
 
-def _checkpoint(
-    call: Hook, layer: nn.Module, x: mx.array, mask: Any = None, cache: Any = None
-) -> mx.array:
-    if not hasattr(cache, "inputs"):
-        return call(x, mask, cache)
+def _checkpoint(call: Hook, layer: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    given = _arguments(layer, args, kwargs)
+    cache: Any = given.get("cache")
+    name, x = next(iter(given.items()))
+    if given.keys() - {name, "mask", "cache"} or not hasattr(cache, "inputs"):
+        return call(*args, **kwargs)  # it keeps a state, or shares arrays with other layers
     parameters = layer.trainable_parameters()
 
     def run(parameters: dict, x: mx.array, *inputs: mx.array) -> Sequence[mx.array]:
         layer.update(parameters)
         inner = copy(cache)
         inner.inputs = inputs
-        y = call(x, mask, inner)
+        y = call(**{**given, name: x, "cache": inner})
         return y, *inner.outputs
 
     y, *outputs = mx.checkpoint(run)(parameters, x, *cache.inputs)

@@ -138,11 +138,13 @@ class Teacher:
         """Logits with whole memories directly before each sequence, which equal the text itself."""
         texts = list(dict.fromkeys(prompt.text for prompt in prompts if prompt.text))
         longest = max(map(len, texts), default=0)
-        layers, heads = len(self.config.counts), len(self.config.counts[0])
-        whole = replace(self.config, counts=((longest,) * heads,) * layers, key_scale=1.0)
+        heads = list(map(len, self.config.counts))
+        counts = tuple((longest,) * n for n in heads)
+        whole = replace(self.config, counts=counts, key_scale=1.0)
         memory = None
         if texts:
-            scores = np.full((len(texts), layers, heads, longest), -1.0, np.float32)
+            shape = (len(texts), len(heads), max(heads), longest)
+            scores = np.full(shape, -1.0, np.float32)
             for score, text in zip(scores, texts, strict=True):
                 score[..., : len(text)] = 1
             memory = write_traced(self.model, self.prefix, texts, scores, whole.counts)

@@ -65,8 +65,8 @@ def real_case(decoder: Decoder) -> Case:
         name=decoder.name,
         config=config,
         counts=tuple(
-            tuple((5 * layer + 7 * head) % 17 for head in range(decoder.kv_heads))
-            for layer in range(decoder.layers)
+            tuple((5 * layer + 7 * head) % 17 for head in range(heads))
+            for layer, heads in enumerate(decoder.kv_heads)
         ),
         selection="reconstruction",
         key_scale=1.2,

@@ -7,7 +7,6 @@ are the other side, so that this needs no PyTorch.
 
 import inspect
 import textwrap
-from contextlib import contextmanager
 from functools import partial
 from itertools import count
 
@@ -18,6 +17,7 @@ import pytest
 from m3mlx.chat import conversation as generate
 from m3mlx.memory import cache, parallel, write
 from m3mlx.memory.codec import Memory
+from m3mlx.models import hooks
 from m3mlx.parity import measure
 from m3mlx.parity.cases import TINY, lora
 from m3mlx.parity.check import load_case
@@ -70,20 +70,19 @@ def blank_prefix(self, x):
 
 
 def keys_before_rope(monkeypatch):
-    taps, tap_rope, score = [], write.tap_rope, write.Writer.score
+    run, score = write.Writer._run, write.Writer.score
+    taps = []
 
-    @contextmanager
-    def collect(model):
-        with tap_rope(model) as found:
-            taps[:] = found
-            yield found
+    def collect(self, *args):
+        taps[:] = run(self, *args)
+        return taps
 
     def unrotated(self, references, selection, *rest):
         scores, keys, values = score(self, references, selection, *rest)
-        before = [tap.before[1][:, :, : keys.shape[3]] for tap in taps]
+        before = [tap.rotated[1][0][:, :, : keys.shape[3]] for tap in taps]
         return scores, mx.stack(before, axis=1), values
 
-    monkeypatch.setattr(write, "tap_rope", collect)
+    monkeypatch.setattr(write.Writer, "_run", collect)
     monkeypatch.setattr(write.Writer, "score", unrotated)
 
 
@@ -103,7 +102,11 @@ def softmax_in_two(monkeypatch):
 
 def no_gradient_by_the_prefix(monkeypatch):
     states = measure.read_prefix
-    stopped = lambda *args: [tuple(map(mx.stop_gradient, pair)) for pair in states(*args)]  # noqa: E731
+
+    def stopped(*args):
+        found = states(*args)
+        return cache.PrefixStates([tuple(map(mx.stop_gradient, p)) for p in found], found.made)
+
     monkeypatch.setattr(measure, "read_prefix", stopped)
 
 
@@ -188,7 +191,7 @@ MUTATIONS = {
             rewrite,
             write,
             "_attention_score",
-            "real[:, None, None, None], l",
+            "real[:, None, None], l",
             "mx.array(True), l",
         ),
         ("scores attention", 0),
@@ -201,8 +204,8 @@ MUTATIONS = {
             rewrite,
             write,
             "_reconstruction_score",
-            "prefix : prefix + longest]",
-            ": longest]",
+            "logits[..., prefix : prefix + longest]",
+            "logits[..., :longest]",
         ),
         ("scores reconstruction", 0),
     ),
@@ -255,6 +258,37 @@ MUTATIONS = {
         "llama",
         partial(rewrite, measure, "logits_with_memories", "config.reference_tokens", "127"),
         ("loss", None),
+    ),
+    "state of a recurrent layer not kept with the prefix": (
+        "hybrid",
+        partial(rewrite, cache, "arrange", "deepcopy(made)", "type(made)(len(made.cache))"),
+        ("layers", 0),
+    ),
+    "state of a recurrent layer shared by passes": (
+        "hybrid",
+        partial(rewrite, cache, "arrange", "deepcopy(made)", "made"),
+        ("scores attention", 0),
+    ),
+    "rotary parts of latent memories blank": (
+        "latent",
+        partial(
+            rewrite,
+            cache.Layout,
+            "attach",
+            "_by_head(memory.values[..., :value_dim], index)",
+            "0 * _by_head(memory.values[..., :value_dim], index)",
+        ),
+        ("read", 0),
+    ),
+    "rotary part left out when scoring": (
+        "latent",
+        partial(rewrite, write, "_reconstruction_score", "tap.own_mask is not None", "False"),
+        ("scores reconstruction", 0),
+    ),
+    "padding of latent memories seen": (
+        "latent",
+        partial(rewrite, hooks, "_widen_mask", "mx.isfinite(mask)", "mx.ones_like(mask) > 0"),
+        ("read", 0),
     ),
     "no gradient by the prefix": ("qwen2-untied", no_gradient_by_the_prefix, ("gradients", None)),
     "no gradient through writing": (
