@@ -93,9 +93,7 @@ SIZES = {
     **_named(
         4, "num_experts num_local_experts n_routed_experts moe_num_experts attn_temperature_tuning"
     ),
-    **_named(
-        2, "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts"
-    ),
+    **_named(2, "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts"),
     **_named(
         1,
         "n_shared_experts num_shared_experts num_shared_expert first_k_dense_replace "

@@ -23,7 +23,9 @@ from typing import IO
 LIMIT = 150  # seconds for one architecture
 BATCH = 8  # architectures for one process, which takes seconds to start
 WORKER = Path(__file__)
-BEGINNING = re.compile(r"^.*cannot carry explicit memory: |^.*cannot be loaded by mlx-lm: ", re.DOTALL)
+BEGINNING = re.compile(
+    r"^.*cannot carry explicit memory: |^.*cannot be loaded by mlx-lm: ", re.DOTALL
+)
 
 
 @dataclass(frozen=True)

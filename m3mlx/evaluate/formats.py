@@ -301,7 +301,7 @@ def _records(path: str | Path) -> Iterator[tuple[str, int, dict]]:
         with _located(f"{path}, {place}: expected a JSON object"):
             found = json.loads(record) if isinstance(record, str) else record
             if not isinstance(found, dict):
-                raise ValueError(f"it is {json.dumps(found)[:40]}")
+                raise ValueError(f"it is {_kind(found)}")
         yield place, number, found
 
 
@@ -334,14 +334,21 @@ def _map(data: dict, key: str, read: Callable[[dict], T]) -> list[T]:
 
 def _text(value: object, blank: bool = False) -> str:
     if not isinstance(value, str) or not (blank or value.strip()):
-        raise ValueError(f"{json.dumps(value)[:40]} is not text")
+        raise ValueError(f"{_kind(value)} stands where text should")
     return value
+
+
+def _kind(value: object) -> str:
+    """Name the kind of a JSON value; the value itself may be private."""
+    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list"}
+    names |= {dict: "an object", str: "a text" if value != "" else "an empty text"}
+    return names.get(type(value), "null")
 
 
 def _texts(values: object) -> tuple[str, ...]:
     """Return a list of answers, each once."""
     if not isinstance(values, list):
-        raise ValueError(f"{json.dumps(values)[:40]} is no list of texts")
+        raise ValueError(f"{_kind(values)} stands where a list of texts should")
     if not values:
         raise ValueError("there is no answer")
     return tuple(dict.fromkeys(map(_text, values)))

@@ -263,18 +263,19 @@ def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple
         raise RefusedError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
     with _mlx_lm_errors(path):
         model, settings = load_model(path, lazy=True)
+    cpu = mx.default_device() == mx.cpu
+    if cpu and any(getattr(part, "global_scale", None) is not None for part in model.modules()):
+        raise ModelError(
+            f"{name} needs a GPU: its nvfp4 experts have scales of their own, which are "
+            f"lost on a CPU. Choose another model with --model."
+        )
     try:
         geometry = geometry_of(model)
     except ValueError as error:
         kind = settings.get("model_type")
         raise RefusedError(f"{name} ({kind}) cannot carry explicit memory: {error}.") from error
     with _mlx_lm_errors(path):
-        if mx.default_device() == mx.cpu:
-            if any(getattr(part, "global_scale", None) is not None for part in model.modules()):
-                raise ModelError(
-                    f"{name} needs a GPU: its nvfp4 experts have scales of their own, which are "
-                    f"lost on a CPU. Choose another model with --model."
-                )
+        if cpu:
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
             model.set_dtype(mx.float32)  # mxfp4 and its like become bfloat16
