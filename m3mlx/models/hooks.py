@@ -184,12 +184,15 @@ class AttentionFacts:
     Attributes:
         query_heads: their number.
         bool_mask: it takes bool masks only, since it adds a mask of its own to the logits.
+        groups: KV heads of an attention that computes by itself, on logits (batch, KV heads,
+            queries of each, …), as gemma2's; else 0.
         source: the module whose keys and values it attends to, where it has none of its own.
         masks: of a source, the widened mask of its last call in each thread; else None.
     """
 
     query_heads: int
     bool_mask: bool = False
+    groups: int = 0
     source: nn.Module | None = None
     masks: dict[int, Any] | None = None
 
@@ -231,7 +234,7 @@ def _widen_mask(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> 
     if not hasattr(cache, "widen"):
         if facts.masks is not None:
             facts.masks.pop(get_ident(), None)
-        return call(**given)
+        return call(**{**given, "mask": _grouped(given.get("mask"), facts.groups)})
     x = next(iter(given.values()))
     mask = cache.widen(given.get("mask"), x.shape[1], facts.query_heads)
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
@@ -239,7 +242,14 @@ def _widen_mask(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> 
         mask = mx.isfinite(mask) if facts.bool_mask else mask.astype(x.dtype)
     if facts.masks is not None:
         facts.masks[get_ident()] = mask
-    return call(**{**given, "mask": mask})
+    return call(**{**given, "mask": _grouped(mask, facts.groups)})
+
+
+def _grouped(mask: Any, groups: int) -> Any:
+    """Give a mask of batch, heads, queries and keys an axis for the query heads of a KV head."""
+    if not groups or not isinstance(mask, mx.array) or mask.ndim != 4:
+        return mask
+    return mx.unflatten(mask, 1, (min(groups, mask.shape[1]), -1))
 
 
 @dataclass
