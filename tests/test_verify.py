@@ -4,7 +4,7 @@ import json
 
 import mlx.core as mx
 import pytest
-from tiny import FAMILIES, HYBRIDS, OTHERS, save_encoder, save_model
+from tiny import FAMILIES, KINDS, OTHERS, save_encoder, save_model
 
 from m3mlx import Assistant, verify
 from m3mlx.errors import ModelError
@@ -18,7 +18,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path / "cache" / "verified"
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS, *HYBRIDS])
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS, *KINDS])
 def test_every_family_is_exact(family, tmp_path):
     decoder = load_decoder(str(save_model(tmp_path / "model", family)))
     for what, (difference, tolerance) in verify.differences(decoder).items():

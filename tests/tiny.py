@@ -6,6 +6,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from tokenizers import (
@@ -101,11 +102,66 @@ HYBRIDS = {
         "mlp_hidden_act": "relu2",
     },
 }
+_EXPERTS = {
+    **{"moe_intermediate_size": 32, "n_shared_experts": 1, "n_routed_experts": 4},
+    **{"num_experts_per_tok": 2, "routed_scaling_factor": 1.0, "topk_method": "noaux_tc"},
+    **{"scoring_func": "sigmoid", "norm_topk_prob": True, "n_group": 1, "topk_group": 1},
+}
+_LATENT = {"kv_lora_rank": 24, "qk_rope_head_dim": 8, "v_head_dim": 16, "qk_nope_head_dim": 16}
+# Layers that differ, and keys that differ from values: windows, shared keys, chunks, two caches in
+# a layer, latent attention.
+DIFFERING = {
+    "gemma4_text": {
+        **{"global_head_dim": 32, "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8},
+        **{"vocab_size_per_layer_input": VOCABULARY, "sliding_window": 20},
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "rope_parameters": {
+            "full_attention": {"rope_theta": 50000.0, "partial_rotary_factor": 0.5},
+            "sliding_attention": {"rope_theta": 10000.0},
+        },
+    },
+    "mimo_v2_flash": {
+        **{"hybrid_layer_pattern": [0, 1, 0, 1], "moe_layer_freq": [0, 0, 0, 1], **_EXPERTS},
+        **{"add_swa_attention_sink_bias": True, "add_full_attention_sink_bias": False},
+        **{"sliding_window_size": 20, "swa_rope_theta": 10000.0, "swa_num_attention_heads": 4},
+        **{"swa_num_key_value_heads": 1, "v_head_dim": 8, "swa_head_dim": 16, "swa_v_head_dim": 8},
+        **{"layernorm_epsilon": 1e-5, "partial_rotary_factor": 0.5},
+    },
+    "llama4": {
+        **{"attention_bias": False, "attention_chunk_size": 20, "interleave_moe_layer_step": 4},
+        **{"intermediate_size_mlp": 64, "num_experts_per_tok": 1, "num_local_experts": 2},
+        **{"rope_scaling": None, "use_qk_norm": True, "attn_temperature_tuning": True},
+    },
+    "falcon_h1": {
+        **{"mamba_d_head": 16, "mamba_d_ssm": 64, "mamba_d_state": 16, "mamba_n_heads": 4},
+        **{"mamba_d_conv": 4, "mamba_n_groups": 1, "rope_scaling": None},
+    },
+    "deepseek_v3": {**_EXPERTS, **_LATENT, "q_lora_rank": 16, "first_k_dense_replace": 3},
+    "kimi_linear": {
+        **{**_EXPERTS, "num_experts": 4, "num_experts_per_token": 2, "num_shared_experts": 1},
+        **{**_LATENT, "first_k_dense_replace": 4, "model_max_length": 2048, "rope_scaling": None},
+        "linear_attn_config": {
+            **{"num_heads": 4, "head_dim": 16, "short_conv_kernel_size": 4},
+            **{"kda_layers": [1, 3], "full_attn_layers": [2, 4]},
+        },
+    },
+}
+WRAPPED = ("llama4",)  # whose settings are in a text_config
+# One of each kind of layers; with windows, shared keys, states and latent attention in the first.
+KINDS = ["gemma4_text", "kimi_linear"]
+KINDS += [
+    pytest.param(family, marks=pytest.mark.slow)
+    for family in [*HYBRIDS, *DIFFERING]
+    if family not in KINDS
+]
 
 
 def tiny_config(family: str, **changes) -> dict:
-    special = {**FAMILIES, **OTHERS, **HYBRIDS}[family]
-    return {"model_type": family, **COMMON, **special, **changes}
+    special = {**FAMILIES, **OTHERS, **HYBRIDS, **DIFFERING}[family]
+    config = {"model_type": family, **COMMON, **special, **changes}
+    if family in WRAPPED:
+        return {"model_type": family, "text_config": {**config, "model_type": f"{family}_text"}}
+    return config
 
 
 def tiny_model(family: str = "llama", seed: int = 0, **changes):
@@ -116,7 +172,7 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes):
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
     if hasattr(model, "sanitize"):
-        model.sanitize({})
+        model.sanitize(dict(tree_flatten(model.parameters())))  # it drops a tied output layer
     scale = {"q_proj": 1.5, "k_proj": 1.5}
     weights = [
         (name, mx.random.normal(w.shape) * 0.15 * scale.get(name.split(".")[-2], 1.0))

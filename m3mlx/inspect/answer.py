@@ -33,14 +33,14 @@ class AnswerView:
 
     def __init__(self, chat: Chat, question: str):
         self.question = question
-        self._chat, self._decoder = chat, chat.assistant.decoder
+        self._chat, self._model = chat, chat.assistant.decoder.model
         self._prefix = len(chat.assistant.format.config.prefix)
-        self._layer_shares: list[mx.array] = []  # (memories + 2,) of each layer of the last pass
+        self._layer_shares: dict[int, mx.array] = {}  # (memories + 2,) of each cache's last pass
         self._spans: list[_GrowingSpan] = []
 
     def watch(self, steps: Iterator[Step]) -> Generator[Step]:
         """Yield the steps of an answer of the chat; it must not have begun."""
-        with observe_attention(self._decoder.model, self._observe):
+        with observe_attention(self._model, self._observe):
             for step in steps:
                 text = "" if step.thought else step.text
                 if step.token is not None:
@@ -66,8 +66,6 @@ class AnswerView:
         length = getattr(cache, "length", None)  # of the memories
         if length is None or isinstance(keys, (tuple, list)):
             return  # not a cache of m3mlx, or a quantized one
-        if len(self._layer_shares) == self._decoder.layers:
-            self._layer_shares.clear()  # a new pass
         heads, width = queries.shape[1], queries.shape[-1]
         grouped = queries[0, :, -1].reshape(keys.shape[1], -1, width)
         logits = (grouped @ keys[0].swapaxes(-1, -2)).reshape(heads, -1) * scale
@@ -79,15 +77,14 @@ class AnswerView:
         if length and count and length % count == 0:
             memories = weights[:length].reshape(count, -1).sum(axis=1)
         prefix, context = mx.split(weights[length:], [self._prefix])
-        self._layer_shares.append(
-            mx.concatenate([memories, mx.stack([prefix.sum(), context.sum()])])
-        )
+        shares = mx.concatenate([memories, mx.stack([prefix.sum(), context.sum()])])
+        self._layer_shares[id(cache)] = shares
 
     def _mean_shares(self) -> np.ndarray:
         """Return the mean over the layers of the last pass, float32 (memories + 2,)."""
         if not self._layer_shares:
             return np.zeros(len(self._chat.attached) + 2, np.float32)
-        return np.array(mx.stack(self._layer_shares).mean(axis=0))
+        return np.array(mx.stack(list(self._layer_shares.values())).mean(axis=0))
 
 
 @dataclass

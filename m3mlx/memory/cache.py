@@ -41,15 +41,13 @@ class PrefixStates(list[tuple[mx.array, mx.array]]):
     Attributes:
         made: the model's caches after the prefix; those of keys and values are of no use, the
             others hold the states of recurrent and convolutional layers.
-        even: rows of one batch must be equally long, since padding would enter the states, or
-            the model takes one position for all rows.
+        even: rows of one batch must be equally long, as the model takes one position for all.
     """
 
     def __init__(self, pairs: Iterable[tuple[mx.array, mx.array]], made: Sequence[Any]):
         super().__init__(pairs)
         self.made = made
-        uneven = (KVCache, RotatingKVCache)
-        self.even = not all(isinstance(cache, uneven) for cache in leaves(made))
+        self.even = any(isinstance(cache, ChunkedKVCache) for cache in leaves(made))
 
 
 def arrange(caches: Iterable[Any], prefix: PrefixStates, batch: int = 1) -> list[Any]:

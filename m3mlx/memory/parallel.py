@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx_lm.models.cache import ChunkedKVCache, make_prompt_cache
+from mlx_lm.models.cache import make_prompt_cache
 
 from ..config import CHUNK_TOKENS, MemoryConfig
 from ..errors import ModelError
@@ -64,7 +64,7 @@ def logits_with_memories(
     rows, seen = _rows_seen(reads, width)
     layout = Layout(config)
     plain = [cache for cache in leaves(make_prompt_cache(model)) if not keeps_state(cache)]
-    if any(isinstance(cache, ChunkedKVCache) for cache in plain) and len(set(offsets)) > 1:
+    if prefix.even and len(set(offsets)) > 1:
         raise ModelError("this model reads sequences of one batch at one position only")
     caches = []
     for n, (state, cache) in enumerate(zip(prefix, plain, strict=True)):

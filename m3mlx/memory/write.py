@@ -9,7 +9,8 @@ keys before RoPE and without causal mask, summed over the queries and the query 
 ``reconstruction``, after KVzip (arXiv 2505.23416): the largest causal attention that a token
 receives while the model recites the reference, times the length of its value. The attention
 measures what is needed to repeat the text, where the paper's measures what the text itself
-attends to; the length makes heads comparable (tools/LOG.md).
+attends to; the length makes heads comparable (tools/LOG.md). Recurrent layers recite without
+having read the reference, as they are when a memory is read.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def prepare(model: nn.Module, settings: Settings) -> dict[str, Any]:
     model.freeze()
     mx.random.seed(settings.seed)  # LoRA layers begin at random
     if settings.rank:
-        names = [n for n, _ in model.layers[0].named_modules() if _is_target(n, settings)]
+        parts = (name for layer in model.layers for name, _ in layer.named_modules())
+        names = list(dict.fromkeys(name for name in parts if _is_target(name, settings)))
         lora = {"rank": settings.rank, "scale": settings.scale, "dropout": 0.0, "keys": names}
         linear_to_lora_layers(model, len(model.layers), lora)
         layers = len(model.layers)
