@@ -93,9 +93,7 @@ SIZES = {
     **_named(
         4, "num_experts num_local_experts n_routed_experts moe_num_experts attn_temperature_tuning"
     ),
-    **_named(
-        2, "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts"
-    ),
+    **_named(2, "num_experts_per_tok num_experts_per_token moe_topk moe_k moe_top_k top_k_experts"),
     **_named(
         1,
         "n_shared_experts num_shared_experts num_shared_expert first_k_dense_replace "
@@ -243,7 +241,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         },
         "layer_types": MIXED,
     },
-    "llama4": {"num_experts_per_tok": 1},
+    "llama4": {"num_experts_per_tok": 1, "attn_temperature_tuning": True},
     "llama4_text": {"no_rope_layers": [1, 1, 1, 0]},
     "longcat_flash": {"attention_method": "MLA", "zero_expert_type": "identity"},
     "longcat_flash_ngram": {"ngram_vocab_size_ratio": 2, "hidden_size": 96},
@@ -266,7 +264,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "layer_types": MIXED,
         "rope_parameters": {**YARN, "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1},
     },
-    "mistral3": {"layer_types": MIXED},
     "mistral4": {"rope_parameters": {**YARN, "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1}},
     "muse_glimmer": {"layer_types": MIXED, "layer_rope_theta": [10000.0, 0.0, 10000.0, 0.0]},
     "muse_spark": {

@@ -1,6 +1,5 @@
 """Every architecture of mlx-lm is proved exact or refused in words; none fails later."""
 
-import os
 import sys
 
 import architectures
@@ -58,7 +57,9 @@ def test_an_architecture_that_is_new_in_mlx_lm_is_walked(tmp_path, monkeypatch):
 
 
 def test_an_architecture_that_needs_unknown_settings_is_refused(tmp_path, monkeypatch):
-    text = "from .llama import ModelArgs\nclass Model:\n    def __init__(self, args):\n        1 / 0\n"
+    text = (
+        "from .llama import ModelArgs\nclass Model:\n    def __init__(self, args):\n        1 / 0\n"
+    )
     new_module(tmp_path, "odd", text, monkeypatch)
     found = at_once("odd", monkeypatch)
     assert found.outcome == "refused" and "ZeroDivisionError" in found.reason

@@ -370,7 +370,7 @@ def geometry_of(model: nn.Module) -> tuple[MemoryLayer, ...]:
     if not probes:
         raise ValueError("its layers keep a state instead of keys and values")
     try:
-        with hooks.tap_attention(model) as taps:
+        with hooks.fixed_parameters(model), hooks.tap_attention(model) as taps:
             model(mx.array([[0, 1, 2]]), cache=made)
     except Exception as error:  # a foreign model can fail anywhere
         if "No Metal back-end" in str(error):

@@ -122,6 +122,33 @@ def _hooked_class(plain: type) -> type:
 
 
 @contextmanager
+def fixed_parameters(model: nn.Module) -> Iterator[None]:
+    """Run a pass; parameters that it replaces stay from then on as it leaves them.
+
+    gemma3n clips weights anew in each pass. What one thread leaves there uncomputed ends the
+    process when another computes with it.
+    """
+    modules = list(model.modules())
+    before = [dict(module) for module in modules]
+    yield
+    for module, items in zip(modules, before, strict=True):
+        if any(
+            isinstance(old, mx.array) and module[name] is not old for name, old in items.items()
+        ):
+            module.__class__ = _fixed_class(type(module))
+
+
+@cache
+def _fixed_class(plain: type) -> type:
+    def __setattr__(self: nn.Module, name: str, value: Any) -> None:
+        if not isinstance(value, mx.array):  # update() sets items, not attributes
+            plain.__setattr__(self, name, value)
+
+    names = {"__setattr__": __setattr__, "__module__": plain.__module__}
+    return type(plain.__name__, (plain,), names)
+
+
+@contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
     """Run a hook around the calls that this thread makes of some modules, until the block ends."""
     modules = list(modules)
