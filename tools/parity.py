@@ -1,6 +1,7 @@
 """Record what PyTorch computes for the parity suite, or compare MLX with it here and now.
 
     python tools/parity.py record --device cuda     # or cpu: writes tests/parity/golden/*.npz
+    python tools/parity.py record hybrid latent     # some cases only
     python tools/parity.py report [--device cuda]   # a table, and one JSON line last
 
 ``record`` computes in float32 (TensorFloat-32 off) on the device, and refuses to write what is
@@ -37,15 +38,20 @@ def main() -> None:
     for name in ("record", "report"):
         command = commands.add_parser(name)
         command.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        if name == "record":
+            command.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(TINY))
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("this PyTorch sees no CUDA device; take --device cpu, or a machine with one")
-    {"record": record, "report": report}[arguments.command](arguments.device)
+    if arguments.command == "report":
+        report(arguments.device)
+    else:
+        record(arguments.device, arguments.cases or list(TINY))
 
 
-def record(device: str) -> None:
+def record(device: str, names: list[str]) -> None:
     origin = where(device)
-    for case in TINY.values():
+    for case in (TINY[name] for name in names):
         exact = truth(case, device)
         found = quantities(
             case,

@@ -35,7 +35,7 @@ class Case:
 
     Attributes:
         config: the contents of ``config.json``.
-        counts: tokens that a memory keeps, by layer and KV head.
+        counts: tokens that a memory keeps, by layer with keys and values and by KV head.
         selection, key_scale, prefix, recite: as in ``MemoryConfig`` and ``Writer``.
         references: token ids of each.
         context: token ids of the prompt.
@@ -60,10 +60,6 @@ class Case:
     @property
     def layers(self) -> int:
         return self.config["num_hidden_layers"]
-
-    @property
-    def kv_heads(self) -> int:
-        return self.config["num_key_value_heads"]
 
     @property
     def head_dim(self) -> int:
@@ -127,8 +123,8 @@ def tiny_case(
     )
 
 
-_UNTIED = {"tie_word_embeddings": False}
-_CASES = (
+_UNTIED: dict[str, Any] = {"tie_word_embeddings": False}
+_CASES: tuple[Case, ...] = (
     tiny_case("llama", "llama", [[5, 2], [0, 7], [9, 1]], "reconstruction", key_scale=1.2),
     tiny_case("qwen2-untied", "qwen2", [[6, 6]] * 3, "attention", head_dim=8, **_UNTIED),
     tiny_case(
@@ -136,6 +132,23 @@ _CASES = (
     ),
     # As in the paper: memory layers first, head dimension 80, its own selection.
     tiny_case("paper", "llama", [[8], [8], [0]], "attention", head_dim=80, **_UNTIED),
+)
+# Beside attention, lfm2 has convolutions, which keep a state. It names things in its own way.
+_HYBRID: dict[str, Any] = {
+    **{"num_hidden_layers": 4, "full_attn_idxs": [1, 3], "norm_eps": 1e-5, "hidden_size": 64},
+    **{"conv_bias": False, "conv_L_cache": 3, "block_dim": 64, "block_ff_dim": 48},
+    **{"block_multiple_of": 8, "block_ffn_dim_multiplier": 1.0},
+    "block_auto_adjust_ff_dim": False,
+}
+# Latent attention; its keys are latent vectors of 24, its values the rotary parts of 8.
+_LATENT: dict[str, Any] = {
+    **{"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": None, **_UNTIED},
+    **{"kv_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 12},
+    **{"n_routed_experts": 4, "first_k_dense_replace": 3},
+}
+_CASES += (
+    tiny_case("hybrid", "lfm2", [[5, 2], [3, 8]], "reconstruction", key_scale=1.2, **_HYBRID),
+    tiny_case("latent", "deepseek_v3", [[6], [0], [9]], "reconstruction", **_LATENT),
 )
 TINY = {case.name: case for case in _CASES}
 
@@ -146,26 +159,17 @@ def weights(case: Case) -> dict[str, np.ndarray]:
     They are large enough for attention that is far from uniform, and for distinct logits.
     """
     c = case.config
-    width, inner, length = c["hidden_size"], c["intermediate_size"], case.head_dim
-    queries, keys = c["num_attention_heads"] * length, case.kv_heads * length
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, width)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (VOCABULARY, c["hidden_size"])
+    }
+    layer_shapes = {"lfm2": _lfm2_shapes, "deepseek_v3": _latent_shapes}
     for layer in range(case.layers):
-        at = f"model.layers.{layer}"
-        shapes |= {
-            f"{at}.{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")
-        }
-        for part, size in (("q", queries), ("k", keys), ("v", keys)):
-            shapes[f"{at}.self_attn.{part}_proj.weight"] = (size, width)
-            if c["model_type"] == "qwen2":
-                shapes[f"{at}.self_attn.{part}_proj.bias"] = (size,)
-        if c["model_type"] == "qwen3":
-            shapes |= {f"{at}.self_attn.{part}_norm.weight": (length,) for part in "qk"}
-        shapes[f"{at}.self_attn.o_proj.weight"] = (width, queries)
-        shapes |= {f"{at}.mlp.{part}_proj.weight": (inner, width) for part in ("gate", "up")}
-        shapes[f"{at}.mlp.down_proj.weight"] = (width, inner)
-    shapes["model.norm.weight"] = (width,)
+        found = layer_shapes.get(c["model_type"], _llama_shapes)(case, layer)
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in found.items()}
+    last = "embedding_norm" if c["model_type"] == "lfm2" else "norm"
+    shapes[f"model.{last}.weight"] = (c["hidden_size"],)
     if not c["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (VOCABULARY, width)
+        shapes["lm_head.weight"] = (VOCABULARY, c["hidden_size"])
 
     def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
         drawn = _random(case, name, shape)
@@ -174,6 +178,66 @@ def weights(case: Case) -> dict[str, np.ndarray]:
         return drawn * shape[-1] ** -0.5 * (1.4 if "q_proj" in name or "k_proj" in name else 1.0)
 
     return {name: _bfloat16(tensor(name, shape)) for name, shape in shapes.items()}
+
+
+def _llama_shapes(case: Case, layer: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a layer's tensors; also those of qwen2 and qwen3."""
+    c, length = case.config, case.head_dim
+    width, inner, family = c["hidden_size"], c["intermediate_size"], c["model_type"]
+    queries, keys = c["num_attention_heads"] * length, c["num_key_value_heads"] * length
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")
+    }
+    for part, size in (("q", queries), ("k", keys), ("v", keys)):
+        shapes[f"self_attn.{part}_proj.weight"] = (size, width)
+        if family == "qwen2":
+            shapes[f"self_attn.{part}_proj.bias"] = (size,)
+    if family == "qwen3":
+        shapes |= {f"self_attn.{part}_norm.weight": (length,) for part in "qk"}
+    shapes["self_attn.o_proj.weight"] = (width, queries)
+    return shapes | _mlp_shapes("mlp.gate_proj mlp.up_proj mlp.down_proj", width, inner)
+
+
+def _mlp_shapes(names: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
+    gate, up, down = (f"{name}.weight" for name in names.split())
+    return {gate: (inner, width), up: (inner, width), down: (width, inner)}
+
+
+def _lfm2_shapes(case: Case, layer: int) -> dict[str, tuple[int, ...]]:
+    c, length = case.config, case.head_dim
+    width = c["hidden_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{norm}_norm.weight": (width,) for norm in ("operator", "ffn")
+    }
+    if layer in c["full_attn_idxs"]:
+        keys = c["num_key_value_heads"] * length
+        for part, size in (("q", width), ("k", keys), ("v", keys)):
+            shapes[f"self_attn.{part}_proj.weight"] = (size, width)
+        shapes |= {f"self_attn.{part}_layernorm.weight": (length,) for part in "qk"}
+        shapes["self_attn.out_proj.weight"] = (width, width)
+    else:
+        shapes["conv.in_proj.weight"] = (3 * width, width)
+        shapes["conv.conv.weight"] = (width, c["conv_L_cache"], 1)
+        shapes["conv.out_proj.weight"] = (width, width)
+    names = "feed_forward.w1 feed_forward.w3 feed_forward.w2"
+    return shapes | _mlp_shapes(names, width, c["block_ff_dim"])
+
+
+def _latent_shapes(case: Case, layer: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a layer's tensors, by mlx-lm's names."""
+    c = case.config
+    width, heads, rank = c["hidden_size"], c["num_attention_heads"], c["kv_lora_rank"]
+    nope, rope, value = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"]
+    return {
+        **{f"{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")},
+        "self_attn.q_proj.weight": (heads * (nope + rope), width),
+        "self_attn.kv_a_proj_with_mqa.weight": (rank + rope, width),
+        "self_attn.kv_a_layernorm.weight": (rank,),
+        "self_attn.embed_q.weight": (heads, rank, nope),
+        "self_attn.unembed_out.weight": (heads, value, rank),
+        "self_attn.o_proj.weight": (width, heads * value),
+        **_mlp_shapes("mlp.gate_proj mlp.up_proj mlp.down_proj", width, c["intermediate_size"]),
+    }
 
 
 def lora(case: Case) -> dict[str, tuple[np.ndarray, np.ndarray]]:

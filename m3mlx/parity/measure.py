@@ -66,7 +66,7 @@ def measure(
         selection=case.selection,
         budget="calibrated",
         counts=case.counts,
-        head_dim=case.head_dim,
+        **MemoryConfig.lengths(decoder.dims),
         prefix=case.prefix,
         key_scale=case.key_scale,
     )
@@ -82,7 +82,7 @@ def measure(
     writer = Writer(model, prefix, case.recite)
     for selection in (s for s in SELECTIONS[::-1] if f"scores {s}" in stages):
         scores, keys, values = writer.score(case.references, selection)
-        for layer in range(case.layers):
+        for layer in range(len(case.counts)):
             yield f"scores {selection}/{layer}", scores[:, layer]
     yield "selected", writer.write(case.references, config).positions
     memory = keep(_scores_of(selected, case), keys, values, case.counts)
@@ -163,8 +163,10 @@ def _training(
         )
         return nn.losses.cross_entropy(logits, target, reduction="mean")
 
-    shape = (len(case.references), config.kept, case.head_dim)
-    zeros = [mx.zeros(shape), mx.zeros(shape)]  # whose gradients are those of the memories
+    shape = (len(case.references), config.kept)
+    longest = [max(lengths) for lengths in zip(*config.dims, strict=True)]
+    # whose gradients are those of the memories
+    zeros = [mx.zeros((*shape, length)) for length in longest]
     if "gradients" not in stages:
         yield "loss", _array(loss(zeros))
         return
@@ -210,7 +212,8 @@ def _gradients(
 def _scores_of(selected: np.ndarray, case: Case) -> np.ndarray:
     """Return scores by which ``keep`` keeps exactly these tokens."""
     longest = max(map(len, case.references))
-    scores = np.full((len(selected), case.layers, case.kv_heads, longest), -1.0, np.float32)
+    shape = (len(selected), len(case.counts), len(case.counts[0]), longest)
+    scores = np.full(shape, -1.0, np.float32)
     start = 0
     for layer, counts in enumerate(case.counts):
         for head, count in enumerate(counts):

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from quantities import quantities
 
+from convert.architectures import FAMILIES
 from convert.from_torch import convert
 from m3mlx.models.decoder import Decoder, load_decoder
 from m3mlx.parity.cases import Case, lora, save_case, weights
-from m3mlx.parity.check import DTYPES, Result, mlx_result
+from m3mlx.parity.check import DTYPES, Result, load_case, mlx_result
 from m3mlx.parity.compare import compare
 from m3mlx.parity.measure import STAGES
 
@@ -33,9 +34,15 @@ def converted(case: Case) -> Decoder:
         return load_decoder(out)
 
 
+def loaded(case: Case) -> Decoder:
+    """The case's model, converted if the converter knows its family."""
+    known = case.config["model_type"] in FAMILIES
+    return converted(case) if known else load_case(case)
+
+
 def live_result(case: Case, exact: dict[str, np.ndarray], device: str, dtype: str) -> Result:
     """MLX beside the truth."""
-    load = partial(converted, case)
+    load = partial(loaded, case)
     return mlx_result(case, exact, TRUTH, device=device, dtype=dtype, load=load)
 
 

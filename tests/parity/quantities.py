@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
-from reference import Kept, Reference, adamw_step, next_token_loss, pick
+from reference import Kept, Reference, adamw_step, next_token_loss, pick, reference_of
 from torch import Tensor
 
 from m3mlx.parity.cases import LORA_EPS, LORA_RATE, LORA_SCALE, Case
@@ -35,7 +35,7 @@ def quantities(
         Arrays by stage, or by stage and part with a slash between.
     """
     tensors = {name: torch.as_tensor(w).to(device, dtype) for name, w in weights.items()}
-    model = Reference(case.config, tensors, case.key_scale)
+    model = reference_of(case.config, tensors, case.key_scale)
     found: dict[str, Tensor | np.ndarray] = {}
 
     def watched(stage: str) -> None:
@@ -65,7 +65,7 @@ def quantities(
                 places = _places(case, selected[len(kept) - 1])
                 kept[-1] = Kept(places, pick(last, lambda layer, h, at=places: at[layer][h]))
         for selection in selections:
-            for layer in range(case.layers):
+            for layer in range(len(case.counts)):
                 rows = [score[layer] for score in scores[selection]]
                 found[f"scores {selection}/{layer}"] = _padded(rows, -1.0)
         found["selected"] = _selected(case, kept)
@@ -182,7 +182,7 @@ def _kept(case: Case, kept: list[Kept], layer: int, part: int) -> Tensor:
         for pair, count in zip(memory.states[layer], case.counts[layer], strict=True):
             rows.append(_lengthened(pair[part], count, 0.0))
     width = sum(case.counts[layer])
-    return torch.cat(rows).reshape(len(kept), width, case.head_dim)
+    return torch.cat(rows).reshape(len(kept), width, -1)
 
 
 def _queries(case: Case, tokens: list[int]) -> np.ndarray:

@@ -11,8 +11,14 @@ Let ``m`` be the length of the constant prefix and ``R`` the longest reference. 
     reference   m …        when it is written: sees the prefix and itself, causally
     context     m+R …      sees the prefix, the memories of its chunk, and the context before it
 
-Weights go by their names in a Hugging Face checkpoint. A head's keys and values are (tokens,
-head_dim); ``h`` counts KV heads, and query heads ``h·g … h·g+g-1`` read what KV head ``h`` has.
+Layers that keep a state (lfm2's convolutions) see prefix and context, never a memory: a reference,
+its recitation and a conversation each begin with the state after the prefix. States are counted
+over the layers with attention. Of latent attention (deepseek_v3) the one KV head's keys are latent
+vectors, its values the rotary parts of keys.
+
+Weights go by their names in a Hugging Face checkpoint, or in mlx-lm where it changes them. A
+head's keys and values are (tokens, head_dim); ``h`` counts KV heads, and query heads ``h·g …
+h·g+g-1`` read what KV head ``h`` has.
 """
 
 from __future__ import annotations
@@ -45,11 +51,24 @@ class Context:
     prefix: States
     position: int  # of the next token
     past: States = field(default_factory=list)
+    carried: dict[int, Tensor] = field(default_factory=dict)  # states of other layers
     memories: list[States] = field(default_factory=list)
 
 
+LLAMA = {
+    **{"first norm": "input_layernorm", "second norm": "post_attention_layernorm"},
+    **{"head norm": "norm", "last norm": "model.norm", "output": "o_proj"},
+    **{"gate": "mlp.gate_proj", "up": "mlp.up_proj", "down": "mlp.down_proj"},
+}
+LFM2 = {
+    **{"first norm": "operator_norm", "second norm": "ffn_norm", "head norm": "layernorm"},
+    **{"last norm": "model.embedding_norm", "output": "out_proj"},
+    **{"gate": "feed_forward.w1", "up": "feed_forward.w3", "down": "feed_forward.w2"},
+}
+
+
 class Reference:
-    """A decoder of the llama, qwen2 or qwen3 family with explicit memory.
+    """A decoder of the llama, qwen2, qwen3 or lfm2 family with explicit memory.
 
     Args:
         config: the contents of ``config.json``.
@@ -65,12 +84,16 @@ class Reference:
         self.layers = config["num_hidden_layers"]
         self.query_heads = config["num_attention_heads"]
         self.kv_heads = config["num_key_value_heads"]
+        self.attending = config.get("full_attn_idxs", range(self.layers))
+        self.after_prefix: dict[int, Tensor] = {}  # states of the other layers
         self.group = self.query_heads // self.kv_heads
         self.head_dim = config.get("head_dim") or config["hidden_size"] // self.query_heads
         self.theta = config.get("rope_theta") or config["rope_parameters"]["rope_theta"]
-        self.eps = config["rms_norm_eps"]
+        self.eps = config.get("rms_norm_eps") or config["norm_eps"]
         tied = config.get("tie_word_embeddings", False)
         self.head = "model.embed_tokens" if tied else "lm_head"
+        lfm2 = config["model_type"] == "lfm2"
+        self.names = LFM2 if lfm2 else LLAMA
         self.watch: Callable[[int, Tensor], None] = lambda layer, output: None
 
     # --- the decoder
@@ -81,7 +104,7 @@ class Reference:
 
     def logits(self, x: Tensor) -> Tensor:
         """(tokens, width) to (tokens, vocabulary)."""
-        return self.linear(self.norm(x, "model.norm"), self.head)
+        return self.linear(self.norm(x, self.names["last norm"]), self.head)
 
     def linear(self, x: Tensor, name: str) -> Tensor:
         y = x @ self.weights[f"{name}.weight"].T
@@ -92,87 +115,142 @@ class Reference:
             y = y + scale * (x @ a @ b)
         return y
 
-    def norm(self, x: Tensor, name: str) -> Tensor:
+    def norm(self, x: Tensor, name: str, eps: float | None = None) -> Tensor:
         """RMSNorm: x / sqrt(mean(x²) + eps) · weight."""
         wide = _wide(x)
-        wide = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + self.eps)
+        wide = wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + (eps or self.eps))
         return (wide * _wide(self.weights[f"{name}.weight"])).to(x.dtype)
 
     def rotate(self, x: Tensor, start: int) -> Tensor:
         """RoPE: turns the pairs (x_i, x_{i+d/2}) of a token at position p by p · theta^(-2i/d)."""
-        half = self.head_dim // 2
+        half = x.shape[-1] // 2
+        one, two = _wide(x)[:, :half], _wide(x)[:, half:]
+        cos, sin = self.angles(x, start)
+        return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1).to(x.dtype)
+
+    def angles(self, x: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine, (tokens, d/2)."""
+        half = x.shape[-1] // 2
         exact = {"dtype": torch.float64, "device": x.device}
         turn = self.theta ** (-torch.arange(half, **exact) / half)
         angle = torch.arange(start, start + len(x), **exact)[:, None] * turn
-        wide = _wide(x)
-        cos, sin = angle.cos().to(wide.dtype), angle.sin().to(wide.dtype)
-        one, two = wide[:, :half], wide[:, half:]
-        return torch.cat([one * cos - two * sin, two * cos + one * sin], dim=-1).to(x.dtype)
+        return angle.cos().to(_wide(x).dtype), angle.sin().to(_wide(x).dtype)
 
     def heads(self, x: Tensor, layer: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Queries, keys and values of each head, before RoPE; qwen3 normalizes queries and keys."""
+        """Queries, keys and values of each head, before RoPE; some normalize queries and keys."""
         name = f"model.layers.{layer}.self_attn"
         q, k, v = (
             [*self.linear(x, f"{name}.{part}_proj").split(self.head_dim, dim=-1)] for part in "qkv"
         )
-        if f"{name}.q_norm.weight" in self.weights:
-            q = [self.norm(head, f"{name}.q_norm") for head in q]
-            k = [self.norm(head, f"{name}.k_norm") for head in k]
+        norm = self.names["head norm"]
+        if f"{name}.q_{norm}.weight" in self.weights:
+            q = [self.norm(head, f"{name}.q_{norm}") for head in q]
+            k = [self.norm(head, f"{name}.k_{norm}") for head in k]
         return q, k, v
 
-    def attention(self, q: Tensor, k: Tensor, seen: Tensor | None = None) -> Tensor:
-        """softmax(q·k / sqrt(d)) over the keys seen."""
-        scores = _wide(q @ k.T) * self.head_dim**-0.5
+    def turned(
+        self, q: list[Tensor], k: list[Tensor], v: list[Tensor], start: int
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The same after RoPE."""
+        return [self.rotate(x, start) for x in q], [self.rotate(x, start) for x in k], v
+
+    def similarity(self, layer: int, n: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q·k / sqrt(d) of query head n, (queries, keys)."""
+        return _wide(query @ keys.T) * self.head_dim**-0.5
+
+    def contents(self, layer: int, n: int, keys: Tensor, values: Tensor) -> Tensor:
+        """What query head n takes from each token."""
+        return values
+
+    def attention(self, scores: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Softmax over the keys seen."""
         if seen is not None:
             scores = scores.masked_fill(~seen, float("-inf"))
         return scores.softmax(-1)
 
     def feed_forward(self, x: Tensor, layer: int) -> Tensor:
-        name = f"model.layers.{layer}.mlp"
-        gate = torch.nn.functional.silu(self.linear(x, f"{name}.gate_proj"))
-        return self.linear(gate * self.linear(x, f"{name}.up_proj"), f"{name}.down_proj")
+        name = f"model.layers.{layer}"
+        gate, up, down = (f"{name}.{self.names[part]}" for part in ("gate", "up", "down"))
+        return self.linear(
+            torch.nn.functional.silu(self.linear(x, gate)) * self.linear(x, up), down
+        )
+
+    def convolution(self, x: Tensor, layer: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """lfm2: C · conv(B · x) over each channel and the last tokens, of which a state remains."""
+        name = f"model.layers.{layer}.conv"
+        b, c, x = self.linear(x, f"{name}.in_proj").chunk(3, dim=-1)
+        kernel = self.weights[f"{name}.conv.weight"][:, :, 0]  # (width, tokens)
+        last = kernel.shape[1] - 1
+        if state is None:
+            state = x.new_zeros(last, x.shape[1])
+        fed = torch.cat([state, b * x])
+        mixed = sum(fed[i : i + len(x)] * kernel[:, i] for i in range(last + 1))
+        return self.linear(c * mixed, f"{name}.out_proj"), fed[len(fed) - last :]
 
     def forward(
         self,
         tokens: Sequence[int],
         start: int,
         before: States,
-        look: Callable[[int, list[Tensor], list[Tensor], list[Tensor]], None] | None = None,
+        look: Callable[[int, int, list[Tensor], list[Tensor], list[Tensor]], None] | None = None,
+        carried: dict[int, Tensor] | None = None,
     ) -> tuple[Tensor, States]:
         """Run tokens at positions ``start`` … after states that all of them see.
 
         Args:
             before: keys and values of each layer and KV head.
-            look: is shown each layer's queries, keys and values before RoPE.
+            look: is shown each layer's number among all and among those with attention, and its
+                queries, keys and values before RoPE.
+            carried: states of the layers without attention, changed in place; None for those
+                after the prefix.
 
         Returns:
             The last layer's output (tokens, width), and the states of these tokens.
         """
+        carried = dict(self.after_prefix) if carried is None else carried
         x, states = self.embed(tokens), []
         for layer in range(self.layers):
-            name = f"model.layers.{layer}"
-            q, k, v = self.heads(self.norm(x, f"{name}.input_layernorm"), layer)
-            if look:
-                look(layer, q, k, v)
-            q, k = ([self.rotate(head, start) for head in some] for some in (q, k))
-            mixed = []
-            for n, query in enumerate(q):
-                h = n // self.group
-                old_keys, old_values = before[layer][h]
-                keys, values = torch.cat([old_keys, k[h]]), torch.cat([old_values, v[h]])
-                weights = self.attention(query, keys, _causal(len(query), len(keys), x.device))
-                mixed.append(weights.to(x.dtype) @ values)
-            x = x + self.linear(torch.cat(mixed, dim=-1), f"{name}.self_attn.o_proj")
-            x = x + self.feed_forward(self.norm(x, f"{name}.post_attention_layernorm"), layer)
+            name, normed = f"model.layers.{layer}", self.names["first norm"]
+            normed = self.norm(x, f"{name}.{normed}")
+            if layer in self.attending:
+                at = len(states)
+                q, k, v = self.heads(normed, layer)
+                if look:
+                    look(layer, at, q, k, v)
+                q, k, v = self.turned(q, k, v, start)
+                mixed = []
+                for n, query in enumerate(q):
+                    h = n // self.group
+                    pairs = zip(before[at][h], (k[h], v[h]), strict=True)
+                    keys, values = (torch.cat(pair) for pair in pairs)
+                    scores = self.similarity(layer, n, query, keys, values)
+                    weights = self.attention(scores, _causal(*scores.shape, x.device))
+                    mixed.append(weights.to(x.dtype) @ self.contents(layer, n, keys, values))
+                output = self.names["output"]
+                y = self.linear(torch.cat(mixed, dim=-1), f"{name}.self_attn.{output}")
+                states.append(list(zip(k, v, strict=True)))
+            else:
+                y, carried[layer] = self.convolution(normed, layer, carried.get(layer))
+            x = x + y
+            second = f"{name}.{self.names['second norm']}"
+            x = x + self.feed_forward(self.norm(x, second), layer)
             self.watch(layer, x)
-            states.append(list(zip(k, v, strict=True)))
         return x, states
 
     def prefix(self, tokens: Sequence[int]) -> States:
         """Keys and values of the constant prefix, at every layer (section 3.2)."""
-        table = self.weights["model.embed_tokens.weight"]
-        empty = table.new_zeros(0, self.head_dim)
-        return self.forward(tokens, 0, [[(empty, empty)] * self.kv_heads] * self.layers)[1]
+        table, self.after_prefix = self.weights["model.embed_tokens.weight"], {}
+        empty = tuple(table.new_zeros(0, length) for length in self.lengths)
+        nothing = [[empty] * self.kv_heads] * len(self.attending)
+        carried: dict[int, Tensor] = {}
+        _, states = self.forward(tokens, 0, nothing, carried=carried)
+        self.after_prefix = carried
+        return states
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Of a key and a value."""
+        return self.head_dim, self.head_dim
 
     # --- writing
 
@@ -190,31 +268,47 @@ class Reference:
             Scores (layers, KV heads, tokens), and the states of the reference.
         """
         n, m = len(reference), len(prefix[0][0][0])
-        again = n + len(recite)  # where the recitation begins
-        recites = selection == "reconstruction"
-        tokens = [*reference, *recite, *reference] if recites else [*reference]
         scores: list[Tensor] = []
 
-        def look(layer: int, q: list[Tensor], k: list[Tensor], v: list[Tensor]) -> None:
-            for h in range(self.kv_heads):
-                received = []
-                for query in q[h * self.group : (h + 1) * self.group]:
-                    if recites:
-                        keys = torch.cat([prefix[layer][h][0], self.rotate(k[h], m)])
-                        query = self.rotate(query, m)
-                        seen = _causal(len(query), len(keys), query.device)
-                        received.append(self.attention(query, keys, seen)[again:, m : m + n])
-                    else:
-                        received.append(self.attention(query, k[h]))
-                if recites:
-                    length = _wide(v[h][:n]).norm(dim=-1)
-                    scores.append(torch.stack(received).amax(dim=(0, 1)) * length)
-                else:
-                    scores.append(torch.stack(received).sum(dim=(0, 1)))
+        def receives(layer: int, q: list[Tensor], keys: Tensor, values: Tensor, h: int) -> Tensor:
+            """Attention of each query head of a group, (heads, queries, keys)."""
+            found = []
+            for i in range(h * self.group, (h + 1) * self.group):
+                seen = self.similarity(layer, i, q[i], keys, values)
+                mask = _causal(*seen.shape, seen.device) if recites else None
+                found.append(self.attention(seen, mask))
+            return torch.stack(found)
 
-        _, states = self.forward(tokens, m, prefix, look)
-        shape = (self.layers, self.kv_heads, n)
-        return torch.stack(scores).reshape(shape), pick(states, lambda layer, h: slice(n))
+        def look(layer: int, at: int, q: list[Tensor], k: list[Tensor], v: list[Tensor]) -> None:
+            if recites:
+                q, k, v = self.turned(q, k, v, m + n)
+            for h in range(self.kv_heads):
+                if not recites:
+                    scores.append(receives(layer, q, k[h], v[h], h).sum(dim=(0, 1)))
+                    continue
+                pairs = zip(before[at][h], (k[h], v[h]), strict=True)
+                keys, values = (torch.cat(pair) for pair in pairs)
+                shares = receives(layer, q, keys, values, h)[:, len(recite) :, m : m + n].amax(1)
+                lengths = [
+                    _wide(self.contents(layer, i, keys, values)[m : m + n]).norm(dim=-1)
+                    for i in range(h * self.group, (h + 1) * self.group)
+                ]
+                scores.append((shares * torch.stack(lengths)).amax(0))
+
+        recites = False
+        reading = look if selection == "attention" else None
+        _, states = self.forward(reference, m, prefix, reading)
+        if selection == "reconstruction":
+            recites = True
+            before = [
+                [
+                    tuple(map(torch.cat, zip(*pairs, strict=True)))
+                    for pairs in zip(*layers, strict=True)
+                ]
+                for layers in zip(prefix, states, strict=True)
+            ]
+            self.forward([*recite, *reference], m + n, before, look)
+        return torch.stack(scores).reshape(len(states), self.kv_heads, n), states
 
     def keep(self, scores: Tensor, states: States, counts: Sequence[Sequence[int]]) -> Kept:
         """The best ``counts[layer][head]`` tokens of each head, in the order of the text."""
@@ -232,7 +326,7 @@ class Reference:
     def begin(self, prefix: States) -> Context:
         """A conversation whose every chunk reads memories."""
         past = pick(prefix, lambda layer, h: slice(0))
-        return Context(prefix, len(prefix[0][0][0]) + R, past)
+        return Context(prefix, len(prefix[0][0][0]) + R, past, dict(self.after_prefix))
 
     def read(self, context: Context, tokens: Sequence[int]) -> Tensor:
         """Feed tokens beside the context's memories; their logits (tokens, vocabulary).
@@ -240,7 +334,7 @@ class Reference:
         Prefix, memories and context share one softmax.
         """
         before = []
-        for layer in range(self.layers):
+        for layer in range(len(self.attending)):
             heads = []
             for h in range(self.kv_heads):
                 memories = [memory[layer][h] for memory in context.memories]
@@ -251,7 +345,7 @@ class Reference:
                 ]
                 heads.append(tuple(torch.cat(some) for some in zip(*parts, strict=True)))
             before.append(heads)
-        x, states = self.forward(tokens, context.position, before)
+        x, states = self.forward(tokens, context.position, before, carried=context.carried)
         context.position += len(tokens)
         context.past = [
             [
@@ -286,6 +380,56 @@ class Reference:
                     context.memories = [kept.states for kept in refresh[n // CHUNK - 1]]
                 rows.append(self.read(context, tokens[-1:])[-1])
         return tokens, torch.stack(rows)
+
+
+class LatentReference(Reference):
+    """A decoder of the deepseek_v3 family without experts, whose attention is latent."""
+
+    def __init__(self, config: dict, weights: dict[str, Tensor], key_scale: float = 1.0):
+        super().__init__({**config, "num_key_value_heads": 1}, weights, key_scale)
+        self.nope, self.rope = config["qk_nope_head_dim"], config["qk_rope_head_dim"]
+        self.rank = config["kv_lora_rank"]
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        return self.rank, self.rope
+
+    def rotate(self, x: Tensor, start: int) -> Tensor:
+        """RoPE of the pairs (x_2i, x_2i+1)."""
+        cos, sin = self.angles(x, start)
+        one, two = _wide(x)[:, ::2], _wide(x)[:, 1::2]
+        turned = torch.stack([one * cos - two * sin, two * cos + one * sin], dim=-1)
+        return turned.flatten(1).to(x.dtype)
+
+    def heads(self, x: Tensor, layer: int) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """Queries of both parts; the latent vectors, normalized; the rotary parts of keys."""
+        name = f"model.layers.{layer}.self_attn"
+        q = self.linear(x, f"{name}.q_proj").split(self.nope + self.rope, dim=-1)
+        both = self.linear(x, f"{name}.kv_a_proj_with_mqa")
+        latent = self.norm(both[:, : self.rank], f"{name}.kv_a_layernorm", eps=1e-6)
+        return [*q], [latent], [both[:, self.rank :]]
+
+    def turned(
+        self, q: list[Tensor], k: list[Tensor], v: list[Tensor], start: int
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        q = [torch.cat([x[:, : self.nope], self.rotate(x[:, self.nope :], start)], 1) for x in q]
+        return q, k, [self.rotate(x, start) for x in v]
+
+    def similarity(self, layer: int, n: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """q·k of the head's own keys, made of latent vectors, and of the rotary parts."""
+        made = self.weights[f"model.layers.{layer}.self_attn.embed_q.weight"][n]  # (rank, nope)
+        own = query[:, : self.nope] @ (keys @ made).T + query[:, self.nope :] @ values.T
+        return _wide(own) * (self.nope + self.rope) ** -0.5
+
+    def contents(self, layer: int, n: int, keys: Tensor, values: Tensor) -> Tensor:
+        made = self.weights[f"model.layers.{layer}.self_attn.unembed_out.weight"][n]
+        return keys @ made.T  # (v_head_dim, rank)
+
+
+def reference_of(config: dict, weights: dict[str, Tensor], key_scale: float) -> Reference:
+    """The reference of a model's family."""
+    kind = LatentReference if "kv_lora_rank" in config else Reference
+    return kind(config, weights, key_scale)
 
 
 def next_token_loss(logits: Tensor, tokens: Sequence[int]) -> Tensor:

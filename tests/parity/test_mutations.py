@@ -17,6 +17,7 @@ import pytest
 from m3mlx.chat import conversation as generate
 from m3mlx.memory import cache, parallel, write
 from m3mlx.memory.codec import Memory
+from m3mlx.models import hooks
 from m3mlx.parity import measure
 from m3mlx.parity.cases import TINY, lora
 from m3mlx.parity.check import load_case
@@ -257,6 +258,37 @@ MUTATIONS = {
         "llama",
         partial(rewrite, measure, "logits_with_memories", "config.reference_tokens", "127"),
         ("loss", None),
+    ),
+    "state of a recurrent layer not kept with the prefix": (
+        "hybrid",
+        partial(rewrite, cache, "arrange", "deepcopy(made)", "type(made)(len(made.cache))"),
+        ("layers", 0),
+    ),
+    "state of a recurrent layer shared by passes": (
+        "hybrid",
+        partial(rewrite, cache, "arrange", "deepcopy(made)", "made"),
+        ("scores attention", 0),
+    ),
+    "rotary parts of latent memories blank": (
+        "latent",
+        partial(
+            rewrite,
+            cache.Layout,
+            "attach",
+            "_by_head(memory.values[..., :value_dim], index)",
+            "0 * _by_head(memory.values[..., :value_dim], index)",
+        ),
+        ("read", 0),
+    ),
+    "rotary part left out when scoring": (
+        "latent",
+        partial(rewrite, write, "_reconstruction_score", "tap.own_mask is not None", "False"),
+        ("scores reconstruction", 0),
+    ),
+    "padding of latent memories seen": (
+        "latent",
+        partial(rewrite, hooks, "_widen_mask", "mx.isfinite(mask)", "mx.ones_like(mask) > 0"),
+        ("read", 0),
     ),
     "no gradient by the prefix": ("qwen2-untied", no_gradient_by_the_prefix, ("gradients", None)),
     "no gradient through writing": (
