@@ -321,7 +321,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "gate_low_rank_dim": 8,
         "decay_low_rank_dim": 8,
     },
-    "smollm3": {"layer_types": MIXED, "no_rope_layers": [1, 1, 1, 0]},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
     "spark2_5": {"layer_types": MIXED, "rope_parameters": ROPE_BY_KIND, "hidden_act": "gelu"},
     "step3p5": {
         "layer_types": MIXED,

@@ -35,9 +35,9 @@ ARCHITECTURES_HEAD = """\
 # Architectures
 
 What m3mlx does with each architecture of mlx-lm {version}: {verified} of {all} are verified. A tiny
-random model is made of each, with short windows, soft caps, sinks and partial rotary positions where
-its settings have them. It is verified as a model is before its first use, on a CPU in float32, and
-then memorizes and answers with both selections.
+random model is made of each, with short windows, soft caps, sinks and partial rotary positions
+where its settings have them. It is verified as a model is before its first use, on a CPU in
+float32, and then memorizes and answers with both selections.
 
 *Layers* is what they keep: full or windowed keys and values (a window of {window} tokens), chunked
 ones, latent vectors, or a recurrent state, which carries no memory; shared layers read those of

@@ -399,11 +399,10 @@ def geometry_of(model: nn.Module) -> tuple[MemoryLayer, ...]:
             raise ValueError("it has an attention without a cache")
         source = owners[id(shown[0])].attention
         heads = shown[0].given[0][0].shape[1]
-        by_itself = tap.queries is None and tap.query_heads > heads
         facts = hooks.AttentionFacts(
             tap.query_heads,
             bool_mask=tap.own_mask is not None,
-            groups=heads if by_itself else 0,
+            groups=heads if tap.grouped else 0,
             source=None if source is tap.attention else source,
         )
         hooks.set_facts(tap.attention, facts)

@@ -285,6 +285,7 @@ class Tap:
 
     Attributes:
         attention, cache: the module, and the cache that it was given.
+        width: length of its input's vectors.
         rotated: arrays before and after rotary embedding, in the order of the calls.
         queries, keys, values, scale, mask: as the attention function gets them; none but the
             scale where a module computes attention by itself, as gemma2's.
@@ -292,6 +293,7 @@ class Tap:
 
     attention: nn.Module
     cache: Any
+    width: int
     scale: float | None
     rotated: list[tuple[mx.array, mx.array]] = field(default_factory=list)
     queries: mx.array | None = None
@@ -313,6 +315,18 @@ class Tap:
         own = isinstance(mask, mx.array) and mx.issubdtype(mask.dtype, mx.floating)
         return mask if own else None
 
+    @property
+    def grouped(self) -> bool:
+        """The module takes no mask of (batch, query heads, queries, keys), as gemma2's."""
+        if self.queries is not None:
+            return False
+        mask = mx.zeros((2, self.query_heads, 3, 3))
+        try:  # nothing is computed
+            self.attention(mx.zeros((2, 3, self.width)), mask=mask, cache=None)
+        except ValueError:
+            return True
+        return False
+
 
 @contextmanager
 def tap_attention(model: nn.Module) -> Iterator[list[Tap]]:
@@ -320,8 +334,9 @@ def tap_attention(model: nn.Module) -> Iterator[list[Tap]]:
     taps: list[Tap] = []
 
     def begin(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        cache = _arguments(attention, args, kwargs).get("cache")
-        taps.append(Tap(attention, cache, getattr(attention, "scale", None)))
+        given = _arguments(attention, args, kwargs)
+        width = next(iter(given.values())).shape[-1]
+        taps.append(Tap(attention, given.get("cache"), width, getattr(attention, "scale", None)))
         return call(*args, **kwargs)
 
     def rotate(call: Hook, rope: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
