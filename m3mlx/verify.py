@@ -142,4 +142,5 @@ def differences(decoder: Decoder) -> dict[str, tuple[float, float]]:
 
 def _difference(a: mx.array, b: mx.array) -> float:
     one, other = np.array(a, np.float64), np.array(b, np.float64)
-    return float(np.abs(one - other).max() / max(np.abs(other).max(), 1e-9))
+    apart = np.abs(np.subtract(one, other, where=one != other, out=np.zeros_like(one)))
+    return float(apart.max() / max(np.abs(other[np.isfinite(other)]).max(initial=0), 1e-9))

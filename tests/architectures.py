@@ -241,7 +241,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         },
         "layer_types": MIXED,
     },
-    "llama4": {"num_experts_per_tok": 1},
+    "llama4": {"num_experts_per_tok": 1, "attn_temperature_tuning": True},
     "llama4_text": {"no_rope_layers": [1, 1, 1, 0]},
     "longcat_flash": {"attention_method": "MLA", "zero_expert_type": "identity"},
     "longcat_flash_ngram": {"ngram_vocab_size_ratio": 2, "hidden_size": 96},
@@ -264,7 +264,6 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "layer_types": MIXED,
         "rope_parameters": {**YARN, "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1},
     },
-    "mistral3": {"layer_types": MIXED},
     "mistral4": {"rope_parameters": {**YARN, "rope_theta": 10000.0, "llama_4_scaling_beta": 0.1}},
     "muse_glimmer": {"layer_types": MIXED, "layer_rope_theta": [10000.0, 0.0, 10000.0, 0.0]},
     "muse_spark": {
@@ -322,7 +321,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
         "gate_low_rank_dim": 8,
         "decay_low_rank_dim": 8,
     },
-    "smollm3": {"layer_types": MIXED, "no_rope_layers": [1, 1, 1, 0]},
+    "smollm3": {"no_rope_layers": [1, 1, 1, 0]},
     "spark2_5": {"layer_types": MIXED, "rope_parameters": ROPE_BY_KIND, "hidden_act": "gelu"},
     "step3p5": {
         "layer_types": MIXED,

@@ -254,3 +254,28 @@ def test_the_last_rows_are_those_of_all(model, rows):
         got = np.array(model(PROMPT))
     assert got.shape == expected.shape
     np.testing.assert_allclose(got, expected, atol=2e-5)
+
+
+def test_parameters_that_a_pass_replaces_stay_as_it_leaves_them():
+    class Clipped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.bias = mx.array([2.0]), mx.array([1.0])
+
+        def __call__(self, x):
+            self.weight = mx.clip(self.weight, -1, 1)
+            return self.weight * x + self.bias
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.other = Clipped(), nn.Linear(1, 1)
+
+    model = Holder()
+    with hooks.fixed_parameters(model):
+        model.inner(mx.array([3.0]))
+    kept = model.inner.weight
+    assert model.inner(mx.array([3.0])).item() == 4.0
+    assert model.inner.weight is kept and type(model.other) is nn.Linear
+    model.update({"inner": {"weight": mx.array([0.5])}})  # as adapters and training do
+    assert model.inner(mx.array([3.0])).item() == 2.5

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -22,6 +23,12 @@ from typing import IO
 
 LIMIT = 150  # seconds for one architecture
 BATCH = 8  # architectures for one process, which takes seconds to start
+KINDS = {
+    "KVCache": "full",
+    "RotatingKVCache": "windowed",
+    "ChunkedKVCache": "chunked",
+    "ArraysCache": "recurrent",
+}
 WORKER = Path(__file__)
 BEGINNING = re.compile(
     r"^.*cannot carry explicit memory: |^.*cannot be loaded by mlx-lm: ", re.DOTALL
@@ -108,7 +115,7 @@ def look(name: str) -> Finding:
             return Finding(name, "refused", reason=f"no tiny model is made ({_words(error)})")
         try:
             decoder = load_decoder(str(model))
-            difference = verify(decoder)
+            difference, layers = verify(decoder), _layers(decoder)
             for selection in ("attention", "reconstruction"):
                 _use(decoder, Path(folder), selection)
         except ModelError as error:
@@ -118,7 +125,26 @@ def look(name: str) -> Finding:
         except (Exception, SystemExit) as error:
             stage = "not accepted" if difference is None else "accepted and failed later"
             return Finding(name, "failed", difference, f"{stage}: {_words(error)}")
-    return Finding(name, "verified", difference)
+    return Finding(name, "verified", difference, layers=layers)
+
+
+def _layers(decoder) -> str:
+    """Count the layers of each kind, as "2 windowed, 2 full"."""
+    from mlx_lm.models.cache import make_prompt_cache
+
+    from m3mlx.models.caches import keeps_state, leaves
+
+    keeping = iter(decoder.geometry)
+    kinds = Counter()
+    for cache in leaves(make_prompt_cache(decoder.model)):
+        kind = KINDS[type(cache).__name__]
+        if not keeps_state(cache) and next(keeping).latent:
+            kind = "latent"
+        kinds[kind] += 1
+    facts = [vars(module).get("_facts") for module in decoder.model.modules()]
+    if shared := sum(fact is not None and fact.source is not None for fact in facts):
+        kinds["shared"] = shared
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
 def _use(decoder, folder: Path, selection: str) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 import click
@@ -33,11 +34,14 @@ What `--help` prints for every command. This page is generated: change the help 
 ARCHITECTURES_HEAD = """\
 # Architectures
 
-What m3mlx does with each architecture of mlx-lm {version}: {verified} of {all} are verified. A tiny random model is
-made of each, with short windows, soft caps, sinks and partial rotary positions switched on where its settings have
-them. It is verified as a model is before its first use, on a CPU in float32, and then memorizes and answers with both
-selections. *Exact to* is the largest difference of two logits, as a share of the largest logit. What is refused is
-refused for every model of that architecture, or where the reason names this machine, on machines like it.
+What m3mlx does with each architecture of mlx-lm {version}: {verified} of {all} are verified. A tiny
+random model is made of each, with short windows, soft caps, sinks and partial rotary positions
+where its settings have them. It is verified as a model is before its first use, on a CPU in
+float32, and then memorizes and answers with both selections.
+
+*Layers* is what they keep: full or windowed keys and values (a window of {window} tokens), chunked
+ones, latent vectors, or a recurrent state, which carries no memory; shared layers read those of
+another. *Exact to* is the largest difference of two logits, as a share of the largest logit.
 
 This page is generated: run `make docs ARGS=--walk`.
 
@@ -64,14 +68,16 @@ def reference() -> str:
     return "\n\n".join([HEAD.rstrip(), links, *parts]) + "\n"
 
 
-def architectures(found: list[Finding]) -> str:
+def architectures(found: list[Finding], window: int) -> str:
     """The whole page of architectures."""
     verified = [f for f in found if f.outcome == "verified"]
     head = ARCHITECTURES_HEAD.format(
-        version=version("mlx-lm"), verified=len(verified), all=len(found)
+        version=version("mlx-lm"), verified=len(verified), all=len(found), window=window
     )
     outcomes = [
-        f"exact to {f.difference:.0e}" if f in verified else f"{f.outcome}: {f.reason}"
+        f"exact to {f.difference:.0e}"
+        if f in verified
+        else f"{f.outcome}: {shorten(f.reason, 200)}"
         for f in found
     ]
     rows = [
@@ -81,13 +87,13 @@ def architectures(found: list[Finding]) -> str:
     return head + "".join(rows)
 
 
-def walk_all() -> list[Finding]:
-    """Look at all architectures of mlx-lm, which takes minutes."""
+def walked() -> str:
+    """Look at all architectures of mlx-lm, which takes minutes; return their page."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    from architectures import names
+    from architectures import WINDOW, names
     from walk import walk
 
-    return list(walk(names()).values())
+    return architectures(list(walk(names()).values()), WINDOW)
 
 
 if __name__ == "__main__":
@@ -96,7 +102,7 @@ if __name__ == "__main__":
     parser.add_argument("--walk", action="store_true", help="write docs/architectures.md too")
     arguments = parser.parse_args()
     if arguments.walk:
-        ARCHITECTURES.write_text(architectures(walk_all()), "utf-8")
+        ARCHITECTURES.write_text(walked(), "utf-8")
     if not arguments.check:
         FILE.write_text(reference(), "utf-8")
     elif FILE.read_text("utf-8") != reference():

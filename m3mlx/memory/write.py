@@ -25,7 +25,7 @@ from mlx_lm.models.cache import create_attention_mask
 
 from ..config import MemoryConfig
 from ..errors import ModelError
-from ..models.hooks import Tap, tap_attention
+from ..models.hooks import Tap, tap_attention, widen_masks
 from ..models.linux_cpu import ops
 from .cache import LayerCache, PrefixStates, arrange, check_tokens
 from .codec import PADDING, Memory
@@ -44,6 +44,7 @@ class Writer:
         self.model = model
         self.prefix = prefix
         self.recite = list(recite)
+        widen_masks(model)  # for attentions that take masks in a shape of their own
 
     def write(self, references: Sequence[Sequence[int]], config: MemoryConfig) -> Memory:
         """Make the memories of a batch of references.

@@ -303,7 +303,11 @@ def _mlx_lm_errors(path: Path) -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    """Return what an error says in its first line, and in the next where that only leads to it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1]).rstrip(".")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -374,9 +378,13 @@ def geometry_of(model: nn.Module) -> tuple[MemoryLayer, ...]:
     if not probes:
         raise ValueError("its layers keep a state instead of keys and values")
     try:
-        with hooks.tap_attention(model) as taps:
+        with hooks.fixed_parameters(model), hooks.tap_attention(model) as taps:
             model(mx.array([[0, 1, 2]]), cache=made)
     except Exception as error:  # a foreign model can fail anywhere
+        if "No Metal back-end" in str(error):
+            raise ValueError(
+                "it computes on Metal only, which this machine does not have"
+            ) from error
         raise ValueError(f"a first pass fails ({_first_line(error)})") from error
     owners = {id(tap.cache): tap for tap in reversed(taps)}
     layers = []
@@ -398,9 +406,11 @@ def geometry_of(model: nn.Module) -> tuple[MemoryLayer, ...]:
         if not shown:
             raise ValueError("it has an attention without a cache")
         source = owners[id(shown[0])].attention
+        heads = shown[0].given[0][0].shape[1]
         facts = hooks.AttentionFacts(
             tap.query_heads,
             bool_mask=tap.own_mask is not None,
+            groups=heads if tap.grouped else 0,
             source=None if source is tap.attention else source,
         )
         hooks.set_facts(tap.attention, facts)

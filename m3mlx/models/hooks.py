@@ -122,6 +122,33 @@ def _hooked_class(plain: type) -> type:
 
 
 @contextmanager
+def fixed_parameters(model: nn.Module) -> Iterator[None]:
+    """Run a pass; parameters that it replaces stay from then on as it leaves them.
+
+    gemma3n clips weights anew in each pass. What one thread leaves there uncomputed ends the
+    process when another computes with it.
+    """
+    modules = list(model.modules())
+    before = [dict(module) for module in modules]
+    yield
+    for module, items in zip(modules, before, strict=True):
+        if any(
+            isinstance(old, mx.array) and module[name] is not old for name, old in items.items()
+        ):
+            module.__class__ = _fixed_class(type(module))
+
+
+@cache
+def _fixed_class(plain: type) -> type:
+    def __setattr__(self: nn.Module, name: str, value: Any) -> None:
+        if not isinstance(value, mx.array):  # update() sets items, not attributes
+            plain.__setattr__(self, name, value)
+
+    names = {"__setattr__": __setattr__, "__module__": plain.__module__}
+    return type(plain.__name__, (plain,), names)
+
+
+@contextmanager
 def hooked(modules: Iterable[nn.Module], hook: Hook) -> Iterator[None]:
     """Run a hook around the calls that this thread makes of some modules, until the block ends."""
     modules = list(modules)
@@ -184,12 +211,15 @@ class AttentionFacts:
     Attributes:
         query_heads: their number.
         bool_mask: it takes bool masks only, since it adds a mask of its own to the logits.
+        groups: KV heads of an attention that computes by itself, on logits (batch, KV heads,
+            queries of each, …), as gemma2's; else 0.
         source: the module whose keys and values it attends to, where it has none of its own.
         masks: of a source, the widened mask of its last call in each thread; else None.
     """
 
     query_heads: int
     bool_mask: bool = False
+    groups: int = 0
     source: nn.Module | None = None
     masks: dict[int, Any] | None = None
 
@@ -231,7 +261,7 @@ def _widen_mask(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> 
     if not hasattr(cache, "widen"):
         if facts.masks is not None:
             facts.masks.pop(get_ident(), None)
-        return call(**given)
+        return call(**{**given, "mask": _grouped(given.get("mask"), facts.groups)})
     x = next(iter(given.values()))
     mask = cache.widen(given.get("mask"), x.shape[1], facts.query_heads)
     if isinstance(mask, mx.array) and mask.dtype != mx.bool_:
@@ -239,7 +269,14 @@ def _widen_mask(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> 
         mask = mx.isfinite(mask) if facts.bool_mask else mask.astype(x.dtype)
     if facts.masks is not None:
         facts.masks[get_ident()] = mask
-    return call(**{**given, "mask": mask})
+    return call(**{**given, "mask": _grouped(mask, facts.groups)})
+
+
+def _grouped(mask: Any, groups: int) -> Any:
+    """Give a mask of batch, heads, queries and keys an axis for the query heads of a KV head."""
+    if not groups or not isinstance(mask, mx.array) or mask.ndim != 4:
+        return mask
+    return mx.unflatten(mask, 1, (min(groups, mask.shape[1]), -1))
 
 
 @dataclass
@@ -248,6 +285,7 @@ class Tap:
 
     Attributes:
         attention, cache: the module, and the cache that it was given.
+        width: length of its input's vectors.
         rotated: arrays before and after rotary embedding, in the order of the calls.
         queries, keys, values, scale, mask: as the attention function gets them; none but the
             scale where a module computes attention by itself, as gemma2's.
@@ -255,6 +293,7 @@ class Tap:
 
     attention: nn.Module
     cache: Any
+    width: int
     scale: float | None
     rotated: list[tuple[mx.array, mx.array]] = field(default_factory=list)
     queries: mx.array | None = None
@@ -276,6 +315,18 @@ class Tap:
         own = isinstance(mask, mx.array) and mx.issubdtype(mask.dtype, mx.floating)
         return mask if own else None
 
+    @property
+    def grouped(self) -> bool:
+        """The module takes no mask of (batch, query heads, queries, keys), as gemma2's."""
+        if self.queries is not None:
+            return False
+        mask = mx.zeros((2, self.query_heads, 3, 3))
+        try:  # nothing is computed
+            self.attention(mx.zeros((2, 3, self.width)), mask=mask, cache=None)
+        except ValueError:
+            return True
+        return False
+
 
 @contextmanager
 def tap_attention(model: nn.Module) -> Iterator[list[Tap]]:
@@ -283,8 +334,9 @@ def tap_attention(model: nn.Module) -> Iterator[list[Tap]]:
     taps: list[Tap] = []
 
     def begin(call: Hook, attention: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        cache = _arguments(attention, args, kwargs).get("cache")
-        taps.append(Tap(attention, cache, getattr(attention, "scale", None)))
+        given = _arguments(attention, args, kwargs)
+        width = next(iter(given.values())).shape[-1]
+        taps.append(Tap(attention, given.get("cache"), width, getattr(attention, "scale", None)))
         return call(*args, **kwargs)
 
     def rotate(call: Hook, rope: nn.Module, x: mx.array, *args: Any, **kwargs: Any) -> mx.array:
