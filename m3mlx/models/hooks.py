@@ -135,14 +135,14 @@ def fixed_parameters(model: nn.Module) -> Iterator[None]:
         if any(
             isinstance(old, mx.array) and module[name] is not old for name, old in items.items()
         ):
-            module.__class__ = _fixed_class(type(module))
+            module.__class__ = _fixed_class(cast(Any, type(module)))
 
 
 @cache
 def _fixed_class(plain: type) -> type:
     def __setattr__(self: nn.Module, name: str, value: Any) -> None:
         if not isinstance(value, mx.array):  # update() sets items, not attributes
-            plain.__setattr__(self, name, value)
+            cast(Any, plain).__setattr__(self, name, value)
 
     names = {"__setattr__": __setattr__, "__module__": plain.__module__}
     return type(plain.__name__, (plain,), names)
