@@ -9,6 +9,7 @@ import pytest
 from tiny import save_encoder, save_model
 
 from m3mlx import evaluate
+from m3mlx.assistant import Assistant
 from m3mlx.config import REFERENCE_TOKENS, Options
 from m3mlx.errors import M3Error
 from m3mlx.evaluate import Collection, EvaluationStore, How, Passage, Question, answers
@@ -187,6 +188,19 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(options, tmp_path, monke
     results.write_text("{}\n" + results.read_text())
     with pytest.raises(M3Error, match=r"results\.jsonl, line 1: damaged"):
         run()
+
+
+def test_memories_are_written_once_and_before_an_answer_is_timed(options, monkeypatch):
+    written, write = [], Assistant._write_cold
+
+    def remember(assistant, cold):
+        written.extend(hit.slot for hit in cold)
+        return write(assistant, cold)
+
+    monkeypatch.setattr(Assistant, "_write_cold", remember)
+    how = How(modes=("explicit",), memories=(2, 3), answer_tokens=2)
+    evaluate.evaluate(collection(), options, how, budgets=("uniform:4",))
+    assert sorted(written) == sorted(set(written)) and len(written) == 3
 
 
 def test_the_same_references_are_pasted_and_read(options, monkeypatch):

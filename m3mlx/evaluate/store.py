@@ -150,6 +150,7 @@ class EvaluationStore:
     def conversation(self, hits: Sequence[Hit]) -> Conversation:
         """Begin a conversation that reads just these memories, or none."""
         memory, decoder = self.assistant.format, self.assistant.decoder
+        hits = [replace(hit, warm=True) for hit in hits]  # written since they were found
         return Conversation(
             decoder,
             memory.prefix,
