@@ -3,19 +3,19 @@
     python tools/small_models.py FOLDER [--questions 400] [--seed 0]
 
 Documents are notes of made-up facts ("pet Mira dog."), in an order of their own; questions ask for
-one of them ("pet Mira?"). All models learn by `m3mlx train --init`, in runs of growing difficulty
-(``COURSES``), which read no memories; the last run is done with memories too:
+one of them ("pet Mira?"). Models of 0.4 million parameters learn to answer by `m3mlx train --init`,
+in runs of growing difficulty (``COURSES``) without memories; a last run is done with them:
 
     hybrid, hybrid-memory   three of four layers are recurrent (Mamba-2), one has attention
-    plain, plain-memory     a llama of four layers, of as many parameters: 0.4 million
+    plain, plain-memory     a llama of four layers
     double                  a llama of eight layers
 
-The memories are the paper's: 8 tokens of each head in the first half of the layers with attention.
-Then all models are asked about 400 documents that none has seen: with the document in the context,
-with its memory, without, with five memories, and a hybrid with the states of its recurrent layers
-behind each document too. FOLDER/results.json has the figures, which are printed as a table. What was
-done is not done again when the same command is repeated; a run that was stopped goes on from its
-last checkpoint. All of it takes some 15 minutes of one core.
+Memories are the paper's: 8 tokens of each head in the first half of the layers with attention, of a
+hybrid with one such layer in that one. Then all models are asked about documents that none has
+seen: with the document in the context, with its memory, with nothing, with five memories, and a
+hybrid with the states of its recurrent layers after each document too. FOLDER/results.json has the
+figures, which are printed as a table. What was done is not done again when the same command is
+repeated; a run that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ RUNS = {
         (f"{name}-one", Run(config, "one")),
         (f"{name}-few", Run(f"{name}-one", "few")),
         (name, Run(f"{name}-few", "many")),
-        (f"{name}-memory", Run(f"{name}-few", "many", "continual")),
+        (f"{name}-memory", Run(name, "many", "continual")),
     )
     if run != "double-memory"
 }
