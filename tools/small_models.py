@@ -3,19 +3,19 @@
     python tools/small_models.py FOLDER [--questions 400] [--seed 0]
 
 Documents are notes of made-up facts ("pet Mira dog."), in an order of their own; questions ask for
-one of them ("pet Mira?"). Five models of some 0.4 million parameters learn to read them, each in
-two runs of `m3mlx train --init` (section 5 of the paper):
+one of them ("pet Mira?"). Models of 0.4 million parameters learn to answer by `m3mlx train --init`,
+in runs of growing difficulty (``COURSES``) without memories; a last run is done with them:
 
-    plain    a llama of four layers; both runs without memories
-    memory   goes on from plain's first run, with memories: 8 tokens of each head in its first half
-    hybrid   plain with three of its four layers recurrent (Mamba-2, as granitemoehybrid has them)
-    double   plain with eight layers
+    hybrid, hybrid-memory   three of four layers are recurrent (Mamba-2), one has attention
+    plain, plain-memory     a llama of four layers
+    double                  a llama of eight layers
 
-Then all are asked about documents that none has seen: with the document in the context, with its
-memory, without, with five memories, and for the hybrid with the recurrent layers' states after
-each document too. FOLDER/results.json has the figures, which are printed as a table. What was done
-is not done again when the same command is repeated; a run that was stopped goes on from its last
-checkpoint. All of it takes some 15 minutes on a core of its own.
+Memories are the paper's: 8 tokens of each head in the first half of the layers with attention, of a
+hybrid with one such layer in that one. Then all models are asked about documents that none has
+seen: with the document in the context, with its memory, with nothing, with five memories, and a
+hybrid with the states of its recurrent layers after each document too. FOLDER/results.json has the
+figures, which are printed as a table. What was done is not done again when the same command is
+repeated; a run that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,12 +36,13 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
 from m3mlx.calibrate import calibrate
-from m3mlx.config import MEMORIES
+from m3mlx.config import MEMORIES, REFERENCE_TOKENS, MemoryConfig, MemorySettings
 from m3mlx.files import write_text
 from m3mlx.memory.cache import PrefixStates, read_prefix
 from m3mlx.memory.codec import Memory
-from m3mlx.memory.parallel import logits_with_memories
-from m3mlx.memory.write import Writer, keep, write_traced
+from m3mlx.memory.parallel import Reads, logits_with_memories
+from m3mlx.memory.write import Writer, keep
+from m3mlx.models.caches import keeps_state, leaves
 from m3mlx.models.decoder import Decoder, load_decoder
 from m3mlx.train import Settings, train
 
@@ -135,6 +137,7 @@ COURSES = {  # which value, then whose among few, then whose among many
     "many": Course((3, 5), (2, 3), 400, 16, decay=0.6),
 }
 RATE = 2e-3
+TOGETHER = 16  # questions in one pass
 LARGEST = COURSES["many"].entities[1], COURSES["many"].relations[1]
 
 
@@ -161,7 +164,7 @@ RUNS = {
         (f"{name}-one", Run(config, "one")),
         (f"{name}-few", Run(f"{name}-one", "few")),
         (name, Run(f"{name}-few", "many")),
-        (f"{name}-memory", Run(f"{name}-few", "many", "continual")),
+        (f"{name}-memory", Run(name, "many", "continual")),
     )
     if run != "double-memory"
 }
@@ -274,113 +277,118 @@ def tell(name: str, steps: int, row: dict[str, Any]) -> None:
 
 
 class Reader:
-    """Answers the questions of held-out documents with one model, in every way.
+    """Answers the questions about held-out documents with one model, in every way.
+
+    Args:
+        groups: of each question the document that it is about, then others.
 
     Attributes:
-        found: of each way the losses of the answers, nats, and how many were right.
+        found: of each way the answers' losses, nats per token, and whether they were right.
     """
 
-    def __init__(self, decoder: Decoder, groups: list[list[Notes]]):
-        self.decoder, self.model = decoder, decoder.model
-        self.template = decoder.template
-        self.found: dict[str, list[tuple[float, bool]]] = {}
+    def __init__(self, decoder: Decoder, groups: Sequence[Sequence[Notes]]):
+        self.model, self.template = decoder.model, decoder.template
         self.prefix = read_prefix(self.model, self.template.prefix)
-        whole = calibrate(replace(decoder, trained=None), budget="uniform", tokens_per_head=128)
-        self.whole = replace(whole, prefix=self.template.prefix, key_scale=1.0)
-        self.trained = calibrate(decoder) if decoder.trained else None
-        for start in range(0, len(groups), 8):
-            self._read(groups[start : start + 8])
+        self.writer = Writer(self.model, self.prefix, self.template.recite)
+        every = MemorySettings(tuple(range(decoder.layers)), tokens_per_head=REFERENCE_TOKENS)
+        whole = calibrate(replace(decoder, trained=every))
+        self.whole = replace(whole, prefix=self.template.prefix)
+        paper = decoder.trained or MemorySettings(tuple(range(max(1, decoder.layers // 2))))
+        some = calibrate(replace(decoder, trained=paper))
+        self.some = replace(some, prefix=self.template.prefix)
+        self.found: dict[str, list[tuple[float, bool]]] = {}
+        for start in range(0, len(groups), TOGETHER):
+            self._read(groups[start : start + TOGETHER])
 
-    def _read(self, groups: list[list[Notes]]) -> None:
-        encode, turn = self.template.encode, self.template.turn
-        questions = [turn(group[0].asked[0][0]).tokens for group in groups]
-        answers = [encode(group[0].asked[0][1]) for group in groups]
+    def _read(self, groups: Sequence[Sequence[Notes]]) -> None:
+        encode, count = self.template.encode, len(groups)
+        self.questions = [self.template.turn(group[0].asked[0][0]).tokens for group in groups]
+        self.answers = [encode(group[0].asked[0][1]) for group in groups]
         texts = [encode(notes.text) for group in groups for notes in group]
-        right = [[[number * MEMORIES]] for number in range(len(groups))]
-        five = [[[n * MEMORIES + i for i in range(MEMORIES)]] for n in range(len(groups))]
-        none: list = [[]] * len(groups)
-        first = len(self.prefix_tokens)
-        after = [first + len(texts[rows[0][0]]) for rows in right]
+        right = [[[n * MEMORIES]] for n in range(count)]
+        five = [[[n * MEMORIES + i for i in range(MEMORIES)]] for n in range(count)]
+        behind = [len(self.template.prefix) + len(text) for text in texts[::MEMORIES]]
+        self._ask("nothing")
+        self._ask("the text", before=texts[::MEMORIES])
+        whole = {"config": self.whole, "memory": self._write(texts, self.whole)}
+        self._ask("its whole memory", reads=right, **whole)
+        self._ask("its whole memory where the text would be", reads=right, at=behind, **whole)
+        self._ask("five whole memories", reads=five, **whole)
+        some = {"config": self.some, "memory": self._write(texts, self.some)}
+        self._ask("its memory", reads=right, **some)
+        self._ask("five memories", reads=five, **some)
+        if not states(self.prefix):
+            return
+        read = [read_prefix(self.model, [*self.template.prefix, *text]) for text in texts]
+        one = self._joined([[states(x)] for x in read[::MEMORIES]])
+        self._ask("its states", prefix=one)
+        self._ask("its whole memory and states", reads=right, prefix=one, **whole)
+        self._ask("both where the text would be", reads=right, prefix=one, at=behind, **whole)
+        self._ask("five whole memories, the right states", reads=five, prefix=one, **whole)
+        groups_of = [[states(read[row]) for row in rows[0]] for rows in five]
+        self._ask("five whole memories, all states added", reads=five,
+                  prefix=self._joined(groups_of), **whole)  # fmt: skip
 
-        def ask(way: str, before=None, memory=None, reads=none, config=None, prefix=None, at=None):
-            pairs = zip(before or [()] * len(groups), questions, answers, strict=True)
-            heads = [[*text, *question] for text, question, _ in pairs]
-            rows = [[*head, *answer[:-1]] for head, answer in zip(heads, answers, strict=True)]
-            wanted = [
-                range(len(head) - 1, len(head) + len(answer) - 1)
-                for head, answer in zip(heads, answers, strict=True)
-            ]
-            logits = logits_with_memories(
-                self.model, prefix or self.prefix, config or self.whole, rows, memory, reads,
-                wanted, offsets=at,
-            )  # fmt: skip
-            logits = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
-            cuts = np.cumsum([len(answer) for answer in answers])[:-1]
-            for part, answer in zip(np.split(logits, cuts), answers, strict=True):
-                loss = -float(
-                    np.mean([row[token] for row, token in zip(part, answer, strict=True)])
-                )
-                hit = bool((part.argmax(axis=-1) == np.array(answer)).all())
-                self.found.setdefault(way, []).append((loss, hit))
+    def _write(self, texts: Sequence[Sequence[int]], config: MemoryConfig) -> Memory:
+        return keep(*self.writer.score(texts, config.selection), config.counts)
 
-        ask("nothing")
-        ask("text", before=[texts[rows[0][0]] for rows in right])
-        whole = self._whole_memories(texts)
-        ask("whole memory", memory=whole, reads=right)
-        ask("whole memory, as in the text", memory=whole, reads=right, at=after)
-        ask("five whole memories", memory=whole, reads=five)
-        if self.prefix.recurrent:
-            states = [self._states(text) for text in texts]
-            one = [states[rows[0][0]] for rows in right]
-            both = {"memory": whole, "prefix": self._joined(one)}
-            ask("whole memory and state", reads=right, **both)
-            ask("whole memory and state, as in the text", reads=right, at=after, **both)
-            ask("state alone", prefix=both["prefix"])
-            ask("five whole memories and the best one's state", reads=five, **both)
-            sums = [self._added([states[row] for row in rows[0]]) for rows in five]
-            ask("five whole memories and their states added", memory=whole, reads=five,
-                prefix=self._joined(sums))  # fmt: skip
-        if self.trained:
-            writer = Writer(self.model, self.prefix, self.template.recite)
-            memory = keep(*writer.score(texts, self.trained.selection), self.trained.counts)
-            ask("memory", memory=memory, reads=right, config=self.trained)
-            ask("five memories", memory=memory, reads=five, config=self.trained)
+    def _joined(self, groups: Sequence[Sequence[Sequence[list[mx.array]]]]) -> PrefixStates:
+        """Return the prefix with other states, for each sequence of a batch.
 
-    @property
-    def prefix_tokens(self) -> tuple[int, ...]:
-        return self.template.prefix
-
-    def _whole_memories(self, texts: list[list[int]]) -> Memory:
-        counts = self.whole.counts
-        longest = max(map(len, texts))
-        scores = np.full((len(texts), len(counts), len(counts[0]), longest), -1.0, np.float32)
-        for score, text in zip(scores, texts, strict=True):
-            score[..., : len(text)] = 1
-        return write_traced(self.model, self.prefix, texts, scores, counts)
-
-    # The state of recurrent layers: of each place among the caches its arrays, (1, …).
-
-    def _states(self, text: list[int]) -> dict[int, list[mx.array]]:
-        read = read_prefix(self.model, [*self.prefix_tokens, *text]).recurrent
-        return {place: list(state.cache) for place, state in read.items()}
-
-    def _added(self, states: list[dict[int, list[mx.array]]]) -> dict[int, list[mx.array]]:
-        """What each document adds to the state after the prefix; the first one's convolution."""
-        added = {}
-        for place, prefix in self.prefix.recurrent.items():
-            before = prefix.cache[1]
-            both = [state[place] for state in states]
-            added[place] = [both[0][0], before + sum(recurrent - before for _, recurrent in both)]
-        return added
-
-    def _joined(self, states: list[dict[int, list[mx.array]]]) -> PrefixStates:
-        """The prefix, with a state for each sequence of a batch."""
-        joined = read_prefix(self.model, self.prefix_tokens)
-        for place, cache in joined.recurrent.items():
-            cache.cache = [
-                mx.concatenate(parts) for parts in zip(*(s[place] for s in states), strict=True)
-            ]
+        Args:
+            groups: of each sequence the states after some documents. What each adds to the
+                recurrent state is added up; the convolution's are the first one's.
+        """
+        joined = read_prefix(self.model, self.template.prefix)
+        for number, cache in enumerate(states(joined)):
+            recurrent = cache[1]
+            parts = [[found[number] for found in group] for group in groups]
+            cache[0] = mx.concatenate([part[0][0] for part in parts])
+            added = [recurrent + sum(after - recurrent for _, after in part) for part in parts]
+            cache[1] = mx.concatenate(added)
         return joined
+
+    def _ask(
+        self,
+        way: str,
+        *,
+        before: Sequence[Sequence[int]] | None = None,
+        config: MemoryConfig | None = None,
+        memory: Memory | None = None,
+        reads: Reads | None = None,
+        prefix: PrefixStates | None = None,
+        at: Sequence[int] | None = None,
+    ) -> None:
+        """Answer all questions of a batch.
+
+        Args:
+            before: tokens in front of each question.
+            at: positions of the questions; None for those of a conversation.
+        """
+        texts = before or [()] * len(self.questions)
+        heads = [[*text, *asked] for text, asked in zip(texts, self.questions, strict=True)]
+        pairs = list(zip(heads, self.answers, strict=True))
+        logits = logits_with_memories(
+            self.model,
+            prefix or self.prefix,
+            config or self.whole,
+            [[*head, *answer[:-1]] for head, answer in pairs],
+            memory,
+            reads or [[]] * len(pairs),
+            [range(len(head) - 1, len(head) + len(answer) - 1) for head, answer in pairs],
+            offsets=at,
+        )
+        logprobs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        cuts = np.cumsum([len(answer) for answer in self.answers])[:-1]
+        for rows, answer in zip(np.split(logprobs, cuts), self.answers, strict=True):
+            loss = -float(np.mean(rows[np.arange(len(answer)), answer]))
+            right = bool((rows.argmax(axis=-1) == answer).all())
+            self.found.setdefault(way, []).append((loss, right))
+
+
+def states(prefix: PrefixStates) -> list[list[mx.array]]:
+    """States of the recurrent layers: of each the convolution's and the recurrent one, (1, …)."""
+    return [cache.cache for cache in leaves(prefix.made) if keeps_state(cache)]
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
@@ -431,7 +439,7 @@ def main() -> None:
     train_all(folder, args.seed)
     groups = held_out(args.questions)
     results = {}
-    for name in ("plain", "memory", "hybrid", "double"):
+    for name in (name for name, run in RUNS.items() if run.data == "many"):
         results[name] = summary(Reader(load_decoder(folder / name), groups).found)
         write_text(folder / "results.json", json.dumps(results, indent=1))
     show(results)
