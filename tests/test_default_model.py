@@ -231,6 +231,20 @@ def test_without_the_hub_the_built_in_model_is_used_and_says_why(m3, home, mac, 
         assert model_of_store(home) == builtin.DEFAULT_DECODER
 
 
+def test_a_connection_that_breaks_is_no_bug(m3, home, mac, hub, monkeypatch):
+    import httpx
+
+    def breaks(name, **given):
+        raise httpx.ReadTimeout("The read operation timed out")
+
+    mac(16)
+    monkeypatch.setattr("mlx_lm.utils.snapshot_download", breaks)
+    done = m3("ask", "Hello?", "--max-tokens", "2", "--memory", "off", "--yes")
+    assert "(The read operation timed out). Using the small built-in model" in done.stderr
+    with pytest.raises(ModelError, match="The read operation timed out"):
+        decoder.load_decoder("some/model")
+
+
 def test_a_full_disk_is_seen_before_the_download(m3, home, mac, hub, monkeypatch):
     mac(16)
     usage = default.shutil._ntuple_diskusage(10**9, 9 * 10**8, 10**8)

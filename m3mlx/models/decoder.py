@@ -493,7 +493,7 @@ def _find(name: str, kind: str, progress: Progress) -> Path:
         raise ModelError(f"{name}: no such directory, and no built-in {kind} (there is {known}).")
     try:
         return hub_folder(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # its library passes on errors of its HTTP client
         raise ModelError(
             f"{name}: no such directory, and the hub does not give it ({_first_line(error)}). "
             f"Check the name and the network; built in is {known}."

@@ -58,7 +58,7 @@ def fetch(name: str, size: int) -> None:
         raise ModelError(f"{name} cannot be fetched: {free / 1e9:.1f} GB of the disk are free.")
     try:
         download(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub's library passes on errors of its HTTP client
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ModelError(f"{name} cannot be fetched from the hub ({reason}).") from error
 
