@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .text import decode
+from .text import Note, decode
 
 NUMBER = re.compile(r"\s*[-+]?[\d.,]+%?\s*")
 
 
-def read_table(path: Path, data: bytes) -> str:
+def read_table(path: Path, data: bytes, note: Note) -> str:
     """Write each row as ``column: value; column: value``, on its line of the file."""
-    source = decode(path, data)
+    source = decode(path, data, note=note)
     sample = source[:20_000].splitlines()[:20]
     try:
         # the delimiter that gives every row the most cells
@@ -54,15 +54,15 @@ def _lines(rows: Any) -> Iterator[str]:
             lines += 1
 
 
-def read_lines(path: Path, data: bytes) -> str:
+def read_lines(path: Path, data: bytes, note: Note) -> str:
     """Write each record of JSON lines as ``key: value; key: value`` on its own line."""
-    return "\n".join(_parsed(line, _record) for line in decode(path, data).splitlines())
+    return "\n".join(_parsed(line, _record) for line in decode(path, data, note=note).splitlines())
 
 
-def read_json(path: Path, data: bytes) -> str:
+def read_json(path: Path, data: bytes, note: Note) -> str:
     """Write a line for each value, or for each element where the whole is a list."""
     return _parsed(
-        decode(path, data),
+        decode(path, data, note=note),
         lambda tree: "\n".join(map(_record, tree) if isinstance(tree, list) else _flat(tree)),
     )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 from ..errors import DocumentError
+from ..text import nfc
 from .formats import PLAIN, Kind, format_of
 from .text import clean
 
@@ -30,6 +32,7 @@ class Document:
         page_starts: character at which each page starts; () for formats without pages.
         kind: decides where the text may be cut; every line of "rows" stands alone.
         lined: lines of ``text`` are those of the file.
+        notes: a sentence for each thing of the file that is not in the text as it should be.
     """
 
     path: str
@@ -38,6 +41,7 @@ class Document:
     page_starts: tuple[int, ...] = ()
     kind: Kind = "prose"
     lined: bool = False
+    notes: tuple[str, ...] = ()
 
     def page_of(self, offset: int) -> int | None:
         """Return the page of a character, from 1; None for formats without pages."""
@@ -56,8 +60,28 @@ def absolute(path: str | Path) -> Path:
     """Return the path under which a file is known; a link in its last place is not resolved."""
     path = Path(path)
     if path.name in ("", ".."):
-        return path.resolve()
-    return path.parent.resolve() / path.name
+        return on_disk(path.resolve())
+    return on_disk(path.parent.resolve() / path.name)
+
+
+def on_disk(path: Path) -> Path:
+    """Return the one spelling of a path whose accents can be written in two ways.
+
+    It is the composed one (NFC) where the file system takes that for the same file, as on a Mac,
+    else the one that exists.
+    """
+    if (composed := nfc(str(path))) == str(path) and (path.name.isascii() or path.exists()):
+        return path
+    with suppress(OSError):
+        if os.path.samestat(os.lstat(composed), os.lstat(path)):
+            return Path(composed)
+    if path == path.parent or os.path.lexists(path):
+        return path
+    parent = on_disk(path.parent)
+    with suppress(OSError):
+        same = (name for name in os.listdir(parent) if nfc(name) == nfc(path.name))
+        return parent / next(same, path.name)
+    return parent / path.name
 
 
 def file_hash(path: str | Path) -> str:
@@ -101,14 +125,15 @@ def parse(path: str | Path, content: bytes) -> Document:
     if not content:
         raise DocumentError(path, "is empty")
     form = format_of(path) or PLAIN
+    notes: list[str] = []
     try:
-        found = form.read(path, content)
+        found = form.read(path, content, notes.append)
     except DocumentError:
         raise
     except Exception as error:  # parsers raise whatever they like when a file is damaged
         name = path.suffix.lstrip(".").upper()
         raise DocumentError(path, f"is broken, it cannot be read as {name} ({error!r})") from error
-    pages = [clean(page) for page in ([found] if isinstance(found, str) else found)]
+    pages = [clean(page, notes.append) for page in ([found] if isinstance(found, str) else found)]
     if not any(page.strip() for page in pages):
         raise DocumentError(path, "is empty: there is no text in it")
     starts = accumulate((len(page) + len(PAGE_BREAK) for page in pages[:-1]), initial=0)
@@ -119,6 +144,7 @@ def parse(path: str | Path, content: bytes) -> Document:
         page_starts=() if isinstance(found, str) else tuple(starts),
         kind=form.kind,
         lined=form.lined,
+        notes=tuple(notes),
     )
 
 

@@ -10,11 +10,12 @@ from xml.etree import ElementTree
 from ..errors import DocumentError
 from . import html
 from .archive import open_archive
+from .text import Note
 
 CONTAINER, ENCRYPTION = "META-INF/container.xml", "META-INF/encryption.xml"
 
 
-def read(path: Path, data: bytes) -> str:
+def read(path: Path, data: bytes, note: Note) -> str:
     with open_archive(path, data) as archive:
         names = set(archive.namelist())
         package = None
@@ -35,5 +36,5 @@ def read(path: Path, data: bytes) -> str:
         locked = archive.read(ENCRYPTION).decode(errors="replace") if ENCRYPTION in names else ""
         if any(name in unquote(locked) for name in spine):
             raise DocumentError(path, "is encrypted: it is protected against copying")
-        chapters = [html.read(path, archive.read(name)) for name in spine]
+        chapters = [html.read(path, archive.read(name), note) for name in spine]
     return "\n\n".join(filter(None, chapters))

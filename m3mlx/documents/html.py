@@ -7,6 +7,7 @@ from pathlib import Path
 
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
+from .text import Note
 from .text import read as read_text
 
 DROPPED = re.compile(
@@ -98,5 +99,5 @@ def render(source: str) -> str:
     return "".join(writer.parts)
 
 
-def read(path: Path, data: bytes) -> str:
-    return render(read_text(path, data))
+def read(path: Path, data: bytes, note: Note) -> str:
+    return render(read_text(path, data, note))

@@ -12,6 +12,7 @@ from docx.oxml.ns import qn
 from docx.oxml.xmlchemy import BaseOxmlElement as Element
 
 from .archive import open_archive
+from .text import Note
 
 PARAGRAPH, TABLE, ROW, CELL = qn("w:p"), qn("w:tbl"), qn("w:tr"), qn("w:tc")
 # deleted text, and text that stands elsewhere too
@@ -20,7 +21,7 @@ SKIPPED |= {"{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallba
 SIGNS = {qn("w:tab"): "\t", qn("w:br"): "\n", qn("w:cr"): "\n", qn("w:noBreakHyphen"): "-"}
 
 
-def read(path: Path, data: bytes) -> str:
+def read(path: Path, data: bytes, note: Note) -> str:
     open_archive(path, data).close()
     document = docx.Document(io.BytesIO(data))
     names = {style.style_id: style.name or "" for style in document.styles}

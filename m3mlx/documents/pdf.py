@@ -12,6 +12,7 @@ from pypdf import PdfReader
 from pypdf.errors import LimitReachedError
 
 from ..errors import DocumentError
+from .text import Note
 
 HYPHEN = re.compile(r"(\w+)[-\u00ad]\n(\w+)")
 GARBLED = 0.1  # share of code points that are no characters
@@ -20,7 +21,7 @@ GARBLED = 0.1  # share of code points that are no characters
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)
 
 
-def read(path: Path, data: bytes) -> list[str]:
+def read(path: Path, data: bytes, note: Note) -> list[str]:
     try:
         reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
