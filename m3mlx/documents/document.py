@@ -18,6 +18,8 @@ from .formats import PLAIN, Kind, format_of
 from .text import clean
 
 MAX_BYTES = 200_000_000  # of one file: some hundred thousand pages, which still fit in memory
+MOST_TEXT = 20  # characters for each byte of a file, beyond
+LEAST_TEXT = 10_000_000  # characters, which any file may become
 PAGE_BREAK = "\n\n"  # an empty line, so that references rather end with their page
 
 
@@ -136,6 +138,9 @@ def parse(path: str | Path, content: bytes) -> Document:
     pages = [clean(page, notes.append) for page in ([found] if isinstance(found, str) else found)]
     if not any(page.strip() for page in pages):
         raise DocumentError(path, "is empty: there is no text in it")
+    length = sum(map(len, pages))
+    if length > max(MOST_TEXT * len(content), LEAST_TEXT) or length > MAX_BYTES:
+        raise DocumentError(path, f"becomes {length:,} characters of text, too many for its size")
     starts = accumulate((len(page) + len(PAGE_BREAK) for page in pages[:-1]), initial=0)
     return Document(
         path=str(path),

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from . import data, epub, html, mail, office, pdf, text
+from . import data, epub, html, mail, markup, office, opendocument, pdf, sheets, text
 from .text import Note
 
 Kind = Literal["prose", "code", "rows"]
@@ -30,7 +31,7 @@ CODE = """
 """.split()
 TEXT = """
     .adoc .asciidoc .bib .cfg .cnf .conf .diff .eln .ini .log .markdown .md .mdown .mdx .mkd .nfo
-    .org .patch .po .properties .qmd .rmd .rst .srt .tex .text .toml .txt .vtt .wiki .xml .yaml
+    .patch .po .properties .qmd .rmd .rst .text .toml .txt .wiki .xml .yaml
     .yml authors changelog changes contributing copying license news readme todo
 """.split()
 
@@ -51,7 +52,7 @@ UNREAD = (
     ),
     (
         "sounds and films",
-        "their text is read once it is transcribed, for example to .srt",
+        "their text is read once it is transcribed, for example to",
         ".mp3 .m4a .wav .flac .ogg .aac .opus .mp4 .m4v .mov .mkv .avi .webm",
     ),
     ("archives", "unpack them", ".zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .dmg .iso"),
@@ -78,6 +79,13 @@ class Format:
     plain: bool = True
 
 
+def _read_other(path: Path, data: bytes, note: Note) -> str | None:
+    """Read a file that is part of another one; None if its format is not known."""
+    form = format_of(path)
+    found = form.read(path, data, note) if form else None
+    return found if found is None or isinstance(found, str) else "\n\n".join(found)
+
+
 PLAIN = Format(text.read, lined=True)
 FORMATS = {  # by whole name or suffix, in lower case
     **dict.fromkeys(TEXT, PLAIN),
@@ -87,10 +95,24 @@ FORMATS = {  # by whole name or suffix, in lower case
     ".json": Format(data.read_json, kind="rows"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), Format(html.read)),
     ".pdf": Format(pdf.read, plain=False),
-    ".docx": Format(office.read, plain=False),
+    **dict.fromkeys((".docx", ".docm", ".dotx"), Format(office.read, plain=False)),
+    **dict.fromkeys((".pptx", ".pptm", ".ppsx"), Format(office.read_slides, plain=False)),
+    **dict.fromkeys(
+        (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
+        Format(sheets.read, kind="rows", plain=False),
+    ),
+    **dict.fromkeys((".odt", ".ott", ".odp", ".odg"), Format(opendocument.read, plain=False)),
+    **dict.fromkeys((".fodt", ".fodp"), Format(opendocument.read_flat)),
+    ".rtf": Format(markup.read_rtf),
+    ".ipynb": Format(markup.read_notebook),
+    ".org": Format(markup.read_org, lined=True),
+    ".tex": Format(markup.read_tex, lined=True),
+    **dict.fromkeys((".srt", ".vtt"), Format(markup.read_subtitles)),
+    **dict.fromkeys((".mhtml", ".mht"), Format(partial(mail.read_page, read_other=_read_other))),
+    ".ics": Format(mail.read_calendar),
     ".epub": Format(epub.read, plain=False),
-    ".eml": Format(mail.read_message, plain=False),
-    ".mbox": Format(mail.read_mailbox, plain=False),
+    ".eml": Format(partial(mail.read_message, read_other=_read_other), plain=False),
+    ".mbox": Format(partial(mail.read_mailbox, read_other=_read_other), plain=False),
 }
 
 

@@ -42,6 +42,7 @@ EMBEDDED = re.compile(  # a picture or other data in base64: with its address, o
     rf"data:[\w.+/-]{{0,80}}+(?:;[\w.=-]{{1,80}}+){{0,4}},(?:{LETTER}|[\n=%_.-]){{100,}}+"
     rf"|(?<!{LETTER}){LETTER}{{1000,}}+={{0,2}}"
 )
+MIXED = tuple(map(re.compile, ("[a-z]", "[A-Z]", "[0-9]")))
 CHARACTERS = {  # for str.translate; None removes
     **dict.fromkeys([*range(32), *range(127, 160), 0xAD, 0xFEFF, 0xFFFE, 0xFFFF]),
     **dict.fromkeys([0x0B, 0x0C, 0x2028, 0x2029], " "),  # no new line: lines are counted
@@ -135,17 +136,31 @@ def _lines_with(sign: str, text: str) -> str:
     return f"line{'s' * (len(numbers) > 1)} {', '.join(numbers[:LINES])}{more}"
 
 
-def clean(text: str, note: Note) -> str:
+def clean(text: str, note: Note = lambda text: None) -> str:
     """Normalize newlines and characters, leave out embedded data, and keep the number of lines."""
     text = TERMINAL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     if SURROGATE.search(text):  # pairs are joined, single ones say nothing
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
-    text, count = EMBEDDED.subn(lambda match: "\n" * match[0].count("\n"), text)
-    if count:
-        note(f"pictures or other data in base64 are left out ({count})")
+    text = _without_embedded(text, note)
     text = text.translate(CHARACTERS)
     if not text.isascii():
         text = unicodedata.normalize("NFC", _long_runs_of_marks().sub(r"\1", text))
+    return text
+
+
+def _without_embedded(text: str, note: Note) -> str:
+    left_out = 0
+
+    def leave_out(found: re.Match[str]) -> str:
+        nonlocal left_out
+        if not found[0].startswith("data:") and not all(kind.search(found[0]) for kind in MIXED):
+            return found[0]  # such as the letters of a gene
+        left_out += 1
+        return "\n" * found[0].count("\n")
+
+    text = EMBEDDED.sub(leave_out, text)
+    if left_out:
+        note(f"pictures or other data in base64 are left out ({left_out})")
     return text
 
 
