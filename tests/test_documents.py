@@ -604,6 +604,13 @@ def test_pages_are_read_as_they_are_seen(tmp_path, page, text):
     assert text_of(tmp_path / "a.html", page) == text
 
 
+def test_menus_are_left_out_of_pages_of_text_and_kept_on_pages_of_links(tmp_path):
+    menu = "<ul>" + "".join(f'<li><a href="{i}">Part {i}</a></li>' for i in range(9)) + "</ul>"
+    text = "<p>" + "The keeper lit the lamp. " * 20 + "</p>"
+    assert "Part" not in text_of(tmp_path / "a.html", menu + text)
+    assert "- Part 8" in text_of(tmp_path / "b.html", "<p>Contents</p>" + menu)
+
+
 def test_elements_that_close_themselves_hide_nothing_in_xhtml(tmp_path):
     names = "title script style iframe video audio textarea a div p span i object".split()
     head = '<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body>'

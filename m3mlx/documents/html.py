@@ -33,6 +33,8 @@ SELF_CLOSING = re.compile(
 )
 XHTML = re.compile(r"\s*(?:<\?xml|<!DOCTYPE[^>]{0,100}XHTML|<html[^>]{0,300}/1999/xhtml)")
 MATH = re.compile(r"<math\b.*</math>", re.DOTALL)
+BOXES = ("ul", "ol", "div", "section", "aside", "header", "footer", "form", "table", "dl")
+LINKS, LINKED = 6, 0.8  # a menu has so many links, and so much of its text in links
 MOST_ROWS = 1000  # that a cell spans; a few characters could name millions
 MOST_DEEP = 1000  # levels of elements; the parser's time grows with their square
 TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*+)[^<>]*+>")
@@ -253,6 +255,34 @@ def _shallow(source: str) -> str:
     return TAG.sub(keep, source)
 
 
+def _menus(root: LexborNode) -> set[int]:
+    """Return the lists and boxes that are little but links, on a page that is mostly text."""
+    found: set[int] = set()
+    counts = [[0, 0, 0]]  # of each open element: characters, those in links, links
+    links = 0  # depth of nesting
+    stack = [(root, False)]
+    while stack:
+        node, leaving = stack.pop()
+        tag = node.tag or ""
+        if leaving:
+            text, linked, number = counts.pop()
+            counts[-1] = [a + b for a, b in zip(counts[-1], (text, linked, number), strict=True)]
+            links -= tag == "a"
+            if tag in BOXES and number >= LINKS and linked > LINKED * text:
+                found.add(node.mem_id)
+        elif tag == "-text":
+            length = len((node.text_content or "").strip())
+            counts[-1][0] += length
+            counts[-1][1] += length * (links > 0)
+        elif not DROPPED.fullmatch(tag):
+            links += tag == "a"
+            counts.append([0, 0, int(tag == "a")])
+            stack.append((node, True))
+            stack += [(child, False) for child in node.iter(include_text=True)]
+    text, linked, _ = counts[0]
+    return found if 2 * linked < text else set()
+
+
 def render(source: str) -> str:
     """Return the readable text of an HTML page; headings begin with ``#`` as in Markdown."""
     from selectolax.lexbor import LexborHTMLParser
@@ -265,6 +295,7 @@ def render(source: str) -> str:
     if title is not None and tree.css_first("h1") is None and title.text().strip():
         page.writer.write(f"# {title.text()}")
         page.writer.break_line(2)
+    menus = _menus(tree.root) if tree.root else set()
     stack: list[tuple[LexborNode, bool]] = [(tree.root, False)] if tree.root else []
     while stack:
         node, leaving = stack.pop()
@@ -281,7 +312,7 @@ def render(source: str) -> str:
                 )
             page.leave(tag)
             continue
-        if not page.enter(node, tag):
+        if node.mem_id in menus or not page.enter(node, tag):
             continue
         if tag in ("td", "th") and node.css_first(LAYOUT) is None:
             page.enter_cell()
