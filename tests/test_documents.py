@@ -571,6 +571,17 @@ def test_a_bad_mail_is_named_by_its_number_and_the_others_are_read(tmp_path):
     assert note.startswith("mail 3: ")
 
 
+def test_a_mailbox_may_be_larger_than_other_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("m3mlx.documents.document.MAX_BYTES", 10_000)
+    song = "Content-Type: audio/x\n" + ATTACHED.format("song.xyz", "la la " * 2000)
+    mails = "".join(f"From a Mon\n{parts(f'mail {i}', song)}\n" for i in range(9))
+    path = write(tmp_path / "a.mbox", mails)
+    assert read(path).text.count("# all") == 9
+    assert file_hash(path) == read(path).hash
+    assert "too large" in reason(write(tmp_path / "a.eml", mails))
+    assert "empty" in reason(write(tmp_path / "b.mbox", ""))
+
+
 # --- web pages and books
 
 

@@ -10,7 +10,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import cast
 
 from ..errors import DocumentError
 from ..text import nfc
@@ -109,15 +111,18 @@ def read(path: str | Path) -> Document:
         if path.exists() and not path.is_file():
             raise DocumentError(path, "is not a file")
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    return parse(path, content)
+            if (form := format_of(path)) and form.pieces and path.stat().st_size:
+                with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                    return parse(path, content)
+            return parse(path, file.read(MAX_BYTES + 1))
 
 
-def parse(path: str | Path, content: bytes) -> Document:
+def parse(path: str | Path, content: bytes | mmap) -> Document:
     """Make a document of the bytes of a file; files of an unknown format are read as plain text.
 
     Args:
         path: the document's path, which tells its format; no file need be there.
+        content: its bytes; those of a file in the memory map of the system are read by pieces.
 
     Raises:
         DocumentError: the content is empty, too large, damaged, encrypted or not text.
@@ -129,7 +134,7 @@ def parse(path: str | Path, content: bytes) -> Document:
     form = format_of(path) or PLAIN
     notes: list[str] = []
     try:
-        found = form.read(path, content, notes.append)
+        found = form.read(path, cast(bytes, content), notes.append)
     except DocumentError:
         raise
     except Exception as error:  # parsers raise whatever they like when a file is damaged
@@ -165,5 +170,6 @@ def os_errors_as_document_errors(path: str | Path) -> Iterator[None]:
 
 
 def _check_size(path: str | Path, size: int) -> None:
-    if size > MAX_BYTES:
+    form = format_of(Path(path))
+    if size > MAX_BYTES and not (form and form.pieces):
         raise DocumentError(path, f"is too large, the limit is {MAX_BYTES // 1_000_000} MB")

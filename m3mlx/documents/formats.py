@@ -71,12 +71,14 @@ class Format:
         kind: where the text may be cut; every line of "rows" stands alone.
         lined: lines of the text are those of the file, so that they can be cited.
         plain: the file is nothing but text, so that a NUL byte makes it binary.
+        pieces: the reader takes the file piece by piece, so that it may be of any size.
     """
 
     read: Callable[[Path, bytes, Note], str | list[str]]
     kind: Kind = "prose"
     lined: bool = False
     plain: bool = True
+    pieces: bool = False
 
 
 def _read_other(path: Path, data: bytes, note: Note) -> str | None:
@@ -112,7 +114,7 @@ FORMATS = {  # by whole name or suffix, in lower case
     ".ics": Format(mail.read_calendar),
     ".epub": Format(epub.read, plain=False),
     ".eml": Format(partial(mail.read_message, read_other=_read_other), plain=False),
-    ".mbox": Format(partial(mail.read_mailbox, read_other=_read_other), plain=False),
+    ".mbox": Format(partial(mail.read_mailbox, read_other=_read_other), plain=False, pieces=True),
 }
 
 
