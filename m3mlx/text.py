@@ -1,8 +1,9 @@
-"""Make text of documents and file names safe to show, and cite places."""
+"""Make text of documents and file names safe to show and to compare, and cite places."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Protocol
 
 # control characters except tab and line feed, surrogates, and marks that change text direction
@@ -19,6 +20,11 @@ class Place(Protocol):
     def page(self) -> int | None: ...
     @property
     def line(self) -> int | None: ...
+
+
+def nfc(text: str) -> str:
+    """Compose characters, so that two spellings of a name compare equal."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def scrub(text: str) -> str:

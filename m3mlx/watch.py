@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import documents
 from .assistant import Assistant
@@ -134,7 +134,7 @@ class Watcher:
                 "pip install 'm3mlx[watch]'"
             )
         self.assistant, self.rescan = assistant, rescan
-        self.patterns = {"include": include, "exclude": exclude}
+        self.patterns: dict[str, Any] = {"include": include, "exclude": exclude}
         self.cold, self.collection, self.on_event = cold, collection, on_event
         self.stop = stop or threading.Event()
         self.pending = Pending(debounce, grace)

@@ -1,5 +1,6 @@
 """Sample files of every format, good ones and bad ones, written where a test wants them."""
 
+import json
 import mailbox
 import os
 import zipfile
@@ -21,17 +22,32 @@ def write(path: Path, content: str | bytes = "text\n") -> Path:
 
 def write_pdf(path: Path, pages: list[list[str]]) -> Path:
     """Write a minimal PDF with lines of ASCII text on each page."""
-    objects = ["<< /Type /Catalog /Pages 2 0 R >>", ""]
-    objects.append("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
-    kids = []
+    streams = []
     for lines in pages:
         shown = " T* ".join(f"({line}) Tj" for line in lines)
-        stream = f"BT /F1 12 Tf 14 TL 72 720 Td {shown} ET"
+        streams.append(f"BT /F1 12 Tf 14 TL 72 720 Td {shown} ET")
+    return write_pdf_of_streams(path, streams)
+
+
+def write_pdf_of_streams(
+    path: Path, streams: list[str], extra: list[str] | None = None, page: str = "", root: str = ""
+) -> Path:
+    """Write a PDF with a content stream for each page.
+
+    Args:
+        extra: more objects, of which the first is number 4.
+        page, root: entries of each page and of the catalog.
+    """
+    objects = [f"<< /Type /Catalog /Pages 2 0 R {root} >>", ""]
+    objects.append("<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>")
+    objects += extra or []
+    kids = []
+    for stream in streams:
         objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
         kids.append(f"{len(objects) + 1} 0 R")
         objects.append(
             "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
-            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {len(objects)} 0 R >>"
+            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {len(objects)} 0 R {page} >>"
         )
     objects[1] = f"<< /Type /Pages /Kids [{' '.join(kids)}] /Count {len(kids)} >>"
     out, offsets = b"%PDF-1.4\n", []
@@ -81,6 +97,115 @@ def write_epub(path: Path, chapters: dict[str, str], spine: list[str], **extra: 
     return path
 
 
+def write_zip(path: Path, files: dict[str, str] | dict[str, bytes]) -> Path:
+    """Write a zip file, as most formats of offices are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def _relations(**targets: str) -> str:
+    """Relations of a part, by id; the type is the id without its number."""
+    kinds = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+    each = "".join(
+        f'<Relationship Id="{id}" Type="{kinds}/{id.rstrip("0123456789")}" Target="{target}"/>'
+        for id, target in targets.items()
+    )
+    space = "http://schemas.openxmlformats.org/package/2006/relationships"
+    return f'<Relationships xmlns="{space}">{each}</Relationships>'
+
+
+def write_docx(path: Path, body: str, strict: bool = False, **parts: str) -> Path:
+    """Write a DOCX of WordprocessingML; ``parts`` are others by name, such as footnotes."""
+    space = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
+    math = "http://schemas.openxmlformats.org/officeDocument/2006/math"
+    relations = _relations(**{name: f"{name}.xml" for name in parts})
+    main = _relations(officeDocument="word/document.xml")
+    if strict:
+        space = "http://purl.oclc.org/ooxml/wordprocessingml/main"
+        old = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+        new = "http://purl.oclc.org/ooxml/officeDocument/relationships"
+        relations, main = relations.replace(old, new), main.replace(old, new)
+    head = f'xmlns:w="{space}" xmlns:m="{math}"'
+    files = {
+        "_rels/.rels": main,
+        "word/document.xml": f"<w:document {head}><w:body>{body}</w:body></w:document>",
+        "word/_rels/document.xml.rels": relations,
+    }
+    files |= {f"word/{name}.xml": f"<w:x {head}>{inner}</w:x>" for name, inner in parts.items()}
+    return write_zip(path, files)
+
+
+def write_pptx(path: Path, slides: list[str], notes: dict[int, str] | None = None) -> Path:
+    """Write a PPTX of DrawingML, one string for each slide; ``notes`` are by number from 1."""
+    spaces = (
+        'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main" '
+        'xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main" '
+        'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"'
+    )
+    numbers = range(1, len(slides) + 1)
+    ids = "".join(f'<p:sldId id="{255 + i}" r:id="slide{i}"/>' for i in numbers)
+    files = {
+        "_rels/.rels": _relations(officeDocument="ppt/presentation.xml"),
+        "ppt/presentation.xml": f"<p:x {spaces}><p:sldIdLst>{ids}</p:sldIdLst></p:x>",
+        "ppt/_rels/presentation.xml.rels": _relations(
+            **{f"slide{i}": f"slides/s{i}.xml" for i in numbers}
+        ),
+    }
+    for i, slide in enumerate(slides, 1):
+        files[f"ppt/slides/s{i}.xml"] = f"<p:sld {spaces}>{slide}</p:sld>"
+        if text := (notes or {}).get(i):
+            files[f"ppt/slides/_rels/s{i}.xml.rels"] = _relations(notesSlide=f"../n{i}.xml")
+            files[f"ppt/n{i}.xml"] = f"<p:notes {spaces}>{shape(text)}</p:notes>"
+    return write_zip(path, files)
+
+
+def shape(*lines: str, kind: str = "body") -> str:
+    """A shape of a slide with lines of text."""
+    paragraphs = "".join(f"<a:p><a:r><a:t>{line}</a:t></a:r></a:p>" for line in lines)
+    return (
+        f'<p:sp><p:nvSpPr><p:nvPr><p:ph type="{kind}"/></p:nvPr></p:nvSpPr>'
+        f"<p:txBody>{paragraphs}</p:txBody></p:sp>"
+    )
+
+
+def write_xlsx(path: Path, sheets: dict[str, list[list[str | float]]]) -> Path:
+    """Write an XLSX with the rows of each sheet."""
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    ids = 'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"'
+    names = "".join(
+        f'<sheet name="{name}" sheetId="{i}" r:id="worksheet{i}"/>'
+        for i, name in enumerate(sheets, 1)
+    )
+    files = {
+        "_rels/.rels": _relations(officeDocument="xl/workbook.xml"),
+        "xl/workbook.xml": f"<workbook {space} {ids}><sheets>{names}</sheets></workbook>",
+        "xl/_rels/workbook.xml.rels": _relations(
+            **{f"worksheet{i}": f"s{i}.xml" for i in range(1, len(sheets) + 1)}
+        ),
+    }
+    for i, rows in enumerate(sheets.values(), 1):
+        cells = "".join(f"<row>{''.join(map(_cell, row))}</row>" for row in rows)
+        files[f"xl/s{i}.xml"] = f"<worksheet {space}><sheetData>{cells}</sheetData></worksheet>"
+    return write_zip(path, files)
+
+
+def _cell(value: str | float) -> str:
+    if isinstance(value, str):
+        return f'<c t="inlineStr"><is><t>{value}</t></is></c>' if value else "<c/>"
+    return f"<c><v>{value}</v></c>"
+
+
+def opendocument(body: str, kind: str = "text") -> str:
+    """The content of an ODT or ODP."""
+    names = "office text table draw presentation dc".split()
+    spaces = " ".join(f'xmlns:{n}="urn:oasis:names:tc:opendocument:xmlns:{n}:1.0"' for n in names)
+    inner = f"<office:body><office:{kind}>{body}</office:{kind}></office:body>"
+    return f"<office:document-content {spaces}>{inner}</office:document-content>"
+
+
 def mail(subject: str, body: str, html: str | None = None) -> EmailMessage:
     message = EmailMessage()
     message["From"] = "Anna Bö <anna@example.org>"
@@ -106,6 +231,39 @@ def write_good_folder(path: Path) -> dict[str, str]:
         "rivers.tsv": ("river\tkm\nTeign\t50\n", "river: Teign; km: 50"),
         "settings.json": ('{"lamp": {"colour": "amber", "hours": [6, 22]}}', "lamp.hours: 6, 22"),
         "events.jsonl": ('{"day": 1}\n{"day": 2, "event": "thaw"}\n', "day: 2; event: thaw"),
+        "notes.org": (
+            "* TODO Well :water:\nDig it near the [[url][alder]].\n",
+            "# Well\nDig it near the alder.",
+        ),
+        "thesis.tex": (
+            "\\section{Bells}\nCast in \\emph{bronze}. % why\n",
+            "# Bells\nCast in bronze.",
+        ),
+        "film.srt": (
+            "1\n00:00:01,000 --> 00:00:02,000\n<i>The gate is open.</i>\n\n",
+            "The gate is open.",
+        ),
+        "talk.vtt": ("WEBVTT\n\n00:01.000 --> 00:02.000\nIt snows.\n", "It snows."),
+        "letter.rtf": (
+            "{\\rtf1\\ansi{\\fonttbl\\f0 Arial;}\\f0 Caf\\'e9 at noon.\\par}",
+            "Café at noon.",
+        ),
+        "book.ipynb": (
+            json.dumps(
+                {"cells": [{"cell_type": "code", "source": ["1 + 1"], "outputs": [{"text": "2"}]}]}
+            ),
+            "```\n1 + 1\n```\n\n2",
+        ),
+        "saved.mhtml": (
+            "MIME-Version: 1.0\nContent-Type: text/html\n"
+            "Content-Transfer-Encoding: quoted-printable\n\n<p>caf=C3=A9</p>\n",
+            "café",
+        ),
+        "plan.ics": (
+            "BEGIN:VEVENT\nSUMMARY:Har\n vest\nDTSTART;TZID=X:20260901T080000\nEND:VEVENT\n",
+            "Summary: Harvest\nStart: 2026-09-01 08:00",
+        ),
+        "flat.fodt": (opendocument("<text:p>The mill turns.</text:p>"), "The mill turns."),
         "page.html": ("<h1>Tides</h1><p>It comes <b>fifty</b> late.</p>", "It comes fifty late."),
     }
     for name, (text, _) in texts.items():
@@ -125,6 +283,12 @@ def write_good_folder(path: Path) -> dict[str, str]:
     chapters = {"two": "<p>The end was quiet.</p>", "one": "<p>Morwenna kept bees.</p>"}
     write_epub(path / "book.epub", chapters, ["one", "two"])
     phrases["book.epub"] = "Morwenna kept bees."
+    write_pptx(path / "slides.pptx", [shape("Hedgehogs sleep.")])
+    phrases["slides.pptx"] = "Hedgehogs sleep."
+    write_xlsx(path / "prices.xlsx", {"Fruit": [["name", "price"], ["quince", 2.5]]})
+    phrases["prices.xlsx"] = "name: quince; price: 2.5"
+    write_zip(path / "essay.odt", {"content.xml": opendocument("<text:p>Owls hunt.</text:p>")})
+    phrases["essay.odt"] = "Owls hunt."
     (path / "letter.eml").write_bytes(bytes(mail("Rent", "The rent is due on the ninth.")))
     phrases["letter.eml"] = "The rent is due on the ninth."
     box = mailbox.mbox(path / "archive.mbox")

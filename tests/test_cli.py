@@ -412,7 +412,7 @@ def test_json_of_memorize(m3, world):
     data = json.loads(good(m3("memorize", world / "documents", *made(world), *flags)).stdout)
     assert set(data) == {
         *("added", "changed", "unchanged", "vanished", "failed", "pruned", "dry_run"),
-        *("references", "bytes", "seconds"),
+        *("references", "bytes", "seconds", "left_out", "notes"),
     }
     assert {Path(path).name for path in data["added"]} == {"notes.md", "plain.txt"}
     assert data["references"] >= 2 and data["bytes"] > 0 and data["seconds"] > 0

@@ -41,6 +41,7 @@ CASES = [
     ({"paths": ("/home/notes/*",)}, {"notes/a.md", "notes/deep/b.PDF"}),
     ({"paths": ("a.*",)}, {"notes/a.md", "mail/a.txt"}),
     ({"paths": ("/home/mail", "*.PDF")}, {"mail/a.txt", "notes/deep/b.PDF"}),
+    ({"paths": ("/home/notes/deep/[ab].PDF",)}, {"notes/deep/b.PDF"}),
     ({"types": ("pdf",)}, {"notes/deep/b.PDF"}),
     ({"types": (".md", "txt")}, {"notes/a.md", "mail/a.txt"}),
     ({"since": "2000-01-01"}, {"notes/a.md", "notes/deep/b.PDF", "mail/a.txt"}),
@@ -48,6 +49,13 @@ CASES = [
     ({"paths": ("/home/notes",), "types": ("txt",)}, set()),
     ({"collection": "garden"}, set()),
 ]
+
+
+def test_signs_of_patterns_in_names_and_accents_in_two_spellings_match():
+    path = "/home/notes [2026]/Caf\u00e9.md"
+    for wish in ("/home/notes [2026]", path, "/home/notes [2026]/Cafe\u0301.md", "Caf?.md"):
+        assert Filter(paths=(wish,)).matches(path, "", ""), wish
+        assert Filter(paths=(wish,)).matches(path.replace("\u00e9", "e\u0301"), "", ""), wish
 
 
 @pytest.mark.parametrize("mode", ["hybrid", "dense"])

@@ -2,14 +2,16 @@
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from time import process_time
 
 import pytest
 from samples import write
 
-from m3mlx.documents import find, read
+from m3mlx.documents import LeftOut, find, read
 from m3mlx.errors import DocumentError
 
 
@@ -56,13 +58,36 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
         assert list(find([path])) == [tmp_path.resolve() / "a.md"]
 
 
-def test_hidden_binary_and_unknown_files_in_folders_are_left_out_quietly(tmp_path):
+def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_path):
     for name in (".hidden.md", ".git/a.md", "a/.b/c.md", "photo.jpg", "movie.xyz", "LICENSE"):
         write(tmp_path / name)
     write(tmp_path / "data.txt", b"zero\0byte")
     write(tmp_path / "package/__init__.py", "")  # empty code means something
     write(tmp_path / "wide.txt", "wide".encode("utf-16"))
-    assert names(tmp_path) == ["LICENSE", "wide.txt"]
+    write(tmp_path / "old.doc", b"\xd0\xcf\x11\xe0\0")
+    write(tmp_path / ".gitignore", "*.log\n")
+    write(tmp_path / "a.log")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    (tmp_path / "link.md").symlink_to(tmp_path / "LICENSE")
+    left: list[LeftOut] = []
+    assert names(tmp_path, leave_out=left.append) == ["LICENSE", "wide.txt"]
+    root = tmp_path.resolve()
+    assert {Path(path).relative_to(root).as_posix(): kind for path, kind, _ in left} == {
+        ".hidden.md": "hidden",
+        ".git": "hidden",
+        ".gitignore": "hidden",
+        "a/.b": "hidden",
+        "a.log": "ignored by git",
+        "data.txt": "binary files",
+        "link": "linked folders",
+        "link.md": "links",
+        "movie.xyz": ".xyz files",
+        "old.doc": "old Word documents",
+        "package/__init__.py": "empty source files",
+        "photo.jpg": "pictures",
+    }
+    advised = {kind for _, kind, advice in left if advice}
+    assert advised == {"linked folders", "links", "old Word documents", "pictures"}
 
 
 def test_an_empty_text_is_found_so_that_it_can_be_reported(tmp_path):
@@ -80,7 +105,12 @@ def test_a_named_file_is_read_even_if_hidden_or_of_unknown_suffix(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "content", "word"),
-    [("a.jpg", b"\xff\xd8\xff\0", "binary"), ("a.txt", b"a\0b", "binary")],
+    [
+        ("a.jpg", b"\xff\xd8\xff\0", "OCR"),
+        ("a.txt", b"a\0b", "binary"),
+        ("a.doc", b"\xd0\xcf\x11\xe0\0", ".docx"),
+        ("a.msg", b"\xd0\xcf\x11\xe0\0", ".eml"),
+    ],
 )
 def test_a_named_binary_file_is_an_error(tmp_path, name, content, word):
     path = write(tmp_path / name, content)
@@ -190,12 +220,75 @@ CASES = [  # files, rules, and what `git ls-files --others --exclude-standard` s
     (["a/x/b/c.md", "a/b/c.md", "a/c.md"], {"top": "a/**/c.md\n"}, []),
     (["foo/bar/a.md", "x/foo/bar/b.md"], {"top": "foo/bar\n"}, ["x/foo/bar/b.md"]),
     (["a1.md", "a2.md", "ab.md"], {"top": "a[0-9].md\r\n"}, ["ab.md"]),
+    (
+        ["a1.md", "b.md", "c].md"],
+        {"top": "[^[:alpha:]x]1.md\n[!\\]a-z]*\nc[]].md"},
+        ["a1.md", "b.md"],
+    ),
+    (
+        ["a.md", "a/b/c.md", "a/d.md", "e.md"],
+        {"top": "/a/**\n!/a/d.md\n"},
+        ["a.md", "a/d.md", "e.md"],
+    ),
+    (["a!.md", "!b.md", "c?.md", "cd.md"], {"top": "\\!b.md\nc\\?.md\na!.md"}, ["cd.md"]),
+    # what is no pattern is passed over
+    (["a.log", "z.md", "a.md"], {"top": "!\n*.log\\\n[z-a]\n[\n/\n*.log\n"}, ["a.md", "z.md"]),
 ]
 
 
 @pytest.mark.parametrize(("files", "rules", "left"), CASES)
 def test_gitignore_means_what_it_means_to_git(tmp_path, files, rules, left):
     assert sorted(names(tree(tmp_path, *files, **rules))) == left
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+@pytest.mark.parametrize(("files", "rules", "left"), CASES)
+def test_the_cases_are_what_git_says(tmp_path, files, rules, left):
+    tree(tmp_path, *files, **rules)
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    listed = ["git", "-C", str(tmp_path), "ls-files", "-z", "--others", "--exclude-standard"]
+    said = subprocess.run(listed, check=True, capture_output=True, text=True).stdout.split("\0")
+    assert sorted(name for name in said if name and ".gitignore" not in name) == left
+
+
+def test_patterns_with_many_stars_take_no_time(tmp_path):
+    stars, folders = "*a" * 12 + "b\n", "**/a/" * 12 + "b\n"
+    write(tmp_path / ".gitignore", stars + folders)
+    path = write(tmp_path / ("a/" * 30) / ("a" * 200 + ".md"))
+    start = process_time()
+    assert names(tmp_path) == [path.relative_to(tmp_path).as_posix()]
+    assert process_time() - start < 2
+
+
+def test_the_excludes_of_a_repository_and_of_its_user_count(tmp_path, monkeypatch):
+    home = tree(tmp_path / "home", "my-ignore")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
+    repo = tree(tmp_path / "repo", "a.md", "b.md", "c.md", "d/a.md", "d/e.md")
+    write(repo / ".git" / "info" / "exclude", "/a.md\n!c.md\n")
+    write(home / "config" / "git" / "ignore", "b.md\nc.md\n")
+    assert names(repo) == ["c.md", "d/a.md", "d/e.md"]
+    assert names(repo, repo / "d") == ["d/a.md", "d/e.md"]
+    write(home / ".gitconfig", "[core]\n\texcludesFile = ~/my-ignore\n")
+    write(home / "my-ignore", "e.md\n")
+    assert names(repo) == ["b.md", "c.md", "d/a.md"]
+    write(tmp_path / "linked" / ".git", f"gitdir: {repo}/.git/worktrees/linked\n")
+    write(repo / ".git/worktrees/linked/commondir", "../..\n")
+    tree(tmp_path / "linked", "a.md", "f.md")
+    assert names(tmp_path / "linked") == ["f.md"]
+
+
+def test_two_spellings_of_a_name_are_one_document(tmp_path):
+    composed, split = "Caf\u00e9.md", "Cafe\u0301.md"
+    path = write(tmp_path / "Re\u0301sume\u0301" / split)
+    spelled = tmp_path / "R\u00e9sum\u00e9" / composed
+    if not spelled.exists():  # a file system that knows the bytes only
+        assert list(find([spelled, path, path.parent])) == [path.resolve()]
+    plain = write(tmp_path / split)
+    if not (tmp_path / composed).exists():
+        os.link(plain, tmp_path / composed)  # now the same file, as on a Mac
+    assert list(find([plain])) == [tmp_path.resolve() / composed]
+    assert names(tmp_path, exclude=[composed]) == []
 
 
 def test_rules_above_a_folder_count_within_its_repository_only(tmp_path):

@@ -375,7 +375,7 @@ def test_an_upload_reports_progress_and_its_name_has_no_folders(server):
     [
         ("prog.exe", b"MZ", 415),
         ("", b"x", 400),
-        ("box.mbox", b"From a", 415),
+        ("box.mbox", b"From a", 422),
         ("empty.txt", b"", 422),
         ("binary.txt", bytes(100), 422),
         ("broken.pdf", b"%PDF-1.7\nthis is where it ends", 422),

@@ -57,7 +57,9 @@ def check(text: str, references: list[Reference], max_tokens: int, size: int = 4
     for reference in references:
         assert text[end : reference.start].strip() == ""  # nothing visible is left out
         assert reference.start >= end  # nothing is there twice, all in order
-        assert reference.text == text[reference.start : reference.end] == reference.text.strip()
+        own = text[reference.start : reference.end]
+        assert own == own.strip()
+        assert reference.text.endswith(own)
         assert reference.tokens == tuple(tokenize(reference.text, size)[0])
         assert 1 <= len(reference.tokens) <= max_tokens
         end = reference.end
@@ -169,6 +171,50 @@ def test_a_heading_starts_a_reference_and_never_ends_one(heading):
         check(text, split(document(text), tokenize, max_tokens), max_tokens)
         assert not any(piece.endswith(heading) for piece in pieces)
         assert pieces[1].startswith(heading)
+
+
+def test_a_reference_tells_its_title_and_section_unless_it_begins_with_them():
+    body = "The keeper lit the lamp. " * 60
+    text = f"# Sea\n\n## Ships\n\n{body}\n\n### Old\n\n{body}\n\n## Rope\n\n{body}"
+    lines = [piece.split("\n")[0] for piece in cut(text, 128)]
+    assert list(dict.fromkeys(lines)) == [
+        *("# Sea", "Sea › Ships", "Sea › Ships › Old", "Sea", "Sea › Rope"),
+    ]
+    noted = f"---\ntitle: Log\ntags: a\n---\n{body}\n\n{body}"
+    first, *others = cut(noted, 90)
+    assert first.startswith("---\ntitle: Log\ntags: a\n---\nThe keeper")
+    assert all(piece.startswith("Log\nThe") for piece in others)
+
+
+def test_what_stands_above_takes_a_third_of_a_reference_at_most():
+    text = f"# {'Very long title ' * 20}\n\n" + SAMPLE
+    pieces = cut(text, 40)
+    assert len(pieces) > 9
+    assert sum("title" in piece and "keeper" in piece for piece in pieces) <= 1
+
+
+@pytest.mark.parametrize("rule", ["", "|---|:-:|\n"])
+def test_rows_of_tables_keep_their_header_and_are_not_cut(rule):
+    rows = [f"| lamp {i}. She | ships, seven. |" for i in range(20)]
+    text = "Before.\n\n| name | what |\n" + rule + "\n".join(rows) + "\n\n" + SAMPLE
+    pieces = cut(text, 70)
+    check(text, split(document(text), tokenize, 70), 70)
+    tables = [piece for piece in pieces if "lamp 1" in piece or "lamp 5." in piece]
+    assert len(tables) > 2
+    for piece in tables:
+        lines = piece.split("\n")
+        assert "| name | what |" in lines
+        assert all(line in rows for line in lines if line.startswith("| lamp"))
+    assert pieces[-1].startswith(("The keeper", "She"))
+
+
+def test_code_in_a_note_stays_with_its_fence_and_has_no_headings():
+    code = "\n".join(f"# step {i}. Then rest" for i in range(30))
+    text = f"# Note\n\nThe keeper lit the lamp.\n\n```sh\n{code}\n```\n\n" + SAMPLE
+    pieces = cut(text, 60)
+    assert not any(piece.endswith("```sh") for piece in pieces)
+    assert all(piece.startswith(("#", "Note\n", "```")) for piece in pieces)
+    assert [line for p in pieces for line in p.split("\n") if "step" in line] == code.split("\n")
 
 
 def test_code_is_cut_between_functions_then_between_lines():

@@ -113,7 +113,10 @@ def memorize(
 
 def _memorized_json(done: MemorizeReport, dry_run: bool) -> dict:
     failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
-    return {**vars(done), "failed": failed, "dry_run": dry_run}
+    left_out = [left._asdict() for left in done.left_out]
+    notes = [{"path": path, "note": text} for path, text in done.notes]
+    listed = {"failed": failed, "left_out": left_out, "notes": notes}
+    return {**vars(done), **listed, "dry_run": dry_run}
 
 
 def _echo_rebuilt(done: RebuildReport) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from ..text import cite, scrub, scrub_line
 
 if TYPE_CHECKING:
     from ..chat.conversation import Step, Timings
+    from ..documents import LeftOut
     from ..memorize.run import MemorizeReport
     from ..store import Hit
 
@@ -135,6 +137,11 @@ def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool
     """Print what a run over files did, or would do; failures go to stderr."""
     for error in done.failed:
         click.echo(f"Failed: {scrub_line(error.path)}: {scrub_line(error.reason)}", err=True)
+    for path, text in done.notes:
+        click.echo(f"Note: {scrub_line(path)}: {scrub_line(text)}", err=True)
+    if verbose:
+        for left in done.left_out:
+            click.echo(f"left out {scrub_line(left.path)} ({scrub_line(left.kind)})")
     for word in ("added", "changed", "vanished"):
         if verbose or word == "vanished":
             for path in getattr(done, word):
@@ -146,8 +153,17 @@ def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool
         f"{done.references} references {verb}, {human_bytes(done.bytes)} of memories, "
         f"{when}{human_seconds(done.seconds)}"
     )
+    if done.left_out:
+        note(_left_out_text(done.left_out))
     if done.vanished and not done.pruned:
         note("Documents of vanished files are kept; --prune forgets them.")
+
+
+def _left_out_text(left_out: Sequence[LeftOut]) -> str:
+    """Count by kind what in folders was not read, in one line: first what can be read somehow."""
+    kinds = Counter((not left.advice, left.kind, left.advice) for left in left_out)
+    counted = (f"{kinds[key]} {key[1]}{f' ({key[2]})' if key[2] else ''}" for key in sorted(kinds))
+    return f"Left out: {scrub_line('; '.join(counted))}."
 
 
 def echo_answer(

@@ -6,13 +6,15 @@ formats has one file with its readers. Nothing outside this package opens a user
 """
 
 from .document import MAX_BYTES, Document, absolute, file_hash, parse, read
-from .folder import find
+from .folder import LeaveOut, LeftOut, find
 from .formats import format_of
 from .split import Reference, Tokenize, split
 
 __all__ = [
     "MAX_BYTES",
     "Document",
+    "LeaveOut",
+    "LeftOut",
     "Reference",
     "Tokenize",
     "absolute",

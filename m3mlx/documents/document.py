@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from typing import cast
 
 from ..errors import DocumentError
+from ..text import nfc
 from .formats import PLAIN, Kind, format_of
 from .text import clean
 
 MAX_BYTES = 200_000_000  # of one file: some hundred thousand pages, which still fit in memory
+MOST_TEXT = 20  # characters for each byte of a file, beyond
+LEAST_TEXT = 10_000_000  # characters, which any file may become
 PAGE_BREAK = "\n\n"  # an empty line, so that references rather end with their page
 
 
@@ -30,6 +36,7 @@ class Document:
         page_starts: character at which each page starts; () for formats without pages.
         kind: decides where the text may be cut; every line of "rows" stands alone.
         lined: lines of ``text`` are those of the file.
+        notes: a sentence for each thing of the file that is not in the text as it should be.
     """
 
     path: str
@@ -38,6 +45,7 @@ class Document:
     page_starts: tuple[int, ...] = ()
     kind: Kind = "prose"
     lined: bool = False
+    notes: tuple[str, ...] = ()
 
     def page_of(self, offset: int) -> int | None:
         """Return the page of a character, from 1; None for formats without pages."""
@@ -56,8 +64,28 @@ def absolute(path: str | Path) -> Path:
     """Return the path under which a file is known; a link in its last place is not resolved."""
     path = Path(path)
     if path.name in ("", ".."):
-        return path.resolve()
-    return path.parent.resolve() / path.name
+        return on_disk(path.resolve())
+    return on_disk(path.parent.resolve() / path.name)
+
+
+def on_disk(path: Path) -> Path:
+    """Return the one spelling of a path whose accents can be written in two ways.
+
+    It is the composed one (NFC) where the file system takes that for the same file, as on a Mac,
+    else the one that exists.
+    """
+    if (composed := nfc(str(path))) == str(path) and (path.name.isascii() or path.exists()):
+        return path
+    with suppress(OSError):
+        if os.path.samestat(os.lstat(composed), os.lstat(path)):
+            return Path(composed)
+    if path == path.parent or os.path.lexists(path):
+        return path
+    parent = on_disk(path.parent)
+    with suppress(OSError):
+        same = (name for name in os.listdir(parent) if nfc(name) == nfc(path.name))
+        return parent / next(same, path.name)
+    return parent / path.name
 
 
 def file_hash(path: str | Path) -> str:
@@ -83,15 +111,18 @@ def read(path: str | Path) -> Document:
         if path.exists() and not path.is_file():
             raise DocumentError(path, "is not a file")
         with open(path, "rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    return parse(path, content)
+            if (form := format_of(path)) and form.pieces and path.stat().st_size:
+                with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+                    return parse(path, content)
+            return parse(path, file.read(MAX_BYTES + 1))
 
 
-def parse(path: str | Path, content: bytes) -> Document:
+def parse(path: str | Path, content: bytes | mmap) -> Document:
     """Make a document of the bytes of a file; files of an unknown format are read as plain text.
 
     Args:
         path: the document's path, which tells its format; no file need be there.
+        content: its bytes; those of a file in the memory map of the system are read by pieces.
 
     Raises:
         DocumentError: the content is empty, too large, damaged, encrypted or not text.
@@ -101,16 +132,20 @@ def parse(path: str | Path, content: bytes) -> Document:
     if not content:
         raise DocumentError(path, "is empty")
     form = format_of(path) or PLAIN
+    notes: list[str] = []
     try:
-        found = form.read(path, content)
+        found = form.read(path, cast(bytes, content), notes.append)
     except DocumentError:
         raise
     except Exception as error:  # parsers raise whatever they like when a file is damaged
         name = path.suffix.lstrip(".").upper()
         raise DocumentError(path, f"is broken, it cannot be read as {name} ({error!r})") from error
-    pages = [clean(page) for page in ([found] if isinstance(found, str) else found)]
+    pages = [clean(page, notes.append) for page in ([found] if isinstance(found, str) else found)]
     if not any(page.strip() for page in pages):
         raise DocumentError(path, "is empty: there is no text in it")
+    length = sum(map(len, pages))
+    if length > max(MOST_TEXT * len(content), LEAST_TEXT) or length > MAX_BYTES:
+        raise DocumentError(path, f"becomes {length:,} characters of text, too many for its size")
     starts = accumulate((len(page) + len(PAGE_BREAK) for page in pages[:-1]), initial=0)
     return Document(
         path=str(path),
@@ -119,6 +154,7 @@ def parse(path: str | Path, content: bytes) -> Document:
         page_starts=() if isinstance(found, str) else tuple(starts),
         kind=form.kind,
         lined=form.lined,
+        notes=tuple(notes),
     )
 
 
@@ -134,5 +170,6 @@ def os_errors_as_document_errors(path: str | Path) -> Iterator[None]:
 
 
 def _check_size(path: str | Path, size: int) -> None:
-    if size > MAX_BYTES:
+    form = format_of(Path(path))
+    if size > MAX_BYTES and not (form and form.pieces):
         raise DocumentError(path, f"is too large, the limit is {MAX_BYTES // 1_000_000} MB")

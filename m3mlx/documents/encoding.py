@@ -92,6 +92,8 @@ ALPHABETS = (  # among equals the first wins
 def guess(data: bytes) -> str | None:
     """Return the encoding of a text that is not UTF-8, or None if it is not certain."""
     sample = b"\n".join(line for line in data.splitlines() if not line.isascii())[:SAMPLE]
+    if set(sample) - set(range(128)) == {0xA0}:
+        return "cp1252"  # no-break spaces, as in every encoding that is in use on the web
     if _beyond_ascii(sample.decode(errors="ignore").encode()) > _beyond_ascii(sample) / 2:
         return None  # damaged UTF-8
     found: list[tuple[float, str, str, Alphabet]] = []  # score, encoding, text

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-
-from pathspec import GitIgnoreSpec
+from typing import NamedTuple
 
 from ..errors import DocumentError
-from .document import absolute, os_errors_as_document_errors
-from .formats import PLAIN, format_of
-from .text import is_binary
-
-HEAD = 8192  # bytes in which a binary file shows
-
-
-class Patterns:
-    """Lines as of a .gitignore, and the folder that they are relative to."""
-
-    def __init__(self, folder: Path, lines: Sequence[str]) -> None:
-        self.folder = folder
-        self.files = GitIgnoreSpec.from_lines(lines)
-        # Each folder is decided on before it is entered, so that there a pattern for folders only
-        # is an ordinary one. pathspec, made to match whole paths, would rank it below all others.
-        self.folders = GitIgnoreSpec.from_lines([re.sub(r"/\s*$", "", line) for line in lines])
-
-    def decide(self, path: Path) -> bool | None:
-        """Return True if a path matches, False if it is excepted, None if no pattern applies."""
-        spec = self.folders if path.is_dir() else self.files
-        return spec.check_file(path.relative_to(self.folder).as_posix()).include
+from .document import absolute, on_disk, os_errors_as_document_errors
+from .formats import PLAIN, format_of, unread
+from .ignore import Patterns, Rules, ignored, rules_above, rules_of
+from .text import HEAD, is_binary
 
 
-Rules = tuple[Patterns, ...]  # of nested folders, the outermost first
+class LeftOut(NamedTuple):
+    """A path in a folder that is not read.
+
+    Attributes:
+        kind: in the plural, such as "pictures".
+        advice: how it can be read all the same; "" for what is left out on purpose.
+    """
+
+    path: str
+    kind: str
+    advice: str = ""
+
+
+LeaveOut = Callable[[LeftOut], object]
 
 
 def find(
@@ -43,17 +37,20 @@ def find(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     near: Iterable[str | Path] | None = None,
+    leave_out: LeaveOut = lambda left: None,
 ) -> Iterator[Path | DocumentError]:
     """List the documents in files and folders, each once, in the order of their names.
 
-    In folders, hidden and ignored (``.gitignore``) files, links, binary files and files of an
-    unknown format are skipped silently. A path given by the user is listed or is an error.
+    In folders, hidden files, what git ignores, links, binary files and files of unknown formats
+    are left out. A path given by the user is listed or is an error.
 
     Args:
         include: patterns as in .gitignore, relative to the path given; if there are any, only
             these files are listed.
         exclude: patterns of files and folders to skip.
         near: resolved paths; if given, only files at or below these are looked at.
+        leave_out: called with each file and folder that is left out, save for what ``include``,
+            ``exclude`` and ``near`` rule out.
 
     Yields:
         Absolute paths, and an error for each path that cannot be read.
@@ -61,12 +58,12 @@ def find(
     seen: set[str] = set()
     is_near = _near(near)
     for path in map(absolute, paths):
-        for found in _find_below(path, include, exclude, is_near):
+        for found in _Walk(path, include, exclude, is_near, leave_out):
             if isinstance(found, DocumentError):
                 yield found
             elif (real := os.path.realpath(found)) not in seen:
                 seen.add(real)
-                yield found
+                yield on_disk(found)
 
 
 def _near(paths: Iterable[str | Path] | None) -> Callable[[Path], bool]:
@@ -78,67 +75,87 @@ def _near(paths: Iterable[str | Path] | None) -> Callable[[Path], bool]:
     return lambda path: path in ways or not goals.isdisjoint(path.parents)
 
 
-def _find_below(
-    path: Path, include: Sequence[str], exclude: Sequence[str], near: Callable[[Path], bool]
-) -> Iterator[Path | DocumentError]:
-    try:
-        with os_errors_as_document_errors(path):
-            is_folder = stat.S_ISDIR(path.stat().st_mode)
-    except DocumentError as error:
-        yield error
-        return
-    root = path.resolve() if is_folder else path.parent
-    only, never = Patterns(root, include), Patterns(root, exclude)
-    if not near(root if is_folder else path) or (not is_folder and never.decide(path)):
-        return
-    waiting = [(root, _rules_above(root)) if is_folder else (path, ())]
-    while waiting:
-        path, rules = waiting.pop()
+class _Walk:
+    """The documents at or below one path; those in folders are in the order of their names."""
+
+    def __init__(
+        self,
+        top: Path,
+        include: Sequence[str],
+        exclude: Sequence[str],
+        near: Callable[[Path], bool],
+        leave_out: LeaveOut,
+    ) -> None:
+        self.top, self.near, self.leave_out = top, near, leave_out
+        self.include, self.exclude = include, exclude
+
+    def __iter__(self) -> Iterator[Path | DocumentError]:
         try:
-            with os_errors_as_document_errors(path):
-                if path.is_dir():
-                    rules, inner = _open_folder(path, rules)
-                    inner = [p for p in inner if near(p) and not never.decide(p)]
-                    waiting += [(p, rules) for p in reversed(inner)]
-                elif (not include or only.decide(path)) and _is_document(path, not is_folder):
-                    yield path
+            with os_errors_as_document_errors(self.top):
+                is_folder = stat.S_ISDIR(self.top.stat().st_mode)
         except DocumentError as error:
             yield error
+            return
+        root = self.top.resolve() if is_folder else self.top.parent
+        self._only, self._never = Patterns(root, self.include), Patterns(root, self.exclude)
+        if not self.near(root if is_folder else self.top):
+            return
+        if not is_folder:
+            if not self._never.decide(self.top, False) and self._is_included(self.top):
+                yield from self._look(self.top, named=True)
+            return
+        waiting: list[tuple[Path, bool, Rules]] = [(root, True, rules_above(root))]
+        while waiting:
+            path, is_folder, rules = waiting.pop()
+            if not is_folder:
+                yield from self._look(path, named=False)
+                continue
+            try:
+                with os_errors_as_document_errors(path):
+                    waiting += reversed(list(self._open(path, rules)))
+            except DocumentError as error:
+                yield error
+
+    def _open(self, folder: Path, rules: Rules) -> Iterator[tuple[Path, bool, Rules]]:
+        """Yield what is to be looked at in a folder, sorted: path, is it a folder, rules."""
+        rules += rules_of(folder)
+        with os.scandir(folder) as entries:
+            found = sorted((e.name, e.is_symlink()) for e in entries)
+        for name, is_link in found:
+            path = folder / name
+            is_folder = path.is_dir()
+            if not self.near(path) or self._never.decide(path, is_folder):
+                continue
+            if not is_folder and not self._is_included(path):
+                continue
+            if name.startswith("."):
+                self.leave_out(LeftOut(str(path), "hidden"))
+            elif ignored(path, is_folder, rules):
+                self.leave_out(LeftOut(str(path), "ignored by git"))
+            elif is_link:
+                kind = "linked folders" if is_folder else "links"
+                self.leave_out(LeftOut(str(path), kind, "name them, or what they point at"))
+            else:
+                yield path, is_folder, rules
+
+    def _is_included(self, path: Path) -> bool:
+        return not self.include or self._only.covers(path)
+
+    def _look(self, path: Path, named: bool) -> Iterator[Path | DocumentError]:
+        try:
+            with os_errors_as_document_errors(path):
+                left = _look_at(path, named)
+        except DocumentError as error:
+            yield error
+            return
+        if left is None:
+            yield path
+        else:
+            self.leave_out(left)
 
 
-def _open_folder(folder: Path, rules: Rules) -> tuple[Rules, list[Path]]:
-    """Return a folder's entries that are not hidden, links or ignored, sorted, and its rules."""
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.name[0] != "." and not e.is_symlink())
-    rules += _rules_of(folder)
-    return rules, [folder / name for name in names if not _ignored(folder / name, rules)]
-
-
-def _rules_of(folder: Path) -> Rules:
-    file = folder / ".gitignore"
-    if not file.is_file():
-        return ()
-    return (Patterns(folder, file.read_text("utf-8", errors="replace").splitlines()),)
-
-
-def _rules_above(folder: Path) -> Rules:
-    """Return the rules of the folders above, up to the top of the git repository, if any."""
-    above: Rules = ()
-    for parent in folder.parents if not (folder / ".git").exists() else ():
-        above = _rules_of(parent) + above
-        if (parent / ".git").exists():
-            # what the user names is meant, even if the repository ignores it
-            return () if _ignored(folder, above) else above
-    return ()
-
-
-def _ignored(path: Path, rules: Rules) -> bool:
-    decisions = (patterns.decide(path) for patterns in reversed(rules))  # the innermost decides
-    return next((decision for decision in decisions if decision is not None), False)
-
-
-def _is_document(path: Path, named: bool) -> bool:
-    """Look whether a file is to be read. Empty source files in folders are not.
+def _look_at(path: Path, named: bool) -> LeftOut | None:
+    """Return why a file is no document, or None; empty source files in folders are none.
 
     Args:
         named: the user named the file itself: any text is read, all else is an error.
@@ -147,11 +164,13 @@ def _is_document(path: Path, named: bool) -> bool:
         DocumentError: its name cannot be stored, or it was named and is no document.
         OSError: it cannot be opened.
     """
-    form = format_of(path) or (PLAIN if named else None)
-    if form is None or not path.is_file():
+    if not path.is_file():
         if named:
             raise DocumentError(path, "is neither a file nor a folder")
-        return False
+        return LeftOut(str(path), "pipes and devices")
+    form = format_of(path)
+    if form is None and not named:
+        return LeftOut(str(path), *unread(path))
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -159,8 +178,12 @@ def _is_document(path: Path, named: bool) -> bool:
         raise DocumentError(name, "has a name that is not UTF-8; rename it") from error
     with open(path, "rb") as file:
         head = file.read(HEAD)
-    if form.plain and is_binary(head):
+    if (form or PLAIN).plain and is_binary(head):
+        kind, advice = unread(path)
         if named:
-            raise DocumentError(path, "is binary or of an unknown format")
-        return False
-    return named or bool(head) or form.kind != "code"
+            reason = f"is binary or of an unknown format (among {kind}"
+            raise DocumentError(path, f"{reason}; {advice})" if advice else "is binary, not text")
+        return LeftOut(str(path), "binary files")
+    if form and form.kind == "code" and not head and not named:
+        return LeftOut(str(path), "empty source files")
+    return None

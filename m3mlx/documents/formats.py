@@ -1,18 +1,22 @@
 """The table of formats: how each kind of file is read and cut.
 
-A reader gets a file's name and bytes, never the file itself. It returns the text, or a list with
-the text of each page, and raises DocumentError with a reason a user can act on. Any other
-exception of it means that the file is damaged. To add a format, write its reader and name it here.
+A reader gets a file's name and bytes, never the file itself, and a function to tell what of it is
+lost. It returns the text, or a list with the text of each page, and raises DocumentError with a
+reason a user can act on. Any other exception of it means that the file is damaged. Libraries are
+imported when the first file that needs them is read. To add a format, write its reader and name it
+here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from . import data, epub, html, mail, office, pdf, text
+from . import data, epub, html, mail, markup, office, opendocument, pdf, sheets, text
+from .text import Note
 
 Kind = Literal["prose", "code", "rows"]
 
@@ -27,9 +31,34 @@ CODE = """
 """.split()
 TEXT = """
     .adoc .asciidoc .bib .cfg .cnf .conf .diff .eln .ini .log .markdown .md .mdown .mdx .mkd .nfo
-    .org .patch .po .properties .qmd .rmd .rst .srt .tex .text .toml .txt .vtt .wiki .xml .yaml
+    .patch .po .properties .qmd .rmd .rst .text .toml .txt .wiki .xml .yaml
     .yml authors changelog changes contributing copying license news readme todo
 """.split()
+
+
+# what is no document: kind in the plural, what to do, suffixes
+UNREAD = (
+    ("old Word documents", "save them as .docx", ".doc .dot .wps"),
+    ("old PowerPoint presentations", "save them as .pptx", ".ppt .pps"),
+    ("Outlook mails", "save them as .eml", ".msg"),
+    ("Outlook mailboxes", "export them as .mbox", ".pst .ost"),
+    ("iWork documents", "export them as PDF or as .docx, .xlsx or .pptx", ".pages .numbers .key"),
+    ("Kindle books", "convert them to .epub", ".mobi .azw .azw3"),
+    ("documents to print", "convert them to PDF", ".ps .eps .djvu .xps"),
+    (
+        "pictures",
+        "their text is read once OCR has made PDF or text of them",
+        ".png .jpg .jpeg .gif .heic .tif .tiff .bmp .webp .svg .raw .psd .ico",
+    ),
+    (
+        "sounds and films",
+        "their text is read once it is transcribed, for example to",
+        ".mp3 .m4a .wav .flac .ogg .aac .opus .mp4 .m4v .mov .mkv .avi .webm",
+    ),
+    ("archives", "unpack them", ".zip .tar .gz .tgz .bz2 .xz .zst .7z .rar .dmg .iso"),
+    ("databases", "export their tables as .csv", ".sqlite .db .mdb .accdb .parquet .feather"),
+)
+ADVICE = {suffix: (kind, advice) for kind, advice, all in UNREAD for suffix in all.split()}
 
 
 @dataclass(frozen=True)
@@ -37,16 +66,26 @@ class Format:
     """How one format is read and cut.
 
     Attributes:
-        read: the reader: name and bytes of a file -> its text, or the text of each page.
+        read: the reader: name and bytes of a file, and where to tell what is lost -> its text, or
+            the text of each page.
         kind: where the text may be cut; every line of "rows" stands alone.
         lined: lines of the text are those of the file, so that they can be cited.
         plain: the file is nothing but text, so that a NUL byte makes it binary.
+        pieces: the reader takes the file piece by piece, so that it may be of any size.
     """
 
-    read: Callable[[Path, bytes], str | list[str]]
+    read: Callable[[Path, bytes, Note], str | list[str]]
     kind: Kind = "prose"
     lined: bool = False
     plain: bool = True
+    pieces: bool = False
+
+
+def _read_other(path: Path, data: bytes, note: Note) -> str | None:
+    """Read a file that is part of another one; None if its format is not known."""
+    form = format_of(path)
+    found = form.read(path, data, note) if form else None
+    return found if found is None or isinstance(found, str) else "\n\n".join(found)
 
 
 PLAIN = Format(text.read, lined=True)
@@ -58,13 +97,33 @@ FORMATS = {  # by whole name or suffix, in lower case
     ".json": Format(data.read_json, kind="rows"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), Format(html.read)),
     ".pdf": Format(pdf.read, plain=False),
-    ".docx": Format(office.read, plain=False),
+    **dict.fromkeys((".docx", ".docm", ".dotx"), Format(office.read, plain=False)),
+    **dict.fromkeys((".pptx", ".pptm", ".ppsx"), Format(office.read_slides, plain=False)),
+    **dict.fromkeys(
+        (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods"),
+        Format(sheets.read, kind="rows", plain=False),
+    ),
+    **dict.fromkeys((".odt", ".ott", ".odp", ".odg"), Format(opendocument.read, plain=False)),
+    **dict.fromkeys((".fodt", ".fodp"), Format(opendocument.read_flat)),
+    ".rtf": Format(markup.read_rtf),
+    ".ipynb": Format(markup.read_notebook),
+    ".org": Format(markup.read_org, lined=True),
+    ".tex": Format(markup.read_tex, lined=True),
+    **dict.fromkeys((".srt", ".vtt"), Format(markup.read_subtitles)),
+    **dict.fromkeys((".mhtml", ".mht"), Format(partial(mail.read_page, read_other=_read_other))),
+    ".ics": Format(mail.read_calendar),
     ".epub": Format(epub.read, plain=False),
-    ".eml": Format(mail.read_message, plain=False),
-    ".mbox": Format(mail.read_mailbox, plain=False),
+    ".eml": Format(partial(mail.read_message, read_other=_read_other), plain=False),
+    ".mbox": Format(partial(mail.read_mailbox, read_other=_read_other), plain=False, pieces=True),
 }
 
 
 def format_of(path: Path) -> Format | None:
     """Return the format that a file's name tells, or None."""
     return FORMATS.get(path.name.lower()) or FORMATS.get(path.suffix.lower())
+
+
+def unread(path: Path) -> tuple[str, str]:
+    """Return the kind of a file of no format, in the plural, and what to do with it or ""."""
+    suffix = path.suffix.lower()
+    return ADVICE.get(suffix) or (f"{suffix} files" if suffix else "files without a suffix", "")

@@ -4,20 +4,43 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selectolax.lexbor import LexborHTMLParser, LexborNode
-
+from .formula import linear
+from .text import Note
 from .text import read as read_text
 
+if TYPE_CHECKING:
+    from selectolax.lexbor import LexborNode
+
 DROPPED = re.compile(
-    "head|script|style|nav|noscript|template|svg|math|iframe|object|canvas|audio|video|button"
-    "|select|input|textarea|-comment"
+    "head|script|style|nav|noscript|template|svg|iframe|object|canvas|audio|video|button"
+    "|select|input|textarea|-.*|"  # comments, processing instructions
 )
-BLOCKS = re.compile("p|h[1-6]|table|[uod]l|pre|blockquote|section|article|main|figure")
-LINES = re.compile("[bh]r|li|tr|d[td]|div|header|footer|aside|address|form|figcaption|caption")
+BLOCKS = re.compile("p|h[1-6]|table|[uod]l|pre|blockquote|section|article|main|figure|details")
+LINES = re.compile(
+    "[bh]r|li|tr|d[td]|div|header|footer|aside|address|form|figcaption|caption|summary"
+)
 HEADING = re.compile("h([1-6])")
 # a cell with any of these lays out the page and is no value
 LAYOUT = "table, ul, ol, h1, h2, h3, h4, p ~ p, div ~ div, p ~ div"
+HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+NAVIGATION = ("navigation", "menu", "menubar", "search", "toolbar")
+ORDINAL = re.compile(r"st|nd|rd|th|[a-z]{2}|[eoaª°º]", re.IGNORECASE)
+VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
+SELF_CLOSING = re.compile(
+    rf"<(?!(?:{VOID})\b)([A-Za-z][\w:.-]*+)((?:[^<>\"'/]++|\"[^\"<]*+\"|'[^'<]*+'|/(?!>))*+)/>"
+)
+XHTML = re.compile(r"\s*(?:<\?xml|<!DOCTYPE[^>]{0,100}XHTML|<html[^>]{0,300}/1999/xhtml)")
+MATH = re.compile(r"<math\b.*</math>", re.DOTALL)
+BOXES = ("ul", "ol", "div", "section", "aside", "header", "footer", "form", "table", "dl")
+LINKS, LINKED = 6, 0.8  # a menu has so many links, and so much of its text in links
+MOST_ROWS = 1000  # that a cell spans; a few characters could name millions
+MOST_DEEP = 1000  # levels of elements; the parser's time grows with their square
+TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*+)[^<>]*+>")
+UNCOUNTED = re.compile(  # end by themselves
+    rf"(?:{VOID}|p|li|t[dhr]|d[td]|option|thead|tbody|tfoot)", re.IGNORECASE
+)
 
 
 class _Writer:
@@ -38,65 +61,265 @@ class _Writer:
         self.write(sign)
         self.space = self.marked = True
 
-    def write(self, text: str, verbatim: bool = False) -> None:
-        text = text.strip("\n") if verbatim else re.sub(r"\s+", " ", text)
-        stripped = text if verbatim else text.strip()
-        if not stripped:
+    def write(self, text: str) -> None:
+        text = re.sub(r"\s+", " ", text)
+        if not (stripped := text.strip()):
             self.space = self.space or bool(text)
             return
+        self._separate(text.startswith(" "))
+        self.parts.append(stripped)
+        self.space = text.endswith(" ")
+
+    def write_verbatim(self, text: str) -> None:
+        """Write a piece of text in which line ends and spaces count."""
+        if self.newlines or self.marked:  # the first piece
+            text = text.removeprefix("\n")
+        if text:
+            self._separate(False)
+            self.parts.append(text)
+
+    def _separate(self, space: bool) -> None:
         if self.newlines and self.parts:
             self.parts.append("\n" * self.newlines)
-        elif self.parts and (self.space or text.startswith(" ")):
+        elif self.parts and (self.space or space):
             self.parts.append(" ")
-        self.parts.append(stripped)
-        self.newlines, self.marked = 0, False
-        self.space = not verbatim and text.endswith(" ")
+        self.newlines, self.space, self.marked = 0, False, False
+
+
+class _Table:
+    """Cells that reach into later rows."""
+
+    def __init__(self) -> None:
+        self.spans: dict[int, tuple[int, str]] = {}  # by column: rows left, text
+        self.column = 0
+
+    def pending(self) -> list[str]:
+        """Take the texts that reach into this row, from the present column on."""
+        texts = []
+        while self.column in self.spans:
+            left, text = self.spans.pop(self.column)
+            if left > 1:
+                self.spans[self.column] = left - 1, text
+            texts.append(text)
+            self.column += 1
+        return texts
+
+
+class _Page:
+    """Writes one page, element by element."""
+
+    def __init__(self) -> None:
+        self.writer = _Writer()
+        self.cells = self.verbatim = self.headings = 0  # depth of nesting
+        self.lists: list[int | None] = []  # number of the next item; None where there are none
+        self.tables: list[_Table] = []
+        self.rows: list[int] = []  # cells written in each open row
+        self.starts: list[int] = []  # where the text of each open cell begins
+
+    def enter(self, node: LexborNode, tag: str) -> bool:
+        """Write what stands before an element; return whether to go on with what is inside."""
+        attributes = node.attributes
+        if (
+            (DROPPED.fullmatch(tag) and not (tag == "button" and self.headings))
+            or "hidden" in attributes
+            or HIDDEN.search(attributes.get("style") or "")
+            or (attributes.get("role") or "").lower() in NAVIGATION
+        ):
+            return False
+        if tag == "math":
+            self.writer.write(f" {_formula(node)} ")
+            return False
+        if tag in ("sup", "sub") and _is_short(text := (node.text() or "").strip()):
+            self._raise(node, tag, text)
+            return False
+        self._break(tag)
+        if heading := HEADING.fullmatch(tag):
+            self.writer.mark("#" * int(heading[1]))
+            self.headings += 1
+        elif tag == "summary":
+            self.headings += 1
+        elif tag in ("ul", "ol"):
+            start = attributes.get("start") or "1"
+            self.lists.append(int(start) if tag == "ol" and start.isdigit() else None)
+            if tag == "ol" and self.lists[-1] is None:
+                self.lists[-1] = 1
+        elif tag == "li":
+            self._item(attributes.get("value") or "")
+        elif tag == "table":
+            self.tables.append(_Table())
+        elif tag == "tr":
+            self.rows.append(0)
+            if self.tables:
+                self.tables[-1].column = 0
+        elif tag == "pre":
+            self.verbatim += 1
+        return True
+
+    def leave(self, tag: str) -> None:
+        if tag == "tr":
+            self._spanning()
+            self.rows.pop()
+        self._break(tag)
+        if HEADING.fullmatch(tag) or tag == "summary":
+            self.headings -= 1
+        elif tag in ("ul", "ol"):
+            self.lists.pop()
+        elif tag == "table":
+            self.tables.pop()
+        elif tag == "pre":
+            self.verbatim -= 1
+
+    def enter_cell(self) -> None:
+        """Begin a cell that is a value; the row's earlier cells are set off by a bar."""
+        self._spanning()
+        self._bar()
+        self.cells += 1
+        self.starts.append(len(self.writer.parts))
+
+    def leave_cell(self, rows: str, columns: str) -> None:
+        start = self.starts.pop()
+        self.cells -= 1
+        if self.tables:
+            table = self.tables[-1]
+            if rows.isdigit() and int(rows) > 1:
+                text = "".join(self.writer.parts[start:]).strip(" |\n")
+                table.spans[table.column] = min(int(rows), MOST_ROWS) - 1, text
+            table.column += min(int(columns), MOST_ROWS) if columns.isdigit() else 1
+
+    def _spanning(self) -> None:
+        """Write cells of earlier rows that reach into this one."""
+        for text in self.tables[-1].pending() if self.tables and not self.cells else ():
+            self._bar()
+            self.writer.write(text)
+
+    def _bar(self) -> None:
+        if self.rows:
+            if self.rows[-1]:
+                self.writer.write(" | ")
+            self.rows[-1] += 1
+
+    def _break(self, tag: str) -> None:
+        if newlines := 2 if BLOCKS.fullmatch(tag) else 1 if LINES.fullmatch(tag) else 0:
+            if self.cells:
+                self.writer.write(" ")
+            else:
+                self.writer.break_line(newlines)
+
+    def _item(self, value: str) -> None:
+        number = self.lists[-1] if self.lists else None
+        if number is None:
+            self.writer.mark("-")
+            return
+        number = int(value) if value.isdigit() else number
+        self.lists[-1] = number + 1
+        self.writer.mark(f"{number}.")
+
+    def _raise(self, node: LexborNode, tag: str, text: str) -> None:
+        """Write an exponent, index or mark of a note, set off from the word before it."""
+        if node.css_first("a") is not None:
+            self.writer.write(f"[{text.strip('[]')}]")
+            return
+        sign = "" if ORDINAL.fullmatch(text) else "^" if tag == "sup" else "_"
+        self.writer.write(f"{sign}{text}")
+
+
+def _is_short(text: str) -> bool:
+    return 0 < len(text) <= 12 and "\n" not in text
+
+
+def _formula(node: LexborNode) -> str:
+    """Write MathML in a line."""
+    from lxml import etree
+
+    if text := node.attributes.get("alttext"):
+        return text
+    found = MATH.search(node.html or "")
+    parser = etree.XMLParser(recover=True, resolve_entities=False, no_network=True)
+    root = etree.fromstring(found[0].encode(), parser) if found else None
+    return linear(root) if root is not None else node.text()
+
+
+def _shallow(source: str) -> str:
+    """Leave out the tags of elements that are nested more deeply than pages are."""
+    if source.count("<") <= MOST_DEEP:
+        return source
+    depth = 0
+
+    def keep(tag: re.Match[str]) -> str:
+        nonlocal depth
+        if UNCOUNTED.fullmatch(tag[2]):
+            return tag[0]
+        depth = max(0, depth - 1) if tag[1] else depth + 1
+        return tag[0] if depth + bool(tag[1]) <= MOST_DEEP else ""
+
+    return TAG.sub(keep, source)
+
+
+def _menus(root: LexborNode) -> set[int]:
+    """Return the lists and boxes that are little but links, on a page that is mostly text."""
+    found: set[int] = set()
+    counts = [[0, 0, 0]]  # of each open element: characters, those in links, links
+    links = 0  # depth of nesting
+    stack = [(root, False)]
+    while stack:
+        node, leaving = stack.pop()
+        tag = node.tag or ""
+        if leaving:
+            text, linked, number = counts.pop()
+            counts[-1] = [a + b for a, b in zip(counts[-1], (text, linked, number), strict=True)]
+            links -= tag == "a"
+            if tag in BOXES and number >= LINKS and linked > LINKED * text:
+                found.add(node.mem_id)
+        elif tag == "-text":
+            length = len((node.text_content or "").strip())
+            counts[-1][0] += length
+            counts[-1][1] += length * (links > 0)
+        elif not DROPPED.fullmatch(tag):
+            links += tag == "a"
+            counts.append([0, 0, int(tag == "a")])
+            stack.append((node, True))
+            stack += [(child, False) for child in node.iter(include_text=True)]
+    text, linked, _ = counts[0]
+    return found if 2 * linked < text else set()
 
 
 def render(source: str) -> str:
     """Return the readable text of an HTML page; headings begin with ``#`` as in Markdown."""
-    tree = LexborHTMLParser(source)
-    writer = _Writer()
+    from selectolax.lexbor import LexborHTMLParser
+
+    if XHTML.match(source):  # as HTML, <script/> would swallow what follows
+        source = SELF_CLOSING.sub(r"<\1\2></\1>", source)
+    tree = LexborHTMLParser(_shallow(source))
+    page = _Page()
     title = tree.css_first("head > title")
     if title is not None and tree.css_first("h1") is None and title.text().strip():
-        writer.write(f"# {title.text()}")
-        writer.break_line(2)
-    cells = verbatim = 0  # depth of nesting
-    in_row = False  # behind the first cell of a row
+        page.writer.write(f"# {title.text()}")
+        page.writer.break_line(2)
+    menus = _menus(tree.root) if tree.root else set()
     stack: list[tuple[LexborNode, bool]] = [(tree.root, False)] if tree.root else []
     while stack:
         node, leaving = stack.pop()
         tag = node.tag or ""
         if tag == "-text":
-            writer.write(node.text_content or "", verbatim > 0)
+            text = node.text_content or ""
+            (page.writer.write_verbatim if page.verbatim else page.writer.write)(text)
             continue
-        if DROPPED.fullmatch(tag):
-            continue
-        cell = tag in ("td", "th") and node.css_first(LAYOUT) is None
-        step = -1 if leaving else 1
-        cells += step * cell
-        verbatim += step * (tag == "pre")
-        if newlines := 2 if BLOCKS.fullmatch(tag) else 1 if LINES.fullmatch(tag) else 0:
-            if cells:
-                writer.write(" ")
-            else:
-                writer.break_line(newlines)
         if leaving:
+            cell = page.starts and tag in ("td", "th")
+            if cell:
+                page.leave_cell(
+                    node.attributes.get("rowspan") or "", node.attributes.get("colspan") or ""
+                )
+            page.leave(tag)
             continue
-        if heading := HEADING.fullmatch(tag):
-            writer.mark("#" * int(heading[1]))
-        elif tag == "li":
-            writer.mark("-")
-        elif tag == "tr":
-            in_row = False
-        elif cell:
-            if in_row:
-                writer.write(" | ")
-            in_row = True
+        if node.mem_id in menus or not page.enter(node, tag):
+            continue
+        if tag in ("td", "th") and node.css_first(LAYOUT) is None:
+            page.enter_cell()
         stack.append((node, True))
         stack += [(child, False) for child in reversed(list(node.iter(include_text=True)))]
-    return "".join(writer.parts)
+    return "".join(page.writer.parts)
 
 
-def read(path: Path, data: bytes) -> str:
-    return render(read_text(path, data))
+def read(path: Path, data: bytes, note: Note) -> str:
+    return render(read_text(path, data, note))

@@ -1,41 +1,189 @@
-"""PDF to text, page by page."""
+"""PDF to text, page by page: by PDFium, and by pypdf where that fails."""
 
 from __future__ import annotations
 
+import ctypes
 import io
 import logging
 import re
 import unicodedata
+from collections.abc import Callable, Iterator
 from pathlib import Path
-
-from pypdf import PdfReader
-from pypdf.errors import LimitReachedError
+from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DocumentError
+from .text import Note
+
+if TYPE_CHECKING:
+    from pypdf import PdfReader
+    from pypdfium2 import PdfDocument, PdfPage
 
 HYPHEN = re.compile(r"(\w+)[-\u00ad]\n(\w+)")
+SPACED = re.compile(r"(?<!\w)[^\W\d_](?: [^\W\d_]){4,}(?!\w)")  # letters set wide
 GARBLED = 0.1  # share of code points that are no characters
+LINKS, POPUPS, FIELDS = 2, 16, 20  # kinds of annotations
+LISTED = 8  # pages named in a note
 
-# it logs every oddity of a file; what matters is raised
-logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+_one_at_a_time = Lock()  # PDFium knows no threads
 
 
-def read(path: Path, data: bytes) -> list[str]:
-    try:
-        reader = PdfReader(io.BytesIO(data))
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise DocumentError(path, "is encrypted; save a copy without a password")
-        pages = [page.extract_text() for page in reader.pages]
-    except LimitReachedError as error:
-        raise DocumentError(path, f"is too large when unpacked ({error})") from error
-    whole = "".join(pages)
-    if not whole.strip():
-        raise DocumentError(path, "holds no text, its pages are pictures; run it through OCR")
-    odd = sum(c == "\ufffd" or unicodedata.category(c) in ("Co", "Cn", "Cs") for c in whole)
-    if odd > GARBLED * len(whole):
-        raise DocumentError(path, "holds no text, its fonts do not say which letters they show")
-    words = set(re.findall(r"\w+-\w+", whole))
-    return [_join_hyphens(page, words) for page in pages]
+def read(path: Path, data: bytes, note: Note) -> list[str]:
+    with _one_at_a_time:
+        pages = list(_Reading(path, data, note).pages())
+    words = set(re.findall(r"\w+-\w+", "".join(pages)))
+    return [SPACED.sub(_join_letters, _join_hyphens(page, words)) for page in pages]
+
+
+class _Reading:
+    """One file, in which each page is tried by both libraries."""
+
+    def __init__(self, path: Path, data: bytes, note: Note) -> None:
+        self.path, self.data, self.note = path, data, note
+        self._second: PdfReader | None = None
+
+    def pages(self) -> Iterator[str]:
+        first = self._open()
+        count = len(first) if first else len(self._pypdf().pages)
+        failed: list[int] = []
+        garbled: list[int] = []
+        pictures: list[int] = []
+        texts = []
+        for number in range(count):
+            text, has_picture = self._page(first, number)
+            if text is None:
+                failed.append(number)
+            elif _is_garbled(text):
+                garbled.append(number)
+            elif not text.strip() and has_picture:
+                pictures.append(number)
+            texts.append("" if text is None or number in garbled[-1:] else text)
+        if first:
+            first.close()
+        if not any(text.strip() for text in texts):
+            if garbled:
+                reason = "holds no text, its fonts do not say which letters they show"
+            elif failed:
+                reason = "is broken: none of its pages can be read"
+            else:
+                reason = "holds no text, its pages are pictures; run it through OCR"
+            raise DocumentError(self.path, reason)
+        for numbers, why in (
+            (failed, "cannot be read, they are broken"),
+            (garbled, "cannot be read, their fonts do not say which letters they show"),
+            (pictures, "are pictures; their text is read once the file went through OCR"),
+        ):
+            if numbers:
+                self.note(f"{len(numbers)} of {count} pages {why}: {_listed(numbers)}")
+        yield from texts
+
+    def _open(self) -> PdfDocument | None:
+        """Open the file with PDFium; None if only the other library may read it."""
+        from pypdfium2 import PdfDocument, PdfiumError
+
+        try:
+            document = PdfDocument(self.data)
+            document.init_forms()
+            return document
+        except PdfiumError as error:
+            if "password" in str(error).lower():
+                reason = "is encrypted; save a copy without a password"
+                raise DocumentError(self.path, reason) from error
+            return None
+
+    def _pypdf(self) -> PdfReader:
+        from pypdf import PdfReader
+
+        # it logs every oddity of a file; what matters is raised
+        logging.getLogger("pypdf").setLevel(logging.CRITICAL)
+        if self._second is None:
+            self._second = PdfReader(io.BytesIO(self.data))
+            if self._second.is_encrypted and not self._second.decrypt(""):
+                raise DocumentError(self.path, "is encrypted; save a copy without a password")
+        return self._second
+
+    def _page(self, document: PdfDocument | None, number: int) -> tuple[str | None, bool]:
+        """Return the text of a page, None if neither library can read it; has it a picture?"""
+        text, has_picture = None, False
+        if document:
+            try:
+                page = document[number]
+                text, has_picture = _text(page, document), _has_picture(page)
+                page.close()
+            except Exception:  # of a damaged page
+                text = None
+        if text is None or _is_garbled(text):
+            try:
+                other = self._pypdf().pages[number].extract_text()
+                text = text if text is not None and _is_garbled(other) else other
+            except DocumentError:
+                raise
+            except Exception:
+                pass
+        return text, has_picture
+
+
+def _text(page: PdfPage, document: PdfDocument) -> str:
+    """Return the text of a page, then what its fields are filled with and its notes."""
+    found = page.get_textpage()
+    text = found.get_text_range() if found.count_chars() else ""
+    text = text.replace("\r\n", "\n").replace("\ufffe", "-\n")  # a hyphen at the end of a line
+    blocks = [text, *(line for line in _annotations(page, document) if line not in text)]
+    return "\n".join(filter(None, blocks))
+
+
+def _annotations(page: PdfPage, document: PdfDocument) -> Iterator[str]:
+    import pypdfium2.raw as raw
+
+    for index in range(raw.FPDFPage_GetAnnotCount(page)):
+        annotation = raw.FPDFPage_GetAnnot(page, index)
+        kind = raw.FPDFAnnot_GetSubtype(annotation)
+        if kind == FIELDS and document.formenv:
+            about = document.formenv.raw, annotation
+            if raw.FPDFAnnot_GetFormFieldType(*about) in (
+                *(raw.FPDF_FORMFIELD_CHECKBOX, raw.FPDF_FORMFIELD_RADIOBUTTON),
+            ):
+                value = "yes" if raw.FPDFAnnot_IsChecked(*about) else ""
+            else:
+                value = _string(raw.FPDFAnnot_GetFormFieldValue, *about)
+            if value:
+                yield f"{_string(raw.FPDFAnnot_GetFormFieldName, *about)}: {value}"
+        elif kind not in (LINKS, POPUPS, FIELDS) and (
+            text := _string(raw.FPDFAnnot_GetStringValue, annotation, b"Contents")
+        ):
+            yield f"[Note: {text}]"
+        raw.FPDFPage_CloseAnnot(annotation)
+
+
+def _string(get: Callable[..., int], *about: Any) -> str:
+    """Call a function of PDFium that fills a buffer with UTF-16."""
+    import pypdfium2.raw as raw
+
+    size = get(*about, None, 0)
+    buffer = ctypes.create_string_buffer(size)
+    get(*about, ctypes.cast(buffer, ctypes.POINTER(raw.FPDF_WCHAR)), size)
+    text = buffer.raw.decode("utf-16-le", "replace").rstrip("\0")
+    return " ".join(text.split())
+
+
+def _has_picture(page: PdfPage) -> bool:
+    import pypdfium2.raw as raw
+
+    return any(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=2))
+
+
+def _is_garbled(text: str) -> bool:
+    odd = sum(c == "\ufffd" or unicodedata.category(c) in ("Co", "Cn", "Cs") for c in text)
+    return odd > GARBLED * len(text)
+
+
+def _listed(numbers: list[int]) -> str:
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return ", ".join(str(number + 1) for number in numbers[:LISTED]) + more
+
+
+def _join_letters(match: re.Match[str]) -> str:
+    return match[0].replace(" ", "")
 
 
 def _join_hyphens(page: str, words: set[str]) -> str:

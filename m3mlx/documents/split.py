@@ -9,28 +9,20 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
 
 from ..config import REFERENCE_TOKENS
 from .document import Document
+from .outline import Outline, outline
 
 Tokenize = Callable[[str], tuple[list[int], list[tuple[int, int]]]]
 
-# worth of the place of a cut, in shares of a full reference
-HEADING, PARAGRAPH, SENTENCE, LINE, WORD, CHARACTER = 1.2, 0.9, 0.6, 0.3, 0.0, -0.5
+WORD, CHARACTER = 0.0, -0.5  # worth of a cut between these, in shares of a full reference
+ABOVE = 3  # at most a third of a reference tells what stands above it
 
-# possessive: a run of signs is tried once, so that time is linear in its length
-SENTENCE_END = re.compile(
-    r"(?<![.!?…؟।])(?<!\b[A-Z])(?<!\b(?:Dr|Mr|Ms|St|No|vs|cf))(?<!\b(?:Mrs|Fig|e\.g|i\.e|bzw))"
-    r"[.!?…؟।]++[\"'”’»)\]]*+(?=\s++[^a-z])|[。！？．]++[」』”’）]*+"
-)
-ENDED = re.compile(r"[.!?…:؟।。！？．][\"'”’»)\]」』）]*\Z")
-MARKED = re.compile(r"#{1,6} \S|=+ \S")  # headings of Markdown and AsciiDoc
 VISIBLE = re.compile(r"\S")
-RULE = re.compile(r"([=\-~^\"*+])\1{2,}")
-ITEM = re.compile(r"[-*+•] |\(?\w{1,3}[.)] ")
 # code points that continue a character, beside the marks: joiners, skin tones, tags, inner parts
 # of old Hangul, vowels of Thai and Lao, half-width marks of Japanese
 BOUND = {0x200C, 0x200D, *range(0x1F3FB, 0x1F400), *range(0xE0020, 0xE0080)}
@@ -43,7 +35,8 @@ class Reference:
 
     Attributes:
         start, end: characters of the document's text.
-        text: these characters, without white space at either end.
+        text: these characters, without white space at either end; before them the title and
+            sections, and the header of the table, that they are below of.
         tokens: the decoder's ids of ``text``, without special tokens.
         page, line: where it starts, from 1; None for formats without them.
     """
@@ -69,27 +62,41 @@ def split(
         ValueError: one character alone has more than ``max_tokens`` tokens.
     """
     text = document.text
-    places = list(_places(text, document.kind))
+    structure = outline(text, document.kind)
     references = []
     end, guess = 0, 8 * max_tokens  # characters that will hold more than enough tokens
     while visible := VISIBLE.search(text, end):
         start = visible.start()
-        limit = _reach(text, start, guess, tokenize, max_tokens)
+        head, room = _above(structure, start, tokenize, max_tokens)
+        limit = _reach(text, start, guess, tokenize, room)
         while True:
-            end = _best_end(text, start, limit, places)
+            if limit <= start and head:  # one character needs all the room
+                head, limit = "", _reach(text, start, guess, tokenize, max_tokens)
+            end = _best_end(text, start, limit, structure.places)
             piece = text[start:end].rstrip()
-            ids, offsets = tokenize(piece)
+            ids, offsets = tokenize(head + piece)
             if len(ids) <= max_tokens:
                 break
             # cut off from what follows, the last word can have more tokens
-            fits = start + offsets[max_tokens - 1][1]
+            fits = start + offsets[max_tokens - 1][1] - len(head)
             limit = min(fits, limit - 1, end - 1)
         if ids:  # a tokenizer may drop what it does not know
             page, line = document.page_of(start), document.line_of(start)
             stop = start + len(piece)
-            references.append(Reference(start, stop, piece, tuple(ids), page, line))
+            references.append(Reference(start, stop, head + piece, tuple(ids), page, line))
         guess = 5 * (limit - start) // 4 + max_tokens // 4
     return references
+
+
+def _above(structure: Outline, start: int, tokenize: Tokenize, max_tokens: int) -> tuple[str, int]:
+    """Return what a reference tells of what stands above it, and the tokens left for its text."""
+    path, header = structure.above(start)
+    for lines in ((path, header), (header,), (path,)):
+        head = "".join(f"{line}\n" for line in lines if line)
+        size = len(tokenize(head)[0]) if head else 0
+        if size * ABOVE <= max_tokens:
+            return head, max_tokens - size
+    return "", max_tokens
 
 
 def _reach(text: str, start: int, guess: int, tokenize: Tokenize, max_tokens: int) -> int:
@@ -131,51 +138,3 @@ def _starts_character(text: str, start: int, i: int) -> bool:
 
 def _is_flag(character: str) -> bool:
     return "\U0001f1e6" <= character <= "\U0001f1ff"
-
-
-def _places(text: str, kind: str) -> Iterator[tuple[int, float]]:
-    """Yield the places where a reference may well end, in order, and their worth.
-
-    None is behind a heading, which belongs to what follows.
-    """
-    lines = text.split("\n")
-    start = end = 0  # of this line; of the last line that was not blank
-    blank = heading = False
-    for i, line in enumerate(lines):
-        stripped = line.strip()
-        if stripped:
-            was_heading = heading
-            heading = kind == "prose" and (
-                _is_heading(lines, i) or (was_heading and bool(RULE.fullmatch(stripped)))
-            )
-            if end and not was_heading:
-                yield end, _worth(kind, line, lines[i - 1], blank, heading)
-            if kind == "prose":
-                for match in SENTENCE_END.finditer(line):
-                    yield start + match.end(), SENTENCE
-            end = start + len(line.rstrip())
-        blank = not stripped
-        start += len(line) + 1
-
-
-def _worth(kind: str, line: str, before: str, blank: bool, heading: bool) -> float:
-    """Return the worth of a cut between two lines."""
-    if kind == "rows":
-        return PARAGRAPH
-    if heading or (kind == "code" and blank and not line[0].isspace()):
-        return HEADING
-    if blank:
-        return PARAGRAPH
-    if kind == "code" or ITEM.match(line.lstrip()) or ENDED.search(before.rstrip()):
-        return SENTENCE
-    return LINE
-
-
-def _is_heading(lines: list[str], i: int) -> bool:
-    """Tell whether a line is a heading (Markdown, AsciiDoc, reStructuredText) or its overline."""
-    if MARKED.match(lines[i]):
-        return True
-    below = [bool(RULE.fullmatch(line.strip())) for line in lines[i : i + 3]]
-    if below[0]:
-        return len(below) > 2 and below[2] and not below[1] and bool(lines[i + 1].strip())
-    return len(below) > 1 and below[1]

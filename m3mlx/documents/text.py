@@ -1,13 +1,17 @@
-"""Bytes to text: encodings, newlines and control characters.
+"""Bytes to text: encodings, newlines, control characters and pictures written as letters.
 
-A wrong encoding would be stored for good, so that a doubtful one is refused.
+A wrong encoding would be stored for good, so that a doubtful one is refused. A few damaged bytes
+are replaced, and told with their lines.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
+import sys
 import unicodedata
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from ..errors import DocumentError
@@ -33,18 +37,36 @@ SUPERSETS = {
 DECLARED = re.compile(rb"(?:coding|charset)\s*[:=]\s*[\"']?([-\w.:]+)")
 TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SURROGATE = re.compile("[\ud800-\udfff]")
+LETTER = r"[A-Za-z0-9+/]"
+EMBEDDED = re.compile(  # a picture or other data in base64: with its address, or alone
+    rf"data:[\w.+/-]{{0,80}}+(?:;[\w.=-]{{1,80}}+){{0,4}},(?:{LETTER}|[\n=%_.-]){{100,}}+"
+    rf"|(?<!{LETTER}){LETTER}{{1000,}}+={{0,2}}"
+)
+MIXED = tuple(map(re.compile, ("[a-z]", "[A-Z]", "[0-9]")))
 CHARACTERS = {  # for str.translate; None removes
     **dict.fromkeys([*range(32), *range(127, 160), 0xAD, 0xFEFF, 0xFFFE, 0xFFFF]),
     **dict.fromkeys([0x0B, 0x0C, 0x2028, 0x2029], " "),  # no new line: lines are counted
     0x09: "\t",
     0x0A: "\n",
+    # ligatures, and Hebrew and Arabic letters by their form, become the letters
+    **{
+        code: unicodedata.normalize("NFKC", chr(code))
+        for code in (*range(0xFB00, 0xFB50), *range(0xFB50, 0xFE00), *range(0xFE70, 0xFEFD))
+        if unicodedata.category(chr(code)) in ("Ll", "Lo")
+    },
 }
+MARKS = 30  # of one letter; longer runs are no writing, and cost the square of their length
+LINES = 5  # named in a note
+HEAD = 8192  # bytes in which a binary file shows
+VALID = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
+
+Note = Callable[[str], None]  # called with a sentence about what of a file is not read
 
 
-def read(path: Path, data: bytes) -> str:
+def read(path: Path, data: bytes, note: Note) -> str:
     """Decode a file that may name its encoding at its head, as HTML and source code do."""
     match = DECLARED.search(data[:1024])
-    return decode(path, data, match[1].decode() if match else "")
+    return decode(path, data, note, match[1].decode() if match else "")
 
 
 def is_binary(head: bytes) -> bool:
@@ -52,11 +74,12 @@ def is_binary(head: bytes) -> bool:
     return b"\0" in head and not head.startswith(tuple(bom for bom, _ in BOMS))
 
 
-def decode(path: Path, data: bytes, declared: str = "") -> str:
+def decode(path: Path, data: bytes, note: Note, declared: str = "") -> str:
     """Decode a text of unknown encoding.
 
     Args:
         path: named in the error.
+        note: told about bytes that were replaced.
         declared: encoding that the file or mail names, tried after UTF-8.
 
     Raises:
@@ -67,8 +90,12 @@ def decode(path: Path, data: bytes, declared: str = "") -> str:
             if (decoded := _strict(data, encoding)) is None:
                 raise DocumentError(path, f"is damaged: it begins as {encoding} and is not")
             return decoded
-    if b"\0" in data:
-        raise DocumentError(path, "is binary, not text")
+    if zeros := data.count(b"\0"):
+        if is_binary(data[:HEAD]) or zeros * 1000 > len(data):
+            raise DocumentError(path, "is binary, not text")
+        where = _lines_with("\0", data.decode("latin-1"))
+        note(f"{where}: bytes that are zero are left out")
+        data = data.replace(b"\0", b"")
     names = ["utf-8", declared]
     if b"\x1b" in data and data.isascii():  # Japanese in seven bits would pass for UTF-8
         names = [declared if "2022" in declared else "iso2022_jp", "utf-8"]
@@ -76,6 +103,8 @@ def decode(path: Path, data: bytes, declared: str = "") -> str:
         if (decoded := _strict(data, name)) is not None:
             return decoded
     if (decoded := _strict(data, guess(data) or "")) is None:
+        decoded = _damaged(data, note)
+    if decoded is None:
         raise DocumentError(path, "is in an encoding that cannot be told; save it as UTF-8")
     return decoded
 
@@ -88,9 +117,56 @@ def _strict(data: bytes, encoding: str) -> str | None:
         return None
 
 
-def clean(text: str) -> str:
-    """Normalize newlines and characters, and keep the number of lines."""
+def _damaged(data: bytes, note: Note) -> str | None:
+    """Decode UTF-8 in which few bytes are wrong; None where they are many."""
+    text = data.decode("utf-8", errors="replace")
+    wrong = text.count("\ufffd")
+    right = sum(1 for _ in VALID.finditer(data)) - wrong
+    if wrong * 10 > right and wrong * 1000 > len(data):
+        return None
+    where = _lines_with("\ufffd", text)
+    note(f"{where}: bytes that are not UTF-8 are replaced by \ufffd")
+    return text
+
+
+def _lines_with(sign: str, text: str) -> str:
+    """Name the lines in which a sign is, the first few of them."""
+    numbers = [str(n) for n, line in enumerate(text.split("\n"), 1) if sign in line]
+    more = f" and {len(numbers) - LINES} more" if len(numbers) > LINES else ""
+    return f"line{'s' * (len(numbers) > 1)} {', '.join(numbers[:LINES])}{more}"
+
+
+def clean(text: str, note: Note = lambda text: None) -> str:
+    """Normalize newlines and characters, leave out embedded data, and keep the number of lines."""
     text = TERMINAL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     if SURROGATE.search(text):  # pairs are joined, single ones say nothing
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
-    return unicodedata.normalize("NFC", text.translate(CHARACTERS))
+    text = _without_embedded(text, note)
+    text = text.translate(CHARACTERS)
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", _long_runs_of_marks().sub(r"\1", text))
+    return text
+
+
+def _without_embedded(text: str, note: Note) -> str:
+    left_out = 0
+
+    def leave_out(found: re.Match[str]) -> str:
+        nonlocal left_out
+        if not found[0].startswith("data:") and not all(kind.search(found[0]) for kind in MIXED):
+            return found[0]  # such as the letters of a gene
+        left_out += 1
+        return "\n" * found[0].count("\n")
+
+    text = EMBEDDED.sub(leave_out, text)
+    if left_out:
+        note(f"pictures or other data in base64 are left out ({left_out})")
+    return text
+
+
+@cache
+def _long_runs_of_marks() -> re.Pattern[str]:
+    """More marks upon one letter than writing has."""
+    marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code))]
+    kind = f"[{''.join(marks)}]"
+    return re.compile(f"({kind}{{{MARKS}}}){kind}++")

@@ -15,6 +15,7 @@ from .. import documents
 from ..config import Progress, no_progress
 from ..errors import DocumentError
 from ..store import MemoryStore, NewReference
+from ..text import nfc
 
 if TYPE_CHECKING:
     from ..memory.format import MemoryFormat
@@ -32,6 +33,8 @@ class MemorizeReport:
     unchanged: list[str] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)  # below the paths given, with no file now
     failed: list[DocumentError] = field(default_factory=list)  # for each unreadable file
+    left_out: list[documents.LeftOut] = field(default_factory=list)  # in folders: no documents
+    notes: list[tuple[str, str]] = field(default_factory=list)  # path, what of it is not read
     pruned: bool = False  # the vanished ones were forgotten
     references: int = 0  # written
     bytes: int = 0  # size of their records; 0 for cold ones
@@ -77,7 +80,10 @@ class MemorizeRun:
     ) -> None:
         """Find the files and hash them."""
         self._tops = [Path(path).expanduser().absolute() for path in paths]
-        for found in documents.find(self._tops, include=include, exclude=exclude):
+        leave_out = self.report.left_out.append
+        for found in documents.find(
+            self._tops, include=include, exclude=exclude, leave_out=leave_out
+        ):
             self.progress("looking at files", len(self.files), 0)
             try:
                 if isinstance(found, DocumentError):
@@ -91,8 +97,8 @@ class MemorizeRun:
 
     def add_contents(self, contents: Mapping[str, bytes]) -> None:
         """Add documents that are not files, by name."""
-        self._contents = contents
-        for name, content in contents.items():
+        self._contents = {nfc(name): content for name, content in contents.items()}
+        for name, content in self._contents.items():
             self.files.append(File(name, hashlib.sha256(content).hexdigest(), len(content)))
 
     def compare(self, store: MemoryStore | None) -> None:
@@ -170,6 +176,7 @@ class MemorizeRun:
                     document = documents.parse(file.path, content)
                 else:
                     document = documents.read(file.path)
+                self.report.notes += ((file.path, note) for note in document.notes)
                 yield file, documents.split(document, self.decoder.tokenize)
             except DocumentError as error:
                 self.report.failed.append(error)

@@ -46,8 +46,6 @@ def upload_name(given: str | None) -> str:
         reason = (
             "files of this type are not read. Give it a name that tells its type, such as notes.md."
         )
-    elif name.lower().endswith(".mbox"):
-        reason = "mailboxes are read from a folder only (--root)."
     if reason:
         message = f"{name or 'A file without a name'}: {reason}"
         raise BadRequest(message, "file", "unsupported_type", 415)

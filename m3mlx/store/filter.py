@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 
+from ..text import nfc
+
 
 @dataclass(frozen=True)
 class Filter:
@@ -36,6 +38,7 @@ class Filter:
 
     def _matches_path(self, path: str) -> bool:
         whole, folders, patterns = self._places
+        path = nfc(path)
         return (
             path in whole
             or path.startswith(folders)
@@ -51,9 +54,9 @@ class Filter:
         """Whole paths, beginnings of paths, and patterns."""
         whole: set[str] = set()
         patterns: list[str] = []
-        for name in map(os.path.expanduser, self.paths):
+        for name in map(nfc, map(os.path.expanduser, self.paths)):
             if any(sign in name for sign in "*?["):
                 patterns += [name] if os.path.isabs(name) else [name, f"*/{name}"]
-            elif name:
+            if name:  # signs of a pattern may be part of a name too
                 whole |= {name, os.path.abspath(name), os.path.realpath(name)}
         return whole, tuple(os.path.join(name, "") for name in whole), patterns
