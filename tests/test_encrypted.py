@@ -22,7 +22,7 @@ from small_store import (
 from m3mlx.errors import StoreError
 from m3mlx.export.portable import Export
 from m3mlx.export.transfer import read_export, write_export
-from m3mlx.store import LockedError, MemoryStore, cipher, index
+from m3mlx.store import LockedError, MemoryStore, cipher, index, record_file
 from m3mlx.store import words as words_module
 from m3mlx.store.catalog import _checksum
 
@@ -203,7 +203,9 @@ def test_records_and_rows_cannot_change_places(store, path):
     with reopened(path, write=True) as store:
         file = store._records.file(1)
         moved = file.raw(1)[: file.record_bytes]
-        file._put(2, moved + file._checksum(2, moved))
+        digests = store._catalog.digests([2])
+        owner = file.identity.owners(2, digests[2])[0]
+        file._put(2, moved + record_file._checksum(owner, moved))
         with pytest.raises(StoreError, match="zeppelin"):
             store.read([2])
         assert bytes(store.read([1])[0]) == memory(A[1])

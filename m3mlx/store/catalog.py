@@ -9,6 +9,7 @@ on the disk would list the words of all documents, so such a store has none (see
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from .catalog_memories import IN, Memories, as_json
+from .catalog_memories import IN, INSERT_EDITION, Memories, as_json
 from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
 from .database import Connection, new_database
 from .filter import Filter
@@ -68,7 +69,7 @@ class Catalog:
             for name, value in settings.items():
                 db.execute("INSERT INTO setting VALUES (?, ?)", [name, json.dumps(value)])
             for edition in editions:
-                db.execute("INSERT INTO edition VALUES (?, ?, ?, ?, ?, ?, ?, ?)", edition.row)
+                db.execute(INSERT_EDITION, edition.row)
             if settings.get("cipher"):
                 for part in ("TRIGGER reference_added", "TRIGGER reference_removed", "TABLE words"):
                     db.execute(f"DROP {part}")
@@ -298,11 +299,13 @@ class Catalog:
         self.set(seal=None)  # an index of other references
         self.count_commit()
 
-    def renumber(self, moved: Mapping[int, int], origin: int) -> None:
-        """Give references other slots, and editions the record files that start at ``origin``.
+    def renumber(self, moved: Mapping[int, int], origin: int, editions: list[Edition]) -> None:
+        """Give references other slots, and editions other record files, which start there.
 
         Args:
             moved: new slots by old ones, of all references; the new ones lie behind the old.
+            origin: the first new slot.
+            editions: as they are then.
         """
         self.db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new, checksum)")
         for part in blocks(list(moved)):
@@ -323,10 +326,9 @@ class Catalog:
         ):
             self.db.execute(statement)
         self.rebuild_full_text()
-        self.db.execute(
-            "UPDATE edition SET origin = ?1, file = 'memories-' || id || '-' || ?1 || '.kv'",
-            [origin],
-        )
+        self.db.execute("DELETE FROM edition")
+        for edition in editions:
+            self.memories.add_edition(edition)
         self.set(next_slot=origin + len(moved), seal=None, scrub=True)
         self.count_commit()
 
@@ -483,6 +485,20 @@ class Catalog:
             values.append(bool(warm))
             found[slot] = StoredReference(*values)
         return found
+
+    def digests(self, slots: Iterable[int], warm_in: int | None = None) -> dict[int, bytes]:
+        """What binds a memory to its reference: a digest of text and tokens, as they are stored.
+
+        Args:
+            warm_in: leave out references that have no memory in this edition.
+        """
+        memory = "" if warm_in is None else "JOIN memory USING (slot)"
+        rows = self.db.execute(
+            "SELECT slot, CAST(text AS BLOB), CAST(tokens AS BLOB) "
+            f"FROM reference {memory} WHERE slot {IN}" + (" AND edition = ?" if memory else ""),
+            [as_json(slots)] + ([warm_in] if memory else []),
+        )
+        return {slot: hashlib.sha256(tokens + text).digest() for slot, text, tokens in rows}
 
     def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
         """Return those of some slots that exist, int64 ``(n,)``, and their vectors, float32."""

@@ -138,6 +138,7 @@ class _Examination:
         self._path, self._catalog, self._progress = path, catalog, progress
         self._quick = quick
         self._found = CheckReport()
+        self._hidden: set[int] = set()  # slots of references that are damaged or in quarantine
         self._dimensions, self._store = 0, b""
 
     def findings(self) -> CheckReport:
@@ -213,7 +214,7 @@ class _Examination:
         after, done = -1, 0
         with self._catalog.snapshot():
             total = self._catalog.counts()[1]
-            skipped = set(self._catalog.quarantined_slots())
+            self._hidden.update(self._catalog.quarantined_slots())
         while True:
             with self._catalog.snapshot():
                 slots = self._catalog.slots_after(after, _PART)
@@ -222,7 +223,7 @@ class _Examination:
             if slots != sorted(set(slots)) or slots[0] <= after:  # it would never end
                 self._note("catalog", f"references behind {after} are out of order")
                 return
-            wanted = [slot for slot in slots if slot not in skipped]
+            wanted = [slot for slot in slots if slot not in self._hidden]
             try:
                 self._read(wanted)
             except StoreError:
@@ -232,6 +233,7 @@ class _Examination:
                     except StoreError as error:
                         path = self._document_of(slot)
                         self._note("reference", str(error), slot=slot, path=path)
+                        self._hidden.add(slot)
             after, done = slots[-1], done + len(slots)
             self._found.references = done
             self._progress("checking references", done, total)
@@ -269,17 +271,32 @@ class _Examination:
             self._note("records", str(error), edition=edition.id)
             return
         with closing(file):
+            if not file.tied:
+                what = "it is of another moment or copy of the store than the catalog beside it"
+                self._note("records", f"{path}: {what}", edition=edition.id)
             if warm and file.records <= warm[-1] - edition.origin:
                 self._note("records", f"{path} is cut short", edition=edition.id)
-            for done, slot in enumerate([] if self._quick else warm, 1):
-                try:
-                    file.read([slot])
-                    self._found.memories += 1
-                except (DamagedRecord, OSError) as error:
-                    document = self._document_of(slot)
-                    self._note("memory", str(error), slot=slot, edition=edition.id, path=document)
-                if not done % _PART:
-                    self._progress("checking memories", done, len(warm))
+            if self._quick:
+                return
+            for start in range(0, len(warm), _PART):
+                part = warm[start : start + _PART]
+                with self._catalog.snapshot():
+                    digests = self._catalog.digests(part)
+                for slot in part:
+                    if slot in self._hidden or slot not in digests:
+                        continue
+                    try:
+                        file.read([slot], digests)
+                        self._found.memories += 1
+                    except (DamagedRecord, OSError) as error:
+                        about = {"slot": slot, "edition": edition.id}
+                        self._note("memory", str(error), **about, path=self._document_of(slot))
+                self._progress("checking memories", start + len(part), len(warm))
+            with self._catalog.snapshot():
+                expected = {*warm, *self._catalog.memories.leftovers(edition.id)}
+            for slot in file.strays(expected, warm[-1] if warm else 0):
+                detail = f"{path}: record {slot} is of no memory that the catalog has"
+                self._note("memory", detail, slot=slot, edition=edition.id)
 
     def _sessions(self) -> None:
         if not (self._path / sessions.FILE).exists():

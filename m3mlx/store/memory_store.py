@@ -25,7 +25,7 @@ from .database import OlderSchema
 from .filter import Filter
 from .lock import FILE as LOCK
 from .lock import WriterLock
-from .record_file import DamagedRecord, Identity, RecordFile, stride
+from .record_file import TIE, DamagedRecord, Identity, RecordFile, stride
 from .records import FIRST, Records
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit, Search
@@ -101,7 +101,9 @@ class MemoryStore:
                 store_id = secrets.token_bytes(16)
                 key, cipher = new_key(store_id.hex(), passphrase) if encrypt else (None, PLAIN)
                 about = (dict(fingerprint), dict(memory), record_bytes, FIRST)
-                edition = Edition(1, *about, origin=0, added=_now(), overhead=cipher.overhead)
+                edition = Edition(
+                    *(1, *about, 0, _now(), cipher.overhead), tie=secrets.token_hex(TIE)
+                )
                 RecordFile.create(path / FIRST, Identity.of(store_id, edition))
                 settings = {
                     "id": store_id.hex(),
@@ -242,6 +244,7 @@ class MemoryStore:
                 origin=self._catalog.first_slot(),
                 added=_now(),
                 overhead=self._catalog.cipher.overhead,
+                tie=secrets.token_hex(TIE),
             )
             self._records.add(edition)  # in place before the catalog says so
             self._catalog.memories.add_edition(edition)
@@ -298,10 +301,10 @@ class MemoryStore:
         slots = [int(slot) for slot in slots]  # also of NumPy
         known = self._edition(edition)
         file = self._records.file(known.id)
-        self._require_warm(slots, known.id)
+        digests = self._require_warm(slots, known.id)
         try:
             with os_errors_as_store_errors(file.path):
-                memories = file.read(slots)
+                memories = file.read(slots, digests)
         except DamagedRecord as error:
             self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
             (reference,) = self.references([error.slot])
@@ -312,14 +315,19 @@ class MemoryStore:
         self._records.usage(known).note(slots)
         return memories
 
-    def _require_warm(self, slots: Sequence[int], edition: int) -> None:
+    def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
+        """Digests of references, all of which must have a memory."""
         with self._catalog.snapshot():
-            warmth = self._catalog.memories.warmth(edition, slots)
-        for slot in slots:
-            if slot not in warmth:
-                raise self._gone(slot)
-            if not warmth[slot]:
-                raise ColdReference(self.path, slot)
+            digests = self._catalog.digests(slots, edition)
+        if len(digests) < len(set(slots)):
+            with self._catalog.snapshot():
+                warmth = self._catalog.memories.warmth(edition, slots)
+            for slot in slots:
+                if slot not in warmth:
+                    raise self._gone(slot)
+                if slot not in digests:
+                    raise ColdReference(self.path, slot)
+        return digests
 
     def _gone(self, slot: int) -> StoreError:
         return StoreError(
@@ -487,38 +495,43 @@ class MemoryStore:
         """
         self._require_writer()
         self._checked([reference.vector for reference in references])
+        id, memories = self._edition(edition).id, self._catalog.memories
+        new = [reference.record for reference in references if reference.record is not None]
+        if new:
+            file = self._records.writable(id)
+            file.check(new)
         with os_errors_as_store_errors(self.path), self._catalog.transaction():
-            known = self._catalog.memories.edition(edition)
             first = self._catalog.settings()["next_slot"]
             records = {
                 slot: reference.record
                 for slot, reference in enumerate(references, first)
                 if reference.record is not None
             }
-            if records:
-                file = self._records.file(known.id)
-                file.check(records.values())
-                file.write(records)  # on the disk before any row says so
             self._catalog.insert(first, references)
-            self._catalog.memories.mark(known.id, records, warm=True)
+            if records:
+                # on the disk before the commit
+                file.write(records, self._catalog.digests(records))
+                memories.mark(id, records, warm=True)
+                memories.settle_tie(id)
             self._catalog.set(next_slot=first + len(references))
-        self._written(records, known.id)
+        self._written(records, id)
 
     def write(self, records: Mapping[int, bytes], edition: int | None = None) -> None:
         """Give references their memories, by slot. A memory that is there is replaced."""
         self._require_writer()
         records = {int(slot): memory for slot, memory in records.items()}
         id, memories = self._edition(edition).id, self._catalog.memories
-        file = self._records.file(id)
+        file = self._records.writable(id)
         file.check(records.values())
         with self._catalog.db.lock:  # no document is forgotten between the two commits
             with self._catalog.transaction():
                 if gone := records.keys() - memories.warmth(id, records).keys():
                     raise self._gone(min(gone))
-                memories.mark(id, records, warm=False)  # while its bytes change, there is none
+                memories.drop(id, records)  # while its bytes change, there is none
             with os_errors_as_store_errors(self.path), self._catalog.transaction():
-                file.write(records)
+                file.write(records, self._catalog.digests(records))
                 memories.mark(id, records, warm=True)
+                memories.settle_tie(id)
         self._written(records, id)
 
     def _written(self, slots: Collection[int], edition: int) -> None:

@@ -96,3 +96,16 @@ def m003_collections(db: Database) -> None:
             document INTEGER PRIMARY KEY REFERENCES document (id) ON DELETE CASCADE,
             name TEXT NOT NULL)"""
     )
+
+
+@migrations()
+def m004_ties(db: Database) -> None:
+    """Record files that belong to this catalog, and records that belong to a text."""
+    for statement in (
+        "ALTER TABLE edition ADD COLUMN tie TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE edition ADD COLUMN next_tie TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE edition ADD COLUMN unbound INTEGER NOT NULL DEFAULT 0",
+        """UPDATE edition SET unbound = coalesce(
+            (SELECT CAST(value AS INTEGER) FROM setting WHERE name = 'next_slot'), 0)""",
+    ):
+        db.execute(statement)

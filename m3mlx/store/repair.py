@@ -28,12 +28,11 @@ from .catalog import NEW_STORE, Catalog
 from .check import CheckReport, Damage, examine, exclusive
 from .cipher import Passphrase
 from .record_file import DamagedRecord, Identity, RecordFile, restore
+from .rows import EDITION, Edition
 
 _TABLES = {  # that are copied
     "setting": ("name", "value"),
-    "edition": (
-        *("id", "fingerprint", "memory", "record_bytes", "file", "origin", "added", "overhead"),
-    ),
+    "edition": EDITION,
     "document": (
         *("id", "path", "hash", "size", "count", "complete", "added", "tokenizer", "since"),
     ),
@@ -114,10 +113,7 @@ def _mend(
             if damage.edition is not None and damage.slot is not None:
                 cold.append((damage.edition, damage.slot))
             elif damage.edition is not None:
-                edition = editions[damage.edition]
-                slots = catalog.memories.warm_slots(edition.id).tolist()
-                with suppress(StoreError):  # of another store: the memories in it are lost
-                    restore(path / edition.file, Identity.of(store, edition), slots)
+                _restore_file(catalog, path, store, editions[damage.edition])
             elif damage.document is not None:
                 _reopen(catalog, damage.document)
             elif damage.slot is not None:
@@ -132,6 +128,15 @@ def _mend(
         if bad or "words" in parts:
             catalog.rebuild_full_text()
     return cold
+
+
+def _restore_file(catalog: Catalog, folder: Path, store: bytes, edition: Edition) -> None:
+    path, identity = folder / edition.file, Identity.of(store, edition)
+    with suppress(StoreError), closing(RecordFile(path, identity)) as file:
+        if not file.tied:  # only what says of which reference it is may stay
+            catalog.memories.unbind(edition.id)
+    with suppress(StoreError):  # of another store: the memories in it are lost
+        restore(path, identity, max(catalog.memories.end(edition.id), edition.origin))
 
 
 def _reopen(catalog: Catalog, document: int) -> None:
@@ -292,7 +297,7 @@ def _find_memories(catalog: Catalog, path: Path, identity: Identity) -> None:
     with suppress(StoreError), closing(RecordFile(path, identity)) as file:
         for slot in catalog.slots_after(-1, -1):
             with suppress(DamagedRecord):
-                file.read([slot])
+                file.read([slot], catalog.digests([slot]))
                 catalog.memories.mark(identity.edition, [slot], warm=True)
 
 

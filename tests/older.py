@@ -1,0 +1,36 @@
+"""Stores of earlier formats, made from stores of the present one."""
+
+import sqlite3
+import struct
+import zlib
+from contextlib import closing
+
+from m3mlx.store import MemoryStore
+from m3mlx.store.record_file import CHECKSUM, PAGE, Identity, stride
+
+
+def third_format(path, passphrase=None):
+    """Make the store at ``path``, which has one edition, one of the format before ties.
+
+    Then a record's checksum, and the associated data of an encrypted one, covered store, edition,
+    fingerprint and slot, but no text.
+    """
+    with MemoryStore.open(path, passphrase=passphrase) as store:
+        edition, cipher = store.edition, store._catalog.cipher
+        identity = Identity.of(store.id, edition)
+        slots = [slot for slot in store.slots() if store.references([slot])[0].warm]
+        memories = {slot: store.read([slot])[0].tobytes() for slot in slots}
+    owner = store.id + edition.id.to_bytes(4, "little") + identity.fingerprint
+    with (path / edition.file).open("r+b") as file:
+        head = bytearray(identity.header())[:-CHECKSUM]
+        head[8:12] = struct.pack("<I", 2)
+        file.write(head + struct.pack("<I", zlib.crc32(head)))
+        for slot, memory in memories.items():
+            place = owner + slot.to_bytes(8, "little")
+            stored = bytes(cipher.encrypt_record(memory, place))
+            file.seek(PAGE + (slot - edition.origin) * stride(edition.stored_bytes))
+            file.write(stored + struct.pack("<I", zlib.crc32(place + stored)))
+    with closing(sqlite3.connect(path / "catalog.sqlite", isolation_level=None)) as db:
+        for column in ("tie", "next_tie", "unbound"):
+            db.execute(f"ALTER TABLE edition DROP COLUMN {column}")
+        db.execute("DELETE FROM _sqlite_migrations WHERE name = 'm004_ties'")
