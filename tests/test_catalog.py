@@ -5,7 +5,7 @@ import threading
 
 import pytest
 from small_store import fill, matching, memory, references, vector
-from sqlite_utils import Migrations
+from sqlite_utils import Database, Migrations
 
 from m3mlx.errors import StoreError
 from m3mlx.store import database, migrations
