@@ -6,14 +6,15 @@ import zlib
 from contextlib import closing
 
 from m3mlx.store import MemoryStore
+from m3mlx.store.catalog import _checksum
 from m3mlx.store.record_file import CHECKSUM, PAGE, Identity, stride
 
 
 def third_format(path, passphrase=None):
-    """Make the store at ``path``, which has one edition, one of the format before ties.
+    """Make the store at ``path``, which has one edition, one of the format before ties and roots.
 
     Then a record's checksum, and the associated data of an encrypted one, covered store, edition,
-    fingerprint and slot, but no text.
+    fingerprint and slot, but no text; and names in an encrypted store were bound to nothing.
     """
     with MemoryStore.open(path, passphrase=passphrase) as store:
         edition, cipher = store.edition, store._catalog.cipher
@@ -31,6 +32,28 @@ def third_format(path, passphrase=None):
             file.seek(PAGE + (slot - edition.origin) * stride(edition.stored_bytes))
             file.write(stored + struct.pack("<I", zlib.crc32(place + stored)))
     with closing(sqlite3.connect(path / "catalog.sqlite", isolation_level=None)) as db:
+        if cipher.encrypts:
+            _unseal(db, cipher)
         for column in ("tie", "next_tie", "unbound"):
             db.execute(f"ALTER TABLE edition DROP COLUMN {column}")
-        db.execute("DELETE FROM _sqlite_migrations WHERE name = 'm004_ties'")
+        db.execute("ALTER TABLE document DROP COLUMN sealed")
+        db.execute("DELETE FROM setting WHERE name = 'root'")
+        db.execute("DELETE FROM _sqlite_migrations WHERE name IN ('m004_ties', 'm005_root')")
+
+
+def _unseal(db, cipher):
+    """Bind texts to document and position alone, and names of collections to nothing."""
+    rows = db.execute(
+        'SELECT slot, path, document, ordinal, "start", "end", page, line, text, tokens, vector '
+        "FROM reference JOIN document ON document = id"
+    ).fetchall()
+    for slot, path, document, ordinal, *place, text, tokens, vector in rows:
+        clear = cipher.decrypt(text, "text", document, ordinal, *place)
+        text = cipher.encrypt(clear, "text", document, ordinal)
+        checksum = _checksum(slot, path, [ordinal, *place, text, tokens, vector])
+        db.execute(
+            "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?", [text, checksum, slot]
+        )
+    for document, name in db.execute("SELECT document, name FROM collection").fetchall():
+        stored = cipher.encrypt_name(cipher.decrypt(name, "collection", document))
+        db.execute("UPDATE collection SET name = ? WHERE document = ?", [stored, document])

@@ -164,11 +164,13 @@ def test_a_store_from_before_keeps_its_memories(tmp_path, encrypted, write):
         memorize(store, "/a", A)
         memorize(store, "/b", B)
         store.forget([store.find_documents(["/b"])[0].id])
+        store.collect([1], "fruit")
     third_format(path, **password)
     other = tmp_path / "other"
     shutil.copytree(path, other)
     with opened(path, encrypted, write=write) as store:
         assert everything(store) == expected({"/a": A})
+        assert [document.collection for document in store.documents()] == ["fruit"]
     with opened(path, encrypted, write=True) as store:
         memorize(store, "/b", B)
         assert everything(store) == expected({"/a": A, "/b": B})
@@ -194,7 +196,10 @@ def test_an_older_program_refuses_the_store(tmp_path):
     with closing(sqlite3.connect(tmp_path / "store" / "catalog.sqlite")) as db:
         applied = {name for (name,) in db.execute("SELECT name FROM _sqlite_migrations")}
         assert isinstance(migrations, Migrations)
-        older = {step.name for step in migrations.pending(Database(memory=True))} - {"m004_ties"}
+        older = {step.name for step in migrations.pending(Database(memory=True))} - {
+            "m004_ties",
+            "m005_root",
+        }
     assert applied - older  # at which every version says: made by a newer m3mlx
 
 

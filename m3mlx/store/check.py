@@ -34,8 +34,9 @@ class Damage:
     """One thing that is not as it was written.
 
     Attributes:
-        part: "catalog", "words" (the full text), "document", "reference", "memory", "records" (a
-            record file as a whole), "index" or "sessions".
+        part: "catalog", "rows" (not all those, or not only those, that were written with the key
+            of an encrypted store), "words" (the full text), "document", "reference", "memory",
+            "records" (a record file as a whole), "index" or "sessions".
         detail: what is wrong, in a clause.
         path: the document concerned, where it is known.
         slot, edition, document: what is concerned, where it is known.
@@ -143,10 +144,10 @@ class _Examination:
 
     def findings(self) -> CheckReport:
         parts = [
-            *(self._pages, self._full_text, self._settings, self._documents),
+            *(self._pages, self._rows, self._full_text, self._settings, self._documents),
             *(self._references, self._memories, self._index, self._sessions),
         ]
-        slow = (self._full_text, self._references, self._sessions)
+        slow = (self._rows, self._full_text, self._references, self._sessions)
         names = {self._full_text: "words", self._sessions: "sessions"}
         for examine in parts:
             if self._quick and examine in slow:
@@ -175,6 +176,12 @@ class _Examination:
             for error in integrity_errors(self._catalog.db.conn, quick=self._quick):
                 self._note("catalog", error)
 
+    def _rows(self) -> None:
+        with self._catalog.snapshot():
+            for table in self._catalog.root.changed() if self._catalog.root else ():
+                what = f"rows of the table {table} were changed, moved, dropped or brought back"
+                self._note("rows", what)
+
     def _full_text(self) -> None:
         with suppress(_Undo), self._catalog.transaction():
             self._catalog.check_full_text()
@@ -199,10 +206,15 @@ class _Examination:
             rows = self._catalog.document_rows()
         for id, path, hash, count, complete, have, last, *_ in rows:
             try:
-                path, hash = self._catalog.name(path), self._catalog.name(hash)
+                names = self._catalog.name(path), self._catalog.name(hash)
+                with self._catalog.snapshot():
+                    path, hash = self._catalog.about(id)[:2]
             except StoreError as error:
                 self._note("document", str(error), document=id)
                 continue
+            if names != (path, hash):
+                what = "it is not under its own name"
+                self._note("document", what, path=str(path), document=id)
             gaps = (last or 0) >= max(have, 1) and hash  # without a hash it is known to have some
             if complete not in (0, 1) or complete != (count == have) or gaps:
                 what = f"it has {have} of {count} references"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,12 +68,15 @@ class Connection:
     Attributes:
         conn: the connection of the standard library.
         lock: held by the thread whose turn it is.
+        begins, ends: called at the begin of each transaction, and before its commit.
     """
 
     def __init__(self, path: Path, *, write: bool = False):
         """Open a database. Raises StoreError if it is damaged, foreign or of another version."""
         self.path = path
         self.lock = threading.RLock()
+        self.begins: Callable[[], object] = lambda: None
+        self.ends: Callable[[], object] = lambda: None
         self.conn = sqlite3.connect(
             f"{path.absolute().as_uri()}?mode=rw",  # never makes a new one
             uri=True,
@@ -134,7 +137,9 @@ class Connection:
         """Commit everything inside, on the disk at the end, or nothing of it."""
         with self.lock, self.errors_translated():
             with committed(self.conn):
+                self.begins()
                 yield
+                self.ends()
                 files.at_step("committing")
             files.at_step("committed")
 

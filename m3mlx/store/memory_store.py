@@ -193,6 +193,7 @@ class MemoryStore:
             except (KeyError, TypeError, ValueError) as error:
                 raise self._catalog.damaged(f"a setting is wrong ({error})") from error
             self._catalog.unlock(passphrase)
+            self._catalog.prove_settings()
             if self.encrypted:
                 exact = sys.maxsize  # an index file would hold the vectors as they are
             self._search = Search(self._catalog, path / index.FILE, self.dimensions, exact)
@@ -602,6 +603,8 @@ class MemoryStore:
         for id in wanted:
             if id not in known:
                 raise StoreError(f"{self.path}: there is no document {id}.")
+        with os_errors_as_store_errors(self.path):  # questions about them may be among the lines
+            (self.path / sessions_file.TYPED).unlink(missing_ok=True)
         names = [known[id].path for id in wanted]
         if conversations := [name for name in names if name.startswith(CONVERSATION)]:
             with self.sessions() as sessions:

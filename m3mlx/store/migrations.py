@@ -109,3 +109,13 @@ def m004_ties(db: Database) -> None:
             (SELECT CAST(value AS INTEGER) FROM setting WHERE name = 'next_slot'), 0)""",
     ):
         db.execute(statement)
+
+
+@migrations()
+def m005_root(db: Database) -> None:
+    """What encrypted stores know of documents, bound to its row, and rows to the catalog."""
+    for statement in (
+        "ALTER TABLE document ADD COLUMN sealed TEXT NOT NULL DEFAULT ''",
+        "INSERT INTO setting SELECT 'root', 'null' WHERE EXISTS (SELECT 1 FROM setting)",
+    ):
+        db.execute(statement)

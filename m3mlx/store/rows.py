@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+RECORD_FILE = re.compile(r"memories(-\d{1,20}){0,2}\.kv")  # the names of record files
 EDITION = (  # the columns of an edition
     *("id", "fingerprint", "memory", "record_bytes", "file", "origin", "added", "overhead"),
     *("tie", "next_tie", "unbound"),
@@ -47,6 +49,14 @@ class Edition:
     tie: str = ""
     next_tie: str = ""
     unbound: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no store of ours has: a catalog may be from anybody."""
+        numbers = (self.id, self.record_bytes, self.origin, self.overhead, self.unbound)
+        good = all(type(n) is int and 0 <= n < 2**48 for n in numbers) and self.id < 2**31
+        if not good or not RECORD_FILE.fullmatch(self.file) or len(self.tie + self.next_tie) > 64:
+            raise ValueError("a value is none that is ever written")
+        bytes.fromhex(self.tie + self.next_tie)
 
     @property
     def stored_bytes(self) -> int:

@@ -20,6 +20,7 @@ from .cipher import PLAIN, Cipher, Plain, Tampered
 from .database import committed, integrity_errors
 
 FILE = "sessions.sqlite"
+TYPED = "typed"  # the lines that were typed in chats, for line editing; never of encrypted stores
 CONVERSATION = "chat:"  # before the name of a session that is a document too
 _FORMAT = 1  # user_version of the file
 _BUSY_SECONDS = 10
@@ -157,7 +158,9 @@ class Sessions:
         ]
 
     def delete(self, name: str) -> bool:
-        """Erase a session; return whether there was one."""
+        """Erase a session, and the lines typed in all of them; return whether there was one."""
+        with os_errors_as_store_errors(self.path):
+            (self.path.parent / TYPED).unlink(missing_ok=True)
         with self._errors_translated(), committed(self._db):
             stored = self._cipher.encrypt_name(name)
             gone = self._db.execute("DELETE FROM session WHERE name = ?", [stored]).rowcount
