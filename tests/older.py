@@ -1,11 +1,15 @@
 """Stores of earlier formats, made from stores of the present one."""
 
+import json
 import sqlite3
 import struct
 import zlib
 from contextlib import closing
 
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
 from m3mlx.store import MemoryStore
+from m3mlx.store import cipher as ciphers
 from m3mlx.store.catalog import _checksum
 from m3mlx.store.record_file import CHECKSUM, PAGE, Identity, stride
 
@@ -34,11 +38,21 @@ def third_format(path, passphrase=None):
     with closing(sqlite3.connect(path / "catalog.sqlite", isolation_level=None)) as db:
         if cipher.encrypts:
             _unseal(db, cipher)
+            (value,) = db.execute("SELECT value FROM setting WHERE name = 'cipher'").fetchone()
+            key = _rewrapped(json.loads(value), passphrase())
+            db.execute("UPDATE setting SET value = ? WHERE name = 'cipher'", [json.dumps(key)])
         for column in ("tie", "next_tie", "unbound"):
             db.execute(f"ALTER TABLE edition DROP COLUMN {column}")
         db.execute("ALTER TABLE document DROP COLUMN sealed")
         db.execute("DELETE FROM setting WHERE name = 'root'")
         db.execute("DELETE FROM _sqlite_migrations WHERE name IN ('m004_ties', 'm005_root')")
+
+
+def _rewrapped(settings, words):
+    opener = AESGCM(ciphers._stretched(words, bytes.fromhex(settings["salt"]), settings["cost"]))
+    wrapped = bytes.fromhex(settings["key"])
+    key = opener.decrypt(wrapped[:12], wrapped[12:], ciphers._SEALED)
+    return {**settings, "key": ciphers._encrypted(opener, key, ciphers._WRAPPING).hex()}
 
 
 def _unseal(db, cipher):

@@ -403,7 +403,10 @@ def test_forgetting_is_proved_by_looking_for_what_was_encrypted(path, name, cold
     assert left == (set() if cold and name == "memories.kv" else {f"before-{name}"})
     (path / f"before-{name}").unlink()
     with reopened(path, write=True) as store:
-        assert store.forget_proved([store.find_documents(["/boats-and-barges.md"])[0].id]).remnants == []
+        assert (
+            store.forget_proved([store.find_documents(["/boats-and-barges.md"])[0].id]).remnants
+            == []
+        )
 
 
 def test_a_passphrase_is_the_same_however_it_is_composed(path, monkeypatch):

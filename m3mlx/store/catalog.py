@@ -24,7 +24,7 @@ from .. import files
 from ..errors import StoreError
 from .catalog_memories import IN, INSERT_EDITION, Memories, as_json
 from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
-from .database import Connection, OlderSchema, new_database
+from .database import Connection, new_database
 from .filter import Filter
 from .root import SMALL, Root
 from .rows import Edition, NewReference, StoredDocument, StoredReference
@@ -59,6 +59,7 @@ class Catalog:
         memories: its tables of editions and memories.
         cipher: encrypts and decrypts columns; until it is unlocked, it does not.
         root: of an encrypted catalog that is unlocked.
+        outdated: whether it is of an older version on the disk than in memory.
     """
 
     root: Root | None = None
@@ -84,6 +85,7 @@ class Catalog:
         """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
         self.path = path
         self.db, self._writes = Connection(path, write=write), write
+        self.outdated = self.db.outdated
         self.memories = Memories(self.db)
         self.cipher: Cipher | Plain = PLAIN
         self.snapshot: Callable[[], AbstractContextManager] = self.db.snapshot
@@ -136,20 +138,17 @@ class Catalog:
             encrypted = self.db.value("SELECT 1 FROM edition WHERE overhead")
         if locked := settings.get("cipher"):
             store = str(settings.get("id"))
-            self.cipher = unlock(self.path.parent, store, locked, passphrase)
-            self.root = Root(self.db, self.cipher)
-            if settings.get("root") is None:
-                self._seal_all()
+            cipher, sealed = unlock(self.path.parent, store, locked, passphrase)
+            self.cipher, self.root = cipher, Root(self.db, cipher)
+            if sealed and (self._writes or self.outdated):
+                self._seal_all(self.root, sealed)
             if self._writes:
                 self.root.follow()
         elif encrypted:
             raise self.damaged("it is encrypted, and its key is gone")
 
-    def _seal_all(self) -> None:
+    def _seal_all(self, root: Root, key: dict) -> None:
         """Bind everything to its row, which earlier releases did not."""
-        if not self._writes:
-            raise OlderSchema(f"{self.path}: it was made by an older m3mlx.")
-        assert self.root is not None
         with self.db.lock, ExitStack() as stack:
             if not self.db.conn.in_transaction:
                 stack.enter_context(self.transaction())
@@ -179,7 +178,8 @@ class Catalog:
                             "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?",
                             [sealed, checksum ^ before ^ after, slot],
                         )
-            self.root.reset()
+            self.set(cipher=key)
+            root.reset()
 
     def prove_settings(self) -> None:
         """Raise StoreError if settings or editions of an encrypted store were changed."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..config import Progress, no_progress
 from ..errors import StoreError
-from ..files import os_errors_as_store_errors
+from ..files import check_plain, os_errors_as_store_errors
 from . import index, sessions
 from .catalog import FILE as CATALOG
 from .catalog import Catalog
@@ -115,8 +115,10 @@ def exclusive(path: Path, wait: float) -> Iterator[None]:
     """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with os_errors_as_store_errors(path), closing(WriterLock(path / LOCK, wait)):
-        yield
+    with os_errors_as_store_errors(path):
+        check_plain(path, write=True)
+        with closing(WriterLock(path / LOCK, wait)):
+            yield
 
 
 def examine(

@@ -42,7 +42,8 @@ OVERHEAD = 28  # bytes by which the encrypted form is longer: nonce and tag
 _NONCE = 12
 _COST = 2**17  # of scrypt, with blocks of 8: 128 MiB and some tenths of a second
 _HIGHEST_COST = 2**18  # a store of somebody else may not ask for more than 256 MiB
-_WRAPPING = b"m3mlx store key"
+_WRAPPING = b"m3mlx store key"  # of a store that is new, or of an earlier release
+_SEALED = b"m3mlx sealed store key"  # of one whose catalog has a root
 _SERVICE = "m3mlx"  # in the system's key store
 
 
@@ -177,8 +178,8 @@ def new_key(store: str, passphrase: Passphrase | None) -> tuple[dict, Cipher]:
         words = _normal(passphrase())
         if not words:
             raise LockedError("the passphrase is empty. Choose one of several words.")
-    salt, nonce, key = os.urandom(16), os.urandom(_NONCE), os.urandom(32)
-    wrapped = nonce + AESGCM(_stretched(words, salt, _COST)).encrypt(nonce, key, _WRAPPING)
+    salt, key = os.urandom(16), os.urandom(32)
+    wrapped = _encrypted(AESGCM(_stretched(words, salt, _COST)), key, _WRAPPING)
     settings = {
         "cost": _COST,
         "key": wrapped.hex(),
@@ -188,8 +189,12 @@ def new_key(store: str, passphrase: Passphrase | None) -> tuple[dict, Cipher]:
     return settings, Cipher(key)
 
 
-def unlock(path: object, store: str, settings: Mapping, passphrase: Passphrase | None) -> Cipher:
-    """The keys of a store.
+def unlock(
+    path: object, store: str, settings: Mapping, passphrase: Passphrase | None
+) -> tuple[Cipher, dict | None]:
+    """The keys of a store, and what is to be kept in place of ``settings`` once it has a root.
+
+    The key itself says that there must be a root, so that nobody can take it away.
 
     Args:
         path: of the store, for messages.
@@ -226,7 +231,10 @@ def unlock(path: object, store: str, settings: Mapping, passphrase: Passphrase |
     for form in dict.fromkeys([_normal(words), words]):  # as typed: stores of earlier releases
         with suppress(InvalidTag, ValueError):
             opener = AESGCM(_stretched(form, salt, cost))
-            return Cipher(opener.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _WRAPPING))
+            with suppress(InvalidTag):
+                return Cipher(opener.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _SEALED)), None
+            key = opener.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _WRAPPING)
+            return Cipher(key), {**settings, "key": _encrypted(opener, key, _SEALED).hex()}
     raise LockedError(
         f"{path}: this is not the passphrase of this store. Without the right one nobody can "
         f"read it."

@@ -15,13 +15,12 @@ from types import TracebackType
 import numpy as np
 
 from ..errors import StoreError
-from ..files import NEW, os_errors_as_store_errors
+from ..files import NEW, check_plain, is_writable, os_errors_as_store_errors
 from . import check, index, repair, traces, watched
 from . import sessions as sessions_file
 from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
 from .cipher import PLAIN, Passphrase, new_key
-from .database import OlderSchema
 from .filter import Filter
 from .lock import FILE as LOCK
 from .lock import WriterLock
@@ -125,13 +124,17 @@ class MemoryStore:
         wait: float = 10.0,
         exact: int = EXACT_REFERENCES,
         passphrase: Passphrase | None = None,
+        own: bool = False,
     ) -> MemoryStore:
         """Open a store.
 
-        A store of an older format is brought up to date, which needs the right to write.
+        Reading changes none of its files. A store of an older format is brought up to date in
+        memory, and on the disk by who writes.
 
         Args:
             write: whether to change it, which one process at a time may do.
+            own: whether a reader may bring it up to date on the disk, and note when memories are
+                used, by which those go first that are used least.
             wait: seconds to wait until another process has finished writing.
             exact: up to so many references, searches compare with all of them.
             passphrase: asked for the passphrase if the store is encrypted.
@@ -145,11 +148,15 @@ class MemoryStore:
         if not cls.exists(path):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with os_errors_as_store_errors(path):
-            try:
-                return cls(path, write, wait, exact, passphrase)
-            except OlderSchema:
+            check_plain(path, write=write)
+            store = cls(path, write, wait, exact, passphrase)
+            store._notes = own or write
+            if own and store._catalog.outdated and is_writable(path):
+                store._close()
                 cls(path, True, wait, exact, passphrase)._close()
-                return cls(path, write, wait, exact, passphrase)
+                store = cls(path, write, wait, exact, passphrase)
+                store._notes = True
+            return store
 
     @staticmethod
     def exists(path: str | os.PathLike) -> bool:
@@ -165,11 +172,8 @@ class MemoryStore:
         """
         path = Path(path)
         with os_errors_as_store_errors(path):
-            try:
-                catalog = Catalog(path / CATALOG)
-            except OlderSchema:
-                with closing(WriterLock(path / LOCK, wait=10)):
-                    catalog = Catalog(path / CATALOG, write=True)  # brings it up to date
+            check_plain(path)
+            catalog = Catalog(path / CATALOG)
         with closing(catalog), catalog.snapshot():
             return [edition.fingerprint for edition in catalog.memories.editions()]
 
@@ -178,7 +182,7 @@ class MemoryStore:
     ):
         """Use ``open`` instead."""
         self.path = path
-        self._writes = write
+        self._writes = self._notes = write
         with ExitStack() as opened:
             if write:
                 opened.enter_context(closing(WriterLock(path / LOCK, wait)))
@@ -313,7 +317,8 @@ class MemoryStore:
                 f"{file.path}: a memory of {reference.path} (document {reference.document}) "
                 f"is damaged. Forget that document and memorize it again."
             ) from error
-        self._records.usage(known).note(slots)
+        if self._notes:
+            self._records.usage(known).note(slots)
         return memories
 
     def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:

@@ -19,7 +19,9 @@ from .rows import Edition
 from .usage import Usage
 
 FIRST = "memories.kv"  # of the first edition; the name of the first release
-_OURS = re.compile(r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new")
+_OURS = re.compile(  # files of editions, and what is left of something that was cut off
+    r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new|salvaged\.sqlite.*"
+)
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
 _PART = 64  # records that are copied at a time
 
