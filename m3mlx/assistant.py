@@ -36,6 +36,7 @@ from .store import (
     Hit,
     MemoryStore,
     Passphrase,
+    ReadOnlyStore,
     RepairReport,
     StoredDocument,
     Stores,
@@ -238,7 +239,7 @@ class Assistant:
                 f"run m3mlx memorize PATH first, or name the store with --store"
             )
         store = MemoryStore.open(
-            self.store_path, write=write, wait=wait, passphrase=self.passphrase
+            self.store_path, write=write, wait=wait, passphrase=self.passphrase, own=True
         )
         if self.options.encrypt and not store.encrypted:
             store.close()
@@ -459,7 +460,7 @@ class Assistant:
         records = editions.records_of(cold, self.format)
         if own := [hit for hit in cold if hit.store is None]:
             # an answer does not wait for another writer: the records are written again next time
-            with suppress(BusyStore), self.open_store(write=True, wait=0) as store:
+            with suppress(BusyStore, ReadOnlyStore), self.open_store(write=True, wait=0) as store:
                 edition = self._editions.get(self.store_path)
                 store.write({hit.slot: records[hit].tobytes() for hit in own}, edition=edition)
         return records

@@ -71,7 +71,8 @@ def test_what_was_never_sealed_is_refused(sealed):
 def test_only_the_passphrase_opens():
     settings, made = new_key(ID, lambda: "correct horse")
     assert "horse" not in str(settings)
-    again = unlock("/store", ID, settings, lambda: "correct horse")
+    again, renewed = unlock("/store", ID, settings, lambda: "correct horse")
+    assert unlock("/store", ID, renewed, lambda: "correct horse")[1] is None
     assert again.decrypt_name(made.encrypt_name("x")) == "x"
     for wrong in ("", "Correct horse", "correct horse "):
         with pytest.raises(LockedError, match=r"/store.*not the passphrase"):
@@ -112,7 +113,7 @@ def test_the_key_store_of_the_system_opens():
     try:
         settings, made = new_key(ID, None)
         assert list(Ring.kept) == [("m3mlx", ID)]
-        opened = unlock("/store", ID, settings, None)
+        opened, _ = unlock("/store", ID, settings, None)
         assert opened.decrypt_name(made.encrypt_name("x")) == "x"
         with pytest.raises(LockedError, match="not in the key store"):
             unlock("/store", "11" * 16, settings, None)

@@ -1,6 +1,7 @@
 """Encrypted stores do what others do, and their files say nothing of the documents."""
 
 import json
+import shutil
 import sqlite3
 
 import numpy as np
@@ -22,7 +23,7 @@ from small_store import (
 from m3mlx.errors import StoreError
 from m3mlx.export.portable import Export
 from m3mlx.export.transfer import read_export, write_export
-from m3mlx.store import LockedError, MemoryStore, cipher, index
+from m3mlx.store import LockedError, MemoryStore, cipher, index, record_file
 from m3mlx.store import words as words_module
 from m3mlx.store.catalog import _checksum
 
@@ -203,7 +204,9 @@ def test_records_and_rows_cannot_change_places(store, path):
     with reopened(path, write=True) as store:
         file = store._records.file(1)
         moved = file.raw(1)[: file.record_bytes]
-        file._put(2, moved + file._checksum(2, moved))
+        digests = store._catalog.digests([2])
+        owner = file.identity.owners(2, digests[2])[0]
+        file._put(2, moved + record_file._checksum(owner, moved))
         with pytest.raises(StoreError, match="zeppelin"):
             store.read([2])
         assert bytes(store.read([1])[0]) == memory(A[1])
@@ -319,7 +322,10 @@ def test_a_damaged_encrypted_reference_is_named_hidden_and_not_exported(whole, t
         f"UPDATE reference SET {column} = CAST(substr({column}, 1, 40) AS {kind}) WHERE slot = 0",
     )
     found = MemoryStore.check(whole, passphrase=words)
-    assert [(damage.part, damage.path) for damage in found.damages] == [("reference", PATH)]
+    assert [(damage.part, damage.path) for damage in found.damages] == [
+        ("rows", None),
+        ("reference", PATH),
+    ]
     done = MemoryStore.repair(whole, passphrase=words)
     assert (done.left.damages, done.left.quarantined) == ([], {PATH: 1})
     with MemoryStore.open(whole, write=True, passphrase=words) as store:
@@ -338,13 +344,25 @@ def test_a_damaged_encrypted_reference_is_named_hidden_and_not_exported(whole, t
 
 
 @pytest.mark.parametrize("column", ["path", "hash"])
-def test_a_document_of_a_damaged_name_gets_another(whole, column):
+def test_a_document_that_is_not_under_its_name_gets_it_again(whole, column):
     statement(whole, f"UPDATE document SET {column} = 'AAAA' || substr({column}, 5) WHERE id = 1")
+    assert not MemoryStore.check(whole, passphrase=words).sound
+    assert MemoryStore.repair(whole, passphrase=words).left.damages == []
+    with reopened(whole) as store:
+        assert store.documents()[0].path == PATH
+        assert everything(store)["/b"] == expected({"/b": B})["/b"]
+        if column == "hash":
+            assert store.documents()[0].hash == HASH
+            assert everything(store) == expected({PATH: A, "/b": B})
+
+
+def test_a_document_of_a_damaged_name_gets_another(whole):
+    statement(whole, "UPDATE document SET sealed = 'AAAA' || substr(sealed, 5) WHERE id = 1")
     assert not MemoryStore.check(whole, passphrase=words).sound
     assert MemoryStore.repair(whole, passphrase=words).left.damages == []
     with MemoryStore.open(whole, write=True, passphrase=words) as store:
         first, second = store.documents()
-        assert first.path == (PATH if column == "hash" else "document 1, whose name cannot be read")
+        assert first.path == "document 1, whose name cannot be read"
         assert (first.hash, second.path) == ("", "/b")
         assert everything(store)["/b"] == expected({"/b": B})["/b"]
         store.forget([first.id])
@@ -370,3 +388,42 @@ def test_without_its_wrapped_key_a_store_is_refused_by_everything(whole, change)
     with pytest.raises(StoreError, match="key is gone"):
         MemoryStore.repair(whole, passphrase=words)
     assert not (whole / "salvaged.sqlite").exists()
+
+
+@pytest.mark.parametrize("cold", [False, True])
+@pytest.mark.parametrize("name", ["catalog.sqlite", "memories.kv"])
+def test_forgetting_is_proved_by_looking_for_what_was_encrypted(path, name, cold):
+    with new(path) as store:
+        document = memorize(store, PATH, A, hash=HASH, cold=cold)
+        memorize(store, "/boats-and-barges.md", B)
+    shutil.copy(path / name, path / f"before-{name}")
+    with reopened(path, write=True) as store:
+        report = store.forget_proved([document])
+    left = {remnant.file for remnant in report.remnants}
+    assert left == (set() if cold and name == "memories.kv" else {f"before-{name}"})
+    (path / f"before-{name}").unlink()
+    with reopened(path, write=True) as store:
+        assert (
+            store.forget_proved([store.find_documents(["/boats-and-barges.md"])[0].id]).remnants
+            == []
+        )
+
+
+def test_a_passphrase_is_the_same_however_it_is_composed(path, monkeypatch):
+    new_store(path, encrypt=True, passphrase=lambda: "Z\u00fcrich caf\u00e9").close()
+    MemoryStore.open(path, passphrase=lambda: "Zu\u0308rich cafe\u0301").close()
+    with monkeypatch.context() as earlier:  # when it was taken as it was typed
+        earlier.setattr(cipher, "_normal", lambda typed: typed)
+        new_store(path / "old", encrypt=True, passphrase=lambda: "cafe\u0301").close()
+    MemoryStore.open(path / "old", passphrase=lambda: "cafe\u0301").close()
+
+
+def test_a_store_may_not_ask_for_more_memory_than_ours_do(path):
+    new(path).close()
+    with sqlite3.connect(path / "catalog.sqlite") as db:
+        db.execute(
+            "UPDATE setting SET value = json_set(value, '$.cost', 1 << 21) WHERE name = 'cipher'"
+        )
+    db.close()
+    with pytest.raises(StoreError, match="damaged"):
+        reopened(path)

@@ -67,7 +67,7 @@ def test_a_store_of_the_first_release_can_be_worked_on(path):
 
 def test_each_step_happens_wholly_or_not_at_all(path, monkeypatch):
     before = (path / "catalog.sqlite").read_bytes()
-    last = migrations._migrations[-1]
+    last = next(step for step in migrations._migrations if step.name == "m003_collections")
     monkeypatch.setattr(last, "fn", lambda db, fn=last.fn: (fn(db), db.execute("SELECT nothing")))
     with pytest.raises(StoreError):
         MemoryStore.open(path, write=True)
@@ -81,14 +81,23 @@ def test_each_step_happens_wholly_or_not_at_all(path, monkeypatch):
         assert everything(store) == all_of_it()
 
 
-def test_a_reader_brings_a_store_up_to_date_unless_somebody_writes(path):
+def test_a_reader_changes_nothing_unless_the_store_is_its_own(path):
+    before = {file.name: file.read_bytes() for file in path.iterdir()}
+    for wait in (0, 0):
+        with MemoryStore.open(path, wait=wait, **LARGE) as store:
+            assert everything(store) == all_of_it()
+            assert MemoryStore.fingerprints(path) == [store.edition.fingerprint]
+    assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     (path / "lock").touch()
     with open(path / "lock", "r+b") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(BusyStore):
-            MemoryStore.open(path, wait=0)
-    with MemoryStore.open(path, wait=0) as store:
+            MemoryStore.open(path, wait=0, own=True)
+    with MemoryStore.open(path, wait=0, own=True) as store:
         assert everything(store) == all_of_it()
+    assert (path / "memories.used").read_bytes() != before.get("memories.used")
+    with MemoryStore.open(path) as store:
+        assert not store._catalog.outdated
 
 
 def test_an_index_that_was_behind_is_made_again(path):

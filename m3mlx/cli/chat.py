@@ -81,7 +81,7 @@ def chat(
         opened = assistant.chat(memory=memory, system=system_prompt, only=only)
         terminal = _Terminal(assistant, opened, generation, session)
         terminal.begin()
-        with _line_editing():
+        with _line_editing(assistant):
             for line in _lines():
                 if not terminal.answer(line.strip()):
                     break
@@ -219,21 +219,35 @@ def _lines() -> Iterator[str]:
 
 
 @contextmanager
-def _line_editing() -> Iterator[None]:
-    """Give line editing and a history in a terminal, if Python has readline."""
+def _line_editing(assistant: Assistant) -> Iterator[None]:
+    """Give line editing and a history in a terminal, if Python has readline.
+
+    The history lies in the store and goes when a document or session does; an encrypted one has
+    none.
+    """
     if find_spec("readline") is None or not sys.stdin.isatty():
         yield
         return
     import readline
 
-    file = cache_folder() / "chat-history"
+    from ..store.sessions import TYPED
+
+    (cache_folder() / "chat-history").unlink(missing_ok=True)  # where earlier releases had it
+    if not assistant.has_store() or assistant.store().encrypted:
+        yield
+        return
+    file = assistant.store_path / TYPED
+    before = 0
     with suppress(OSError):  # missing, or written by another readline
         readline.read_history_file(file)
+        before = readline.get_current_history_length()
     try:
         yield
     finally:
+        if before and not file.exists():  # something was forgotten meanwhile
+            for _ in range(before):
+                readline.remove_history_item(0)
         with suppress(OSError):  # the chat works without a history
-            file.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # it holds questions
             readline.set_history_length(1000)
             readline.write_history_file(file)

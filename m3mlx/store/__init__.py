@@ -22,7 +22,7 @@ nothing refers to; they are cut off or written over. What may wait is done by ``
 from .check import CheckReport, Damage
 from .cipher import LockedError, Passphrase
 from .filter import Filter
-from .lock import BusyStore
+from .lock import BusyStore, ReadOnlyStore
 from .memory_store import ColdReference, MemoryStore
 from .repair import RepairReport
 from .rows import Edition, NewReference, StoredDocument, StoredReference
@@ -44,6 +44,7 @@ __all__ = [
     "MemoryStore",
     "NewReference",
     "Passphrase",
+    "ReadOnlyStore",
     "Remnant",
     "RepairReport",
     "Sessions",

@@ -9,10 +9,11 @@ on the disk would list the words of all documents, so such a store has none (see
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, AnyStr
@@ -21,10 +22,11 @@ import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from .catalog_memories import IN, Memories, as_json
+from .catalog_memories import IN, INSERT_EDITION, Memories, as_json
 from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
 from .database import Connection, new_database
 from .filter import Filter
+from .root import SMALL, Root
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 
 FILE = "catalog.sqlite"
@@ -34,6 +36,7 @@ NEW_STORE = {  # the settings that change, as they begin
     "scrub": False,  # whether removed text may still be in free pages or full text
     "seal": None,  # of the index file
     "max_bytes": None,  # of all files together; beyond, memories are dropped
+    "root": None,  # of an encrypted catalog
 }
 BLOCK = 1024  # references that are read at a time where all are needed
 _LONGEST_COLLECTION = 100  # characters
@@ -41,6 +44,7 @@ _CHECKED = (  # all that the checksum of a reference is about, and the checksum
     'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, checksum '
     "FROM reference JOIN document ON document = id WHERE "
 )
+_ABOUT = "document.id, path, hash, size, added, tokenizer, sealed"  # see ``_about``
 _VISIBLE = (
     "FROM reference WHERE slot NOT IN (SELECT slot FROM reference WHERE quarantined) AND "
     "document IN (SELECT id FROM document WHERE complete AND since > ?)"
@@ -54,7 +58,11 @@ class Catalog:
         db: the database.
         memories: its tables of editions and memories.
         cipher: encrypts and decrypts columns; until it is unlocked, it does not.
+        root: of an encrypted catalog that is unlocked.
+        outdated: whether it is of an older version on the disk than in memory.
     """
+
+    root: Root | None = None
 
     @staticmethod
     def create(
@@ -68,7 +76,7 @@ class Catalog:
             for name, value in settings.items():
                 db.execute("INSERT INTO setting VALUES (?, ?)", [name, json.dumps(value)])
             for edition in editions:
-                db.execute("INSERT INTO edition VALUES (?, ?, ?, ?, ?, ?, ?, ?)", edition.row)
+                db.execute(INSERT_EDITION, edition.row)
             if settings.get("cipher"):
                 for part in ("TRIGGER reference_added", "TRIGGER reference_removed", "TABLE words"):
                     db.execute(f"DROP {part}")
@@ -76,7 +84,8 @@ class Catalog:
     def __init__(self, path: Path, *, write: bool = False):
         """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
         self.path = path
-        self.db = Connection(path, write=write)
+        self.db, self._writes = Connection(path, write=write), write
+        self.outdated = self.db.outdated
         self.memories = Memories(self.db)
         self.cipher: Cipher | Plain = PLAIN
         self.snapshot: Callable[[], AbstractContextManager] = self.db.snapshot
@@ -129,24 +138,109 @@ class Catalog:
             encrypted = self.db.value("SELECT 1 FROM edition WHERE overhead")
         if locked := settings.get("cipher"):
             store = str(settings.get("id"))
-            self.cipher = unlock(self.path.parent, store, locked, passphrase)
+            cipher, sealed = unlock(self.path.parent, store, locked, passphrase)
+            self.cipher, self.root = cipher, Root(self.db, cipher)
+            if sealed and (self._writes or self.outdated):
+                self._seal_all(self.root, sealed)
+            if self._writes:
+                self.root.follow()
         elif encrypted:
             raise self.damaged("it is encrypted, and its key is gone")
 
+    def _seal_all(self, root: Root, key: dict) -> None:
+        """Bind everything to its row, which earlier releases did not."""
+        with self.db.lock, ExitStack() as stack:
+            if not self.db.conn.in_transaction:
+                stack.enter_context(self.transaction())
+            for id, path, hash, *rest, _ in self.db.execute(
+                f"SELECT {_ABOUT} FROM document"
+            ).fetchall():
+                with suppress(StoreError):  # what is damaged stays so
+                    self._describe(id, self.name(path), self.name(hash), *rest)
+            for id, name in self.db.execute("SELECT document, name FROM collection").fetchall():
+                with suppress(StoreError):
+                    sealed = self.cipher.encrypt(self.name(name), "collection", id)
+                    self.db.execute(
+                        "UPDATE collection SET name = ? WHERE document = ?", [sealed, id]
+                    )
+            for part in blocks(self.slots_after(-1, -1)):
+                for row in self.db.execute(f"{_CHECKED} slot {IN}", [as_json(part)]).fetchall():
+                    slot, path, *place, text, tokens, vector, checksum = row
+                    document = self.db.value(
+                        "SELECT document FROM reference WHERE slot = ?", [slot]
+                    )
+                    with suppress(Tampered, TypeError):
+                        clear = self.cipher.decrypt(text, "text", document, place[0])
+                        sealed = self.cipher.encrypt(clear, "text", document, *place)
+                        before = _checksum(slot, path, [*place, text, tokens, vector])
+                        after = _checksum(slot, path, [*place, sealed, tokens, vector])
+                        self.db.execute(
+                            "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?",
+                            [sealed, checksum ^ before ^ after, slot],
+                        )
+            self.set(cipher=key)
+            root.reset()
+
+    def prove_settings(self) -> None:
+        """Raise StoreError if settings or editions of an encrypted store were changed."""
+        with self.snapshot():
+            if self.root and self.root.changed(SMALL):
+                raise self.damaged("its settings are not those that were written with its key")
+
     def name(self, stored: str) -> str:
-        """Decrypt a path, hash or name of a collection."""
+        """Decrypt a path or hash, as it is looked up."""
         try:
             return self.cipher.decrypt_name(stored)
         except Tampered as error:
             raise self.damaged("a name is not what was encrypted") from error
 
-    def _decrypt(self, stored: AnyStr, column: str, document: int, ordinal: int) -> AnyStr:
+    def _about(self, id: int, *columns: Any) -> list[Any]:
+        """What is said of a document: path, hash, size, added and tokenizer."""
+        *about, sealed = columns
+        if not self.cipher.encrypts:
+            return about
         try:
-            return self.cipher.decrypt(stored, column, document, ordinal)
+            return list(json.loads(self.cipher.decrypt(sealed, "document", id)))
+        except (Tampered, ValueError) as error:
+            raise self.damaged(f"document {id} is not what was encrypted") from error
+
+    def about(self, document: int) -> list[Any]:
+        """Path, hash, size, time of adding and tokenizer of a document."""
+        statement = f"SELECT {_ABOUT} FROM document WHERE id = ?"
+        row = self.db.execute(statement, [document]).fetchone()
+        if row is None:
+            raise self.damaged(f"it has references of document {document}, which it does not have")
+        return self._about(*row)
+
+    def describe(self, document: int, path: str, hash: str) -> None:
+        """Give a document this path and hash."""
+        try:
+            rest = self.about(document)[2:]
+        except StoreError:
+            statement = "SELECT size, added, tokenizer FROM document WHERE id = ?"
+            rest = self.db.execute(statement, [document]).fetchone()
+        self._describe(document, path, hash, *rest)
+
+    def _describe(self, id: int, path: str, hash: str, *rest: Any) -> None:
+        encrypted = self.cipher.encrypts
+        about = json.dumps([path, hash, *rest])
+        names = [self.cipher.encrypt_name(name) for name in (path, hash)]
+        self.db.execute(
+            "UPDATE document SET path = ?, hash = ?, size = ?, added = ?, tokenizer = ?, "
+            "sealed = ? WHERE id = ?",
+            [*names, *rest, self.cipher.encrypt(about, "document", id) if encrypted else "", id],
+        )
+
+    def _collection(self, document: int, stored: str | None) -> str:
+        return self._decrypt(stored, "collection", document) if stored else ""
+
+    def _decrypt(self, stored: AnyStr, column: str, document: int, *place: int) -> AnyStr:
+        try:
+            return self.cipher.decrypt(stored, column, document, *place)
         except Tampered as error:
             raise StoreError(
-                f"{self.path}: reference {ordinal} of document {document} is not what was "
-                f"encrypted. Forget that document and memorize it again."
+                f"{self.path}: {column} of document {document} is not what was encrypted. Forget "
+                f"that document and memorize it again."
             ) from error
 
     # adding and changing
@@ -165,6 +259,7 @@ class Catalog:
             raise StoreError(
                 f"{path!a} cannot be stored, it is not valid Unicode. Rename the file."
             )
+        named = path, hash
         path, hash = self.cipher.encrypt_name(path), self.cipher.encrypt_name(hash)
         found = None
         for id, known, expected, cut, complete in self.db.execute(
@@ -182,6 +277,7 @@ class Catalog:
                 "VALUES (?, ?, ?, ?, 0, ?, ?) RETURNING id",
                 [path, hash, size, count, added, tokenizer],
             )
+            self._describe(found, *named, size, added, tokenizer)
         return found, self._committed(found)
 
     def _committed(self, document: int) -> int:
@@ -209,12 +305,13 @@ class Catalog:
                 )
             state[new.document][2] += 1
             owner = (new.document, new.ordinal)
-            text = self.cipher.encrypt(new.text, "text", *owner)
+            place = (new.start, new.end, new.page, new.line)
+            text = self.cipher.encrypt(new.text, "text", *owner, *place)
             tokens = np.asarray(new.tokens, dtype="<u4").tobytes()
             tokens = self.cipher.encrypt(tokens, "tokens", *owner)
             vector = np.asarray(new.vector, dtype="<f4").tobytes()
             vector = self.cipher.encrypt(vector, "vector", *owner)
-            row = (new.ordinal, new.start, new.end, new.page, new.line, text, tokens, vector)
+            row = (new.ordinal, *place, text, tokens, vector)
             self.db.execute(
                 "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
                 [slot, new.document, *row, _checksum(slot, path, row)],
@@ -226,11 +323,11 @@ class Catalog:
     def _complete(self, document: int, path: str) -> None:
         older = self.db.column("SELECT id FROM document WHERE path = ? AND complete", [path])
         for id in older:
-            self.db.execute(
-                "INSERT OR IGNORE INTO collection SELECT ?, name FROM collection "
-                "WHERE document = ?",
-                [document, id],
-            )
+            name = self.db.value("SELECT name FROM collection WHERE document = ?", [id])
+            there = self.db.value("SELECT 1 FROM collection WHERE document = ?", [document])
+            if name and not there:
+                name = self.cipher.encrypt(self._collection(id, name), "collection", document)
+                self.db.execute("INSERT INTO collection VALUES (?, ?)", [document, name])
         self.remove(older)
         self.count_commit()
         self.db.execute(
@@ -247,7 +344,7 @@ class Catalog:
         rows = self.db.execute(_CHECKED + "document = ?", [document]).fetchall()
         if not rows:
             raise StoreError(f"{self.path}: there is no document {document} to be renamed.")
-        self.db.execute("UPDATE document SET path = ? WHERE id = ?", [new, document])
+        self.describe(document, path, self.about(document)[1])
         self.db.conn.executemany(
             "UPDATE reference SET checksum = ? WHERE slot = ?",
             [(_moved_checksum(row, row[0], new), row[0]) for row in rows],
@@ -265,9 +362,13 @@ class Catalog:
         ids = as_json(documents)
         self.db.execute(f"DELETE FROM collection WHERE document {IN}", [ids])
         if collection:
-            self.db.execute(
-                f"INSERT INTO collection SELECT id, ? FROM document WHERE id {IN}",
-                [self.cipher.encrypt_name(collection), ids],
+            there = f"SELECT id FROM document WHERE id {IN}"
+            self.db.conn.executemany(
+                "INSERT INTO collection VALUES (?, ?)",
+                [
+                    (id, self.cipher.encrypt(collection, "collection", id))
+                    for id in self.db.column(there, [ids])
+                ],
             )
         self.count_commit()
 
@@ -298,11 +399,13 @@ class Catalog:
         self.set(seal=None)  # an index of other references
         self.count_commit()
 
-    def renumber(self, moved: Mapping[int, int], origin: int) -> None:
-        """Give references other slots, and editions the record files that start at ``origin``.
+    def renumber(self, moved: Mapping[int, int], origin: int, editions: list[Edition]) -> None:
+        """Give references other slots, and editions other record files, which start there.
 
         Args:
             moved: new slots by old ones, of all references; the new ones lie behind the old.
+            origin: the first new slot.
+            editions: as they are then.
         """
         self.db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new, checksum)")
         for part in blocks(list(moved)):
@@ -323,10 +426,9 @@ class Catalog:
         ):
             self.db.execute(statement)
         self.rebuild_full_text()
-        self.db.execute(
-            "UPDATE edition SET origin = ?1, file = 'memories-' || id || '-' || ?1 || '.kv'",
-            [origin],
-        )
+        self.db.execute("DELETE FROM edition")
+        for edition in editions:
+            self.memories.add_edition(edition)
         self.set(next_slot=origin + len(moved), seal=None, scrub=True)
         self.count_commit()
 
@@ -341,46 +443,46 @@ class Catalog:
     def documents(self, edition: int) -> list[StoredDocument]:
         """All documents by id, with ``bytes`` counted in records."""
         rows = self.db.execute(
-            "SELECT d.id, d.path, d.hash, d.size, count(r.slot), count(m.slot), "
-            "d.complete, d.added, c.name FROM document d "
-            "LEFT JOIN collection c ON c.document = d.id "
-            "LEFT JOIN reference r ON r.document = d.id "
-            "LEFT JOIN memory m ON m.edition = ? AND m.slot = r.slot GROUP BY d.id ORDER BY d.id",
+            f"SELECT count(r.slot), count(m.slot), complete, c.name, {_ABOUT} FROM document "
+            "LEFT JOIN collection c ON c.document = document.id "
+            "LEFT JOIN reference r ON r.document = document.id "
+            "LEFT JOIN memory m ON m.edition = ? AND m.slot = r.slot "
+            "GROUP BY document.id ORDER BY document.id",
             [edition],
         )
-        return [
-            StoredDocument(
-                *(id, self.name(path), self.name(hash), size, references, warm, bool(complete)),
-                *(added, warm, self.name(collection) if collection else ""),
-            )
-            for id, path, hash, size, references, warm, complete, added, collection in rows
-        ]
+        found = []
+        for references, warm, complete, collection, id, *columns in rows:
+            path, hash, size, added, _ = self._about(id, *columns)
+            counts = (references, warm, bool(complete), added, warm)
+            name = self._collection(id, collection)
+            found.append(StoredDocument(id, path, hash, size, *counts, name))
+        return found
 
     def hashes(self) -> dict[str, str | None]:
         """Hash of each path's document, None where one is half added."""
-        rows = self.db.execute("SELECT path, hash, complete FROM document ORDER BY complete DESC")
-        return {
-            self.name(path): self.name(hash) if complete else None for path, hash, complete in rows
-        }
+        rows = self.db.execute(f"SELECT complete, {_ABOUT} FROM document ORDER BY complete DESC")
+        about = [(complete, self._about(*columns)) for complete, *columns in rows]
+        return {path: hash if complete else None for complete, (path, hash, *_) in about}
 
     def matching(self, only: Filter) -> list[int]:
         """Ids of the complete documents that a filter matches."""
         rows = self.db.execute(
-            "SELECT id, path, added, name FROM document LEFT JOIN collection ON document = id "
-            "WHERE complete"
+            f"SELECT name, {_ABOUT} FROM document LEFT JOIN collection "
+            "ON collection.document = document.id WHERE complete"
         )
-        return [
-            id
-            for id, path, added, name in rows
-            if only.matches(self.name(path), self.name(name) if name else "", added)
-        ]
+        found = []
+        for name, id, *columns in rows:
+            path, _, _, added, _ = self._about(id, *columns)
+            if only.matches(path, self._collection(id, name), added):
+                found.append(id)
+        return found
 
     def document_rows(self) -> list[tuple]:
         """Of all documents id, path and hash as stored, references wanted, complete, references
         there are, last position of one, and the remaining columns, none of them checked."""
         return self.db.execute(
             "SELECT d.id, d.path, d.hash, d.count, d.complete, count(r.slot), max(r.ordinal), "
-            "d.size, d.added, d.tokenizer FROM document d "
+            "d.size, d.added, d.tokenizer, d.sealed FROM document d "
             "LEFT JOIN reference r ON r.document = d.id GROUP BY d.id"
         ).fetchall()
 
@@ -393,19 +495,16 @@ class Catalog:
 
     def path_of(self, slot: int) -> str | None:
         """Path of a reference's document."""
-        path = self.db.value(
-            "SELECT path FROM document WHERE id = (SELECT document FROM reference WHERE slot = ?)",
-            [slot],
-        )
-        return path and str(self.name(path))
+        document = self.db.value("SELECT document FROM reference WHERE slot = ?", [slot])
+        return None if document is None else str(self.about(document)[0])
 
     def quarantined(self) -> dict[str, int]:
         """Paths of documents with references in quarantine, and how many those are."""
         rows = self.db.execute(
-            "SELECT path, count(*) FROM document d JOIN reference ON document = d.id "
-            "WHERE quarantined GROUP BY path"
+            f"SELECT count(*), {_ABOUT} FROM document JOIN reference ON document = document.id "
+            "WHERE quarantined GROUP BY document.id"
         )
-        return {self.name(path): count for path, count in rows}
+        return {self._about(*columns)[0]: count for count, *columns in rows}
 
     # slots
 
@@ -454,7 +553,7 @@ class Catalog:
     def references(self, slots: Collection[int], edition: int) -> dict[int, StoredReference]:
         """Read references. Raises StoreError that names the document of a damaged one."""
         rows = self.db.execute(
-            'SELECT slot, document, path, tokenizer, ordinal, "start", "end", page, line, '
+            f'SELECT slot, {_ABOUT}, ordinal, "start", "end", page, line, '
             "text, tokens, vector, checksum, EXISTS (SELECT 1 FROM memory m WHERE m.edition = ? "
             "AND m.slot = reference.slot) FROM reference JOIN document ON document = id "
             f"WHERE slot {IN}",
@@ -462,13 +561,15 @@ class Catalog:
         ).fetchall()
         if len(rows) != len(set(slots)):
             raise self.damaged("its full text knows references that it does not have")
-        found = {}
-        for slot, document, path, tokenizer, *row, checksum, warm in rows:
+        found, documents = {}, {row[1]: row[1:8] for row in rows}
+        about = {document: self._about(*columns) for document, columns in documents.items()}
+        for slot, document, stored, *columns, checksum, warm in rows:
+            row = columns[5:]
             try:
-                whole = checksum == _checksum(slot, path, row)
+                whole = checksum == _checksum(slot, stored, row)
             except TypeError:  # a value that is not even of its column's type
                 whole = False
-            path = self.name(path)
+            path, *_, tokenizer = about[document]
             if not whole:
                 raise StoreError(
                     f"{self.path}: a reference of {path} (document {document}) is damaged. "
@@ -476,13 +577,27 @@ class Catalog:
                 )
             *place, text, tokens, vector = row
             owner = document, place[0]
+            text = self._decrypt(text, "text", document, *place)
             tokens = np.frombuffer(self._decrypt(tokens, "tokens", *owner), dtype="<u4")
             vector = np.frombuffer(self._decrypt(vector, "vector", *owner), dtype="<f4")
             values: list[Any] = [slot, document, path, tokenizer, *place]
-            values += [self._decrypt(text, "text", *owner), tuple(tokens.tolist()), vector]
-            values.append(bool(warm))
+            values += [text, tuple(tokens.tolist()), vector, bool(warm)]
             found[slot] = StoredReference(*values)
         return found
+
+    def digests(self, slots: Iterable[int], warm_in: int | None = None) -> dict[int, bytes]:
+        """What binds a memory to its reference: a digest of text and tokens, as they are stored.
+
+        Args:
+            warm_in: leave out references that have no memory in this edition.
+        """
+        memory = "" if warm_in is None else "JOIN memory USING (slot)"
+        rows = self.db.execute(
+            "SELECT slot, CAST(text AS BLOB), CAST(tokens AS BLOB) "
+            f"FROM reference {memory} WHERE slot {IN}" + (" AND edition = ?" if memory else ""),
+            [as_json(slots)] + ([warm_in] if memory else []),
+        )
+        return {slot: hashlib.sha256(tokens + text).digest() for slot, text, tokens in rows}
 
     def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
         """Return those of some slots that exist, int64 ``(n,)``, and their vectors, float32."""
@@ -502,9 +617,9 @@ class Catalog:
 
     def texts(self) -> Iterator[tuple[int, str]]:
         """Slots and texts of all references that searches may find."""
-        rows = self.db.execute(f"SELECT slot, document, ordinal, text {_VISIBLE}", [-1])
-        for slot, document, ordinal, text in rows:
-            yield slot, self._decrypt(text, "text", document, ordinal)
+        columns = 'slot, document, text, ordinal, "start", "end", page, line'
+        for slot, document, text, *place in self.db.execute(f"SELECT {columns} {_VISIBLE}", [-1]):
+            yield slot, self._decrypt(text, "text", document, *place)
 
     # full text and what was removed
 
@@ -520,10 +635,14 @@ class Catalog:
 
     def holds(self, sample: str | bytes) -> bool:
         """Return whether the catalog holds a name, text or word, or token or vector bytes."""
-        if self.cipher.encrypts:
-            return False  # nothing as it is
         if isinstance(sample, bytes):
-            statement = "SELECT 1 FROM reference WHERE instr(tokens, ?1) OR instr(vector, ?1)"
+            statement = (
+                "SELECT 1 FROM reference WHERE instr(tokens, ?1) OR instr(vector, ?1) "
+                "OR instr(CAST(text AS BLOB), ?1) UNION ALL "
+                "SELECT 1 FROM document WHERE instr(CAST(path || hash || sealed AS BLOB), ?1)"
+            )
+        elif self.cipher.encrypts:
+            return False  # nothing as it is
         else:
             self.db.execute(
                 "CREATE VIRTUAL TABLE IF NOT EXISTS temp.term USING fts5vocab (main, words, row)"
@@ -537,6 +656,19 @@ class Catalog:
                 "SELECT 1 FROM sqlite_master WHERE instr(lower(sql), ?1)"
             )
         return self.db.value(statement + " LIMIT 1", [sample]) is not None
+
+    def ciphertexts(self, slot: int) -> list[bytes]:
+        """What an encrypted catalog has of a reference and its document, as it is stored."""
+        if not self.cipher.encrypts:
+            return []
+        return list(
+            self.db.execute(
+                "SELECT CAST(text AS BLOB), tokens, vector, CAST(path AS BLOB), "
+                "CAST(hash AS BLOB), CAST(sealed AS BLOB) "
+                "FROM reference JOIN document ON document = id WHERE slot = ?",
+                [slot],
+            ).fetchone()
+        )
 
     def purge(self) -> None:
         """Erase what was removed from free pages, full text and log, if anything was removed.

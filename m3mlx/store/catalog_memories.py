@@ -12,8 +12,9 @@ import numpy as np
 
 from ..errors import StoreError
 from .database import Connection
-from .rows import Edition
+from .rows import EDITION, Edition
 
+INSERT_EDITION = f"INSERT INTO edition VALUES ({', '.join('?' * len(EDITION))})"
 IN = "IN (SELECT value FROM json_each(?))"  # any number of integers in one parameter
 
 
@@ -30,10 +31,7 @@ class Memories:
 
     def editions(self) -> list[Edition]:
         """All editions by id."""
-        rows = self._db.execute(
-            "SELECT id, fingerprint, memory, record_bytes, file, origin, added, overhead "
-            "FROM edition ORDER BY id"
-        ).fetchall()
+        rows = self._db.execute(f"SELECT {', '.join(EDITION)} FROM edition ORDER BY id").fetchall()
         try:
             return [
                 Edition(id, dict(json.loads(fingerprint)), dict(json.loads(memory)), *rest)
@@ -61,7 +59,25 @@ class Memories:
         return 1 + (last or 0)
 
     def add_edition(self, edition: Edition) -> None:
-        self._db.execute("INSERT INTO edition VALUES (?, ?, ?, ?, ?, ?, ?, ?)", edition.row)
+        self._db.execute(INSERT_EDITION, edition.row)
+
+    def announce_tie(self, edition: int, present: bytes, following: bytes) -> None:
+        """Say that a record file is about to get another tie; until ``settle_tie`` both will do."""
+        self._db.execute(
+            "UPDATE edition SET tie = ?, next_tie = ? WHERE id = ?",
+            [present.hex(), following.hex(), edition],
+        )
+
+    def settle_tie(self, edition: int) -> None:
+        """Make the tie that was announced the only one."""
+        self._db.execute(
+            "UPDATE edition SET tie = next_tie, next_tie = '' WHERE id = ? AND next_tie != ''",
+            [edition],
+        )
+
+    def unbind(self, edition: int) -> None:
+        """Take no record for a memory that does not say of which reference it is."""
+        self._db.execute("UPDATE edition SET unbound = 0 WHERE id = ?", [edition])
 
     def remove_edition(self, edition: int) -> None:
         """Remove an edition and all that is known of its memories; its file remains."""

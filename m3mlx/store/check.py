@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..config import Progress, no_progress
 from ..errors import StoreError
-from ..files import os_errors_as_store_errors
+from ..files import check_plain, os_errors_as_store_errors
 from . import index, sessions
 from .catalog import FILE as CATALOG
 from .catalog import Catalog
@@ -34,8 +34,9 @@ class Damage:
     """One thing that is not as it was written.
 
     Attributes:
-        part: "catalog", "words" (the full text), "document", "reference", "memory", "records" (a
-            record file as a whole), "index" or "sessions".
+        part: "catalog", "rows" (not all those, or not only those, that were written with the key
+            of an encrypted store), "words" (the full text), "document", "reference", "memory",
+            "records" (a record file as a whole), "index" or "sessions".
         detail: what is wrong, in a clause.
         path: the document concerned, where it is known.
         slot, edition, document: what is concerned, where it is known.
@@ -114,8 +115,10 @@ def exclusive(path: Path, wait: float) -> Iterator[None]:
     """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
     if not (path / CATALOG).is_file():
         raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with os_errors_as_store_errors(path), closing(WriterLock(path / LOCK, wait)):
-        yield
+    with os_errors_as_store_errors(path):
+        check_plain(path, write=True)
+        with closing(WriterLock(path / LOCK, wait)):
+            yield
 
 
 def examine(
@@ -138,14 +141,15 @@ class _Examination:
         self._path, self._catalog, self._progress = path, catalog, progress
         self._quick = quick
         self._found = CheckReport()
+        self._hidden: set[int] = set()  # slots of references that are damaged or in quarantine
         self._dimensions, self._store = 0, b""
 
     def findings(self) -> CheckReport:
         parts = [
-            *(self._pages, self._full_text, self._settings, self._documents),
+            *(self._pages, self._rows, self._full_text, self._settings, self._documents),
             *(self._references, self._memories, self._index, self._sessions),
         ]
-        slow = (self._full_text, self._references, self._sessions)
+        slow = (self._rows, self._full_text, self._references, self._sessions)
         names = {self._full_text: "words", self._sessions: "sessions"}
         for examine in parts:
             if self._quick and examine in slow:
@@ -174,6 +178,12 @@ class _Examination:
             for error in integrity_errors(self._catalog.db.conn, quick=self._quick):
                 self._note("catalog", error)
 
+    def _rows(self) -> None:
+        with self._catalog.snapshot():
+            for table in self._catalog.root.changed() if self._catalog.root else ():
+                what = f"rows of the table {table} were changed, moved, dropped or brought back"
+                self._note("rows", what)
+
     def _full_text(self) -> None:
         with suppress(_Undo), self._catalog.transaction():
             self._catalog.check_full_text()
@@ -198,10 +208,15 @@ class _Examination:
             rows = self._catalog.document_rows()
         for id, path, hash, count, complete, have, last, *_ in rows:
             try:
-                path, hash = self._catalog.name(path), self._catalog.name(hash)
+                names = self._catalog.name(path), self._catalog.name(hash)
+                with self._catalog.snapshot():
+                    path, hash = self._catalog.about(id)[:2]
             except StoreError as error:
                 self._note("document", str(error), document=id)
                 continue
+            if names != (path, hash):
+                what = "it is not under its own name"
+                self._note("document", what, path=str(path), document=id)
             gaps = (last or 0) >= max(have, 1) and hash  # without a hash it is known to have some
             if complete not in (0, 1) or complete != (count == have) or gaps:
                 what = f"it has {have} of {count} references"
@@ -213,7 +228,7 @@ class _Examination:
         after, done = -1, 0
         with self._catalog.snapshot():
             total = self._catalog.counts()[1]
-            skipped = set(self._catalog.quarantined_slots())
+            self._hidden.update(self._catalog.quarantined_slots())
         while True:
             with self._catalog.snapshot():
                 slots = self._catalog.slots_after(after, _PART)
@@ -222,7 +237,7 @@ class _Examination:
             if slots != sorted(set(slots)) or slots[0] <= after:  # it would never end
                 self._note("catalog", f"references behind {after} are out of order")
                 return
-            wanted = [slot for slot in slots if slot not in skipped]
+            wanted = [slot for slot in slots if slot not in self._hidden]
             try:
                 self._read(wanted)
             except StoreError:
@@ -232,6 +247,7 @@ class _Examination:
                     except StoreError as error:
                         path = self._document_of(slot)
                         self._note("reference", str(error), slot=slot, path=path)
+                        self._hidden.add(slot)
             after, done = slots[-1], done + len(slots)
             self._found.references = done
             self._progress("checking references", done, total)
@@ -269,17 +285,32 @@ class _Examination:
             self._note("records", str(error), edition=edition.id)
             return
         with closing(file):
+            if not file.tied:
+                what = "it is of another moment or copy of the store than the catalog beside it"
+                self._note("records", f"{path}: {what}", edition=edition.id)
             if warm and file.records <= warm[-1] - edition.origin:
                 self._note("records", f"{path} is cut short", edition=edition.id)
-            for done, slot in enumerate([] if self._quick else warm, 1):
-                try:
-                    file.read([slot])
-                    self._found.memories += 1
-                except (DamagedRecord, OSError) as error:
-                    document = self._document_of(slot)
-                    self._note("memory", str(error), slot=slot, edition=edition.id, path=document)
-                if not done % _PART:
-                    self._progress("checking memories", done, len(warm))
+            if self._quick:
+                return
+            for start in range(0, len(warm), _PART):
+                part = warm[start : start + _PART]
+                with self._catalog.snapshot():
+                    digests = self._catalog.digests(part)
+                for slot in part:
+                    if slot in self._hidden or slot not in digests:
+                        continue
+                    try:
+                        file.read([slot], digests)
+                        self._found.memories += 1
+                    except (DamagedRecord, OSError) as error:
+                        about = {"slot": slot, "edition": edition.id}
+                        self._note("memory", str(error), **about, path=self._document_of(slot))
+                self._progress("checking memories", start + len(part), len(warm))
+            with self._catalog.snapshot():
+                expected = {*warm, *self._catalog.memories.leftovers(edition.id)}
+            for slot in file.strays(expected, warm[-1] if warm else 0):
+                detail = f"{path}: record {slot} is of no memory that the catalog has"
+                self._note("memory", detail, slot=slot, edition=edition.id)
 
     def _sessions(self) -> None:
         if not (self._path / sessions.FILE).exists():

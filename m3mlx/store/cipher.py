@@ -2,13 +2,15 @@
 
 A random key encrypts the store. It lies in the catalog's settings, itself encrypted with a key
 that scrypt makes from the passphrase, or from random bytes that the system's key store keeps.
-From it come three keys by HKDF-SHA256:
+From it come four keys by HKDF-SHA256:
 
     records   AES-256-GCM, a random nonce of 12 bytes in front and a tag of 16 behind; the
               associated data say whose record it is, so that it is refused in another place
-    columns   the same for text, token ids and vectors
+    columns   the same for text, token ids and vectors, and for all that is said of a document
+              and of the place of a text in it
     names     AES-256-SIV for paths and content hashes: the same name is always the same
-              ciphertext, so that it can be looked up
+              ciphertext, so that it can be looked up, and is only looked up
+    rows      BLAKE2b with a key, of which the root is made (see ``root``)
 
 Without the key, the files still show how many documents and references there are, how
 long they are, where they start and when they came, and which model made the memories.
@@ -17,9 +19,12 @@ long they are, where they start and when they came, and which model made the mem
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import secrets
+import unicodedata
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import AnyStr
 
@@ -36,8 +41,9 @@ Passphrase = Callable[[], str]  # asked only when it is needed
 OVERHEAD = 28  # bytes by which the encrypted form is longer: nonce and tag
 _NONCE = 12
 _COST = 2**17  # of scrypt, with blocks of 8: 128 MiB and some tenths of a second
-_HIGHEST_COST = 2**21
-_WRAPPING = b"m3mlx store key"
+_HIGHEST_COST = 2**18  # a store of somebody else may not ask for more than 256 MiB
+_WRAPPING = b"m3mlx store key"  # of a store that is new, or of an earlier release
+_SEALED = b"m3mlx sealed store key"  # of one whose catalog has a root
 _SERVICE = "m3mlx"  # in the system's key store
 
 
@@ -92,6 +98,11 @@ class Cipher:
         self._records = AESGCM(_derived(key, b"records", 32))
         self._columns = AESGCM(_derived(key, b"columns", 32))
         self._names = AESSIV(_derived(key, b"names", 64))
+        self._rows = _derived(key, b"rows", 32)
+
+    def digest(self, data: bytes) -> bytes:
+        """A digest of 32 bytes that only these keys give."""
+        return hashlib.blake2b(data, key=self._rows, digest_size=32).digest()
 
     def encrypt_record(self, memory: bytes, identity: bytes) -> bytes:
         return _encrypted(self._records, memory, identity)
@@ -164,11 +175,11 @@ def new_key(store: str, passphrase: Passphrase | None) -> tuple[dict, Cipher]:
         words = secrets.token_urlsafe(32)
         _keyring("set_password", store, words)
     else:
-        words = passphrase()
+        words = _normal(passphrase())
         if not words:
             raise LockedError("the passphrase is empty. Choose one of several words.")
-    salt, nonce, key = os.urandom(16), os.urandom(_NONCE), os.urandom(32)
-    wrapped = nonce + AESGCM(_stretched(words, salt, _COST)).encrypt(nonce, key, _WRAPPING)
+    salt, key = os.urandom(16), os.urandom(32)
+    wrapped = _encrypted(AESGCM(_stretched(words, salt, _COST)), key, _WRAPPING)
     settings = {
         "cost": _COST,
         "key": wrapped.hex(),
@@ -178,8 +189,12 @@ def new_key(store: str, passphrase: Passphrase | None) -> tuple[dict, Cipher]:
     return settings, Cipher(key)
 
 
-def unlock(path: object, store: str, settings: Mapping, passphrase: Passphrase | None) -> Cipher:
-    """The keys of a store.
+def unlock(
+    path: object, store: str, settings: Mapping, passphrase: Passphrase | None
+) -> tuple[Cipher, dict | None]:
+    """The keys of a store, and what is to be kept in place of ``settings`` once it has a root.
+
+    The key itself says that there must be a root, so that nobody can take it away.
 
     Args:
         path: of the store, for messages.
@@ -213,21 +228,33 @@ def unlock(path: object, store: str, settings: Mapping, passphrase: Passphrase |
         )
     else:
         words = passphrase()
-    try:
-        key = AESGCM(_stretched(words, salt, cost)).decrypt(
-            wrapped[:_NONCE], wrapped[_NONCE:], _WRAPPING
-        )
-    except (InvalidTag, ValueError) as error:
-        raise LockedError(
-            f"{path}: this is not the passphrase of this store. Without the right one nobody can "
-            f"read it."
-        ) from error
-    return Cipher(key)
+    for form in dict.fromkeys([_normal(words), words]):  # as typed: stores of earlier releases
+        with suppress(InvalidTag, ValueError):
+            opener = AESGCM(_stretched(form, salt, cost))
+            with suppress(InvalidTag):
+                return Cipher(opener.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _SEALED)), None
+            key = opener.decrypt(wrapped[:_NONCE], wrapped[_NONCE:], _WRAPPING)
+            return Cipher(key), {**settings, "key": _encrypted(opener, key, _SEALED).hex()}
+    raise LockedError(
+        f"{path}: this is not the passphrase of this store. Without the right one nobody can "
+        f"read it."
+    )
+
+
+def _normal(words: str) -> str:
+    """One form for what looks the same, however a keyboard or system composes it."""
+    return unicodedata.normalize("NFC", words)
 
 
 @lru_cache(maxsize=4)  # one process opens the same store many times
 def _stretched(words: str, salt: bytes, cost: int) -> bytes:
-    return Scrypt(salt, length=32, n=cost, r=8, p=1).derive(words.encode())
+    try:
+        return Scrypt(salt, length=32, n=cost, r=8, p=1).derive(words.encode())
+    except MemoryError as error:
+        raise StoreError(
+            f"a passphrase needs {cost // 1024} MiB of memory to be tried, which are not free. "
+            f"Close other programs, then try again."
+        ) from error
 
 
 def _keyring(action: str, store: str, *value: str) -> str | None:

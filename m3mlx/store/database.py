@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,21 @@ from sqlite_utils import Database
 
 from .. import files
 from ..errors import StoreError
-from .migrations import migrations
+from .migrations import migrations, objects, schema
 
 BUSY_SECONDS = 10  # how long one process waits for another's commit
 _PAGE = 16384  # of the database: six references fit, where 4096 hold one and waste a third
+_FULL_TEXT = {  # which an encrypted catalog does not have
+    *("words", "words_config", "words_data", "words_docsize", "words_idx"),
+    *("reference_added", "reference_removed"),
+}
 _MOST_ERRORS = 20  # of one file that SQLite lists
-
-
-class OlderSchema(StoreError):
-    """A catalog must be brought up to date, which only a writer may do."""
 
 
 @contextmanager
 def new_database(path: Path) -> Iterator[Database]:
     """Yield a database with an empty schema to fill; it then becomes ``path``, or not at all."""
-    with files.replacing(path) as new:
+    with errors_translated(path), files.replacing(path) as new:
         db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
         db.execute(f"PRAGMA page_size={_PAGE}")
         db.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
@@ -68,19 +68,23 @@ class Connection:
     Attributes:
         conn: the connection of the standard library.
         lock: held by the thread whose turn it is.
+        outdated: whether this is a copy of a database of an older version, brought up to date.
+        begins, ends: called at the begin of each transaction, and before its commit.
     """
 
     def __init__(self, path: Path, *, write: bool = False):
-        """Open a database. Raises StoreError if it is damaged, foreign or of another version."""
+        """Open a database. Raises StoreError if it is damaged, foreign or of another version.
+
+        Without ``write`` nothing of it is changed: a database of an older version is copied into
+        memory, and brought up to date there.
+        """
         self.path = path
         self.lock = threading.RLock()
-        self.conn = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=rw",  # never makes a new one
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,  # the lock serialises
-            timeout=BUSY_SECONDS,
-        )
+        self.outdated = False
+        self.begins: Callable[[], object] = lambda: None
+        self.ends: Callable[[], object] = lambda: None
+        with self.errors_translated():
+            self.conn = _connected(f"{path.absolute().as_uri()}?{self._mode()}", uri=True)
         try:
             with self.errors_translated():
                 self._prepare(write)
@@ -88,7 +92,17 @@ class Connection:
             self.close()
             raise
 
+    def _mode(self) -> str:
+        """How SQLite must open the file; it never makes a new one."""
+        if files.is_writable(self.path) and files.is_writable(self.path.parent):
+            return "mode=rw"
+        log = self.path.with_name(f"{self.path.name}-wal")
+        if log.exists() and log.stat().st_size:
+            return "mode=ro"  # which needs what another process has open
+        return "mode=ro&immutable=1"  # else SQLite would write down that it reads
+
     def _prepare(self, write: bool) -> None:
+        self.execute("PRAGMA trusted_schema=OFF")
         for pragma in ("foreign_keys", "secure_delete", "fullfsync", "cell_size_check"):
             self.execute(f"PRAGMA {pragma}=ON")
         db = Database(self.conn, execute_plugins=False)
@@ -101,9 +115,15 @@ class Connection:
         known = {migration.name for migration in migrations.pending(Database(memory=True))}
         if applied - known:
             raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade this one.")
+        self._check_schema(len(applied))
         if known - applied and not write:
-            raise OlderSchema(f"{self.path}: it was made by an older m3mlx.")
-        if write:
+            self.outdated, copy = True, _connected(":memory:")
+            self.conn.backup(copy)
+            self.conn.close()
+            self.conn = copy
+            migrations.apply(Database(copy, execute_plugins=False))
+        elif write:
+            self.execute("PRAGMA trusted_schema=ON")  # it is ours: triggers keep the full text
             # VACUUM writes all text to a temporary file, which must not lie anywhere else
             folder = str(self.path.absolute().parent).replace("'", "''")
             self.execute(f"PRAGMA temp_store_directory='{folder}'")
@@ -111,6 +131,31 @@ class Connection:
             migrations.apply(db)
         else:
             self.execute("PRAGMA query_only=ON")
+
+    def _check_schema(self, applied: int) -> None:
+        """Raise StoreError if there is anything that no version of ours has made."""
+        found, expected = objects(self.conn), schema(applied)
+        if found == expected:
+            return
+        for (kind, name), sql in found.items():
+            known = expected.get((kind, name))
+            if known is None or (sql != known and not (kind == "table" and self._alike(name))):
+                raise StoreError(
+                    f"{self.path}: it has a {kind} {name:.40} that no m3mlx has made, so it is "
+                    f"damaged or forged. Restore it from a backup."
+                )
+        if lost := {name for _, name in expected.keys() - found.keys()} - _FULL_TEXT:
+            raise self.damaged(f"it has no {min(lost)}")
+
+    def _alike(self, table: str) -> bool:
+        """Return whether a table has our columns, however its SQL is written."""
+        fresh = Database(memory=True)
+        migrations.apply(fresh)
+        columns = f"PRAGMA table_xinfo({table})"
+        sql = self.value("SELECT sql FROM sqlite_master WHERE name = ?", [table])
+        return "virtual" not in sql.lower() and set(self.execute(columns)) <= set(
+            fresh.execute(columns)
+        )
 
     def close(self) -> None:
         self.conn.close()
@@ -134,7 +179,9 @@ class Connection:
         """Commit everything inside, on the disk at the end, or nothing of it."""
         with self.lock, self.errors_translated():
             with committed(self.conn):
+                self.begins()
                 yield
+                self.ends()
                 files.at_step("committing")
             files.at_step("committed")
 
@@ -165,32 +212,54 @@ class Connection:
             finally:
                 self.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
 
-    @contextmanager
-    def errors_translated(self) -> Iterator[None]:
+    def errors_translated(self) -> AbstractContextManager[None]:
         """Raise SQLite's errors as StoreError that names the file and what to do."""
-        try:
-            yield
-        except sqlite3.ProgrammingError:  # a mistake of the caller, such as use after close
-            raise
-        except UnicodeEncodeError as error:  # whose text may be the document's
-            raise StoreError(
-                f"{self.path}: a text cannot be stored, it is not valid Unicode. Save its file as "
-                f"UTF-8."
-            ) from error
-        except (sqlite3.Error, UnicodeDecodeError) as error:
-            name = getattr(error, "sqlite_errorname", "")
-            if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-                what = "another process holds it. Wait until it has finished, then try again."
-            elif name.startswith(("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN")):
-                what = "it cannot be written. Make room or allow writing, then try again."
-            elif name.startswith("SQLITE_IOERR"):
-                what = "the disk does not answer as it should. Check it, then try again."
-            else:
-                raise self.damaged(f"it is damaged or not a catalog ({error})") from error
-            raise StoreError(f"{self.path}: {what} ({error})") from error
+        return errors_translated(self.path)
 
     def damaged(self, what: str) -> StoreError:
-        return StoreError(
-            f"{self.path}: {what}. Restore it from a backup, or remove the store's folder and "
-            f"memorize the documents again."
-        )
+        return damaged(self.path, what)
+
+
+def _connected(name: str, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(
+        name,
+        uri=uri,
+        isolation_level=None,
+        check_same_thread=False,  # the lock serialises
+        timeout=BUSY_SECONDS,
+    )
+
+
+def damaged(path: Path, what: str) -> StoreError:
+    return StoreError(
+        f"{path}: {what}. Restore it from a backup, or remove the store's folder and memorize the "
+        f"documents again."
+    )
+
+
+@contextmanager
+def errors_translated(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors as StoreError that names the file and what to do."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:  # a mistake of the caller, such as use after close
+        raise
+    except UnicodeEncodeError as error:  # whose text may be the document's
+        raise StoreError(
+            f"{path}: a text cannot be stored, it is not valid Unicode. Save its file as UTF-8."
+        ) from error
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
+            what = "another process holds it. Wait until it has finished, then try again."
+        elif name.startswith("SQLITE_CANTOPEN"):
+            what = (
+                "it cannot be opened. Allow it, or close other files and programs, then try again."
+            )
+        elif name.startswith(("SQLITE_FULL", "SQLITE_READONLY")):
+            what = "it cannot be written. Make room or allow writing, then try again."
+        elif name.startswith("SQLITE_IOERR"):
+            what = "the disk does not answer as it should. Check it, then try again."
+        else:
+            raise damaged(path, f"it is damaged or not a catalog ({error})") from error
+        raise StoreError(f"{path}: {what} ({error})") from error

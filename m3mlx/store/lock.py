@@ -16,6 +16,10 @@ class BusyStore(StoreError):
     """Another process is writing to a store."""
 
 
+class ReadOnlyStore(StoreError):
+    """A store cannot be written to, on this disk or by this user."""
+
+
 def try_lock(descriptor: int, *, shared: bool = False, wait: float = 0.0) -> bool:
     """Lock an open file for this process, within some seconds; return whether it is locked."""
     if fcntl is None:
@@ -36,7 +40,13 @@ class WriterLock:
 
     def __init__(self, path: Path, wait: float):
         """Wait at most ``wait`` seconds. Raises BusyStore that names the process in the way."""
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ReadOnlyStore(
+                f"{path.parent}: this store cannot be written to ({error.strerror}). Allow it, or "
+                f"copy the folder to where you may write."
+            ) from error
         if not try_lock(self._descriptor, wait=wait):
             owner = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
             self.close()

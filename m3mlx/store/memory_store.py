@@ -15,17 +15,16 @@ from types import TracebackType
 import numpy as np
 
 from ..errors import StoreError
-from ..files import NEW, os_errors_as_store_errors
+from ..files import NEW, check_plain, is_writable, os_errors_as_store_errors
 from . import check, index, repair, traces, watched
 from . import sessions as sessions_file
 from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
 from .cipher import PLAIN, Passphrase, new_key
-from .database import OlderSchema
 from .filter import Filter
 from .lock import FILE as LOCK
 from .lock import WriterLock
-from .record_file import DamagedRecord, Identity, RecordFile, stride
+from .record_file import TIE, DamagedRecord, Identity, RecordFile, stride
 from .records import FIRST, Records
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit, Search
@@ -101,7 +100,9 @@ class MemoryStore:
                 store_id = secrets.token_bytes(16)
                 key, cipher = new_key(store_id.hex(), passphrase) if encrypt else (None, PLAIN)
                 about = (dict(fingerprint), dict(memory), record_bytes, FIRST)
-                edition = Edition(1, *about, origin=0, added=_now(), overhead=cipher.overhead)
+                edition = Edition(
+                    *(1, *about, 0, _now(), cipher.overhead), tie=secrets.token_hex(TIE)
+                )
                 RecordFile.create(path / FIRST, Identity.of(store_id, edition))
                 settings = {
                     "id": store_id.hex(),
@@ -123,13 +124,17 @@ class MemoryStore:
         wait: float = 10.0,
         exact: int = EXACT_REFERENCES,
         passphrase: Passphrase | None = None,
+        own: bool = False,
     ) -> MemoryStore:
         """Open a store.
 
-        A store of an older format is brought up to date, which needs the right to write.
+        Reading changes none of its files. A store of an older format is brought up to date in
+        memory, and on the disk by who writes.
 
         Args:
             write: whether to change it, which one process at a time may do.
+            own: whether a reader may bring it up to date on the disk, and note when memories are
+                used, by which those go first that are used least.
             wait: seconds to wait until another process has finished writing.
             exact: up to so many references, searches compare with all of them.
             passphrase: asked for the passphrase if the store is encrypted.
@@ -143,11 +148,15 @@ class MemoryStore:
         if not cls.exists(path):
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with os_errors_as_store_errors(path):
-            try:
-                return cls(path, write, wait, exact, passphrase)
-            except OlderSchema:
+            check_plain(path, write=write)
+            store = cls(path, write, wait, exact, passphrase)
+            store._notes = own or write
+            if own and store._catalog.outdated and is_writable(path):
+                store._close()
                 cls(path, True, wait, exact, passphrase)._close()
-                return cls(path, write, wait, exact, passphrase)
+                store = cls(path, write, wait, exact, passphrase)
+                store._notes = True
+            return store
 
     @staticmethod
     def exists(path: str | os.PathLike) -> bool:
@@ -163,11 +172,8 @@ class MemoryStore:
         """
         path = Path(path)
         with os_errors_as_store_errors(path):
-            try:
-                catalog = Catalog(path / CATALOG)
-            except OlderSchema:
-                with closing(WriterLock(path / LOCK, wait=10)):
-                    catalog = Catalog(path / CATALOG, write=True)  # brings it up to date
+            check_plain(path)
+            catalog = Catalog(path / CATALOG)
         with closing(catalog), catalog.snapshot():
             return [edition.fingerprint for edition in catalog.memories.editions()]
 
@@ -176,7 +182,7 @@ class MemoryStore:
     ):
         """Use ``open`` instead."""
         self.path = path
-        self._writes = write
+        self._writes = self._notes = write
         with ExitStack() as opened:
             if write:
                 opened.enter_context(closing(WriterLock(path / LOCK, wait)))
@@ -191,6 +197,7 @@ class MemoryStore:
             except (KeyError, TypeError, ValueError) as error:
                 raise self._catalog.damaged(f"a setting is wrong ({error})") from error
             self._catalog.unlock(passphrase)
+            self._catalog.prove_settings()
             if self.encrypted:
                 exact = sys.maxsize  # an index file would hold the vectors as they are
             self._search = Search(self._catalog, path / index.FILE, self.dimensions, exact)
@@ -242,6 +249,7 @@ class MemoryStore:
                 origin=self._catalog.first_slot(),
                 added=_now(),
                 overhead=self._catalog.cipher.overhead,
+                tie=secrets.token_hex(TIE),
             )
             self._records.add(edition)  # in place before the catalog says so
             self._catalog.memories.add_edition(edition)
@@ -298,10 +306,10 @@ class MemoryStore:
         slots = [int(slot) for slot in slots]  # also of NumPy
         known = self._edition(edition)
         file = self._records.file(known.id)
-        self._require_warm(slots, known.id)
+        digests = self._require_warm(slots, known.id)
         try:
             with os_errors_as_store_errors(file.path):
-                memories = file.read(slots)
+                memories = file.read(slots, digests)
         except DamagedRecord as error:
             self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
             (reference,) = self.references([error.slot])
@@ -309,17 +317,23 @@ class MemoryStore:
                 f"{file.path}: a memory of {reference.path} (document {reference.document}) "
                 f"is damaged. Forget that document and memorize it again."
             ) from error
-        self._records.usage(known).note(slots)
+        if self._notes:
+            self._records.usage(known).note(slots)
         return memories
 
-    def _require_warm(self, slots: Sequence[int], edition: int) -> None:
+    def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
+        """Digests of references, all of which must have a memory."""
         with self._catalog.snapshot():
-            warmth = self._catalog.memories.warmth(edition, slots)
-        for slot in slots:
-            if slot not in warmth:
-                raise self._gone(slot)
-            if not warmth[slot]:
-                raise ColdReference(self.path, slot)
+            digests = self._catalog.digests(slots, edition)
+        if len(digests) < len(set(slots)):
+            with self._catalog.snapshot():
+                warmth = self._catalog.memories.warmth(edition, slots)
+            for slot in slots:
+                if slot not in warmth:
+                    raise self._gone(slot)
+                if slot not in digests:
+                    raise ColdReference(self.path, slot)
+        return digests
 
     def _gone(self, slot: int) -> StoreError:
         return StoreError(
@@ -487,38 +501,43 @@ class MemoryStore:
         """
         self._require_writer()
         self._checked([reference.vector for reference in references])
+        id, memories = self._edition(edition).id, self._catalog.memories
+        new = [reference.record for reference in references if reference.record is not None]
+        if new:
+            file = self._records.writable(id)
+            file.check(new)
         with os_errors_as_store_errors(self.path), self._catalog.transaction():
-            known = self._catalog.memories.edition(edition)
             first = self._catalog.settings()["next_slot"]
             records = {
                 slot: reference.record
                 for slot, reference in enumerate(references, first)
                 if reference.record is not None
             }
-            if records:
-                file = self._records.file(known.id)
-                file.check(records.values())
-                file.write(records)  # on the disk before any row says so
             self._catalog.insert(first, references)
-            self._catalog.memories.mark(known.id, records, warm=True)
+            if records:
+                # on the disk before the commit
+                file.write(records, self._catalog.digests(records))
+                memories.mark(id, records, warm=True)
+                memories.settle_tie(id)
             self._catalog.set(next_slot=first + len(references))
-        self._written(records, known.id)
+        self._written(records, id)
 
     def write(self, records: Mapping[int, bytes], edition: int | None = None) -> None:
         """Give references their memories, by slot. A memory that is there is replaced."""
         self._require_writer()
         records = {int(slot): memory for slot, memory in records.items()}
         id, memories = self._edition(edition).id, self._catalog.memories
-        file = self._records.file(id)
+        file = self._records.writable(id)
         file.check(records.values())
         with self._catalog.db.lock:  # no document is forgotten between the two commits
             with self._catalog.transaction():
                 if gone := records.keys() - memories.warmth(id, records).keys():
                     raise self._gone(min(gone))
-                memories.mark(id, records, warm=False)  # while its bytes change, there is none
+                memories.drop(id, records)  # while its bytes change, there is none
             with os_errors_as_store_errors(self.path), self._catalog.transaction():
-                file.write(records)
+                file.write(records, self._catalog.digests(records))
                 memories.mark(id, records, warm=True)
+                memories.settle_tie(id)
         self._written(records, id)
 
     def _written(self, slots: Collection[int], edition: int) -> None:
@@ -589,6 +608,8 @@ class MemoryStore:
         for id in wanted:
             if id not in known:
                 raise StoreError(f"{self.path}: there is no document {id}.")
+        with os_errors_as_store_errors(self.path):  # questions about them may be among the lines
+            (self.path / sessions_file.TYPED).unlink(missing_ok=True)
         names = [known[id].path for id in wanted]
         if conversations := [name for name in names if name.startswith(CONVERSATION)]:
             with self.sessions() as sessions:

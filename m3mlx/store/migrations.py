@@ -6,11 +6,34 @@ new step at the end. tests/data has a store of each format that was ever release
 
 from __future__ import annotations
 
+import sqlite3
+from functools import cache
+
 from sqlite_utils import Database, Migrations
 
 TOKENIZER = "porter unicode61"
+LEDGER = "_sqlite_migrations"
 
 migrations = Migrations("m3mlx.store")
+
+
+@cache
+def schema(applied: int) -> dict[tuple[str, str], str]:
+    """SQL of each table, index and trigger after so many steps, by kind and name."""
+    db = Database(memory=True)
+    steps = [step.name for step in migrations.pending(db)]
+    migrations.apply(db, stop_before=steps[applied] if applied < len(steps) else None)
+    return objects(db.conn)
+
+
+def objects(conn: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """SQL of all that a database has, by kind and name; without what SQLite makes by itself."""
+    rows = conn.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    return {
+        (kind, name): " ".join((sql or "").split())
+        for kind, name, table, sql in rows
+        if not name.startswith("sqlite_") and table != LEDGER
+    }
 
 
 @migrations()
@@ -96,3 +119,26 @@ def m003_collections(db: Database) -> None:
             document INTEGER PRIMARY KEY REFERENCES document (id) ON DELETE CASCADE,
             name TEXT NOT NULL)"""
     )
+
+
+@migrations()
+def m004_ties(db: Database) -> None:
+    """Record files that belong to this catalog, and records that belong to a text."""
+    for statement in (
+        "ALTER TABLE edition ADD COLUMN tie TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE edition ADD COLUMN next_tie TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE edition ADD COLUMN unbound INTEGER NOT NULL DEFAULT 0",
+        """UPDATE edition SET unbound = coalesce(
+            (SELECT CAST(value AS INTEGER) FROM setting WHERE name = 'next_slot'), 0)""",
+    ):
+        db.execute(statement)
+
+
+@migrations()
+def m005_root(db: Database) -> None:
+    """What encrypted stores know of documents, bound to its row, and rows to the catalog."""
+    for statement in (
+        "ALTER TABLE document ADD COLUMN sealed TEXT NOT NULL DEFAULT ''",
+        "INSERT INTO setting SELECT 'root', 'null' WHERE EXISTS (SELECT 1 FROM setting)",
+    ):
+        db.execute(statement)

@@ -6,7 +6,7 @@ All numbers are unsigned and little-endian. The file starts with a header of one
     offset  length  content
     ======  ======  =====================================================
     0       8       the ASCII bytes ``m3mlx.kv``
-    8       4       version of this format, 2
+    8       4       version of this format, 3
     12      4       0x01020304, so that a reader of the other byte order stops
     16      4       length of a page, 16384
     20      4       id of the edition
@@ -15,8 +15,9 @@ All numbers are unsigned and little-endian. The file starts with a header of one
     40      16      id of the store, also in its catalog
     56      8       slot of the first record, the origin
     64      32      SHA-256 of the edition's fingerprint
-    96      16284   zeros
-    16380   4       CRC-32 of the bytes 0 to 16379
+    96      16      the tie, random and also in the catalog
+    112     16268   zeros
+    16380   4       CRC-32 of the bytes 0 to 16379, those of the tie as zeros
     ======  ======  =====================================================
 
 The record of slot ``i`` starts at ``16384 + (i - origin) * distance``:
@@ -24,17 +25,25 @@ The record of slot ``i`` starts at ``16384 + (i - origin) * distance``:
     ======  ======  =====================================================
     0       n       the memory
     n       4       CRC-32 of store id, edition (4 bytes), SHA-256 of the
-                    fingerprint, slot (8 bytes) and memory, in this order
+                    fingerprint, slot (8 bytes), SHA-256 of the reference's
+                    tokens and text as the catalog has them, and memory
     n + 4           zeros up to the next page
     ======  ======  =====================================================
 
-Version 1, of the first release, has zeros from 56 on and at 20, and its checksums are of store
-id, slot and memory. It is read and written as it is; ``compact`` makes version 2 of it.
+Version 2 had no tie, and checksums without the reference. Version 1, of the first release, has
+zeros from 56 on and at 20, and its checksums were of store id, slot and memory. Such files are read
+and written as they are, with a tie, and records below the slot ``unbound`` may have the older
+checksums; ``compact`` makes version 3 of them.
 
-Because the checksum covers store, edition and slot, a record in a wrong place is refused like a
-changed one. CRC-32 costs about as much as reading the bytes from the system's cache and finds
-every change of up to 32 adjacent bits; it protects from accidents, not from forgers. A slot
-without a memory is a hole or zeros, whose checksum is wrong.
+Because the checksum covers store, edition, slot and reference, a record in a wrong place is
+refused like a changed one, and so is that of another reference which had this slot in a copy of
+the store. The tie changes with every writer that changes memories, so a file of another moment or
+copy is known as such; what proves itself in it is read all the same, records with older checksums
+are not. It lies in one sector, which a disk writes wholly or not at all.
+
+CRC-32 costs about as much as reading the bytes from the system's cache and finds every change of
+up to 32 adjacent bits; it protects from accidents, not from forgers. A slot without a memory is a
+hole or zeros, whose checksum is wrong.
 
 Memories are read through a map of the file, which takes no memory of the process's own. Each is
 copied once, and the copy is checked: what another process writes meanwhile cannot pass. A read
@@ -52,9 +61,9 @@ import mmap
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,10 +74,13 @@ from .cipher import PLAIN, Cipher, Plain, Tampered
 from .rows import Edition
 
 MAGIC = b"m3mlx.kv"
-VERSION = 2
+VERSION = 3
 BYTE_ORDER = 0x01020304
 PAGE = 16384  # of Apple silicon; Metal adopts host memory that is aligned to it
 CHECKSUM = 4
+TIE = 16  # bytes
+_TIE_AT = 96
+_ANY_TIE = slice(_TIE_AT, _TIE_AT + TIE)
 _HEADER = struct.Struct("<8s4I2Q16sQ32s")
 
 
@@ -99,6 +111,8 @@ class Identity:
         fingerprint: SHA-256 of the edition's fingerprint and memory configuration.
         record_bytes: length of one memory, as it is stored.
         origin: slot of the first record.
+        ties: that the file may have.
+        unbound: slots below may have records with the checksums of older versions.
     """
 
     store: bytes
@@ -106,16 +120,23 @@ class Identity:
     fingerprint: bytes
     record_bytes: int
     origin: int = 0
+    ties: tuple[bytes, ...] = (bytes(TIE),)
+    unbound: int = 0
 
     @classmethod
     def of(cls, store: bytes, edition: Edition) -> Identity:
         # what says how memories are read is as good as part of them
         text = json.dumps([edition.fingerprint, edition.memory], sort_keys=True)
         sha256 = hashlib.sha256(text.encode()).digest()
-        return cls(store, edition.id, sha256, edition.stored_bytes, edition.origin)
+        ties = [edition.tie] + [edition.next_tie] * bool(edition.next_tie)
+        return cls(
+            *(store, edition.id, sha256, edition.stored_bytes, edition.origin),
+            ties=tuple(bytes.fromhex(tie) or bytes(TIE) for tie in ties),
+            unbound=edition.unbound,
+        )
 
     def header(self, version: int = VERSION) -> bytes:
-        """The first page of the file."""
+        """The first page of the file, without its tie."""
         edition, origin, fingerprint = self.edition, self.origin, self.fingerprint
         if version == 1:
             edition, origin, fingerprint = 0, 0, bytes(32)
@@ -124,27 +145,36 @@ class Identity:
         head = _HEADER.pack(*fields, origin, fingerprint).ljust(PAGE - CHECKSUM, b"\0")
         return head + zlib.crc32(head).to_bytes(CHECKSUM, "little")
 
-    def seed(self, version: int) -> int:
-        """Start value of the checksums of records."""
-        return zlib.crc32(self.store if version == 1 else self._owner)
+    def owners(self, slot: int, digest: bytes) -> list[bytes]:
+        """All that may stand for the owner of a record, the present form first.
 
-    @property
-    def _owner(self) -> bytes:
-        return self.store + self.edition.to_bytes(4, "little") + self.fingerprint
-
-    def record_owner(self, slot: int) -> bytes:
-        """Associated data of an encrypted record."""
-        return self._owner + slot.to_bytes(8, "little")
+        Args:
+            digest: of its reference.
+        """
+        place = slot.to_bytes(8, "little")
+        edition = self.store + self.edition.to_bytes(4, "little") + self.fingerprint
+        older = [edition + place, self.store + place] if slot < self.unbound else []
+        return [edition + place + digest, *older]
 
 
 class RecordFile:
-    """An open record file."""
+    """An open record file.
+
+    Attributes:
+        tie: that it had when it was opened, or was given since.
+        tied: whether it is of the same moment as the catalog, and of the same copy of the store.
+    """
+
+    tie: bytes
+    tied: bool
 
     @staticmethod
     def create(path: Path, identity: Identity) -> None:
         """Make a file without records, in place of any that is there."""
         with files.replacing(path) as new:
-            new.write_bytes(identity.header())
+            header = bytearray(identity.header())
+            header[_ANY_TIE] = identity.ties[0]
+            new.write_bytes(header)
 
     def __init__(
         self,
@@ -171,23 +201,31 @@ class RecordFile:
                 f"memorize the documents again."
             ) from None
         try:
-            self._seed = identity.seed(self._check())
+            self._check()
         except BaseException:
             self.close()
             raise
 
-    def _check(self) -> int:
-        """The version of the header, if it is the right one."""
-        found = os.pread(self._file.fileno(), PAGE, 0)
+    def _check(self) -> None:
+        """Raise StoreError if the header is not the right one."""
+        found, tie = _header(self._file.fileno())
         # the first release had one edition, and could not compact
-        versions = (VERSION, 1) if (self.identity.edition, self._origin) == (1, 0) else (VERSION,)
-        for version in versions:
-            if found == self.identity.header(version):
-                return version
-        raise StoreError(
-            f"{self.path}: {_difference(found, self.identity)}. Restore the file from a backup, "
-            f"or remove the store's folder and memorize the documents again."
-        )
+        oldest = [1] if (self.identity.edition, self._origin) == (1, 0) else []
+        if found not in map(self.identity.header, [VERSION, 2, *oldest]):
+            raise StoreError(
+                f"{self.path}: {_difference(found, self.identity)}. Restore the file from a "
+                f"backup, or remove the store's folder and memorize the documents again."
+            )
+        self.tie, self.tied = tie, tie in self.identity.ties
+        if not self.tied:  # then only a record that says of which reference it is will do
+            self.identity = replace(self.identity, unbound=0)
+
+    def set_tie(self, tie: bytes) -> None:
+        """Write another tie into the header, and wait for the disk."""
+        os.pwrite(self._file.fileno(), tie, _TIE_AT)
+        files.sync(self._file.fileno())
+        self.tie = tie
+        files.at_step("tie written")
 
     @property
     def records(self) -> int:
@@ -200,10 +238,6 @@ class RecordFile:
     def slot_at(self, offset: int) -> int:
         """Slot to which a byte of the file belongs; one before the origin for the header."""
         return self._origin + (offset - PAGE) // self._stride
-
-    def _checksum(self, slot: int, memory: bytes | memoryview) -> bytes:
-        place = zlib.crc32(slot.to_bytes(8, "little"), self._seed)
-        return zlib.crc32(memory, place).to_bytes(CHECKSUM, "little")
 
     def _record(self, slot: int) -> memoryview:
         """Memory and checksum of a slot, in the map; nothing where the file has no such bytes."""
@@ -227,31 +261,37 @@ class RecordFile:
         """The bytes of a slot with its checksum, whatever they are; none behind the file's end."""
         return bytes(self._record(slot))
 
-    def read(self, slots: Sequence[int]) -> np.ndarray:
+    def read(self, slots: Sequence[int], digests: Mapping[int, bytes]) -> np.ndarray:
         """Read memories as uint8 ``(len(slots), memory_bytes)``, decrypted.
 
+        Args:
+            digests: of the references of these slots.
+
         Raises:
-            DamagedRecord: the bytes of a slot are not those that were written there.
+            DamagedRecord: the bytes of a slot are not those that were written there for that
+                reference.
         """
         stored = np.empty((len(slots), self.record_bytes), dtype=np.uint8)
         self._prefetch(slots)
         for row, slot in zip(stored, slots, strict=True):
             record = self._record(slot)
-            if not record:
+            if not record or slot not in digests:
                 raise DamagedRecord(self.path, slot)
             row[:] = record[: self.record_bytes]
-            if record[self.record_bytes :] != self._checksum(slot, row.data):
+            owners = self.identity.owners(slot, digests[slot])
+            if all(record[self.record_bytes :] != _checksum(o, row.data) for o in owners):
                 raise DamagedRecord(self.path, slot)
         if not self._cipher.encrypts:
             return stored
         memories = np.empty((len(slots), self.memory_bytes), dtype=np.uint8)
         for row, encrypted, slot in zip(memories, stored, slots, strict=True):
-            try:
-                owner = self.identity.record_owner(slot)
-                memory = self._cipher.decrypt_record(encrypted.tobytes(), owner)
-            except Tampered as error:
-                raise DamagedRecord(self.path, slot) from error
-            row[:] = np.frombuffer(memory, dtype=np.uint8)
+            for owner in self.identity.owners(slot, digests[slot]):
+                with suppress(Tampered):
+                    memory = self._cipher.decrypt_record(encrypted.tobytes(), owner)
+                    row[:] = np.frombuffer(memory, dtype=np.uint8)
+                    break
+            else:
+                raise DamagedRecord(self.path, slot)
         return memories
 
     def check(self, memories: Iterable[bytes]) -> None:
@@ -263,11 +303,12 @@ class RecordFile:
                     f"{self.memory_bytes}. Write it with the store's own memory settings."
                 )
 
-    def write(self, memories: Mapping[int, bytes]) -> None:
+    def write(self, memories: Mapping[int, bytes], digests: Mapping[int, bytes]) -> None:
         """Put memories into their slots, over whatever is there, and wait for the disk."""
         for slot, memory in sorted(memories.items()):
-            memory = self._cipher.encrypt_record(memory, self.identity.record_owner(slot))
-            record = bytes(memory) + self._checksum(slot, memory)
+            owner = self.identity.owners(slot, digests[slot])[0]
+            memory = self._cipher.encrypt_record(memory, owner)
+            record = bytes(memory) + _checksum(owner, memory)
             self._put(slot, record.ljust(self._stride, b"\0"))
             files.at_step("record written")
         if memories:
@@ -285,6 +326,14 @@ class RecordFile:
             files.at_step("erased on disk")
         for slot in used:  # last: a hole does not prove that its old bytes are gone
             files.punch(self._file.fileno(), self._offset(slot), self._stride)
+
+    def strays(self, known: Collection[int], end: int) -> list[int]:
+        """Slots before ``end`` that hold bytes and are not among the known ones."""
+        return [
+            slot
+            for slot in range(self._origin, min(end, self._origin + self.records))
+            if slot not in known and self._used(slot)
+        ]
 
     def _used(self, slot: int) -> bool:
         """Return whether any byte of a slot is not zero; a hole is all zeros."""
@@ -308,11 +357,13 @@ class RecordFile:
         self._map = None  # not closed: another thread may be copying from it
 
 
-def restore(path: Path, identity: Identity, slots: Sequence[int]) -> None:
-    """Give a record file its header and its length again, if they are missing or damaged.
+def restore(path: Path, identity: Identity, end: int) -> None:
+    """Give a record file its header, tie and length again, where they are not what they must be.
+
+    What its records are, each of them says for itself.
 
     Args:
-        slots: of the memories that should be there; they tell which version the file had.
+        end: the slot behind the last memory that should be there.
 
     Raises:
         StoreError: the header is whole, but of another file.
@@ -320,26 +371,33 @@ def restore(path: Path, identity: Identity, slots: Sequence[int]) -> None:
     if not path.exists():
         RecordFile.create(path, identity)
     with path.open("r+b", buffering=0) as file:
-        _restore_header(file.fileno(), path, identity, slots)
-        end = PAGE + (max(slots, default=-1) + 1 - identity.origin) * stride(identity.record_bytes)
-        if os.fstat(file.fileno()).st_size < end:
-            os.ftruncate(file.fileno(), end)
+        found, _ = _header(file.fileno())
+        if not _is_whole(found):
+            os.pwrite(file.fileno(), identity.header(), 0)
+        RecordFile(path, identity).close()
+        os.pwrite(file.fileno(), identity.ties[0], _TIE_AT)
+        length = PAGE + (end - identity.origin) * stride(identity.record_bytes)
+        if os.fstat(file.fileno()).st_size < length:
+            os.ftruncate(file.fileno(), length)
         files.sync(file.fileno())
 
 
-def _restore_header(descriptor: int, path: Path, identity: Identity, slots: Sequence[int]) -> None:
-    found = os.pread(descriptor, PAGE, 0)
-    whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
-    if len(found) == PAGE and whole:
-        RecordFile(path, identity).close()
-        return
-    for version in (1, VERSION):  # the newest stays if no memory tells
-        os.pwrite(descriptor, identity.header(version), 0)
-        with suppress(StoreError), closing(RecordFile(path, identity)) as file:
-            for slot in slots:
-                with suppress(DamagedRecord):
-                    file.read([slot])
-                    return
+def _header(descriptor: int) -> tuple[bytes, bytes]:
+    """The first page of a file, its tie as zeros, and the tie."""
+    page = bytearray(os.pread(descriptor, PAGE, 0))
+    tie = bytes(page[_ANY_TIE])
+    page[_ANY_TIE] = bytes(len(tie))
+    return bytes(page), tie
+
+
+def _is_whole(header: bytes) -> bool:
+    return len(header) == PAGE and zlib.crc32(header[:-CHECKSUM]) == int.from_bytes(
+        header[-CHECKSUM:], "little"
+    )
+
+
+def _checksum(owner: bytes, memory: bytes | memoryview) -> bytes:
+    return zlib.crc32(memory, zlib.crc32(owner)).to_bytes(CHECKSUM, "little")
 
 
 def _difference(found: bytes, wanted: Identity) -> str:
@@ -348,14 +406,14 @@ def _difference(found: bytes, wanted: Identity) -> str:
         return f"it is cut short, {len(found)} bytes where its header alone has {PAGE}"
     fields = _HEADER.unpack_from(found)
     magic, version, order, page, edition, record_bytes, _, store, origin, fingerprint = fields
-    whole = zlib.crc32(found[:-CHECKSUM]).to_bytes(CHECKSUM, "little") == found[-CHECKSUM:]
-    expected = f"this program reads 1 and {VERSION}"
+    whole = _is_whole(found)
+    expected = f"this program reads 1 to {VERSION}"
     lengths = f"{record_bytes} bytes where the catalog says {wanted.record_bytes}"
     editions = f"{edition} instead of {wanted.edition}"
     differences = (
         (magic != MAGIC, "it is not a file of memories (wrong magic)"),
         (order != BYTE_ORDER, "it was written in the other byte order"),
-        (version not in (1, VERSION), f"its format version is {version}, {expected}"),
+        (not 1 <= version <= VERSION, f"its format version is {version}, {expected}"),
         (page != PAGE, f"its pages have {page} bytes instead of {PAGE}"),
         (record_bytes != wanted.record_bytes, f"its memories have {lengths}"),
         (store != wanted.store, "it belongs to another store"),

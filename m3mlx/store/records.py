@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Collection, Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -13,12 +14,14 @@ import numpy as np
 from .. import files
 from ..errors import StoreError
 from .catalog import Catalog
-from .record_file import PAGE, Identity, RecordFile, stride
+from .record_file import PAGE, TIE, Identity, RecordFile, stride
 from .rows import Edition
 from .usage import Usage
 
 FIRST = "memories.kv"  # of the first edition; the name of the first release
-_OURS = re.compile(r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new")
+_OURS = re.compile(  # files of editions, and what is left of something that was cut off
+    r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new|salvaged\.sqlite.*"
+)
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
 _PART = 64  # records that are copied at a time
 
@@ -30,6 +33,7 @@ class Records:
         """``store`` is its id, 16 bytes."""
         self._folder, self._catalog, self._store, self._write = folder, catalog, store, write
         self._open_files: dict[int, RecordFile] = {}
+        self._tied: set[Path] = set()  # files that have a tie of this writer's own
 
     def file(self, edition: int) -> RecordFile:
         """The record file of an edition, wherever it is now.
@@ -54,6 +58,22 @@ class Records:
             self._open_files[edition] = opened  # who still reads from the one before may finish
             return opened
         raise AssertionError  # the second turn returned or raised
+
+    def writable(self, edition: int) -> RecordFile:
+        """The record file of an edition, whose tie no copy made before has.
+
+        Call it outside of transactions; the one in which memories change calls ``settle_tie``.
+        """
+        file = self.file(edition)
+        if file.path not in self._tied:
+            tie = secrets.token_bytes(TIE)
+            with self._catalog.transaction():
+                self._catalog.memories.announce_tie(edition, file.tie, tie)
+                if not file.tied:
+                    self._catalog.memories.unbind(edition)
+            file.set_tie(tie)
+            self._tied.add(file.path)
+        return file
 
     def _open(self, edition: Edition) -> RecordFile:
         return RecordFile(
@@ -83,20 +103,25 @@ class Records:
     def erase(self) -> None:
         """Overwrite the records of memories that are gone; cut off what is behind the last."""
         memories = self._catalog.memories
-        with self._catalog.transaction():  # nothing is added meanwhile
-            for edition in memories.editions():
+        with self._catalog.db.lock:  # nothing is added meanwhile
+            with self._catalog.snapshot():
+                editions = memories.editions()
+            for edition in editions:
                 path = self._folder / edition.file
                 if not path.exists():
                     continue  # of another model, and lost: there is nothing to erase
-                leftovers = memories.leftovers(edition.id)
-                end = max(memories.end(edition.id), edition.origin)
+                with self._catalog.snapshot():
+                    leftovers = memories.leftovers(edition.id)
+                    end = max(memories.end(edition.id), edition.origin)
                 length = PAGE + (end - edition.origin) * stride(edition.stored_bytes)
                 if leftovers or path.stat().st_size > length:
-                    with closing(self._open(edition)) as file:
+                    file = self.writable(edition.id)
+                    with self._catalog.transaction():
                         file.erase(leftovers)
                         file.trim(end)
-                    self.usage(edition).forget(leftovers)
-                    memories.clear_leftovers(edition.id)
+                        self.usage(edition).forget(leftovers)
+                        memories.clear_leftovers(edition.id)
+                        memories.settle_tie(edition.id)
 
     def remove(self, id: int) -> None:
         """Erase all memories of an edition and its file."""
@@ -198,17 +223,19 @@ class Records:
             if all(slots == [*range(e.origin, e.origin + len(slots))] for e in editions):
                 return 0
             moved = dict(zip(slots, range(origin, origin + len(slots)), strict=True))
-            damaged = {}
+            damaged, after = {}, []
             try:
                 for edition in editions:
-                    name = f"memories-{edition.id}-{origin}.kv"
-                    to = replace(edition, file=name, origin=origin)
+                    name, tie = f"memories-{edition.id}-{origin}.kv", secrets.token_hex(TIE)
+                    about = {"file": name, "origin": origin, "tie": tie}
+                    to = replace(edition, **about, next_tie="", unbound=0)
                     damaged[edition.id] = self.copy(edition, to, moved)
+                    after.append(to)
                     files.at_step("records copied")
                 with catalog.transaction():
                     for id, left_out in damaged.items():
                         catalog.memories.mark(id, left_out, warm=False)
-                    catalog.renumber(moved, origin)
+                    catalog.renumber(moved, origin, after)
             finally:
                 self.sweep()  # of the old files, or of the new ones where it failed
         return sum(map(len, damaged.values()))
@@ -229,13 +256,15 @@ class Records:
         warm = [slot for slot in slots if slot in moved]
         with closing(self._open(edition)) as old, closing(self._open(to)) as new:
             for start in range(0, len(warm), _PART):
-                records = {}
-                for slot in warm[start : start + _PART]:
+                part, records = warm[start : start + _PART], {}
+                with self._catalog.snapshot():
+                    digests = self._catalog.digests(part)
+                for slot in part:
                     try:
-                        records[moved[slot]] = old.read([slot])[0].tobytes()
+                        records[moved[slot]] = old.read([slot], digests)[0].tobytes()
                     except StoreError:
                         damaged.append(slot)
-                new.write(records)
+                new.write(records, {moved[slot]: digest for slot, digest in digests.items()})
             self.usage(to).fill(self.usage(edition).minutes(np.array(list(moved), dtype=np.int64)))
         return damaged
 

@@ -28,14 +28,14 @@ from .catalog import NEW_STORE, Catalog
 from .check import CheckReport, Damage, examine, exclusive
 from .cipher import Passphrase
 from .record_file import DamagedRecord, Identity, RecordFile, restore
+from .rows import EDITION, Edition
 
 _TABLES = {  # that are copied
     "setting": ("name", "value"),
-    "edition": (
-        *("id", "fingerprint", "memory", "record_bytes", "file", "origin", "added", "overhead"),
-    ),
+    "edition": EDITION,
     "document": (
         *("id", "path", "hash", "size", "count", "complete", "added", "tokenizer", "since"),
+        "sealed",
     ),
     "reference": (
         *("slot", "document", "ordinal", "start", "end", "page", "line", "text"),
@@ -114,10 +114,7 @@ def _mend(
             if damage.edition is not None and damage.slot is not None:
                 cold.append((damage.edition, damage.slot))
             elif damage.edition is not None:
-                edition = editions[damage.edition]
-                slots = catalog.memories.warm_slots(edition.id).tolist()
-                with suppress(StoreError):  # of another store: the memories in it are lost
-                    restore(path / edition.file, Identity.of(store, edition), slots)
+                _restore_file(catalog, path, store, editions[damage.edition])
             elif damage.document is not None:
                 _reopen(catalog, damage.document)
             elif damage.slot is not None:
@@ -131,25 +128,36 @@ def _mend(
             (path / index.FILE).unlink(missing_ok=True)
         if bad or "words" in parts:
             catalog.rebuild_full_text()
+        if catalog.root:
+            catalog.root.reset()
     return cold
+
+
+def _restore_file(catalog: Catalog, folder: Path, store: bytes, edition: Edition) -> None:
+    path, identity = folder / edition.file, Identity.of(store, edition)
+    with suppress(StoreError), closing(RecordFile(path, identity)) as file:
+        if not file.tied:  # only what says of which reference it is may stay
+            catalog.memories.unbind(edition.id)
+    with suppress(StoreError):  # of another store: the memories in it are lost
+        restore(path, identity, max(catalog.memories.end(edition.id), edition.origin))
 
 
 def _reopen(catalog: Catalog, document: int) -> None:
     """Let a document be as complete as its references are; it counts as changed if some lack."""
-    path, hash, count, complete, since = catalog.db.execute(
-        "SELECT path, hash, count, complete, since FROM document WHERE id = ?", [document]
+    count, complete, since = catalog.db.execute(
+        "SELECT count, complete, since FROM document WHERE id = ?", [document]
     ).fetchone()
-    path = catalog.cipher.encrypt_name(_name(catalog, document, path))
-    changed = catalog.cipher.encrypt_name("")  # no file has this hash
+    changed = ""  # no file has this hash
     try:
-        catalog.name(hash)
+        path, hash = catalog.about(document)[:2]
     except StoreError:
-        hash = changed
+        path, hash = _substitute_name(document), changed
     have, last = catalog.db.execute(
         "SELECT count(*), max(ordinal) FROM reference WHERE document = ?", [document]
     ).fetchone()
     others = catalog.db.value(
-        "SELECT count(*) FROM document WHERE path = ? AND complete AND id != ?", [path, document]
+        "SELECT count(*) FROM document WHERE path = ? AND complete AND id != ?",
+        [catalog.cipher.encrypt_name(path), document],
     )
     whole = have == count and last == have - 1
     if others or not (whole or (have and complete and since > 0)):
@@ -158,16 +166,17 @@ def _reopen(catalog: Catalog, document: int) -> None:
         change = (count, 1, hash)
     else:
         change = (have, 1, changed)  # what is left is served
+    count, complete, hash = change
     catalog.db.execute(
-        "UPDATE document SET path = ?, count = ?, complete = ?, hash = ? WHERE id = ?",
-        [path, *change, document],
+        "UPDATE document SET count = ?, complete = ? WHERE id = ?", [count, complete, document]
     )
+    catalog.describe(document, path, hash)
 
 
-def _name(catalog: Catalog, document: int, stored: str) -> str:
+def _name(catalog: Catalog, document: int) -> str:
     """The path of a document, or words that stand for it where it is not what was encrypted."""
     try:
-        return catalog.name(stored)
+        return str(catalog.about(document)[0])
     except StoreError:
         return _substitute_name(document)
 
@@ -187,8 +196,7 @@ def _quarantine(catalog: Catalog, slot: int) -> None:
         [(text or b"").decode("utf-8", "replace"), slot],
     )
     # its file counts as changed, so that memorizing it again replaces the document
-    changed = catalog.cipher.encrypt_name("")
-    catalog.db.execute("UPDATE document SET hash = ? WHERE id = ?", [changed, document])
+    catalog.describe(document, _name(catalog, document), "")
 
 
 # a catalog whose pages are damaged
@@ -257,11 +265,11 @@ def _fill(
         catalog.unlock(passphrase)
         paths: dict[int, str] = {}
         for id, *columns in _rows(old, "document"):
-            names = [str(_text(columns[at])) for at in (0, 1, 5, 6)]
+            names = [str(_text(columns[at])) for at in (0, 1, 5, 6, 8)]
             numbers = [n if isinstance(n, int) else 0 for n in (*columns[2:5], columns[7])]
-            document = (id, *names[:2], *numbers[:3], *names[2:], numbers[3])
+            document = (id, *names[:2], *numbers[:3], *names[2:4], numbers[3], names[4])
             if _insert(catalog, "document", document):
-                paths[id] = _name(catalog, id, names[0])
+                paths[id] = _name(catalog, id)
                 lost[paths[id]] += numbers[1] if numbers[2] else 0
         for slot, document, *values in _rows(old, "reference"):
             if document not in paths or not isinstance(slot, int):
@@ -278,6 +286,8 @@ def _fill(
                 _insert(catalog, "collection", (document, str(_text(name))))
         for edition in editions:
             _find_memories(catalog, folder / edition.file, Identity.of(store, edition))
+        if catalog.root:
+            catalog.root.reset()
         catalog.set(next_slot=end, seal=None, scrub=True)
         last = "(SELECT coalesce(max(since), 0) FROM document)"
         catalog.db.execute(
@@ -292,7 +302,7 @@ def _find_memories(catalog: Catalog, path: Path, identity: Identity) -> None:
     with suppress(StoreError), closing(RecordFile(path, identity)) as file:
         for slot in catalog.slots_after(-1, -1):
             with suppress(DamagedRecord):
-                file.read([slot])
+                file.read([slot], catalog.digests([slot]))
                 catalog.memories.mark(identity.edition, [slot], warm=True)
 
 

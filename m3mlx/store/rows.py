@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+RECORD_FILE = re.compile(r"memories(-\d{1,20}){0,2}\.kv")  # the names of record files
+EDITION = (  # the columns of an edition
+    *("id", "fingerprint", "memory", "record_bytes", "file", "origin", "added", "overhead"),
+    *("tie", "next_tie", "unbound"),
+)
 CONTENT = ("start", "end", "page", "line", "text", "tokens")  # of a reference in any form
 
 
@@ -25,6 +31,11 @@ class Edition:
         origin: slot of the first record in that file.
         added: when, ISO 8601 in UTC.
         overhead: bytes by which a memory is longer in the file, where the store is encrypted.
+        tie: random, in hexadecimal, and also in the record file, so that files of two moments or
+            of two copies of a store never pass for one; "" in stores of older releases.
+        next_tie: the same, from before it is written into the file until the next commit.
+        unbound: slots below may have records of older releases, which do not say of which text
+            they are.
     """
 
     id: int
@@ -35,6 +46,17 @@ class Edition:
     origin: int
     added: str
     overhead: int = 0
+    tie: str = ""
+    next_tie: str = ""
+    unbound: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for what no store of ours has: a catalog may be from anybody."""
+        numbers = (self.id, self.record_bytes, self.origin, self.overhead, self.unbound)
+        good = all(type(n) is int and 0 <= n < 2**48 for n in numbers) and self.id < 2**31
+        if not good or not RECORD_FILE.fullmatch(self.file) or len(self.tie + self.next_tie) > 64:
+            raise ValueError("a value is none that is ever written")
+        bytes.fromhex(self.tie + self.next_tie)
 
     @property
     def stored_bytes(self) -> int:
@@ -43,12 +65,12 @@ class Edition:
 
     @property
     def row(self) -> tuple:
-        """Its columns in the catalog."""
+        """Its columns in the catalog, as ``EDITION`` names them."""
         fingerprint, memory = (
             json.dumps(value, sort_keys=True) for value in (self.fingerprint, self.memory)
         )
         about = (self.record_bytes, self.file, self.origin, self.added, self.overhead)
-        return (self.id, fingerprint, memory, *about)
+        return (self.id, fingerprint, memory, *about, self.tie, self.next_tie, self.unbound)
 
     @property
     def tokenizer(self) -> str:

@@ -15,11 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import StoreError
-from ..files import os_errors_as_store_errors
+from ..files import is_writable, os_errors_as_store_errors
 from .cipher import PLAIN, Cipher, Plain, Tampered
 from .database import committed, integrity_errors
+from .migrations import objects
 
 FILE = "sessions.sqlite"
+TYPED = "typed"  # the lines that were typed in chats, for line editing; never of encrypted stores
 CONVERSATION = "chat:"  # before the name of a session that is a document too
 _FORMAT = 1  # user_version of the file
 _BUSY_SECONDS = 10
@@ -32,6 +34,9 @@ _SCHEMA = (
         PRIMARY KEY (session, ordinal)) WITHOUT ROWID""",
     f"PRAGMA user_version={_FORMAT}",
 )
+
+
+_OBJECTS = {("table", "session"), ("table", "message")}
 
 
 @dataclass(frozen=True)
@@ -69,22 +74,34 @@ class Sessions:
     def __init__(self, store: Path, cipher: Cipher | Plain = PLAIN):
         self.path, self._cipher = store / FILE, cipher
         with os_errors_as_store_errors(store):
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-        self._db = sqlite3.connect(self.path, isolation_level=None, timeout=_BUSY_SECONDS)
+            name = self._database()
+        with self._errors_translated():
+            self._db = sqlite3.connect(name, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
         try:
             with self._errors_translated():
+                self._db.execute("PRAGMA trusted_schema=OFF")
                 for pragma in ("secure_delete=ON", "foreign_keys=ON", "fullfsync=ON"):
                     self._db.execute(f"PRAGMA {pragma}")
-                with committed(self._db):
+                reading = not is_writable(self.path.parent) and self.path.exists()
+                with committed(self._db, "BEGIN" if reading else "BEGIN IMMEDIATE"):
                     (version,) = self._db.execute("PRAGMA user_version").fetchone()
                     if version == 0:
                         for statement in _SCHEMA:
                             self._db.execute(statement)
                     elif version != _FORMAT:
                         raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade.")
+                    if set(objects(self._db)) != _OBJECTS:
+                        raise sqlite3.DatabaseError("its tables are not those of m3mlx")
         except BaseException:
             self.close()
             raise
+
+    def _database(self) -> str:
+        """What SQLite is to open: the file, made if there is none, or what stands for it."""
+        if is_writable(self.path.parent):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            return self.path.absolute().as_uri()
+        return f"{self.path.absolute().as_uri()}?mode=ro" if self.path.exists() else ":memory:"
 
     def __enter__(self) -> Sessions:
         return self
@@ -157,7 +174,9 @@ class Sessions:
         ]
 
     def delete(self, name: str) -> bool:
-        """Erase a session; return whether there was one."""
+        """Erase a session, and the lines typed in all of them; return whether there was one."""
+        with os_errors_as_store_errors(self.path):
+            (self.path.parent / TYPED).unlink(missing_ok=True)
         with self._errors_translated(), committed(self._db):
             stored = self._cipher.encrypt_name(name)
             gone = self._db.execute("DELETE FROM session WHERE name = ?", [stored]).rowcount

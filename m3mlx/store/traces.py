@@ -37,7 +37,8 @@ class Trace:
 
     Attributes:
         path: the document it was taken from.
-        kind: "name", "text", "word" (of the full text), "tokens", "vector" or "memory".
+        kind: "name", "text", "word" (of the full text), "tokens", "vector", "memory", or
+            "ciphertext" of any of them.
         needle: the bytes to look for.
         original: the same as the catalog would hold it in another document.
     """
@@ -103,6 +104,9 @@ def sample(documents: Sequence[StoredDocument], catalog: Catalog, records: Recor
             references = list(catalog.references(part, 0).values())
             for reference in references:
                 traces += _of(reference)
+                for stored in catalog.ciphertexts(reference.slot):
+                    for window in _distinct(stored):
+                        traces.append(Trace(reference.path, "ciphertext", window, window))
                 for id, file in files.items():
                     if warm[id][reference.slot]:
                         for memory in _distinct(file.raw(reference.slot)):
