@@ -262,7 +262,7 @@ MUTATIONS = {
     "state of a recurrent layer not kept with the prefix": (
         "hybrid",
         partial(rewrite, cache, "arrange", "deepcopy(made)", "type(made)(len(made.cache))"),
-        ("layers", 0),
+        ("layers", 1),
     ),
     "state of a recurrent layer shared by passes": (
         "hybrid",
