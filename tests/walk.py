@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -116,8 +116,8 @@ def look(name: str) -> Finding:
         try:
             decoder = load_decoder(str(model))
             difference, layers = verify(decoder), _layers(decoder)
-            for selection in ("attention", "reconstruction"):
-                _use(decoder, Path(folder), selection)
+            calibrated = _use(decoder, Path(folder) / "store")
+            _use(decoder, Path(folder) / "other", replace(calibrated, selection="attention"))
         except ModelError as error:
             if difference is None:
                 return Finding(name, "refused", reason=BEGINNING.sub("", str(error)))
@@ -147,28 +147,29 @@ def _layers(decoder) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
-def _use(decoder, folder: Path, selection: str) -> None:
-    """Memorize two documents and ask a question that takes a new search."""
+def _use(decoder, store: Path, config=None):
+    """Memorize two documents and ask a question; return the configuration of the memories."""
     from tiny import save_encoder
 
     from m3mlx import Assistant
 
-    encoder = folder / "encoder"
+    encoder = store.with_name("encoder")
     if not encoder.exists():
         save_encoder(encoder)
     with Assistant(
-        store=folder / selection,
+        store=store,
         decoder=decoder,
         encoder=str(encoder),
-        selection=selection,
         budget="uniform",
         tokens_per_head=4,
+        config=config,
     ) as assistant:
         kites = " ".join(f"Kite {n} is {n * n} feet high." for n in range(9))
         assistant.memorize(contents={"text:kites": kites.encode(), "text:bees": b"Bees hum."})
         answer = assistant.ask("How high is kite 7?", max_tokens=3)
         if not answer.sources:
             raise AssertionError("no memory was read")
+        return assistant.format.config
 
 
 def _words(error: BaseException) -> str:
