@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from contextlib import closing
 
 import pytest
 from small_store import fill, matching, memory, references, vector
@@ -93,10 +94,17 @@ def test_an_older_schema_is_brought_up_to_date_by_the_first_writer(tmp_path, mon
         newer(name=name)(getattr(migrations, name))
     newer(name="m999_next")(lambda db: db.execute("CREATE TABLE next (x)"))
     monkeypatch.setattr(database, "migrations", newer)
-    with pytest.raises(StoreError, match="older m3mlx"):
-        Catalog(tmp_path / "c")
-    Catalog(tmp_path / "c", write=True).close()
-    Catalog(tmp_path / "c").close()
+    monkeypatch.setattr(migrations, "migrations", newer)
+    before = (tmp_path / "c").read_bytes()
+    migrations.schema.cache_clear()
+    for outdated in (True, False):
+        with closing(Catalog(tmp_path / "c")) as catalog:  # at first in memory alone
+            assert catalog.outdated == outdated
+            assert catalog.db.value("SELECT count(*) FROM next") == 0
+        if outdated:
+            assert (tmp_path / "c").read_bytes() == before
+        Catalog(tmp_path / "c", write=True).close()
+    migrations.schema.cache_clear()
 
 
 @pytest.mark.parametrize(

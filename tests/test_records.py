@@ -318,7 +318,7 @@ def test_readers_note_what_they_use_without_the_right_to_write(path, monkeypatch
     with new_store(path) as store:
         memorize(store, "/a", A)
         monkeypatch.setattr("time.time", lambda: 60.0 * 123_456_789)
-        with MemoryStore.open(path) as reader:  # while another one writes
+        with MemoryStore.open(path, own=True) as reader:  # while another one writes
             reader.read([1])
         used = Usage(path / "memories.kv", 0).minutes(np.arange(5))
         assert used[1] == 123_456_789 and (used[[0, 2]] < used[1]).all() and not used[3:].any()

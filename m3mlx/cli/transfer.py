@@ -74,6 +74,8 @@ def import_file(
         click.echo(f"Signed by {done.signer}")
     if done.kept:
         note("Documents with other content in the store were kept; --replace takes the file's.")
+    if done.refused:
+        note(f"{done.refused} memories are none that a model makes, and were not taken.")
     if done.embedded:
         note("The vectors were made again, because this store has another encoder.")
     if done.references > done.memories and not cold:

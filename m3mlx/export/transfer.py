@@ -10,6 +10,7 @@ is kept unless it is to be replaced. The same content under another path is anot
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,6 +32,9 @@ from . import portable, signature
 T = TypeVar("T")
 _GIVEN = ("weights", "tokenizer", "rope", "adapter")  # of a fingerprint, not by configuration
 _NAME = "model"  # of a fingerprint: what the model was called, which decides nothing
+_LARGEST = 4096.0  # of keys and values, where the store has no memories to compare with
+_MARGIN = 4  # times the largest that the store's own memories have
+_SAMPLE = 16  # of the store's own memories that are looked at
 _BATCH = 16  # references that are read or committed together
 
 
@@ -55,6 +59,7 @@ class ImportReport:
         kept: paths that have another content in the store, which was kept.
         references: how many were added.
         memories: how many were taken from the file.
+        refused: how many were not, because no model makes such values; their references are cold.
         embedded: whether vectors were made anew.
         signer: public key that has signed the file, or None.
     """
@@ -65,6 +70,7 @@ class ImportReport:
     kept: list[str] = field(default_factory=list)
     references: int = 0
     memories: int = 0
+    refused: int = 0
     embedded: bool = False
     signer: str | None = None
 
@@ -318,6 +324,10 @@ class _Import:
             and _interchangeable(known.fingerprint, offered.fingerprint)
             and known.record_bytes == offered.record_bytes
         }
+        self.bounds = {
+            number: _Bounds(store, next(e for e in store.editions() if e.id == id))
+            for number, id in self.editions.items()
+        }
 
     def add(self, document: portable.Document, references: Iterator[portable.Reference]) -> None:
         id, have = self.store.begin(
@@ -329,7 +339,7 @@ class _Import:
             added=document.added,
         )
         first = next(iter(self.editions), -1)  # its memories come with the references
-        for batch in _batches(islice(references, have, None)):
+        for batch in _batches(self._checked(islice(references, have, None))):
             vectors: Iterable[np.ndarray] = [reference.vector for reference in batch]
             if self.encode:
                 vectors = self.encode([reference.text for reference in batch])
@@ -356,7 +366,7 @@ class _Import:
         """Add memories that a stored document lacks, where it was cut in the same way."""
         if len(slots) != document.references or not self.editions:
             return
-        for batch, same in zip(_batches(slots), _batches(references), strict=True):
+        for batch, same in zip(_batches(slots), _batches(self._checked(references)), strict=True):
             stored = self.store.references(batch)
             self._write(
                 {
@@ -366,6 +376,14 @@ class _Import:
                     == (document.tokenizer, tuple(reference.tokens), reference.text)
                 }
             )
+
+    def _checked(self, references: Iterable[portable.Reference]) -> Iterator[portable.Reference]:
+        """References with those of their memories that can be right."""
+        for reference in references:
+            records = reference.records.items()
+            good = {number: data for number, data in records if self.bounds[number].hold(data)}
+            self.report.refused += len(records) - len(good)
+            yield dataclasses.replace(reference, records=good)
 
     def _write(self, references: dict[int, portable.Reference]) -> None:
         """Write the memories that references have in the file and lack in the store."""
@@ -380,3 +398,33 @@ class _Import:
             if missing:
                 self.store.write(missing, id)
                 self.report.memories += len(missing)
+
+
+class _Bounds:
+    """What a memory of an edition may be: one that is larger than all others decides answers."""
+
+    def __init__(self, store: MemoryStore, edition: Edition):
+        try:
+            self._codec: Codec | None = Codec(MemoryConfig.from_json(edition.memory))
+        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
+            self._codec = None  # no model reads such memories
+        if self._codec and self._codec.record_bytes != edition.record_bytes:
+            self._codec = None
+        self._largest = np.full(2, _LARGEST)  # of keys and of values
+        if self._codec:
+            some = store.references(store.slots(count=_SAMPLE), edition.id)
+            sizes = [self._sizes(store.read([r.slot], edition.id)[0]) for r in some if r.warm]
+            if sizes:
+                self._largest = _MARGIN * np.max(sizes, axis=0)
+
+    def hold(self, record: bytes) -> bool:
+        """Return whether all numbers of a memory are finite and within what others have."""
+        if self._codec is None:
+            return True
+        return bool(np.all(self._sizes(np.frombuffer(record, np.uint8)) <= self._largest))  # no NaN
+
+    def _sizes(self, record: np.ndarray) -> np.ndarray:
+        """The largest key and value of a memory."""
+        assert self._codec is not None
+        memory = self._codec.unpack(record[None])
+        return np.array([np.abs(np.array(part)).max() for part in (memory.keys, memory.values)])

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..config import MemoryConfig, Progress
 from ..errors import FingerprintError
-from ..store import Edition, Hit, MemoryStore, StoredReference
+from ..store import Edition, Hit, MemoryStore
 from .run import BATCH
 
 if TYPE_CHECKING:
@@ -98,7 +98,9 @@ def new_format(
 
     longest, done, total = config.reference_tokens, 0, store.status()["references"]
     for slots in _pages(store.slots):
-        longest = max([longest, *(len(_tokens(r, decoder)) for r in store.references(slots))])
+        longest = max(
+            [longest, *(len(decoder.tokenize(r.text)[0]) for r in store.references(slots))]
+        )
         done += len(slots)
         progress("counting tokens", done, total)
     return MemoryFormat(decoder, replace(config, reference_tokens=min(longest, LONGEST)))
@@ -122,7 +124,8 @@ def rebuild(
     total = store.status(edition=edition)["cold"] if slots is None else len(slots)
     for page in pages:
         if references := store.references(page):
-            ids = [_tokens(reference, format.decoder) for reference in references]
+            # never the stored ids: those of an import need not be of this text
+            ids = [format.decoder.tokenize(reference.text)[0] for reference in references]
             records = format.write(ids)
             written = zip(references, records, strict=True)
             store.write({r.slot: record.tobytes() for r, record in written}, edition=edition)
@@ -139,16 +142,9 @@ def records_of(hits: Sequence[Hit], format: MemoryFormat) -> dict[Hit, np.ndarra
     records: dict[Hit, np.ndarray] = {}
     for start in range(0, len(hits), BATCH):
         part = hits[start : start + BATCH]
-        ids = [hit.tokens or format.decoder.tokenize(hit.text)[0] for hit in part]
+        ids = [format.decoder.tokenize(hit.text)[0] for hit in part]
         records.update(zip(part, format.write(ids), strict=True))
     return records
-
-
-def _tokens(reference: StoredReference, decoder: Decoder) -> Sequence[int]:
-    """Token ids of a stored reference for a decoder; they may be more than 128."""
-    if reference.tokenizer == decoder.tokenizer_hash:
-        return reference.tokens
-    return decoder.tokenize(reference.text)[0]
 
 
 def _pages(slots: Callable[[int, int], list[int]]) -> Iterator[list[int]]:
