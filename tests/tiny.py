@@ -172,7 +172,10 @@ def tiny_model(family: str = "llama", seed: int = 0, **changes):
     mx.random.seed(seed)
     model = module.Model(module.ModelArgs.from_dict(config))
     if hasattr(model, "sanitize"):
-        model.sanitize(dict(tree_flatten(model.parameters())))  # it drops a tied output layer
+        given = dict(tree_flatten(model.parameters()))
+        if config.get("tie_word_embeddings"):
+            given.pop("lm_head.weight", None)  # gemma3 drops its output layer then
+        model.sanitize(given)
     scale = {"q_proj": 1.5, "k_proj": 1.5}
     weights = [
         (name, mx.random.normal(w.shape) * 0.15 * scale.get(name.split(".")[-2], 1.0))
