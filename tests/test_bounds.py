@@ -22,7 +22,7 @@ ABOUT = {
 
 
 def good(seed):
-    shape = (1, CODEC.kept, CODEC.head_dim)
+    shape = (1, CODEC.kept, CONFIG.head_dim)
     keys, values = (mx.random.normal(shape, key=mx.random.key(seed + n)) for n in (0, 1))
     positions = np.arange(CODEC.kept, dtype=np.uint8)[None]
     return CODEC.pack(Memory(keys, values, positions))[0].tobytes()
