@@ -16,6 +16,7 @@ from m3mlx.chat.chat import collect
 from m3mlx.chat.conversation import Conversation
 from m3mlx.chat.thoughts import AnswerText
 from m3mlx.cli import main
+from m3mlx.cli.render import echo_answer
 from m3mlx.errors import M3Error
 from m3mlx.models.template import Template
 
@@ -240,6 +241,13 @@ def test_ask_hides_thoughts_unless_asked(m3, say):
     assert (data["answer"], data["thoughts"]) == ("Yes.", "hm")
     short = m3("ask", "Hello?", "--max-tokens", "2")
     assert short.stdout.strip() == "" and "still thinking" in short.stderr
+
+
+def test_a_thought_that_a_person_stops_is_not_called_too_long(assistant, say, capsys):
+    say("<think>hm</think>Yes.")
+    echo_answer(assistant.chat().send("Hello?"), lambda: True)
+    shown = capsys.readouterr()
+    assert shown.out == " …\n" and shown.err == ""
 
 
 def test_chat_hides_thoughts_and_saves_none(m3, say, tmp_path):

@@ -189,9 +189,10 @@ def echo_answer(
             spans[step.span], timings = step.sources, step.timings
             if stopped():
                 click.echo(" …", nl=False)
+                thought = False
                 break
     click.echo()
-    if thought:
+    if thought:  # and nobody has stopped it
         note("The model was still thinking. Allow a longer answer with --max-tokens.")
     return spans, timings
 
