@@ -31,7 +31,8 @@ def good(seed):
 def spoiled(number):
     """A memory whose first scale of the keys is another number."""
     record = bytearray(good(1))
-    at = CODEC.kept + CODEC._groups() * CODEC.group * CODEC.bits[0] // 8
+    scales = 2 * 2 * CODEC.keys.groups  # float16 scales and biases end the keys
+    at = CODEC.kept + CODEC.keys.bytes - scales
     record[at : at + 2] = np.array(number, "<f2").tobytes()
     return bytes(record)
 
