@@ -49,7 +49,7 @@ def test_of_editions_with_other_numbers_two_are_found_first(found):
 def test_texts_of_one_form_with_other_names_are_no_copies(found):
     names = ["Ada Quill", "Jo Lark", "Gus Reed", "Ina Moss", "Tom Ash", "Eva Dell"]
     forms = [f"The pump at {name[-4:]} was serviced by {name} in the spring." for name in names]
-    assert sorted(found(forms + [TEXT], k=6, query="pump serviced spring")) == sorted(forms)
+    assert sorted(found([*forms, TEXT], k=6, query="pump serviced spring")) == sorted(forms)
 
 
 def test_copies_without_spaces_between_words(found):

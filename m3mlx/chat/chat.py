@@ -21,6 +21,8 @@ from ..models.template import Turn
 from ..store import Filter, Hit
 from .conversation import Conversation, Step, Timings
 
+USED = 2  # a memory with less than one half of an equal share of the attention was not used
+
 
 class Assistant(Protocol):
     """The part of ``m3mlx.Assistant`` that a chat uses."""
@@ -49,6 +51,9 @@ class Source:
 
     Attributes:
         span: number of the 64 answer tokens it was read for, from 0.
+        share: of the attention of these tokens, 0 to 1, that its memory received; None where it
+            is not known: for pasted texts, and with a quantized context.
+        used: whether that is at least half of what each memory of the span received on average.
         document: its id in the store.
         store: folder of the attached store it is in; None for the user's own.
     """
@@ -63,16 +68,29 @@ class Source:
     span: int
     document: int
     store: str | None
+    share: float | None = None
+    used: bool = True
 
     @classmethod
     def of(cls, hit: Hit, span: int) -> Source:
         where = hit.path, hit.start, hit.end, hit.page, hit.line
         return cls(*where, hit.text, hit.distance, span, hit.document, hit.store)
 
+    @classmethod
+    def of_step(cls, step: Step) -> list[Source]:
+        """Return what the span of a step drew on so far, the most used first."""
+        sources = [cls.of(hit, step.span) for hit in step.sources]
+        if len(step.shares) != len(sources):
+            return sources
+        for source, share in zip(sources, step.shares, strict=True):
+            source.share = share
+            source.used = share * len(sources) * USED >= sum(step.shares)
+        return sorted(sources, key=lambda source: -(source.share or 0.0))
+
 
 @dataclass
 class Answer:
-    """A whole answer with its sources."""
+    """A whole answer with its sources: those of each span together, the most used first."""
 
     text: str
     memory: str
@@ -242,11 +260,10 @@ class Chat:
 
 def collect(steps: Iterable[Step], memory: str) -> Answer:
     """Gather a stream of steps into an answer."""
-    texts, sources, span = {False: "", True: ""}, [], -1
+    texts, spans = {False: "", True: ""}, dict[int, Step]()
     for step in steps:
         texts[step.thought] += step.text
-        if step.span != span:
-            span = step.span
-            sources += [Source.of(hit, span) for hit in step.sources]
+        spans[step.span] = step
+    sources = [source for last in spans.values() for source in Source.of_step(last)]
     reason = step.finish_reason or "length"
     return Answer(texts[False], memory, sources, step.timings, reason, texts[True])

@@ -13,6 +13,7 @@ the softmax is multiplied by ``exp((score - best) / memory_temperature)``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -28,9 +29,11 @@ from ..models.caches import leaves
 from ..models.decoder import Decoder
 from ..models.hooks import last_rows
 from ..models.template import Turn
+from .attention import AttentionShares
 from .thoughts import AnswerText
 
 PREFILL_STEP = 512  # prompt tokens in one pass, to bound memory use
+WATCHED_EVERY, WATCHED_LAYERS = 8, 4  # tokens and layers in which attention is looked at
 
 Search = Callable[[Sequence[str], int], list[list[Any]]]  # texts, k -> hits of each
 Read = Callable[[Sequence[Any]], Memory]  # hits -> their memories, in that order
@@ -63,6 +66,8 @@ class Step:
         logprobs: (vocabulary,) log probabilities it was drawn from.
         span: number of the 64 answer tokens it belongs to, from 0.
         sources: hits whose memories this span reads, in the order of the search.
+        shares: of the attention, for each of them, on average over the span so far; () where it
+            is not known yet, or cannot be.
         timings: of the whole answer; complete in the last step.
         finish_reason: "stop", "length", or None before the end.
         thought: the token belongs to a thought of the model, not to its answer; in the last step,
@@ -77,6 +82,7 @@ class Step:
     timings: Timings
     finish_reason: str | None = None
     thought: bool = False
+    shares: Sequence[float] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -150,6 +156,7 @@ class Conversation:
         self._thinking = False  # the last turn has opened a thought
         self._pending: list[int] = []  # generated, not yet in the caches
         self._held: tuple[list[Any], Memory | None] = [], None  # hits read last, with memories
+        self._prefix_tokens = prefix[0][0].shape[2] if prefix else 0
 
     @property
     def position(self) -> int:
@@ -230,12 +237,27 @@ class Conversation:
         tell_thoughts: bool = True,
     ) -> Iterator[Step]:
         """Generate an answer from the logits of ``prefill``; see ``stream``."""
+        model, prefix = self.decoder.model, self._prefix_tokens
+        attention = AttentionShares(model, prefix, lambda: len(self.attached))
+        with attention.observe() if self._search else nullcontext():
+            yield from self._decoded(attention, logits, max_tokens, sampler, tell_thoughts)
+
+    def _decoded(
+        self,
+        attention: AttentionShares,
+        logits: mx.array,
+        max_tokens: int,
+        sampler: Sampler | None,
+        tell_thoughts: bool,
+    ) -> Iterator[Step]:
         timings = self.timings
         waited = timings.retrieve_seconds + timings.read_seconds + timings.prefill_seconds
         answer = AnswerText(self.decoder.tokenizer, self._thinking, tell_thoughts)
         generated: list[int] = []
         thoughts: list[bool] = []  # of each generated token
         span, decoding, reason = 0, 0.0, "length"
+        seen: list[np.ndarray] = []  # shares of attention in this span
+        shares: tuple[float, ...] = ()
         while len(generated) < max_tokens:
             start = perf_counter()
             if generated:
@@ -243,9 +265,15 @@ class Conversation:
                 if self._search and fed and fed % CHUNK_TOKENS == 0:
                     last = range(fed - CHUNK_TOKENS, fed)
                     self._refresh([generated[n] for n in last if not thoughts[n]])
-                    span += 1
+                    span, seen, shares = span + 1, [], ()
+                watching = bool(self.attached) and fed % WATCHED_EVERY == 0
+                attention.watch(self.caches, WATCHED_LAYERS if watching else 0)
                 logits = self._feed(generated[-1:])
                 self._pending = []
+                if watching and (mean := attention.mean()).any():
+                    seen.append(mean[:-2])
+                    got = dict(zip(self.attached, np.mean(seen, axis=0).tolist(), strict=True))
+                    shares = tuple(got.get(hit, 0.0) for hit in self.sources)
             logprobs = _logprobs(logits)[-1]
             drawn = sampler(logprobs[None]) if sampler else mx.argmax(logprobs)
             token = cast(int, drawn.item())
@@ -262,11 +290,11 @@ class Conversation:
             timings.decode_tokens_per_second = (len(generated) - 1) / max(decoding, 1e-9)
             text, thought = answer.add(token)
             thoughts.append(thought)
-            yield Step(text, token, logprobs, span, self.sources, timings, thought=thought)
+            yield Step(*(text, token, logprobs, span, self.sources, timings), None, thought, shares)
             if len(generated) % 256 == 0:
                 mx.clear_cache()
         text, thought = answer.end(), answer.thinking
-        yield Step(text, None, None, span, self.sources, timings, reason, thought)
+        yield Step(text, None, None, span, self.sources, timings, reason, thought, shares)
 
     def loss(self, turn: Turn, answer: Sequence[int]) -> float:
         """Return the mean negative log-likelihood of an answer after a turn, in nats per token."""
