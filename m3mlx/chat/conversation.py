@@ -165,12 +165,20 @@ class Conversation:
         gap = self.layout.gap if self.layout and self._search and not cache.gap else 0
         return cache.offset + len(self._pending) + gap
 
-    def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
+    def prefill(
+        self,
+        turn: Turn,
+        *,
+        query: str = "chunk",
+        hits: Sequence[Any] | None = None,
+        rows: int = 1,
+    ) -> mx.array:
         """Feed a turn, each chunk with its own memories.
 
         Args:
             query: "chunk" retrieves with each chunk's own words, "message" with the words of the
                 whole turn.
+            hits: what was found for the whole turn; None to retrieve.
             rows: number of last tokens whose logits to return.
 
         Returns:
@@ -183,7 +191,7 @@ class Conversation:
         tokens = [*self._pending, *turn.tokens]
         shift = len(self._pending)
         words = range(turn.words[0] + shift, turn.words[1] + shift)
-        groups, memory_of = self._plan(tokens, words, query)
+        groups, memory_of = self._plan(tokens, words, query, hits)
         self._pending = []
         logits: list[mx.array] = []
         left = len(tokens)
@@ -207,6 +215,7 @@ class Conversation:
         max_tokens: int = 256,
         sampler: Sampler | None = None,
         query: str = "chunk",
+        hits: Sequence[Any] | None = None,
         pasted: Sequence[Any] = (),
         retrieve_seconds: float = 0.0,
         tell_thoughts: bool = True,
@@ -218,14 +227,14 @@ class Conversation:
         Args:
             max_tokens: maximum length of the answer.
             sampler: log probabilities (1, vocabulary) to a token (1,); None for greedy.
-            query: see ``prefill``.
+            query, hits: see ``prefill``.
             pasted: hits whose text is in the turn; they are its sources.
-            retrieve_seconds: time it took to find them.
+            retrieve_seconds: time it took to find ``hits`` or ``pasted``.
             tell_thoughts: tell thoughts apart; False to take them for text like any other.
         """
         self.timings = Timings(retrieve_seconds=retrieve_seconds)
         self.sources = list(pasted)
-        logits = self.prefill(turn, query=query)
+        logits = self.prefill(turn, query=query, hits=hits)
         yield from self.decode(logits, max_tokens, sampler, tell_thoughts=tell_thoughts)
 
     def decode(
@@ -321,7 +330,7 @@ class Conversation:
         return logits[0].astype(mx.float32)
 
     def _plan(
-        self, tokens: list[int], words: range, query: str
+        self, tokens: list[int], words: range, query: str, hits: Sequence[Any] | None
     ) -> tuple[list[_Group], Callable[[list[Any]], Memory | None]]:
         """Split a prompt into groups of chunks, and read all their memories at once.
 
@@ -332,13 +341,17 @@ class Conversation:
             return [_Group(tokens)], lambda hits: None
         starts = range(0, len(tokens), CHUNK_TOKENS)
         parts = [range(max(i, words.start), min(i + CHUNK_TOKENS, words.stop)) for i in starts]
-        searched = [words] if query == "message" else [part for part in parts if part]
-        found = self._find([self._text([tokens[i] for i in part]) for part in searched])
+        whole = hits is not None or query == "message"
+        searched = [words] if whole else [part for part in parts if part]
+        if hits is not None:
+            found = [list(hits)]
+        else:
+            found = self._find([self._text([tokens[i] for i in part]) for part in searched])
         # A chunk without the user's words, such as the template's end, reads its neighbour's.
         next_hits, current = iter(found), found[0]
         groups: list[_Group] = []
         for start, part in zip(starts, parts, strict=True):
-            if part and query != "message":
+            if part and not whole:
                 current = next(next_hits)
             chunk = tokens[start : start + CHUNK_TOKENS]
             if groups and groups[-1].hits == current:

@@ -19,6 +19,7 @@ LONG = 7  # letters of a word that may be a compound
 WHOLE = 4  # letters of a word that is looked for inside of others, at least
 ENDINGS = {5: 1, 7: 2}  # from so many letters on, so many at the end may be an inflection
 ENGLISH = frozenset({"the", "and", "that", "with", "this", "from", "of", "to"})
+ASKED = ENGLISH | {"a", "what", "who", "when", "where", "which", "how", "is", "are", "was", "does"}
 ENGLISH_SHARE = 0.05  # of the words of an English text: these are a sixth, elsewhere a hundredth
 
 _DENSE = (  # ideographs, kana, syllables of Korean
@@ -28,9 +29,9 @@ _DENSE = (  # ideographs, kana, syllables of Korean
 _MARKED = "\u0590-\u10ff\u1200-\u1cff\ua800-\uabff"  # Hebrew, Arabic, Indic, Thai, …
 DENSE = re.compile(f"[{_DENSE}]+")
 MARKED = re.compile(f"[{_MARKED}]+")
+WORD = re.compile(rf"[\w{_MARKED}]+")
 LETTERS = re.compile(r"[a-z\u00df-\u024f\u0370-\u058f\u1e00-\u1fff]+")
 GLUED = re.compile(f"(?<=[{_DENSE}])[a-z0-9]+|[a-z0-9]+(?=[{_DENSE}])")
-OTHERS = re.compile(f"[{_DENSE}{_MARKED}]+")
 
 
 def pieces(text: str) -> str:
@@ -62,22 +63,34 @@ def fill(conn: sqlite3.Connection) -> None:
     )
 
 
-def without(text: str) -> str:
-    """Return a text without the scripts that are only found by pieces."""
-    return OTHERS.sub(" ", text)
+def is_english(text: str) -> bool:
+    """Tell whether a question is in English."""
+    return not ASKED.isdisjoint(text.lower().split())
 
 
-def asked(text: str) -> Iterator[str]:
-    """Yield expressions of SQLite's full text for the pieces of a question's other scripts."""
-    text = _plain(text)
-    if text.isascii():
-        return
-    for size, words in ((2, DENSE.findall(text)), (3, _marked(text))):
-        for word in words:
-            if len(word) < size:
-                yield f'"{word}" *'
-            else:
-                yield from (f'"{piece}"' for piece in _cut(word, size)[:-1])
+def words(text: str) -> list[str]:
+    """Return the words of a question that may stand apart in texts, each once."""
+    return list(dict.fromkeys(WORD.findall(DENSE.sub(" ", text.lower()))))
+
+
+def signs(text: str) -> Iterator[str]:
+    """Yield the expressions for a question's runs of signs, which never stand apart."""
+    for run in DENSE.findall(_plain(text)):
+        yield from _apart(run, 2)
+
+
+def parts(word: str) -> Iterator[str]:
+    """Yield the expressions for a word of another script than Latin that is nowhere as it is."""
+    for each in _marked(_plain(word)):
+        yield from _apart(each, 3)
+
+
+def _apart(word: str, size: int) -> Iterator[str]:
+    """Yield an expression for each piece of a word, or for the pieces that begin with it."""
+    if len(word) < size:
+        yield f'"{word}" *'
+    else:
+        yield from (f'"{piece}"' for piece in _cut(word, size)[:-1])
 
 
 def inside(word: str) -> str:

@@ -7,7 +7,6 @@ The full text of an encrypted store is made in memory, from the texts, when it i
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Iterable
 from math import log
@@ -132,16 +131,20 @@ class Words:
         if self._common[0] != commit:
             self._common = commit, set()
         words, parts, counted = dict[str, int](), dict[str, int](), list[int]()
-        for word in dict.fromkeys(re.findall(r"\w+", pieces.without(text.lower()))):
-            whole, inside = f'"{word}"', pieces.inside(word)
+        english = pieces.is_english(text)
+        for word in pieces.words(text):
+            whole = f'"{word}"'
             words[whole] = number = self._frequency(db, "words", whole)
-            if number < COMMON and (len(word) >= pieces.WHOLE or not number):
-                parts[inside] = self._frequency(db, "piece", inside)
-            counted.append(number or parts.get(inside, 0))
-        for piece in dict.fromkeys(pieces.asked(text)):
-            parts[piece] = number = self._frequency(db, "piece", piece)
-            if number:
-                counted.append(number)
+            found = [number]
+            if number < (1 if english else COMMON) and (len(word) >= pieces.WHOLE or not number):
+                asked = () if number else pieces.parts(word)
+                asked = tuple(asked) or (pieces.inside(word),)
+                parts |= {part: self._frequency(db, "piece", part) for part in asked}
+                found = [number or parts[part] for part in asked]
+            counted += [n for n in found if n] or [0]
+        for sign in pieces.signs(text):
+            parts[sign] = self._frequency(db, "piece", sign)
+            counted += [parts[sign]] if parts[sign] else []
         return words, parts, self._most(counted)
 
     def _frequency(self, db: Connection | sqlite3.Connection, table: str, word: str) -> int:
