@@ -20,6 +20,7 @@ from ..models.decoder import Decoder
 from ..models.template import Turn
 from ..store import Filter, Hit
 from .conversation import Conversation, Step, Timings
+from .retrieval import Retrieval
 
 USED = 2  # a memory with less than one half of an equal share of the attention was not used
 
@@ -37,6 +38,8 @@ class Assistant(Protocol):
     def plain_prefix(self) -> PrefixStates: ...
     @property
     def memories(self) -> int: ...
+    @property
+    def floor(self) -> float: ...
 
     def check(self) -> None: ...
     def search(
@@ -124,6 +127,7 @@ class Chat:
         self.assistant, self.memory, self.system, self.only = assistant, memory, system, only
         self.messages: list[dict[str, str]] = []
         self.left_out = 0
+        self._retrieval = Retrieval(self._search)
         self._conversation: Conversation | None = None
         self._mode = memory  # of the present conversation
 
@@ -154,14 +158,12 @@ class Chat:
         decoder = self.assistant.decoder
         if how.think and not decoder.template.can_think:
             raise M3Error(f"{decoder.name} is no thinking model; ask it without --think")
-        pasted: list[Hit] = []
-        seconds = 0.0
         if self.memory == "explicit":
             self.assistant.check()
-        elif self.memory == "text":
-            start = perf_counter()
-            (pasted,) = self._search([message], self.assistant.memories)
-            seconds = perf_counter() - start
+        start = perf_counter()
+        hits = self._hits(message, how.query)
+        seconds = perf_counter() - start
+        pasted = hits or [] if self.memory == "text" else []
         text = "\n\n".join([*(hit.text for hit in pasted), message])
         conversation, turn = self._next_turn(text, message if how.raw else None, how.think)
         room = self._context - conversation.position - len(turn.tokens)
@@ -174,6 +176,7 @@ class Chat:
             max_tokens=min(how.max_tokens, room),
             sampler=make_sampler(how.temp, how.top_p),
             query=how.query,
+            hits=hits,
             pasted=pasted,
             retrieve_seconds=seconds,
             tell_thoughts=not how.raw,
@@ -196,6 +199,18 @@ class Chat:
     def _search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         return self.assistant.search(texts, k, only=self.only)
 
+    def _hits(self, message: str, query: str) -> list[Hit] | None:
+        """Return what a message reads or pastes; None if it does not, or searches by chunks."""
+        if self.memory == "off" or (self.memory == "explicit" and query != "message"):
+            return None
+        said = [
+            each["content"] for each in self.messages[self.left_out :] if each["role"] == "user"
+        ]
+        if not self._retrieval.subject:
+            self._retrieval.subject = tuple(said[-1:])
+        self._retrieval.floor = self.assistant.floor
+        return self._retrieval.of_message(message, self.assistant.memories)
+
     def _new_conversation(self) -> Conversation:
         assistant, kv_bits = self.assistant, self.assistant.options.kv_bits
         if self.memory != "explicit":
@@ -204,7 +219,7 @@ class Chat:
             assistant.decoder,
             assistant.format.prefix,
             assistant.format.layout,
-            search=self._search,
+            search=self._retrieval.of_texts,
             read=assistant.read,
             memories=assistant.memories,
             memory_temperature=assistant.decoder.memory_temperature,
@@ -255,6 +270,7 @@ class Chat:
     def reset(self) -> None:
         """Clear the conversation; the documents stay."""
         self.messages.clear()
+        self._retrieval.subject = ()
         self._conversation, self.left_out = None, 0
 
 

@@ -368,10 +368,14 @@ class Conversation:
         return groups, memory_of
 
     def _refresh(self, tokens: list[int]) -> None:
-        """Read the memories of these tokens; of none, where all were thoughts, keep those read."""
-        if not tokens:
+        """Read the memories of these tokens.
+
+        Keep those that were read where all were thoughts, and where nothing fits.
+        """
+        (found,) = self._find([self._text(tokens)]) if tokens else ([],)
+        if not found:
             return
-        (self.sources,) = self._find([self._text(tokens)])
+        self.sources = found
         self._attach(self._memories_of(self.sources), self.sources)
 
     def _attach(self, memory: Memory | None, hits: list[Any]) -> None:

@@ -24,21 +24,19 @@ class Retrieval:
 
     Args:
         search: texts and number of hits to the hits of each text, the best first.
-        floor: score of a hit that fits well enough to be read.
 
     Attributes:
+        floor: score from which on a hit fits well enough to be read.
         subject: the user's last messages that the next one may refer to.
     """
 
-    def __init__(self, search: Search, floor: float):
-        self._search, self._floor = search, floor
+    def __init__(self, search: Search):
+        self._search, self.floor = search, 0.0
         self.subject: tuple[str, ...] = ()
 
     def of_texts(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         """Return the hits of each text that fit well enough."""
-        return [
-            [hit for hit in hits if hit.score >= self._floor] for hits in self._search(texts, k)
-        ]
+        return [[hit for hit in hits if hit.score >= self.floor] for hits in self._search(texts, k)]
 
     def of_message(self, message: str, k: int) -> list[Hit]:
         """Return the hits of a message, which then belongs to the subject."""

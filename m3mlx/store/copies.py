@@ -25,7 +25,8 @@ def different_first(hits: Sequence[Hit]) -> tuple[list[Hit], int]:
     runs_seen, words_seen, editions = set[tuple[str, ...]](), set[str](), Counter[int]()
     for hit in hits:
         words = _words(hit.text)
-        runs = set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
+        runs: set[tuple[str, ...]] = set(zip(words, words[1:], words[2:], strict=False))
+        runs = runs or {tuple(words)}
         share = len(runs & runs_seen) / len(runs)
         if share >= EDITION:
             new = set(words) - words_seen

@@ -68,6 +68,11 @@ def is_english(text: str) -> bool:
     return not ASKED.isdisjoint(text.lower().split())
 
 
+def has_signs(text: str) -> bool:
+    """Tell whether a text has Chinese, Japanese or Korean signs."""
+    return not text.isascii() and DENSE.search(text) is not None
+
+
 def words(text: str) -> list[str]:
     """Return the words of a question that may stand apart in texts, each once."""
     return list(dict.fromkeys(WORD.findall(DENSE.sub(" ", text.lower()))))

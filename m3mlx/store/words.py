@@ -137,8 +137,8 @@ class Words:
             words[whole] = number = self._frequency(db, "words", whole)
             found = [number]
             if number < (1 if english else COMMON) and (len(word) >= pieces.WHOLE or not number):
-                asked = () if number else pieces.parts(word)
-                asked = tuple(asked) or (pieces.inside(word),)
+                apart = [] if number else list(pieces.parts(word))
+                asked = apart or [pieces.inside(word)]
                 parts |= {part: self._frequency(db, "piece", part) for part in asked}
                 found = [number or parts[part] for part in asked]
             counted += [n for n in found if n] or [0]
