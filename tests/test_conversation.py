@@ -268,8 +268,8 @@ def test_memories_that_are_found_again_are_not_read_again(world):
         )
 
     tokens, steps = world.generate(conversation(), turn, 280)
-    assert world.reads == [[2, 1, 3], [4], [0], [4, 0]]
-    assert [hit.slot for hit in steps[80].sources] == [3, 4, 1]
+    assert world.reads == [[2, 1, 3], [4], [0], [4]]  # 0 stayed while nothing fitted
+    assert sorted(hit.slot for hit in steps[80].sources) == [1, 3, 4]
     forgetful = conversation()
     read = forgetful._memories_of
     forgetful._memories_of = lambda hits: setattr(forgetful, "_held", ([], None)) or read(hits)
@@ -313,9 +313,9 @@ def test_each_source_has_its_share_of_the_attention(world):
             assert step.token is None or step.token == tokens[len(passes) - 1]
     looked_at = [passes[n] for n in (1, 9, 17)]  # the first is the prompt's, then every eighth
     expected = np.mean(looked_at, axis=0)
-    assert np.allclose(steps[-1].shares, expected[:2], atol=1e-6)
+    assert np.allclose(steps[-1].shares, sorted(expected[:2])[::-1], atol=1e-6)
     assert expected.sum() == pytest.approx(1, abs=1e-5)
-    assert all(math.isclose(a, b) for a, b in zip(steps[2].shares, passes[1][:2], strict=True))
+    assert np.allclose(sorted(steps[2].shares), sorted(passes[1][:2]))
     assert steps[0].shares == ()
 
 
@@ -325,8 +325,8 @@ def test_a_memory_that_counts_little_was_read_but_not_used(world):
 
     conversation = world.conversation(search=search, memory_temperature=0.1)
     _, steps = world.generate(conversation, plain_turn(world, "short"), 3)
-    low, *high = steps[-1].shares
-    assert low < 1e-9 and min(high) > 1e-6
+    *high, low = steps[-1].shares
+    assert low < 1e-9 and min(high) > 1e-6 and steps[-1].sources[-1].slot == 0
 
 
 def test_a_source_that_only_an_earlier_chunk_read_has_no_share(world):

@@ -88,7 +88,7 @@ class Source:
         for source, share in zip(sources, step.shares, strict=True):
             source.share = share
             source.used = share * len(sources) * USED >= sum(step.shares)
-        return sorted(sources, key=lambda source: -(source.share or 0.0))
+        return sources
 
 
 @dataclass

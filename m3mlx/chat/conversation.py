@@ -12,7 +12,7 @@ the softmax is multiplied by ``exp((score - best) / memory_temperature)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
@@ -65,7 +65,8 @@ class Step:
         token: its id, None in the last step.
         logprobs: (vocabulary,) log probabilities it was drawn from.
         span: number of the 64 answer tokens it belongs to, from 0.
-        sources: hits whose memories this span reads, in the order of the search.
+        sources: hits whose memories this span reads: as the search ordered them, and once their
+            shares are known the most used first.
         shares: of the attention, for each of them, on average over the span so far; () where it
             is not known yet, or cannot be.
         timings: of the whole answer; complete in the last step.
@@ -79,10 +80,10 @@ class Step:
     logprobs: mx.array | None
     span: int
     sources: list[Any]
+    shares: Sequence[float]
     timings: Timings
     finish_reason: str | None = None
     thought: bool = False
-    shares: Sequence[float] = ()
 
     @property
     def prompt_tokens(self) -> int:
@@ -266,7 +267,8 @@ class Conversation:
         thoughts: list[bool] = []  # of each generated token
         span, decoding, reason = 0, 0.0, "length"
         seen: list[np.ndarray] = []  # shares of attention in this span
-        shares: tuple[float, ...] = ()
+        shares: dict[Any, float] = {}
+        watching = False
         while len(generated) < max_tokens:
             start = perf_counter()
             if generated:
@@ -274,18 +276,18 @@ class Conversation:
                 if self._search and fed and fed % CHUNK_TOKENS == 0:
                     last = range(fed - CHUNK_TOKENS, fed)
                     self._refresh([generated[n] for n in last if not thoughts[n]])
-                    span, seen, shares = span + 1, [], ()
+                    span, seen, shares = span + 1, [], {}
                 watching = bool(self.attached) and fed % WATCHED_EVERY == 0
                 attention.watch(self.caches, WATCHED_LAYERS if watching else 0)
                 logits = self._feed(generated[-1:])
                 self._pending = []
-                if watching and (mean := attention.mean()).any():
-                    seen.append(mean[:-2])
-                    got = dict(zip(self.attached, np.mean(seen, axis=0).tolist(), strict=True))
-                    shares = tuple(got.get(hit, 0.0) for hit in self.sources)
             logprobs = _logprobs(logits)[-1]
             drawn = sampler(logprobs[None]) if sampler else mx.argmax(logprobs)
             token = cast(int, drawn.item())
+            if watching and (mean := attention.mean()).any():
+                seen.append(mean[:-2])
+                got = dict(zip(self.attached, np.mean(seen, axis=0).tolist(), strict=True))
+                shares = {hit: got.get(hit, 0.0) for hit in self.sources}
             if generated:
                 decoding += perf_counter() - start
             else:
@@ -299,11 +301,19 @@ class Conversation:
             timings.decode_tokens_per_second = (len(generated) - 1) / max(decoding, 1e-9)
             text, thought = answer.add(token)
             thoughts.append(thought)
-            yield Step(*(text, token, logprobs, span, self.sources, timings), None, thought, shares)
+            known = text, token, logprobs, span
+            yield Step(*known, *self._used(shares), timings, None, thought)
             if len(generated) % 256 == 0:
                 mx.clear_cache()
         text, thought = answer.end(), answer.thinking
-        yield Step(text, None, None, span, self.sources, timings, reason, thought, shares)
+        yield Step(text, None, None, span, *self._used(shares), timings, reason, thought)
+
+    def _used(self, shares: Mapping[Any, float]) -> tuple[list[Any], tuple[float, ...]]:
+        """Sources and shares of a step."""
+        if not shares:
+            return self.sources, ()
+        sources = sorted(shares, key=lambda hit: -shares[hit])
+        return sources, tuple(shares[hit] for hit in sources)
 
     def loss(self, turn: Turn, answer: Sequence[int]) -> float:
         """Return the mean negative log-likelihood of an answer after a turn, in nats per token."""
