@@ -22,6 +22,7 @@ from ..store import Filter, Hit
 from .conversation import Conversation, Step, Timings
 from .retrieval import Retrieval
 
+NOTHING_FITS = "Nothing in memory fits this question well."
 USED = 2  # a memory with less than one half of an equal share of the attention was not used
 
 
@@ -101,6 +102,11 @@ class Answer:
     timings: Timings
     finish_reason: str
     thoughts: str = ""
+
+    @property
+    def note(self) -> str:
+        """What is to be said beside the answer: that nothing in memory fitted, or ""."""
+        return NOTHING_FITS if self.memory != "off" and not self.sources else ""
 
 
 class Chat:

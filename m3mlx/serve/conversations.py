@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..assistant import Assistant
-from ..chat.chat import Chat, Source
+from ..chat.chat import NOTHING_FITS, Chat, Source
 from ..chat.conversation import Step, Timings
 from ..config import Generation
 from .documents import collection_filter
@@ -54,8 +54,8 @@ class AnswerPart:
 
     Attributes:
         m3mlx: fields of our own: in the first part the memory mode; with the first text of each
-            span of 64 tokens its number and sources; in the last part timings, and all sources
-            with their shares of the attention.
+            span of 64 tokens its number and sources; in the last part timings, all sources with
+            their shares of the attention, and a note if nothing in memory fits.
         reasoning: thoughts of the model; a part has these or text.
         reason: "stop" or "length", in the last part.
         usage: numbers of tokens as OpenAI names them, in the last part.
@@ -131,7 +131,9 @@ class ConversationCache:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-        about = {"sources": _sources(spans.values()), "timings": asdict(timings)}
+        about: dict[str, Any] = {"sources": _sources(spans.values()), "timings": asdict(timings)}
+        if chat.memory != "off" and not about["sources"]:
+            about["note"] = NOTHING_FITS
         yield AnswerPart(m3mlx=about, reason=reason, usage=usage)
 
     def _take(self, assistant: Assistant, request: ChatRequest) -> _Cached:
