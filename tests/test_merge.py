@@ -275,4 +275,4 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         bytes, peak = map(int, done.stdout.split())
         peaks.append(peak / 1024)
     assert bytes > 400_000_000
-    assert 0 < peaks[0] and peaks[1] - peaks[0] < 40, peaks  # megabytes
+    assert peaks[0] > 0 and peaks[1] - peaks[0] < 40, peaks  # megabytes
