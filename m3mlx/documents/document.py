@@ -135,7 +135,7 @@ def parse(path: str | Path, content: bytes | mmap) -> Document:
     notes: list[str] = []
     try:
         found = form.read(path, cast(bytes, content), notes.append)
-    except DocumentError:
+    except (DocumentError, MemoryError):
         raise
     except Exception as error:  # parsers raise whatever they like when a file is damaged
         name = path.suffix.lstrip(".").upper()
