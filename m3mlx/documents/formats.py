@@ -116,6 +116,7 @@ FORMATS = {  # by whole name or suffix, in lower case
     ".ics": Format(mail.read_calendar),
     ".epub": Format(epub.read, plain=False),
     ".eml": Format(partial(mail.read_message, read_other=_read_other), plain=False),
+    ".emlx": Format(partial(mail.read_stored, read_other=_read_other), plain=False),
     ".mbox": Format(partial(mail.read_mailbox, read_other=_read_other), plain=False, pieces=True),
 }
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from .archive import open_archive
 from .formula import linear
+from .numbering import shown_number
 from .text import Note
 from .tree import child, get, parse_xml, tag, text_of, within
 
@@ -24,13 +25,6 @@ SKIPPED = {"del", "moveFrom", "instrText", "delText", "pPr", "rPr", "Fallback", 
 SKIPPED |= {"sdtPr", "rt", "posOffset", "align", "pctWidth", "pctHeight", "sizeRelH", "sizeRelV"}
 SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 NOTES = {"footnoteReference": "footnotes", "endnoteReference": "endnotes"}
-ROMAN = tuple(
-    zip(
-        (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
-        "M CM D CD C XC L XL X IX V IV I".split(),
-        strict=True,
-    )
-)
 
 
 class Package:
@@ -228,7 +222,7 @@ class _Word:
 
         def number(match: re.Match[str]) -> str:
             its = levels.get(int(match[1]) - 1, level)
-            return _shown(counters.get(int(match[1]) - 1, its.start), its.kind)
+            return shown_number(counters.get(int(match[1]) - 1, its.start), its.kind)
 
         return re.sub(r"%([1-9])", number, level.shown), at
 
@@ -291,20 +285,6 @@ def _overrides(element: Element, levels: dict[int, Level]) -> dict[int, Level]:
             if start.isdigit() and at in levels:
                 levels[at] = Level(int(start), levels[at].kind, levels[at].shown)
     return levels
-
-
-def _shown(number: int, kind: str) -> str:
-    """Write a number as its list shows it."""
-    if kind in ("lowerLetter", "upperLetter") and number > 0:
-        letter = chr(ord("a") + (number - 1) % 26) * min(1 + (number - 1) // 26, 9)
-        return letter.upper() if kind == "upperLetter" else letter
-    if kind in ("lowerRoman", "upperRoman") and 0 < number < 4000:
-        roman = ""
-        for value, letters in ROMAN:
-            roman += letters * (number // value)
-            number %= value
-        return roman if kind == "upperRoman" else roman.lower()
-    return f"{number:02}" if kind == "decimalZero" else str(number)
 
 
 def _symbol(element: Element) -> str:

@@ -35,7 +35,7 @@ START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); import {0}; {0
 
 
 class Worker:
-    """Reads documents as ``read`` and ``parse`` do; plain text in this process, all else in its own.
+    """Reads documents as ``read`` and ``parse`` do: plain text here, all else in its own process.
 
     Args:
         while_waiting: called again and again while a file is read; an exception that it raises
@@ -88,7 +88,7 @@ class Worker:
     def _ask(self, path: Path, size: int, content: bytes | None) -> Document:
         seconds = SECONDS + SECONDS_PER_MB * size / 1e6
         memory = MEMORY + MEMORY_PER_BYTE * size
-        about = {
+        about: dict[str, Any] = {
             "path": str(path),
             "seconds": seconds,
             "memory": memory,
@@ -106,7 +106,8 @@ class Worker:
             self.close()
         if reason := about.get("reason"):
             raise DocumentError(about["path"], reason)
-        about |= {name: tuple(about[name]) for name in ("page_starts", "notes")}
+        for name in ("page_starts", "notes"):
+            about[name] = tuple(about[name])
         return Document(text=text.decode(), **about)
 
 
