@@ -9,6 +9,7 @@ ROMAN = tuple(
         strict=True,
     )
 )
+RUSSIAN = "абвгдежзиклмнопрстуфхцчшщыэюя"
 
 
 def shown_number(number: int, kind: str) -> str:
@@ -22,4 +23,14 @@ def shown_number(number: int, kind: str) -> str:
             roman += letters * (number // value)
             number %= value
         return roman if kind == "upperRoman" else roman.lower()
+    if kind == "ordinal":
+        ending = (
+            "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10)
+        )
+        return f"{number}{ending or 'th'}"
+    if kind.startswith("decimalEnclosedCircle") and 0 < number <= 20:
+        return chr(ord("①") + number - 1)
+    if kind in ("russianLower", "russianUpper") and 0 < number <= len(RUSSIAN):
+        letter = RUSSIAN[number - 1]
+        return letter.upper() if kind == "russianUpper" else letter
     return f"{number:02}" if kind == "decimalZero" else str(number)
