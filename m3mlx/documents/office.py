@@ -25,7 +25,7 @@ SKIPPED = {"del", "moveFrom", "instrText", "delText", "pPr", "rPr", "Fallback", 
 SKIPPED |= {"sdtPr", "rt", "posOffset", "align", "pctWidth", "pctHeight", "sizeRelH", "sizeRelV"}
 SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 EDGE = "\ufdd0"  # of a formula; no character, so that no text has it
-BETWEEN = re.compile(rf"(?<=\w){EDGE}(?=\S)|(?<=\S){EDGE}(?=\w)")
+BETWEEN = re.compile(rf"(?<=[^\s(\[{{]){EDGE}(?=[^\s,.;:!?)\]}}])")
 NOTES = {"footnoteReference": "footnotes", "endnoteReference": "endnotes"}
 
 
