@@ -220,6 +220,8 @@ def _calendar(text: str) -> str:
                 shown = f"{time[1]}-{time[2]}-{time[3]}" + (
                     f" {time[4]}:{time[5]}" if time[4] else ""
                 )
+            if person := re.search(r";CN=\"?([^\";:]+)", key):
+                shown = f"{person[1]} <{shown}>"
             words = {"DTSTART": "Start", "DTEND": "End"}.get(name, name.capitalize())
             lines.append(f"{words}: {shown}")
     return "\n".join(lines).strip()
