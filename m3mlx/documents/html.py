@@ -15,7 +15,7 @@ from .text import Note
 from .text import read as read_text
 
 if TYPE_CHECKING:
-    from selectolax.lexbor import LexborNode
+    from selectolax.lexbor import LexborHTMLParser, LexborNode
 
 Attributes = Mapping[str, str | None]
 
@@ -52,6 +52,9 @@ XHTML = re.compile(r"\s*(?:<\?xml|<!DOCTYPE[^>]{0,100}XHTML|<html[^>]{0,300}/199
 MATH = re.compile(r"<math\b.*</math>", re.DOTALL)
 BOXES = ("ul", "ol", "div", "section", "aside", "header", "footer", "form", "table", "dl")
 LINKS, LINKED = 6, 0.8  # a menu has so many links, and so much of its text in links
+LEAST_PROSE = 500  # characters in paragraphs; a page with less has no main part
+MAIN_PROSE = 0.6  # of the characters in paragraphs are in the main part, where there is one
+MOST_BOXES = 50  # that are looked at for it
 MOST_ROWS = 1000  # that a cell spans; a few characters could name millions
 MOST_DEEP = 1000  # levels of elements; the parser's time grows with their square
 TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*+)[^<>]*+>")
@@ -368,6 +371,24 @@ def _menus(root: LexborNode) -> set[int]:
     return found if 2 * linked < text else set()
 
 
+def _main(tree: LexborHTMLParser) -> LexborNode | None:
+    """Return the element that holds what the page is about; the whole page where none does."""
+    prose = _prose(tree.root) if tree.root else 0
+    if prose < LEAST_PROSE:
+        return tree.root
+    for names in ("article", "main, [role=main]"):
+        found = tree.css(names)[:MOST_BOXES]
+        best = max(found, key=_prose, default=None)
+        if best is not None and _prose(best) >= MAIN_PROSE * prose:
+            return best
+    return tree.root
+
+
+def _prose(node: LexborNode) -> int:
+    """Count the characters of paragraphs below an element."""
+    return sum(len((each.text() or "").strip()) for each in node.css("p"))
+
+
 def render(source: str) -> str:
     """Return the readable text of an HTML page; headings begin with ``#`` as in Markdown."""
     from selectolax.lexbor import LexborHTMLParser
@@ -377,12 +398,14 @@ def render(source: str) -> str:
         source = SELF_CLOSING.sub(r"<\1\2></\1>", source)
     tree = LexborHTMLParser(_shallow(source))
     page = _Page()
-    title = tree.css_first("head > title")
-    if title is not None and tree.css_first("h1") is None and title.text().strip():
-        page.writer.write(f"# {title.text()}")
+    root = _main(tree)
+    title = tree.css_first("h1") or tree.css_first("head > title")
+    words = title.text().strip() if title is not None else ""
+    if words and (root is None or root.css_first("h1") is None):
+        page.writer.write(f"# {words}")
         page.writer.break_line(2)
-    menus = _menus(tree.root) if tree.root else set()
-    stack: list[tuple[LexborNode, bool]] = [(tree.root, False)] if tree.root else []
+    menus = _menus(root) if root else set()
+    stack: list[tuple[LexborNode, bool]] = [(root, False)] if root else []
     while stack:
         node, leaving = stack.pop()
         tag = node.tag or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ HEADERS = ("From", "To", "Cc", "Date")
 # begins a message of a mailbox: behind an empty line, or with a time, and before a header
 FROM_LINE = re.compile(
     rb"(?:(?:\A(?:\xef\xbb\xbf)?\s*|(?<=\n\n)|(?<=\n\r\n))From [^\n]*"
-    rb"|(?<=\n)From [^\n]{1,200}\d:\d\d[^\n]{0,40} \d{4}[^\n]{0,40})\n(?=>?[!-9;-~]+:)"
+    rb"|(?<=\n)From [^\n]{1,200}\d:\d\d[^\n]{0,40} \d{4}[^\n]{0,40})\n(?=>?[!-9;-~]+:|\r?\n)"
 )
 HEAD = re.compile(rb"(?:\xef\xbb\xbf)?\s*")  # may stand before the first header
 UUENCODED = re.compile(
@@ -69,6 +70,8 @@ def read_stored(path: Path, data: bytes, note: Note, read_other: ReadOther) -> s
 
 
 def _parse(data: bytes) -> Message:
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        data = data.decode("utf-16", "replace").encode()
     data = data[HEAD.match(data).end() :]  # type: ignore[union-attr]  # it matches nothing too
     if b"\n" not in data[:LINE]:
         data = data.replace(b"\r", b"\n")
