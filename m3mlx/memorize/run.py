@@ -126,7 +126,12 @@ class MemorizeRun:
         tokenizer = self.decoder.tokenizer_hash
         batch: list[tuple[int, int, documents.Reference]] = []
         self.progress("memorizing", 0, total)
-        for file, references in self._references():
+
+        def wait() -> None:
+            self.progress("memorizing", finished, total)
+            self.between_batches()
+
+        for file, references in self._references(wait):
             document, have = store.begin(
                 file.path, file.hash, len(references), size=file.size, tokenizer=tokenizer
             )
@@ -158,7 +163,7 @@ class MemorizeRun:
     def estimate(self) -> None:
         """Count references and bytes, and time one batch; writes nothing."""
         sample: list[documents.Reference] = []
-        for _, references in self._references():
+        for _, references in self._references(lambda: self.progress("reading", 0, 0)):
             self.report.references += len(references)
             sample += references[: BATCH - len(sample)]
         self.report.bytes = self.report.references * self.record_bytes
@@ -168,21 +173,31 @@ class MemorizeRun:
             self._records(sample)
             self.report.seconds = (perf_counter() - start) / len(sample) * self.report.references
 
-    def _references(self) -> Iterator[tuple[File, list[documents.Reference]]]:
-        """Read and split each file to write; an unreadable one is reported as failed."""
-        for file in self.missing:
-            try:
-                if (content := self._contents.get(file.path)) is not None:
-                    document = documents.parse(file.path, content)
-                else:
-                    document = documents.read(file.path)
+    def _references(
+        self, wait: Callable[[], None]
+    ) -> Iterator[tuple[File, list[documents.Reference]]]:
+        """Read and split each file to write; an unreadable one is reported as failed.
+
+        Args:
+            wait: called again and again while a file is read.
+        """
+        with documents.Worker(wait) as worker:
+            for file in self.missing:
+                try:
+                    if (content := self._contents.get(file.path)) is not None:
+                        document = worker.parse(file.path, content)
+                    else:
+                        document = worker.read(file.path)
+                    references = documents.split(document, self.decoder.tokenize)
+                except DocumentError as error:
+                    self.report.failed.append(error)
+                    for paths in (self.report.added, self.report.changed):
+                        if file.path in paths:
+                            paths.remove(file.path)
+                    continue
                 self.report.notes += ((file.path, note) for note in document.notes)
-                yield file, documents.split(document, self.decoder.tokenize)
-            except DocumentError as error:
-                self.report.failed.append(error)
-                for paths in (self.report.added, self.report.changed):
-                    if file.path in paths:
-                        paths.remove(file.path)
+                # it may have changed since it was looked at: what was read is what is known
+                yield file._replace(hash=document.hash), references
 
     def _records(
         self, references: Sequence[documents.Reference]
