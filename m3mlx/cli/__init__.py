@@ -55,8 +55,10 @@ class _Commands(click.Group):
                 command = error.ctx.command_path if error.ctx else "m3mlx"
                 message = f"{message.rstrip('.')}. See {command} --help."
             _echo_error(message)
-        except click.Abort:
-            click.echo("Interrupted.", err=True)
+        except click.Abort as stop:
+            if sys.stderr and sys.stderr.isatty():
+                click.echo(err=True)  # behind the ^C that the terminal shows
+            click.echo(str(stop) or "Interrupted.", err=True)
             code = 130
         sys.exit(code if isinstance(code, int) else 0)
 

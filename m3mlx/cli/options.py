@@ -45,6 +45,10 @@ Decorator = Callable[[Callable[..., Any]], Any]
 _META = "m3mlx."  # prefix of our keys in the context's ``meta``, which all commands share
 
 
+class Interrupted(click.Abort):
+    """Ctrl-C, with a line that says what is kept and how to go on."""
+
+
 def tokens(value: str | int) -> int:
     """A number of tokens; "auto" is 0."""
     if value == "auto":

@@ -6,8 +6,8 @@ import json
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -26,45 +26,105 @@ SNIPPET = 160  # characters
 
 
 class Progress:
-    """A progress bar on stderr, if that is a terminal; it vanishes when its work is done."""
+    """What is going on, on stderr, if that is a terminal; it vanishes when the work is done.
+
+    A task may be followed by ": " and what it is at, which changes while its bar stays.
+    """
 
     @classmethod
     def of_context(cls) -> Progress:
-        """A progress bar that the end of the command removes, whatever happened."""
-        progress = cls()
-        click.get_current_context().call_on_close(progress.close)
-        return progress
+        """The progress of the present command; its end removes it, whatever happened."""
+        ctx = click.get_current_context()
+        if (key := "m3mlx.progress") not in ctx.meta:
+            ctx.meta[key] = cls()
+            ctx.find_root().call_on_close(ctx.meta[key].close)
+        return ctx.meta[key]
 
     def __init__(self) -> None:
         self._bars: Any = None
-        self._what = ""
+        self._what = self._between = ""
+        self._muted = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        if not (sys.stderr and sys.stderr.isatty()):
+        if self._muted or not (sys.stderr and sys.stderr.isatty()):
             return
         if total and done >= total:
-            self.close()
-            return
+            if not self._between:
+                self.close()
+                return
+            what, done, total = self._between, 0, 0
         if self._bars is None:
             self._bars = self._open()
-        if what != self._what:
-            for task in self._bars.task_ids:
-                self._bars.remove_task(task)
-            self._bars.add_task(what.capitalize(), total=total or None)
-            self._what = what
-        self._bars.update(self._bars.task_ids[0], completed=done, total=total or None)
+        task, _, detail = scrub_line(what).partition(": ")
+        if task != self._what:
+            for known in self._bars.task_ids:
+                self._bars.remove_task(known)
+            self._bars.add_task(task[:1].upper() + task[1:], total=total or None, detail="")
+            self._what = task
+        self._bars.update(
+            self._bars.task_ids[0], completed=done, total=total or None, detail=detail
+        )
+
+    @contextmanager
+    def until_quiet(self, what: str) -> Iterator[Callable[[], None]]:
+        """Show this between other tasks, until the function that is yielded is called.
+
+        It closes the progress, and nothing is shown before the block ends.
+        """
+        self._between = what
+        self(what, 0, 0)
+
+        def quiet() -> None:
+            self.close()
+            self._muted = True
+
+        try:
+            yield quiet
+        finally:
+            self._between, self._muted = "", False
+            self.close()
 
     def _open(self) -> Any:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            Task,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.table import Column
+        from rich.text import Text
 
+        class Bar(BarColumn):
+            """Nothing for a task whose length is not known."""
+
+            def render(self, task: Task) -> Any:
+                return super().render(task) if task.total else Text("")
+
+        class Share(TextColumn):
+            def render(self, task: Task) -> Text:
+                return super().render(task) if task.total else Text("")
+
+        class Remaining(TimeRemainingColumn):
+            """The time left, or the time taken where nobody knows how long it takes."""
+
+            def render(self, task: Task) -> Text:
+                return super().render(task) if task.total else TimeElapsedColumn().render(task)
+
+        detail = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         bars = Progress(
+            SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f} %"),
-            TimeRemainingColumn(),
+            Bar(bar_width=20),
+            Share("{task.percentage:>3.0f} %"),
+            Remaining(compact=True, elapsed_when_finished=True),
+            TextColumn("{task.fields[detail]}", markup=False, style="dim", table_column=detail),
             console=Console(file=sys.stderr),
             transient=True,
+            expand=True,
             speed_estimate_period=120,
         )
         bars.start()
@@ -148,15 +208,26 @@ def echo_memorized(done: MemorizeReport, *, dry_run: bool = False, verbose: bool
                 click.echo(f"{word} {scrub_line(path)}")
     counts = ("added", "changed", "unchanged", "vanished", "failed")
     click.echo(", ".join(f"{len(getattr(done, word))} {word}" for word in counts))
-    verb, when = ("would be written", "about ") if dry_run else ("written", "")
-    click.echo(
-        f"{done.references} references {verb}, {human_bytes(done.bytes)} of memories, "
-        f"{when}{human_seconds(done.seconds)}"
-    )
+    click.echo(_stored_text(done, dry_run))
     if done.left_out:
         note(_left_out_text(done.left_out))
     if done.vanished and not done.pruned:
         note("Documents of vanished files are kept; --prune forgets them.")
+
+
+def _stored_text(done: MemorizeReport, dry_run: bool) -> str:
+    """What was stored and written, or would be."""
+    if not dry_run:
+        memories = f", {human_bytes(done.bytes)} of memories" if done.memories else ""
+        return f"{done.references} references stored{memories}, {human_seconds(done.seconds or 0)}"
+    about = "about " if done.estimated else ""
+    text = f"{about}{done.references} references would be stored"
+    if done.memories:
+        text += f", {about}{human_bytes(done.bytes)} of memories written"
+    if done.stored_seconds is None or done.seconds is None:
+        return f"{text}; how long it takes is known after the first run on this machine"
+    text += f"; all can be asked after about {human_seconds(done.stored_seconds)}"
+    return text + (f", written after {human_seconds(done.seconds)}" if done.memories else "")
 
 
 def _left_out_text(left_out: Sequence[LeftOut]) -> str:
@@ -176,21 +247,29 @@ def echo_answer(
         stopped: called after each token; the answer ends if it returns True.
     """
     spans: Spans = {}
-    timings, thought = None, False
-    with closing(steps):
-        for step in steps:
-            if think and thought and not step.thought:
-                click.echo("\n", err=True)
-            thought = step.thought
-            if not thought:
-                click.echo(scrub(step.text), nl=False)
-            elif think:
-                click.echo(click.style(scrub(step.text), dim=True), nl=False, err=True)
-            spans[step.span], timings = step.sources, step.timings
-            if stopped():
-                click.echo(" …", nl=False)
-                thought = False
-                break
+    timings, thought, begun = None, False, False
+    with Progress.of_context().until_quiet("answering") as quiet, closing(steps):
+        try:
+            for step in steps:
+                if think and thought and not step.thought:
+                    click.echo("\n", err=True)
+                thought = step.thought
+                if step.text and not begun and (think or not thought):
+                    quiet()
+                    begun = True
+                if not thought:
+                    click.echo(scrub(step.text), nl=False)
+                elif think:
+                    click.echo(click.style(scrub(step.text), dim=True), nl=False, err=True)
+                spans[step.span], timings = step.sources, step.timings
+                if stopped():
+                    click.echo(" …", nl=False)
+                    thought = False
+                    break
+        except KeyboardInterrupt:
+            if begun:
+                click.echo()
+            raise
     click.echo()
     if thought:  # and nobody has stopped it
         note("The model was still thinking. Allow a longer answer with --max-tokens.")
