@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from time import sleep
 from typing import TYPE_CHECKING, Any
@@ -391,6 +391,7 @@ class Assistant:
         *,
         batch: int = editions.BATCH,
         progress: Progress | None = None,
+        wait: float = 10.0,
     ) -> Iterator[editions.RebuildReport]:
         """Write the memories that documents lack, a batch at each step; yield what was done so far.
 
@@ -400,12 +401,15 @@ class Assistant:
         Args:
             paths: of the documents; None for all.
             batch: references in a step.
+            wait: seconds to wait until another process has finished writing.
+
+        Raises:
+            BusyStore: another process is writing to the store.
         """
         slots, edition = self._unwritten(paths), self.edition().id
         progress = progress or self._progress
-        return editions.rebuild(
-            self._open_to_write, edition, self.format, progress, slots, batch=batch
-        )
+        open_store = partial(self.open_store, write=True, wait=wait)
+        return editions.rebuild(open_store, edition, self.format, progress, slots, batch=batch)
 
     def count_unwritten(self, paths: Iterable[str] | None = None) -> int:
         """Return how many memories documents lack; ``paths`` as in ``memories_in_steps``."""
@@ -414,9 +418,6 @@ class Assistant:
     def _unwritten(self, paths: Iterable[str] | None) -> list[int]:
         wanted = None if paths is None else set(paths)
         return editions.order(self.store(), self.edition().id, wanted)
-
-    def _open_to_write(self) -> MemoryStore:
-        return self.open_store(write=True)
 
     def _new_store(self) -> MemoryStore:
         encoder, about = self.encoder, editions.description(self.format)
@@ -445,9 +446,8 @@ class Assistant:
             with self.open_store(write=True) as store:
                 known = store.add_edition(**editions.description(self.format)).id
         slots = [] if cold else editions.order(self.store(), known)
-        steps = editions.rebuild(
-            self._open_to_write, known, self.format, progress, slots, drop=True
-        )
+        open_store = partial(self.open_store, write=True)
+        steps = editions.rebuild(open_store, known, self.format, progress, slots, drop=True)
         return _finish(steps)
 
     def set_bound(self, max_bytes: int | None) -> int:
@@ -478,7 +478,7 @@ class Assistant:
                 own = self.edition().id
                 slots = [slot for edition, slot in report.cold if edition == own]
                 self.close()
-                open_store = self._open_to_write
+                open_store = partial(self.open_store, write=True)
                 _finish(editions.rebuild(open_store, own, self.format, progress, slots))
         return report
 

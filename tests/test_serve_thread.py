@@ -137,7 +137,7 @@ def test_readers_are_answered_between_the_batches_of_a_writer(thread):
                 seen.append([document["state"] for document in listed])
         assert event["added"] == ["text:long"] and event["references"] > 2 * BATCH
         assert ["partial"] in seen
-        assert [one["state"] for one in await thread.call(documents.list_documents)] == ["warm"]
+        assert [one["state"] for one in await thread.call(documents.list_documents)] == ["cold"]
 
     asyncio.run(main())
 

@@ -38,6 +38,7 @@ def server_options(port: int) -> Callable[[Callable[..., Any]], Any]:
         token_file=("File whose first line is the clients' API key (or M3MLX_TOKEN).", "FILE"),
         allow_host=("Host name by which other machines call this one.", ["NAME"]),
         root=("Let clients have files below this folder read; may be repeated.", ["FOLDER"]),
+        cold="Write each memory at its first use, and not also while nothing is asked.",
     )
 
 
