@@ -79,19 +79,19 @@ def ask(
 
             answer = asdict(collect(steps, memory))
             keys = ["memory", "sources", "timings", *(["thoughts"] if generation.think else [])]
-            shown = {key: answer[key] for key in keys}
-            echo_json({"answer": answer["text"], **shown})
+            others = {key: answer[key] for key in keys}
+            echo_json({"answer": answer["text"], **others})
         else:
-            spans, timings = echo_answer(steps, think=generation.think)
+            shown = echo_answer(steps, think=generation.think)
         if view and inspect:
             write_page(inspect, view.page().encode())
     if as_json:
         return
-    if spans and not no_sources:
+    if shown.sources and not no_sources:
         click.echo()
-        echo_sources(spans)
-    if is_verbose() and timings:
-        note(_timings_text(timings))
+        echo_sources(shown, question)
+    if is_verbose() and shown.timings:
+        note(_timings_text(shown.timings))
 
 
 def _timings_text(timings: Timings) -> str:

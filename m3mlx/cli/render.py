@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,8 +24,6 @@ if TYPE_CHECKING:
     from ..documents import LeftOut
     from ..memorize.run import MemorizeReport
     from ..store import Hit
-
-Spans = dict[int, "list[Hit]"]  # references by span of 64 answer tokens
 
 SNIPPET = 160  # characters
 
@@ -237,17 +240,35 @@ def _left_out_text(left_out: Sequence[LeftOut]) -> str:
     return f"Left out: {scrub_line('; '.join(counted))}."
 
 
+@dataclass
+class Shown:
+    """An answer that was printed.
+
+    Attributes:
+        spans: the references that each span of 64 tokens drew on.
+        texts: the words of each span.
+    """
+
+    spans: dict[int, list[Hit]] = field(default_factory=dict)
+    texts: dict[int, str] = field(default_factory=dict)
+    timings: Timings | None = None
+
+    @property
+    def sources(self) -> list[Hit]:
+        """Every reference once, those of the first spans first."""
+        return list(dict.fromkeys(hit for hits in self.spans.values() for hit in hits))
+
+
 def echo_answer(
     steps: Generator[Step], stopped: Callable[[], bool] = lambda: False, *, think: bool = False
-) -> tuple[Spans, Timings | None]:
-    """Print an answer as it grows; return the references it drew on, and its timings.
+) -> Shown:
+    """Print an answer as it grows, and return it.
 
     Args:
         think: print thoughts too, on stderr, dimmed.
         stopped: called after each token; the answer ends if it returns True.
     """
-    spans: Spans = {}
-    timings, thought, begun = None, False, False
+    shown, thought, begun = Shown(), False, False
     with Progress.of_context().until_quiet("answering") as quiet, closing(steps):
         try:
             for step in steps:
@@ -259,9 +280,10 @@ def echo_answer(
                     begun = True
                 if not thought:
                     click.echo(scrub(step.text), nl=False)
+                    shown.texts[step.span] = shown.texts.get(step.span, "") + step.text
                 elif think:
                     click.echo(click.style(scrub(step.text), dim=True), nl=False, err=True)
-                spans[step.span], timings = step.sources, step.timings
+                shown.spans[step.span], shown.timings = step.sources, step.timings
                 if stopped():
                     click.echo(" …", nl=False)
                     thought = False
@@ -273,16 +295,55 @@ def echo_answer(
     click.echo()
     if thought:  # and nobody has stopped it
         note("The model was still thinking. Allow a longer answer with --max-tokens.")
-    return spans, timings
+    return shown
+
+
+def short_path(path: str) -> str:
+    """Return a path as one would type it: from where one stands, or from the home folder."""
+    if not os.path.isabs(path):
+        return path  # the name of a text or conversation
+    for top, short in ((os.getcwd(), ""), (os.path.expanduser("~"), "~/")):
+        if top != os.sep and path.startswith(os.path.join(top, "")):
+            return short + path[len(os.path.join(top, "")) :]
+    return path
+
+
+def place(hit: Hit) -> str:
+    """Cite the place of a reference, by a short path."""
+    here = SimpleNamespace(path=short_path(hit.path), page=hit.page, line=hit.line)
+    return cite(here, hit.store and short_path(hit.store))
 
 
 def echo_references(hits: Iterable[Hit]) -> None:
     """Print distance, place and beginning of each reference."""
     for hit in hits:
-        click.echo(f"{hit.distance:.3f}  {cite(hit, hit.store)}")
+        click.echo(f"{hit.distance:.3f}  {place(hit)}")
         dim(f"       {snippet(hit.text)}")
 
 
-def echo_sources(spans: Spans) -> None:
-    """Print every reference of an answer once, those of the first spans first."""
-    echo_references(dict.fromkeys(hit for hits in spans.values() for hit in hits))
+def echo_sources(shown: Shown, question: str) -> None:
+    """Print a line for each reference of an answer: its place, and what it says to that."""
+    words = _words(f"{question} {' '.join(shown.texts.values())}")
+    width = terminal_width()
+    for hit in shown.sources:
+        cited = place(hit)
+        text = scrub_line(_closest(hit.text, words))
+        room = max(width - len(cited) - 2, 0)
+        text = text if len(text) <= room else text[: max(room - 1, 0)] + "…"
+        click.echo(f"{cited}  {click.style(text, dim=True)}" if room > 20 else cited)
+
+
+def terminal_width() -> int:
+    """Columns of the terminal; where there is none, enough for a line of text."""
+    terminal = sys.stdout and sys.stdout.isatty()
+    return shutil.get_terminal_size().columns if terminal else SNIPPET
+
+
+def _words(text: str) -> set[str]:
+    return {word for word in re.findall(r"\w+", text.lower()) if len(word) > 3}
+
+
+def _closest(text: str, words: set[str]) -> str:
+    """Return the sentence that shares most with some words; the first of those alike."""
+    sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip(" #*-|")]
+    return max(sentences, key=lambda part: len(words & _words(part)), default=text)
