@@ -27,7 +27,6 @@ from .config import (
 )
 from .errors import FingerprintError, ModelError, StoreError
 from .memorize import editions
-from .memorize.run import MemorizeReport, MemorizeRun
 from .store import (
     BusyStore,
     CheckReport,
@@ -45,6 +44,7 @@ from .store import (
 
 if TYPE_CHECKING:
     from .chat.chat import Answer, Chat
+    from .memorize.run import MemorizeReport
     from .memory.cache import PrefixStates
     from .memory.codec import Memory
     from .memory.format import MemoryFormat
@@ -340,6 +340,8 @@ class Assistant:
         Raises:
             FingerprintError: the store belongs to another model or other settings.
         """
+        from .memorize.run import MemorizeRun  # all readers of documents
+
         progress = progress or self._progress
         format = self.format if wait and not (cold or dry_run) else None
         run = MemorizeRun(self._embed, self.decoder, format, progress, between_batches)

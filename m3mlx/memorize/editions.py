@@ -23,12 +23,12 @@ from ..config import MemoryConfig, Progress
 from ..errors import FingerprintError
 from ..store import Edition, Hit, MemoryStore, StoredDocument
 from . import rates
-from .run import BATCH
 
 if TYPE_CHECKING:
     from ..memory.format import MemoryFormat
     from ..models.decoder import Decoder
 
+BATCH = 16  # references written and committed together
 LONGEST = 255  # tokens of a reference, as positions are bytes
 
 

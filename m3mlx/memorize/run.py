@@ -19,13 +19,13 @@ from ..errors import DocumentError
 from ..store import MemoryStore, NewReference
 from ..text import nfc
 from . import rates
+from .editions import BATCH
 
 if TYPE_CHECKING:
     from ..memory.format import MemoryFormat
     from ..models.decoder import Decoder
     from .editions import RebuildReport
 
-BATCH = 16  # references written and committed together
 _LOOKING = 3.0  # seconds in which a dry run reads files; it estimates the others from their size
 
 
