@@ -12,6 +12,7 @@ import click
 from ..config import Generation, Options
 from ..errors import M3Error
 from ..text import scrub_line
+from .hints import after_answer
 from .inspect import write_page
 from .options import (
     READING,
@@ -85,6 +86,7 @@ def ask(
             shown = echo_answer(steps, think=generation.think)
         if view and inspect:
             write_page(inspect, view.page().encode())
+        model = assistant.decoder.name
     if as_json:
         return
     if shown.sources and not no_sources:
@@ -92,6 +94,7 @@ def ask(
         echo_sources(shown, question)
     if is_verbose() and shown.timings:
         note(_timings_text(shown.timings))
+    after_answer(model, shown.timings)
 
 
 def _timings_text(timings: Timings) -> str:

@@ -21,6 +21,7 @@ from ..config import MEMORY_MODES, Generation, Options, cache_folder
 from ..errors import M3Error
 from ..text import scrub_line
 from .documents import INTERRUPTED
+from .hints import after_answer
 from .options import (
     READING,
     add_options,
@@ -186,6 +187,7 @@ class _Terminal:
                 words = scrub_line(" ".join(self.shown.texts.get(span, "").split()[:5]))
                 of = f"“{words} …” from " if len(self.shown.spans) > 1 else "From "
                 dim(f"[{of}{', '.join(names)}]")
+        after_answer(self.assistant.decoder.name, self.shown.timings)
 
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")

@@ -36,6 +36,7 @@ from .render import (
     human_seconds,
     minute,
     note,
+    short_path,
 )
 from .watch import follow
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..memorize.editions import RebuildReport
     from ..memorize.run import MemorizeReport
-    from ..store import CheckReport, Filter, RepairReport
+    from ..store import CheckReport, Filter, RepairReport, StoredDocument
 
 INTERRUPTED = "Interrupted; committed documents are kept. Run it again to continue."
 TYPICAL_TOKENS = 100  # of a reference
@@ -90,8 +91,8 @@ def memorize(
         raise click.UsageError("--wait and --cold exclude each other.")
     cold = reading.pop("cold")
     written_later = not (cold or wait or dry_run or watch) and (paths or not (rebuild or max_bytes))
-    if paths:
-        options = choose_model(options, yes)
+    if paths or rebuild:
+        options = choose_model(options, yes, rebuild)
     with open_assistant(options, encrypt=encrypt) as assistant:
         if not (paths or rebuild or max_bytes is not None or assistant.has_store()):
             raise click.UsageError("Missing argument 'PATH…'.")
@@ -134,7 +135,7 @@ def _write_memories(
     assistant: Assistant, done: MemorizeReport | None, as_json: bool
 ) -> RebuildReport:
     """Write the memories that documents lack, all of them or those of a run, until Ctrl-C."""
-    from ..memorize import rates
+    from ..models import rates
 
     paths = done.paths if done else None
     if count := assistant.count_unwritten(paths):
@@ -204,46 +205,67 @@ def list_documents(as_json: bool) -> None:
     """List the documents in memory."""
     with open_assistant() as assistant:
         documents = assistant.documents()
-    rows = []
-    for document in documents:
-        state = "warm" if document.warm == document.references else "cold"
-        rows.append({**vars(document), "state": state if document.complete else "partial"})
     if as_json:
-        keys = "id path references bytes added state warm size hash collection".split()
-        echo_json({"documents": [{key: row[key] for key in keys} for row in rows]})
+        echo_json({"documents": [document_json(document) for document in documents]})
         return
     echo_table(
         ("id", "references", "memories", "added", "state", "collection", "path"),
         [
             (
-                *(row["id"], row["references"], human_bytes(row["bytes"]), minute(row["added"])),
-                *(row["state"], row["collection"], row["path"]),
+                *(document.id, document.references, human_bytes(document.bytes)),
+                *(minute(document.added), _state(document), document.collection),
+                short_path(document.path),
             )
-            for row in rows
+            for document in documents
         ],
+        optional=("collection", "added", "memories", "state", "references"),
     )
+
+
+def document_json(document: StoredDocument) -> dict[str, Any]:
+    """A document as all commands print it."""
+    keys = "id path references bytes added state warm size hash collection".split()
+    return {key: {**vars(document), "state": _state(document)}[key] for key in keys}
+
+
+def _state(document: StoredDocument) -> str:
+    warm = "warm" if document.warm == document.references else "cold"
+    return warm if document.complete else "partial"
 
 
 @command("m3mlx status --json")
 def status(as_json: bool) -> None:
-    """Show what the store holds, and how its memories are written."""
+    """Show what the store holds; -v adds how memories are made."""
     with open_assistant() as assistant:
         state = assistant.status()
-    memory = state["memory"]
     if as_json:
         echo_json(state)
         return
-    kept = sum(map(sum, memory["counts"])) / sum(map(len, memory["counts"]))
+    names = [made["fingerprint"].get("model") for made in state["editions"]]
+    written = state["references"] - state["cold"]
     rows = [
-        ("store", state["store"]),
+        ("store", short_path(state["store"])),
         ("documents", state["documents"]),
-        ("references", f"{state['references']}, of which {state['cold']} cold"),
+        ("references", f"{state['references']}, of which {written} have their memory written"),
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
+        ("model", ", ".join(filter(None, dict.fromkeys(names))) or "unknown"),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
         *((("sessions", human_bytes(state["session_bytes"])),) if state["session_bytes"] else ()),
         *((("watched", _watched_text(state["watching"])),) if state["watching"] else ()),
         ("size", _bound_text(state["max_bytes"])),
         ("encrypted", "yes" if state["encrypted"] else "no"),
+        *(_memory_rows(state) if is_verbose() else ()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:{width}}  {scrub_line(str(value))}")
+
+
+def _memory_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How memories are written, and every condition under which they were made."""
+    memory = state["memory"]
+    kept = sum(map(sum, memory["counts"])) / sum(map(len, memory["counts"]))
+    return [
         ("selection", memory["selection"]),
         ("budget", f"{memory['budget']}, {kept:g} tokens per head"),
         ("codec", f"keys {memory['key_bits']} bits, values {memory['value_bits']} bits"),
@@ -251,9 +273,6 @@ def status(as_json: bool) -> None:
         *((f"fingerprint {part}", value) for part, value in state["fingerprint"].items()),
         *((f"memories {made['id']}", _edition_text(made)) for made in state["editions"]),
     ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:{width}}  {scrub_line(str(value))}")
 
 
 def _bound_text(max_bytes: int | None) -> str:
@@ -289,7 +308,7 @@ def _edition_text(edition: Mapping[str, Any]) -> str:
     ),
 )
 def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_json: bool) -> None:
-    """Erase documents: their text, vectors, index entries and memories."""
+    """Erase documents and everything that is kept of them."""
     if certificate is not None and not certificate.absolute().parent.is_dir():
         raise click.UsageError(
             f"{certificate.parent} is not a folder."
@@ -300,17 +319,18 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
         certificate.write_text(json.dumps(gone.certificate, indent=2) + "\n", "utf-8")
     residue = gone.remnants
     if as_json:
-        keys = ("id", "path", "references")
         echo_json(
             {
-                "forgotten": [{key: vars(doc)[key] for key in keys} for doc in gone.documents],
+                "forgotten": [document_json(document) for document in gone.documents],
                 "found": None if residue is None else [vars(left) for left in residue],
                 "certificate": gone.certificate,
             }
         )
     else:
         for document in gone.documents:
-            click.echo(f"Forgot {scrub_line(document.path)} ({document.references} references)")
+            click.echo(
+                f"Forgot {scrub_line(short_path(document.path))} ({document.references} references)"
+            )
         if residue == []:
             click.echo(
                 "Searched every byte of the store's files for names, text, words, tokens, vectors "
@@ -327,7 +347,7 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
 
 @command("m3mlx compact")
 def compact(as_json: bool) -> None:
-    """Shrink the store's files by the room of forgotten documents and dropped memories."""
+    """Shrink the store's files by what was forgotten or dropped."""
     with open_assistant() as assistant:
         before = sum(assistant.status()["bytes"].values())
         damaged = assistant.compact()
@@ -343,7 +363,7 @@ def compact(as_json: bool) -> None:
 @command("m3mlx check --repair")
 @add_options(repair="Repair what can be repaired, and quarantine the rest.")
 def check(repair: bool, as_json: bool) -> None:
-    """Look for damage in all files of the store, and name the documents concerned."""
+    """Look for damage in the store, and name the documents."""
     with open_assistant() as assistant:
         done = assistant.repair() if repair else None
         found = done.left if done else assistant.check_store()
@@ -406,7 +426,7 @@ def _echo_findings(found: CheckReport, done: RepairReport | None) -> None:
 @filter_options
 @memory_options("also", "encoder", "retrieval")
 def recall(query: str, k: int, only: Filter | None, options: Options, as_json: bool) -> None:
-    """Show the references that fit a query best, without an answer."""
+    """Show what fits a query best, without an answer."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
     with open_assistant(options) as assistant:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..store import Hit
 
 SNIPPET = 160  # characters
+_PATH = 32  # characters of a path that tell it apart
 
 
 class Progress:
@@ -144,22 +145,55 @@ def echo_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
-def echo_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table, numbers right-aligned. Only a terminal limits its width."""
+def echo_table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], optional: Sequence[str] = ()
+) -> None:
+    """Print a table, numbers right-aligned. Only a terminal limits its width.
+
+    Paths, in a column of that name, are then shortened in the middle.
+
+    Args:
+        optional: columns that are left out where there is no room, the first of them first, and
+            where they are empty.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    rows = [list(row) for row in rows]
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        right = rows and not isinstance(rows[0][number], str)
-        table.add_column(column, justify="right" if right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(scrub_line(str(cell))) for cell in row))
+    cells = [dict(zip(columns, row, strict=True)) for row in rows]
+    shown = [c for c in columns if c not in optional or any(row[c] != "" for row in cells)]
     terminal = sys.stdout and sys.stdout.isatty()
-    Console(file=sys.stdout, width=None if terminal else 10_000).print(table)
+    width = shutil.get_terminal_size().columns if terminal else None
+    if width:
+        for column in optional:
+            if _room(shown, cells, width) < min(_PATH, width // 3):
+                shown = [name for name in shown if name != column]
+        for row in cells:
+            if "path" in row:
+                row["path"] = _shortened(str(row["path"]), max(_room(shown, cells, width), 8))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in shown:
+        right = cells and not isinstance(cells[0][column], str)
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(scrub_line(str(row[column]))) for column in shown))
+    Console(file=sys.stdout, width=width or 10_000).print(table)
+
+
+def _room(columns: Sequence[str], rows: Sequence[dict[str, object]], width: int) -> int:
+    """Return how many characters of a line the other columns leave for a path."""
+    others = [name for name in columns if name != "path"]
+    used = sum(max([len(name), *(len(str(row[name])) for row in rows)]) for name in others)
+    return width - used - 2 * len(others)
+
+
+def _shortened(path: str, room: int) -> str:
+    """Shorten a path in the middle; its end tells more than its beginning."""
+    if len(path) <= room:
+        return path
+    head = (room - 1) // 3
+    return f"{path[:head]}…{path[len(path) - (room - 1 - head) :]}"
 
 
 def note(text: str) -> None:

@@ -69,7 +69,7 @@ def _settings(
 @memory_options("also", *READING)
 @yes_option
 def serve(max_upload: int, queue: int, options: Options, yes: bool, **settings: Any) -> None:
-    """Serve a page to chat on, and OpenAI's interface, on this machine."""
+    """Serve a chat page, and OpenAI's interface."""
     try:
         from ..serve import serve as run
     except ModuleNotFoundError as error:
@@ -85,7 +85,7 @@ def serve(max_upload: int, queue: int, options: Options, yes: bool, **settings: 
 @memory_options(*READING)
 @yes_option
 def mcp(http: bool, options: Options, yes: bool, **settings: Any) -> None:
-    """Serve documents and answers as tools to programs that speak MCP."""
+    """Serve documents and answers to programs that speak MCP."""
     try:
         from ..serve import serve as run
         from ..serve.mcp import serve_stdio

@@ -21,8 +21,8 @@ import numpy as np
 
 from ..config import MemoryConfig, Progress
 from ..errors import FingerprintError
+from ..models import rates
 from ..store import Edition, Hit, MemoryStore, StoredDocument
-from . import rates
 
 if TYPE_CHECKING:
     from ..memory.format import MemoryFormat

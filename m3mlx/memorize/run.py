@@ -16,9 +16,9 @@ import numpy as np
 from .. import documents
 from ..config import Progress, no_progress
 from ..errors import DocumentError
+from ..models import rates
 from ..store import MemoryStore, NewReference
 from ..text import nfc
-from . import rates
 from .editions import BATCH
 
 if TYPE_CHECKING:

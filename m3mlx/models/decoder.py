@@ -39,7 +39,7 @@ from . import caches, encoder, hooks
 from .arrays import named_arrays
 from .builtin import BUILT_IN, DEFAULT_DECODER, DEFAULT_ENCODER, fetch
 from .hashes import file_sha256
-from .inventory import memory_told
+from .inventory import memory_told, suggestion
 from .linux_cpu.ops import make_column_major
 from .template import Template
 
@@ -181,13 +181,14 @@ def load_decoder(
     with _mlx_lm_errors(path):
         _read_parameters(model)
     model.eval()
+    files = identity(path)
     return Decoder(
         model=model,
         tokenizer=tokenizer,
         name=name,
         path=path,
-        weights=_hash(*sorted(path.glob("model*.safetensors")), path / "config.json"),
-        tokenizer_hash=_hash(path / "tokenizer.json", path / "tokenizer_config.json"),
+        weights=files["weights"],
+        tokenizer_hash=files["tokenizer"],
         adapter=adapter,
         rope=_rope_settings(settings),
         trained=_trained_settings(path, len(geometry)),
@@ -195,6 +196,22 @@ def load_decoder(
         context_tokens=settings.get("text_config", settings).get("max_position_embeddings"),
         geometry=geometry,
     )
+
+
+def identity(path: Path, adapter_path: Path | None = None) -> dict[str, str]:
+    """Return the hashes that memories depend on, of the files in a model directory.
+
+    Nothing is loaded. They are those of ``config.fingerprint``.
+    """
+    return {
+        "weights": _hash(*sorted(path.glob("model*.safetensors")), path / "config.json"),
+        "tokenizer": _hash(path / "tokenizer.json", path / "tokenizer_config.json"),
+        "adapter": _adapter_hash(adapter_path) if adapter_path else "",
+    }
+
+
+def _adapter_hash(path: Path) -> str:
+    return _hash(path / "adapters.safetensors", path / "adapter_config.json")
 
 
 def fuse_adapter(
@@ -257,6 +274,16 @@ def load_encoder(
     """
     hooks.install_fast_ops()
     return encoder.load(_find(str(name or DEFAULT_ENCODER), "encoder", progress or no_progress))
+
+
+def local_folder(name: str) -> Path:
+    """Return the directory of a decoder that is on this machine; ModelError if it cannot be had."""
+    return _find(name, "decoder", no_progress)
+
+
+def encoder_identity(name: str) -> str:
+    """Return what ``Encoder.identity`` of an encoder on this machine is, without loading it."""
+    return encoder.identity(_find(name, "encoder", no_progress))
 
 
 def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple[MemoryLayer, ...]]:
@@ -441,7 +468,7 @@ def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:
         mx.eval([x for name, x in named_arrays(model.parameters()).items() if _is_adapter(name)])
     except Exception as error:  # a foreign folder can fail anywhere in mlx-lm
         raise ModelError(f"{path} is no adapter for this model: {_first_line(error)}.") from error
-    return _hash(path / "adapters.safetensors", path / "adapter_config.json")
+    return _adapter_hash(path)
 
 
 def _is_adapter(parameter: str) -> bool:
@@ -491,11 +518,14 @@ def _find(name: str, kind: str, progress: Progress) -> Path:
     if path.suffix == ".gguf" and path.is_file():
         raise ModelError(f"{name}: convert it first: python -m convert.from_gguf {name} DIRECTORY")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise ModelError(f"{name}: no such directory, and no built-in {kind} (there is {known}).")
+        raise ModelError(
+            f"{name}: no such directory, and no built-in {kind} (there is {known}). "
+            f"{suggestion(name)}"
+        )
     try:
         return hub_folder(name)
     except Exception as error:  # its library passes on errors of its HTTP client
         raise ModelError(
             f"{name}: no such directory, and the hub does not give it ({_first_line(error)}). "
-            f"Check the name and the network; built in is {known}."
+            f"Check the name and the network; built in is {known}. {suggestion(name)}"
         ) from error

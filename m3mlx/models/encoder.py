@@ -207,7 +207,7 @@ def load(directory: str | Path) -> Encoder:
         max_tokens=max_tokens,
         query_prefix=query_prefix,
         document_prefix=prompts.get("document") or prompts.get("passage") or "",
-        identity=_identity(directory),
+        identity=identity(directory),
         name=_name(directory),
     )
 
@@ -288,7 +288,8 @@ def _bert(directory: Path, config: dict) -> _Bert:
     return _Bert(config, found, np.array(array) if words is None else words)
 
 
-def _identity(directory: Path) -> str:
+def identity(directory: Path) -> str:
+    """Return the SHA-256 over all files of an encoder that decide a vector; nothing is loaded."""
     files = [directory / name for name in HASHED if (directory / name).is_file()]
     whole = hashlib.sha256()
     for file in [*files, *sorted(directory.glob("model*.safetensors"))]:

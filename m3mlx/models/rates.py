@@ -16,9 +16,9 @@ from ..config import cache_folder, digest
 _ENOUGH = 400  # tokens; fewer tell nothing
 
 
-def note(model: str, task: str, tokens: float, seconds: float) -> None:
-    """Keep how long a model took for so many tokens of a task."""
-    if tokens < _ENOUGH or seconds <= 0:
+def note(model: str, task: str, tokens: float, seconds: float, enough: int = _ENOUGH) -> None:
+    """Keep how long a model took for so many tokens of a task: storing, writing or answering."""
+    if tokens < enough or seconds <= 0:
         return
     rate, known = tokens / seconds, _read(model)
     before = known.get(task, rate)
