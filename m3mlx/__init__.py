@@ -4,24 +4,48 @@ Public names are imported at first use, so that importing m3mlx is quick.
 """
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from .models.linux_cpu import openblas
+
+if TYPE_CHECKING:  # __getattr__ imports them at first use
+    from .assistant import Assistant
+    from .chat.chat import Answer, Chat, Source
+    from .config import Generation, MemoryConfig, Options
+    from .errors import M3Error
+    from .memorize.run import MemorizeReport
+    from .models.decoder import load_decoder
+    from .store import Filter, Hit, MemoryStore, StoredDocument
 
 openblas.load()
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Answer",
+    "Assistant",
+    "Chat",
+    "Filter",
+    "Generation",
+    "Hit",
+    "M3Error",
+    "MemorizeReport",
+    "MemoryConfig",
+    "MemoryStore",
+    "Options",
+    "Source",
+    "StoredDocument",
+    "load_decoder",
+]
 _PLACES = {
-    "Answer": "chat.chat",
+    **dict.fromkeys(("Answer", "Chat", "Source"), "chat.chat"),
+    **dict.fromkeys(("Generation", "MemoryConfig", "Options"), "config"),
+    **dict.fromkeys(("Filter", "Hit", "MemoryStore", "StoredDocument"), "store"),
     "Assistant": "assistant",
-    "Chat": "chat.chat",
     "M3Error": "errors",
-    "MemoryConfig": "config",
-    "MemoryStore": "store",
-    "Source": "chat.chat",
+    "MemorizeReport": "memorize.run",
     "load_decoder": "models.decoder",
 }
-__all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> object:
