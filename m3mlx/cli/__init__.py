@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -38,6 +39,18 @@ from . import (
 from .options import COMMON, is_verbose
 
 _NARROW = 52  # columns
+
+
+class _Formatter(click.HelpFormatter):
+    """In a narrow terminal, what an option does stands below its name."""
+
+    def write_dl(
+        self, rows: Sequence[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        super().write_dl(rows, col_max if self.width >= _NARROW else 8, col_spacing)
+
+
+click.Context.formatter_class = _Formatter  # of all commands; click has no other way
 
 
 class _Commands(click.Group):

@@ -319,6 +319,7 @@ def echo_answer(
                     click.echo(click.style(scrub(step.text), dim=True), nl=False, err=True)
                 shown.spans[step.span], shown.timings = step.sources, step.timings
                 if stopped():
+                    quiet()
                     click.echo(" …", nl=False)
                     thought = False
                     break
