@@ -159,24 +159,24 @@ class Assistant:
 
     @cached_property
     def decoder(self) -> Decoder:
-        from .models.decoder import DEFAULT_DECODER, adapter_folder, load_decoder
-        from .models.inventory import is_here
-        from .models.verdicts import refusals_kept
+        from .models.builtin import DEFAULT_DECODER
 
         name, adapter = self.model
-        if self.options.model is None and name is not None and not is_here(name):
-            # not fetched unasked: a store of somebody else can name any model
-            raise ModelError(
-                f"{self.store_path}: its memories were made by {name}, which is not on this "
-                f"machine. Fetch it with --model {name}, or name another with --model; "
-                f"`m3mlx memorize --rebuild` makes memories for that from the stored text."
-            )
-        folder = adapter_folder(name, adapter)
-        with (
-            refusals_kept(name or DEFAULT_DECODER),
-            self._told(f"loading: {name or DEFAULT_DECODER}"),
-        ):
-            return load_decoder(name, adapter_path=folder, progress=self._progress)
+        with self._told(f"loading: {name or DEFAULT_DECODER}"):
+            from .models.decoder import adapter_folder, load_decoder  # slow to import
+            from .models.inventory import is_here
+            from .models.verdicts import refusals_kept
+
+            if self.options.model is None and name is not None and not is_here(name):
+                # not fetched unasked: a store of somebody else can name any model
+                raise ModelError(
+                    f"{self.store_path}: its memories were made by {name}, which is not on this "
+                    f"machine. Fetch it with --model {name}, or name another with --model; "
+                    f"`m3mlx memorize --rebuild` makes memories for that from the stored text."
+                )
+            folder = adapter_folder(name, adapter)
+            with refusals_kept(name or DEFAULT_DECODER):
+                return load_decoder(name, adapter_path=folder, progress=self._progress)
 
     @cached_property
     def encoder(self) -> Encoder:

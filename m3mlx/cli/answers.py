@@ -67,6 +67,7 @@ def ask(
     if inspect and (memory != "explicit" or options.kv_bits):
         raise click.UsageError("--inspect needs --memory explicit, and no --kv-bits.")
     with open_assistant(choose_model(options, yes)) as assistant:
+        Progress.of_context()("loading", 0, 0)
         chat = assistant.chat(memory=memory, system=system_prompt, only=only)
         steps, view = chat.send(question, generation), None
         if inspect:

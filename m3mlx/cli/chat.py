@@ -34,6 +34,7 @@ from .options import (
     yes_option,
 )
 from .render import (
+    Progress,
     Shown,
     dim,
     echo_answer,
@@ -95,6 +96,7 @@ def chat(
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
     with open_assistant(choose_model(options, yes)) as assistant:
+        Progress.of_context()("loading", 0, 0)
         opened = assistant.chat(memory=memory, system=system_prompt, only=only)
         terminal = _Terminal(assistant, opened, generation, session)
         terminal.begin()
@@ -136,6 +138,7 @@ class _Terminal:
         if known and self.chat.memory == "explicit":
             self.assistant.check()
         name = self.assistant.decoder.name
+        Progress.of_context().close()
         count = len(self.assistant.documents()) if known else 0
         note(f"{name}, {count} documents in memory. /help lists commands.")
         if self.session is not None and (kept := history.recent(self.assistant, self.session)):
