@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..store import Hit
 
 SNIPPET = 160  # characters
+_SENTENCE = 4  # words; fewer are a heading
 _PATH = 32  # characters of a path that tell it apart
 
 
@@ -380,5 +381,6 @@ def _words(text: str) -> set[str]:
 
 def _closest(text: str, words: set[str]) -> str:
     """Return the sentence that shares most with some words; the first of those alike."""
-    sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text) if part.strip(" #*-|")]
+    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
+    sentences = [part for part in parts if len(part.split()) >= _SENTENCE] or parts
     return max(sentences, key=lambda part: len(words & _words(part)), default=text)
