@@ -1,21 +1,12 @@
 """m3mlx: a language model that remembers your documents as explicit memory.
 
-Public names are imported at first use, so that importing m3mlx is quick.
+Public names are imported at first use, so that importing m3mlx is quick; __init__.pyi has their
+types.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 from .models.linux_cpu import openblas
-
-if TYPE_CHECKING:  # __getattr__ imports them at first use
-    from .assistant import Assistant
-    from .chat.chat import Answer, Chat, Source
-    from .config import Generation, MemoryConfig, Options
-    from .errors import M3Error
-    from .memorize.run import MemorizeReport
-    from .models.decoder import load_decoder
-    from .store import Filter, Hit, MemoryStore, StoredDocument
 
 openblas.load()
 

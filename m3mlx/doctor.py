@@ -229,6 +229,13 @@ def _fingerprint(assistant: Assistant) -> Iterator[Diagnosis]:
     """Compare the store's memories with the model and encoder that would be used."""
     if not assistant.has_store():
         return
+    try:
+        yield from _compared(assistant)
+    except M3Error as error:
+        yield Diagnosis("fingerprint", str(error), "broken", "Repair what is broken above first.")
+
+
+def _compared(assistant: Assistant) -> Iterator[Diagnosis]:
     have = {model.name.lower(): model for model in cached.cached()}
     name, adapter = assistant.model
     name = name or models.DEFAULT_DECODER

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from ..store import CheckReport, Filter, RepairReport, StoredDocument
 
 INTERRUPTED = "Interrupted; committed documents are kept. Run it again to continue."
+SOON = 16  # memories that are written before one has read what is going on
 TYPICAL_TOKENS = 100  # of a reference
 
 
@@ -138,7 +139,8 @@ def _write_memories(
     from ..models import rates
 
     paths = done.paths if done else None
-    if count := assistant.count_unwritten(paths):
+    count = assistant.count_unwritten(paths)
+    if count > SOON:
         seconds = rates.seconds(assistant.decoder.name, "writing", count * TYPICAL_TOKENS)
         about = f", about {human_seconds(seconds)}" if seconds else ""
         note(
