@@ -1,6 +1,7 @@
 """Doctor and models: broken things of every kind are named, with what to do; whole ones pass."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
