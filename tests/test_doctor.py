@@ -166,9 +166,8 @@ def test_only_what_was_measured_is_said_to_be():
     measured = {model.name: model.answers for model in cached.RECOMMENDED if model.answers}
     assert measured == {"smollm2-135m-instruct": "25 of 100"}
     page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
-    assert (
-        "**XQuAD**, 100 questions" in page and "4 tokens per head, the default | 0 | 11.7" in page
-    )
+    assert "**XQuAD**, 100 questions" in page
+    assert re.search(r"4 tokens per head, the default \| 0 \| 11.7 \(\S+\) \| 25 ", page)
     sizes = [model.parameters for model in cached.RECOMMENDED]
     assert sizes == sorted(sizes)
     large = cached.RECOMMENDED[-1]
