@@ -127,7 +127,8 @@ class Progress:
             Share("{task.percentage:>3.0f} %"),
             Remaining(compact=True, elapsed_when_finished=True),
             TextColumn("{task.fields[detail]}", markup=False, style="dim", table_column=detail),
-            console=Console(file=sys.stderr),
+            # room for the ^C that a terminal shows, which would break the line
+            console=Console(file=sys.stderr, width=shutil.get_terminal_size().columns - 3),
             transient=True,
             expand=True,
             speed_estimate_period=120,
