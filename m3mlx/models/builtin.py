@@ -20,8 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from .. import config
 from ..config import Progress
@@ -202,8 +205,8 @@ def _files_of_hub(name: str, hub: Hub, folder: Path, progress: Progress) -> Path
     """Download the files of a built-in model from the hub into a folder."""
     from huggingface_hub import constants, hf_hub_download  # slow to import
 
-    if constants.HF_HUB_OFFLINE:
-        raise ModelError(f"{hub.repository} was not asked for, as HF_HUB_OFFLINE is set.")
+    if constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT):
+        raise ModelError(f"{constants.ENDPOINT} cannot be reached.")
     package = BUILT_IN[name]
     small_first = sorted(package.sha256, key=lambda file: file.endswith((".gguf", ".safetensors")))
     for file in small_first:  # those tell sooner that the repository has changed
@@ -236,23 +239,37 @@ def _files_of_hub(name: str, hub: Hub, folder: Path, progress: Progress) -> Path
     return folder
 
 
+@cache
+def _is_reachable(url: str) -> bool:
+    """Return whether a server answers anything; the hub's library would try for half a minute."""
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=_HUB_SECONDS):
+            return True
+    except HTTPError:
+        return True
+    except OSError:
+        return False
+
+
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Keep the hub's library from drawing bars of its own."""
+    """Keep the hub's library from drawing bars of its own, and from telling of each attempt."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
+        logging,
     )
 
-    if are_progress_bars_disabled():
-        yield
-        return
+    level, drawn = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
     disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        logging.set_verbosity(level)
+        if drawn:
+            enable_progress_bars()
 
 
 def _tell_bytes(name: str, folder: Path, progress: Progress) -> None:
