@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..store import Hit
 
 SNIPPET = 160  # characters
-_SENTENCE = 4  # words; fewer are a heading
+_SENTENCE = 4  # words; fewer are a heading, as is what names sections
 _PATH = 32  # characters of a path that tell it apart
 
 
@@ -383,5 +383,5 @@ def _words(text: str) -> set[str]:
 def _closest(text: str, words: set[str]) -> str:
     """Return the sentence that shares most with some words; the first of those alike."""
     parts = re.split(r"(?<=[.!?])\s+|\n+", text)
-    sentences = [part for part in parts if len(part.split()) >= _SENTENCE] or parts
+    sentences = [p for p in parts if len(p.split()) >= _SENTENCE and "\u203a" not in p] or parts
     return max(sentences, key=lambda part: len(words & _words(part)), default=text)

@@ -189,7 +189,7 @@ class MemorizeRun:
         unread: list[File] = []
         start, tokens = perf_counter(), 0
         for file in sorted(self.missing, key=lambda file: file.hash):  # a fair sample
-            if perf_counter() - start > _LOOKING:
+            if tokens and perf_counter() - start > _LOOKING:
                 unread.append(file)
                 continue
             for _, references in self._references([file]):
