@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import samples
@@ -19,7 +20,7 @@ import tiny
 from click.testing import CliRunner, Result
 
 from m3mlx import assistant, evaluate
-from m3mlx.cli import main
+from m3mlx.cli import main, render
 from m3mlx.cli.render import human_bytes, human_seconds
 from m3mlx.text import scrub, scrub_line
 
@@ -920,6 +921,33 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(world, tmp_path):
     assert not (tmp_path / "none").exists()  # lines are kept in a store, and there is none
 
 
+def test_lines_pasted_together_are_one_message_and_alt_enter_breaks_a_line(world, tmp_path):
+    flags = ["--memory", "off", "--max-tokens", "2", "--encoder", world / "encoder"]
+    terminal = Terminal(world, tmp_path / "none", "chat", *flags)
+    terminal.wait_for("> ")
+    said = tmp_path / "said.jsonl"
+    for keys in ("\x1b[200~first\nsecond\n/quit\x1b[201~\r", "third\x1b\rfourth\r"):
+        terminal.type(keys)
+        terminal.wait_for("\r\n.*> $")
+    terminal.type(f"/save {said}\r")
+    terminal.wait_for("Saved")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    messages = [json.loads(line)["content"] for line in said.read_text().splitlines()]
+    assert messages[::2] == ["first\nsecond\n/quit", "third\nfourth"]
+
+
+def test_what_goes_on_is_shown_until_the_answer_begins(world, tmp_path):
+    flags = ["--encoder", world / "encoder", "--max-tokens", "40"]
+    terminal = Terminal(world, world / "store", "ask", "quince?", *flags)
+    assert terminal.end() == 0
+    shown = terminal.seen.decode()
+    for word in ("Loading", "Searching", "Reading", "Answering"):
+        assert word in shown, word
+    begin = shown.rindex("\x1b[2K")  # the last line that was erased
+    assert "notes.md" in shown[begin:] and "Answering" not in shown[begin:]
+
+
 def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
@@ -946,6 +974,55 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path
 
 
 # --- how things look
+
+
+@pytest.fixture
+def columns(monkeypatch):
+    """Make standard output a terminal so many columns wide."""
+
+    def columns(count):
+        monkeypatch.setenv("COLUMNS", str(count))
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+    return columns
+
+
+@pytest.mark.parametrize("count", [40, 80, 200])
+def test_a_list_fits_the_terminal_and_paths_keep_their_ends(columns, capsys, count):
+    columns(count)
+    path = "~/a/folder/with a long name/and another one/deep below/house-and-garden.md"
+    render.echo_table(
+        ("id", "references", "memories", "added", "state", "collection", "path"),
+        [(n, 12, "1.2 MB", "2026-11-28 05:10", "warm", "", path) for n in (1, 20)],
+        optional=("collection", "added", "memories", "state", "references"),
+    )
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert max(map(len, lines)) <= count and len(lines) == 4  # no row takes two lines
+    assert all(line.endswith("garden.md") for line in lines[2:])
+    assert ("added" in lines[0]) == (count >= 80) and "collection" not in lines[0]
+    assert (path in lines[2]) == (count == 200)
+
+
+def test_paths_are_as_one_would_type_them(tmp_path, monkeypatch):
+    (tmp_path / "home" / "here").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home" / "here")
+    for path, short in (
+        (tmp_path / "home" / "here" / "a" / "b.md", "a/b.md"),
+        (tmp_path / "home" / "b.md", "~/b.md"),
+        (tmp_path / "home2" / "b.md", str(tmp_path / "home2" / "b.md")),
+        ("text:kite", "text:kite"),
+        ("/b.md", "/b.md"),
+    ):
+        assert render.short_path(str(path)) == short
+
+
+def test_a_source_shows_the_sentence_that_is_closest(capsys):
+    text = "House › Boiler\n\nThe gate is green since May. The boiler was serviced by Ada Quill."
+    hit = SimpleNamespace(path="a.md", page=None, line=3, text=text, store=None)
+    shown = SimpleNamespace(sources=[hit], texts={0: "Ada Quill did."})
+    render.echo_sources(shown, "Who serviced the boiler?")
+    assert capsys.readouterr().out == "a.md:3  The boiler was serviced by Ada Quill.\n"
 
 
 @pytest.mark.parametrize(

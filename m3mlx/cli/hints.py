@@ -25,7 +25,7 @@ def after_answer(model: str, timings: Timings | None) -> None:
         tokens = timings.generated_tokens
         seconds = tokens / timings.decode_tokens_per_second
         rates.note(model, "answering", tokens, seconds, _FEW)
-    if not (sys.stderr and sys.stderr.isatty()) or default.kept_or_none():
+    if not _on_terminal() or default.kept_or_none():
         return
     better = default.better(model)
     if better is None or _hinted_today():
@@ -35,6 +35,10 @@ def after_answer(model: str, timings: Timings | None) -> None:
         f"({human_bytes(better.download_bytes)} to download): m3mlx models use {better.name}, then "
         f"m3mlx memorize --rebuild. m3mlx models shows others."
     )
+
+
+def _on_terminal() -> bool:
+    return bool(sys.stderr and sys.stderr.isatty())
 
 
 def _hinted_today() -> bool:

@@ -154,10 +154,10 @@ class ModelThread:
             with self._make() as self._assistant:
                 self._prepare(self._assistant)
                 self._ready.set()
-                self._wait(QUIET)
+                self._wait()
                 while job := self._next(wait=True):
                     self._do(job)
-                    self._wait(QUIET)
+                    self._wait()
         except BaseException as error:
             self._failure = error
             if self._ready.is_set():
@@ -165,9 +165,10 @@ class ModelThread:
         finally:
             self._ready.set()
 
-    def _wait(self, quiet: float) -> None:
+    def _wait(self) -> None:
         """Wait for a job; after some quiet seconds, do idle work meanwhile."""
         work: Iterator[Any] | None = None
+        quiet = QUIET
         while self._idle:
             with self._change:
                 if self._change.wait_for(lambda: self._queue or self._ending, quiet):
