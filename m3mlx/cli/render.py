@@ -187,7 +187,7 @@ def _room(columns: Sequence[str], rows: Sequence[dict[str, object]], width: int)
     """Return how many characters of a line the other columns leave for a path."""
     others = [name for name in columns if name != "path"]
     used = sum(max([len(name), *(len(str(row[name])) for row in rows)]) for name in others)
-    return width - used - 2 * len(others)
+    return width - used - 3 * len(others) - 2
 
 
 def _shortened(path: str, room: int) -> str:
