@@ -100,6 +100,7 @@ class Assistant:
         decoder: Decoder | None = None,
         config: MemoryConfig | None = None,
     ):
+        """Create an assistant; the class says what the arguments are. Nothing is loaded yet."""
         self.store_path = Path(store) if store else default_store()
         self.options = Options(
             model=model,
