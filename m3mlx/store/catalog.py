@@ -670,27 +670,39 @@ class Catalog:
             ).fetchone()
         )
 
-    def purge(self) -> None:
-        """Erase what was removed from free pages, full text and log, if anything was removed.
+    def purge(self, *, shrink: bool = False) -> None:
+        """Erase what was removed from full text, pages and log, if anything was removed.
 
         Call it outside of transactions. Raises StoreError if a reader kept it from finishing.
+
+        Args:
+            shrink: give free pages back, even if they are few.
         """
         with self.snapshot():
-            if not self.settings()["scrub"]:
+            free, all_pages = map(self.db.value, ("PRAGMA freelist_count", "PRAGMA page_count"))
+            shrink = 2 * free > all_pages or (shrink and free > 0)
+            if not (shrink or self.settings()["scrub"]):
                 return
         with self.db.lock, self.db.errors_translated():
-            # deleting from full text only adds a note; words stay until the index is made again
-            self.rebuild_full_text()
-            self.db.execute("VACUUM")
-            files.at_step("vacuumed")
+            if shrink:
+                self.db.execute("VACUUM")
+                files.at_step("vacuumed")
+            self._purge_full_text()
             busy = self.db.value("PRAGMA wal_checkpoint(TRUNCATE)")
-        if busy:
-            raise StoreError(
-                f"{self.path}: it is being read, so removed text may remain in its log. "
-                f"Close other programs that use the store, then try again."
-            )
+            if busy:
+                raise StoreError(
+                    f"{self.path}: it is being read, so removed text may remain in its log. "
+                    f"Close other programs that use the store, then try again."
+                )
+            self.db.clear_gaps()
         with self.transaction():
             self.set(scrub=False)
+
+    def _purge_full_text(self) -> None:
+        """Merge the parts of the full text, of which older ones have what younger ones delete."""
+        if not self.cipher.encrypts:
+            self.db.execute("INSERT INTO words (words) VALUES ('optimize')")
+            files.at_step("full text merged")
 
 
 def blocks(slots: Sequence[int] | np.ndarray) -> Iterator[list[int]]:
