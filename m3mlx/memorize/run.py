@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ..models.decoder import Decoder
 
 BATCH = 16  # references written and committed together
+_READINGS = 5  # of a file that changes while it is read
 
 
 @dataclass
@@ -47,6 +49,25 @@ class File(NamedTuple):
     path: str
     hash: str
     size: int
+
+
+def _read_whole(path: str) -> tuple[documents.Document, int]:
+    """Read one state of a file, and again if it changes meanwhile; with its size in bytes."""
+    for _ in range(_READINGS):
+        before = _state(path)
+        document = documents.read(path)
+        if before and before == _state(path):
+            return document, before[0]
+    raise DocumentError(path, "changes while it is read; memorize it when it is at rest")
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """What changes with a file, its size first; () if there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_dev, state.st_ino
 
 
 @dataclass
@@ -135,9 +156,9 @@ class MemorizeRun:
                 if len(batch) == BATCH:
                     self._commit(store, edition, batch)
                     share = file.size * (ordinal + 1) // len(references)
-                    self.progress("memorizing", finished + share, total)
+                    self.progress("memorizing", min(finished + share, total), total)
                     self.between_batches()
-            finished += file.size
+            finished = min(finished + file.size, total)  # it may have grown
         if batch:
             self._commit(store, edition, batch)
         self.progress("memorizing", total, total)
@@ -175,7 +196,8 @@ class MemorizeRun:
                 if (content := self._contents.get(file.path)) is not None:
                     document = documents.parse(file.path, content)
                 else:
-                    document = documents.read(file.path)
+                    document, size = _read_whole(file.path)
+                    file = File(file.path, document.hash, size)  # as it is by now
                 self.report.notes += ((file.path, note) for note in document.notes)
                 yield file, documents.split(document, self.decoder.tokenize)
             except DocumentError as error:

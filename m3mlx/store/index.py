@@ -172,7 +172,8 @@ def erase(path: Path, stamp: IndexStamp, gone: np.ndarray) -> IndexStamp:
     mapped = _mapped(path, stamp, mmap.ACCESS_COPY)  # tried here first, not in the file
     index = _restored(mapped, view=True)
     count, width = _MATRIX.unpack_from(mapped)
-    if count != len(index) or width != index.ndim or len(gone) > _MOST_ERASED * count:
+    told = len(index), max(index.ndim, _START)
+    if (count, width) != told or len(gone) > _MOST_ERASED * count:
         raise StaleIndex(path)
     vectors = np.ndarray((count, width), np.int8, mapped, _MATRIX.size)
     starts = np.ascontiguousarray(vectors[:, :_START]).view(np.uint64)[:, 0]
