@@ -321,7 +321,7 @@ def test_documents_are_listed_found_and_forgotten(server):
     assert again.json()["unchanged"] == ["text:kite .. x"]
     listed = server.client.get("/v1/memories").json()["data"]
     (kite,) = [document for document in listed if document["path"] == "text:kite .. x"]
-    assert kite["references"] == 1 and kite["state"] == "warm"
+    assert kite["references"] == 1 and kite["state"] == "cold"  # until it is read, or idle
     hits = server.post("/v1/memories/recall", query="A kite hangs in the pear tree.", k=1).json()
     assert hits["data"][0]["document"] == kite["id"]
     gone = server.client.delete(f"/v1/memories/{kite['id']}?verify=true").json()

@@ -1,6 +1,5 @@
 """The harnesses of tools/torture.py in short form, and that they notice a store that is broken."""
 
-import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -55,10 +54,10 @@ def test_four_readers_see_whole_versions_while_one_writes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_store_with_an_index_finds_what_an_exact_search_finds(tmp_path):
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "tools" / "scale.py")
-    scale = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scale)
+def test_a_store_with_an_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import scale
+
     built = scale.build(tmp_path / "store", 21_000)
     assert np.shape(built["nearest"]) == (scale.QUERIES, scale.K)
     figures = scale.measure(tmp_path / "store", built["nearest"])

@@ -128,6 +128,7 @@ class Chat:
         system: str | None = None,
         only: Filter | None = None,
     ):
+        """Begin a conversation; ``Assistant.chat`` says what the arguments are."""
         if memory not in MEMORY_MODES:
             raise M3Error(f"memory is one of {', '.join(MEMORY_MODES)}, not {memory}")
         self.assistant, self.memory, self.system, self.only = assistant, memory, system, only

@@ -654,10 +654,13 @@ class MemoryStore:
 
         ``close`` and ``forget`` do it; a long-lived writer may call it between two tasks.
         """
+        self._maintain()
+
+    def _maintain(self, *, shrink: bool = False) -> None:
         self._require_writer()
         with os_errors_as_store_errors(self.path):
             self._records.erase()
-            self._catalog.purge()
+            self._catalog.purge(shrink=shrink)
             self._search.refresh_index()
             self._records.keep_bound()  # an index counts too
 
@@ -678,7 +681,7 @@ class MemoryStore:
         with os_errors_as_store_errors(self.path):
             self._records.erase()
             damaged = self._records.compact()
-            self.maintain()
+            self._maintain(shrink=True)
         return damaged
 
     def _checked(self, vectors: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

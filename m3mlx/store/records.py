@@ -71,7 +71,8 @@ class Records:
                 self._catalog.memories.announce_tie(edition, file.tie, tie)
                 if not file.tied:
                     self._catalog.memories.unbind(edition)
-            file.set_tie(tie)
+            with files.os_errors_as_store_errors(file.path):
+                file.set_tie(tie)
             self._tied.add(file.path)
         return file
 
