@@ -606,7 +606,7 @@ def test_json_of_ask_has_the_documented_shape(world):
         assert data["memory"] == mode and set(data["timings"]) == TIMING_KEYS
         assert data["timings"]["generated_tokens"] <= 6
         assert bool(data["sources"]) == (mode != "off")
-        assert all(set(source) == SOURCE_KEYS for source in data["sources"])
+        assert all(set(source) == SOURCE_KEYS | {"share", "used"} for source in data["sources"])
         assert result.stderr == ""
 
 
