@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from small_store import new_store, vector
 
-from m3mlx import documents
-from m3mlx.memorize import run as module
+from m3mlx.documents import worker
 from m3mlx.memorize.run import MemorizeRun
 from m3mlx.store import MemoryStore
 
@@ -57,7 +56,7 @@ def test_a_file_that_changes_back_before_it_is_read_stays_as_it_is(file):
 
 
 def test_a_file_that_changes_while_it_is_read_is_read_again(file, monkeypatch):
-    read, readings = documents.read, []
+    read, readings = worker.read, []
 
     def changing(path):
         document = read(path)
@@ -67,7 +66,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(file, monkeypatch):
             os.utime(file, ns=(0, len(readings)))
         return document
 
-    monkeypatch.setattr(module.documents, "read", changing)
+    monkeypatch.setattr(worker, "read", changing)
     changes = 3
     assert memorize(file)[1] == ["The code is 2."]
     assert len(readings) == 3
