@@ -51,7 +51,7 @@ def test_a_file_that_changes_after_it_was_hashed_is_stored_as_what_it_is(file):
 def test_a_file_that_changes_back_before_it_is_read_stays_as_it_is(file):
     memorize(file)
     file.write_text("The code is 0000.")
-    report, texts = memorize(file, lambda: file.write_text("The code is 7319."))
+    _, texts = memorize(file, lambda: file.write_text("The code is 7319."))
     assert texts == ["The code is 7319."]
     assert memorize(file)[0].unchanged == [str(file)]
 
