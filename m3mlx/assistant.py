@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .config import (
+    FEW_REFERENCES,
+    FLOORS,
     MEMORIES,
     Generation,
     MemoryConfig,
@@ -200,6 +202,14 @@ class Assistant:
         """Number of memories read by a chunk: the option, the model's own, or five."""
         trained = self.decoder.trained
         return self.options.memories or (trained.memories if trained else MEMORIES)
+
+    @property
+    def floor(self) -> float:
+        """Score from which on a reference fits a question; 0 where it is not known."""
+        floors = FLOORS.get(self.encoder.name, {})
+        few = self.store().holds_few(FEW_REFERENCES)
+        known = floors.get("dense" if few else self.options.retrieval, 0.0)
+        return 0.0 if few and self.options.retrieval == "text" else known
 
     @cached_property
     def plain_prefix(self) -> PrefixStates:

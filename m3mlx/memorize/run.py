@@ -145,7 +145,12 @@ class MemorizeRun:
         tokenizer = self.decoder.tokenizer_hash
         batch: list[tuple[int, int, documents.Reference]] = []
         self.progress("memorizing", 0, total)
-        for number, (file, references) in enumerate(self._references(self.missing), 1):
+
+        def wait() -> None:
+            self.progress("memorizing", finished, total)
+            self.between_batches()
+
+        for number, (file, references) in enumerate(self._references(self.missing, wait), 1):
             where = f"{os.path.basename(file.path)}, file {number} of {len(self.missing)}"
             document, have = store.begin(
                 file.path, file.hash, len(references), size=file.size, tokenizer=tokenizer
@@ -188,17 +193,21 @@ class MemorizeRun:
         sizes: dict[str, Counter[str]] = {"": Counter()}  # by ending; "" for all
         unread: list[File] = []
         start, tokens = perf_counter(), 0
-        for file in sorted(self.missing, key=lambda file: file.hash):  # a fair sample
-            if tokens and perf_counter() - start > _LOOKING:
-                unread.append(file)
-                continue
-            for _, references in self._references([file]):
-                self.report.references += len(references)
-                tokens += sum(len(reference.tokens) for reference in references)
-                for kind in ("", _ending(file)):
-                    sizes.setdefault(kind, Counter()).update(
-                        bytes=max(file.size, 1), references=len(references)
-                    )
+
+        def sample() -> Iterator[File]:
+            for file in sorted(self.missing, key=lambda file: file.hash):  # a fair order
+                if tokens and perf_counter() - start > _LOOKING:
+                    unread.append(file)
+                else:
+                    yield file
+
+        for file, references in self._references(sample(), lambda: self.progress("reading", 0, 0)):
+            self.report.references += len(references)
+            tokens += sum(len(reference.tokens) for reference in references)
+            for kind in ("", _ending(file)):
+                sizes.setdefault(kind, Counter()).update(
+                    bytes=max(file.size, 1), references=len(references)
+                )
         read = max(self.report.references, 1)
         for file in unread:
             known = sizes.get(_ending(file)) or sizes[""]
@@ -215,22 +224,30 @@ class MemorizeRun:
             self.report.seconds = None if stored is None or written is None else stored + written
 
     def _references(
-        self, files: Iterable[File]
+        self, files: Iterable[File], wait: Callable[[], None]
     ) -> Iterator[tuple[File, list[documents.Reference]]]:
-        """Read and split files; an unreadable one is reported as failed."""
-        for file in files:
-            try:
-                if (content := self._contents.get(file.path)) is not None:
-                    document = documents.parse(file.path, content)
-                else:
-                    document = documents.read(file.path)
+        """Read and split files; an unreadable one is reported as failed.
+
+        Args:
+            wait: called again and again while a file is read.
+        """
+        with documents.Worker(wait) as worker:
+            for file in files:
+                try:
+                    if (content := self._contents.get(file.path)) is not None:
+                        document = worker.parse(file.path, content)
+                    else:
+                        document = worker.read(file.path)
+                    references = documents.split(document, self.decoder.tokenize)
+                except DocumentError as error:
+                    self.report.failed.append(error)
+                    for paths in (self.report.added, self.report.changed):
+                        if file.path in paths:
+                            paths.remove(file.path)
+                    continue
                 self.report.notes += ((file.path, note) for note in document.notes)
-                yield file, documents.split(document, self.decoder.tokenize)
-            except DocumentError as error:
-                self.report.failed.append(error)
-                for paths in (self.report.added, self.report.changed):
-                    if file.path in paths:
-                        paths.remove(file.path)
+                # it may have changed since it was looked at: what was read is what is known
+                yield file._replace(hash=document.hash), references
 
     def _records(
         self, references: Sequence[documents.Reference]

@@ -21,6 +21,7 @@ nothing refers to; they are cut off or written over. What may wait is done by ``
 
 from .check import CheckReport, Damage
 from .cipher import LockedError, Passphrase
+from .copies import different_first
 from .filter import Filter
 from .lock import BusyStore, ReadOnlyStore
 from .memory_store import ColdReference, MemoryStore
@@ -53,4 +54,5 @@ __all__ = [
     "Stores",
     "Trace",
     "Verification",
+    "different_first",
 ]

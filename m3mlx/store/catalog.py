@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import files
 from ..errors import StoreError
+from . import pieces
 from .catalog_memories import IN, INSERT_EDITION, Memories, as_json
 from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
 from .database import Connection, new_database
@@ -78,8 +79,10 @@ class Catalog:
             for edition in editions:
                 db.execute(INSERT_EDITION, edition.row)
             if settings.get("cipher"):
-                for part in ("TRIGGER reference_added", "TRIGGER reference_removed", "TABLE words"):
-                    db.execute(f"DROP {part}")
+                for trigger in ("added", "removed", "pieces_removed"):
+                    db.execute(f"DROP TRIGGER reference_{trigger}")
+                for table in ("words", "piece"):
+                    db.execute(f"DROP TABLE {table}")
 
     def __init__(self, path: Path, *, write: bool = False):
         """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
@@ -316,6 +319,8 @@ class Catalog:
                 "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
                 [slot, new.document, *row, _checksum(slot, path, row)],
             )
+            if not self.cipher.encrypts and (found := pieces.pieces(new.text)):
+                self.db.execute("INSERT INTO piece (rowid, text) VALUES (?, ?)", [slot, found])
         for document, (path, count, committed) in state.items():
             if committed == count:
                 self._complete(document, path)
@@ -425,7 +430,7 @@ class Catalog:
             "DROP TABLE temp.moved",
         ):
             self.db.execute(statement)
-        self.rebuild_full_text()
+        self.make_full_text()
         self.db.execute("DELETE FROM edition")
         for edition in editions:
             self.memories.add_edition(edition)
@@ -623,15 +628,29 @@ class Catalog:
 
     # full text and what was removed
 
-    def rebuild_full_text(self) -> None:
+    def make_full_text(self) -> None:
         """Make the full text again from the texts; an encrypted store has none."""
         if not self.cipher.encrypts:
-            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+            pieces.fill(self.db.conn)
+            self._erase_from_full_text()
+
+    def _erase_from_full_text(self) -> None:
+        """Erase what was deleted, of which full text else only has a note."""
+        if not self.cipher.encrypts:
+            for table in ("words", "piece"):
+                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('rebuild')")
 
     def check_full_text(self) -> None:
         """Raise StoreError if the full text is not that of the texts; needs the right to write."""
-        if not self.cipher.encrypts:
-            self.db.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
+        if self.cipher.encrypts:
+            return
+        for table in ("words", "piece"):
+            self.db.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
+        for slot, text, found in self.db.execute(
+            "SELECT slot, r.text, piece.text FROM reference r LEFT JOIN piece ON rowid = slot"
+        ):
+            if isinstance(text, str) and pieces.pieces(text) != (found or ""):
+                raise self.damaged(f"its full text lacks pieces of reference {slot}")
 
     def holds(self, sample: str | bytes) -> bool:
         """Return whether the catalog holds a name, text or word, or token or vector bytes."""
@@ -679,8 +698,7 @@ class Catalog:
             if not self.settings()["scrub"]:
                 return
         with self.db.lock, self.db.errors_translated():
-            # deleting from full text only adds a note; words stay until the index is made again
-            self.rebuild_full_text()
+            self._erase_from_full_text()
             self.db.execute("VACUUM")
             files.at_step("vacuumed")
             busy = self.db.value("PRAGMA wal_checkpoint(TRUNCATE)")

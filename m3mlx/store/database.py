@@ -22,7 +22,8 @@ BUSY_SECONDS = 10  # how long one process waits for another's commit
 _PAGE = 16384  # of the database: six references fit, where 4096 hold one and waste a third
 _FULL_TEXT = {  # which an encrypted catalog does not have
     *("words", "words_config", "words_data", "words_docsize", "words_idx"),
-    *("reference_added", "reference_removed"),
+    *("piece", "piece_config", "piece_content", "piece_data", "piece_docsize", "piece_idx"),
+    *("reference_added", "reference_removed", "reference_pieces_removed"),
 }
 _MOST_ERRORS = 20  # of one file that SQLite lists
 

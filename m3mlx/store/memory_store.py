@@ -416,6 +416,11 @@ class MemoryStore:
             known = self._catalog.memories.edition(edition)
             return self._catalog.memories.cold(known.id, after, count)
 
+    def holds_few(self, count: int) -> bool:
+        """Return whether there are fewer references than this."""
+        with self._catalog.snapshot():
+            return len(self._catalog.slots_after(-1, count)) < count
+
     def status(self, edition: int | None = None) -> dict:
         """Return counts, bytes by part, the bound and the editions."""
         with self._catalog.snapshot():
