@@ -23,7 +23,8 @@ def file(tmp_path):
 
 def memorize(file, between=lambda: None):
     """Memorize the folder of a file; something may happen between looking and reading."""
-    decoder = SimpleNamespace(tokenize=lambda text: ([1], [(0, len(text))]), tokenizer_hash="t")
+    tokenize = lambda text: ([1], [(0, len(text))])  # noqa: E731
+    decoder = SimpleNamespace(name="none", tokenize=tokenize, tokenizer_hash="t")
     run = MemorizeRun(
         encode=lambda texts: np.stack([vector(text) for text in texts]),
         decoder=decoder,
@@ -50,7 +51,7 @@ def test_a_file_that_changes_after_it_was_hashed_is_stored_as_what_it_is(file):
 def test_a_file_that_changes_back_before_it_is_read_stays_as_it_is(file):
     memorize(file)
     file.write_text("The code is 0000.")
-    report, texts = memorize(file, lambda: file.write_text("The code is 7319."))
+    _, texts = memorize(file, lambda: file.write_text("The code is 7319."))
     assert texts == ["The code is 7319."]
     assert memorize(file)[0].unchanged == [str(file)]
 

@@ -168,8 +168,9 @@ def echo_table(
     terminal = sys.stdout and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
     if width:
+        wanted = min(_PATH, width // 3) if "path" in columns else -2
         for column in optional:
-            if _room(shown, cells, width) < min(_PATH, width // 3):
+            if _room(shown, cells, width) < wanted:
                 shown = [name for name in shown if name != column]
         for row in cells:
             if "path" in row:
@@ -402,7 +403,26 @@ def _words(text: str) -> set[str]:
 
 
 def _closest(text: str, words: set[str]) -> str:
-    """Return the sentence that shares most with some words; the first of those alike."""
-    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
-    sentences = [p for p in parts if len(p.split()) >= _SENTENCE and "\u203a" not in p] or parts
-    return max(sentences, key=lambda part: len(words & _words(part)), default=text)
+    """Return the sentence that shares most with some words; the first of those alike.
+
+    Titles, and what names sections, are none.
+    """
+    parts = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
+    if len(parts) > 1 and not parts[0].endswith((".", "!", "?", ":")):
+        del parts[0]
+    sentences = [found for part in parts for found in re.split(r"(?<=[.!?])\s+", part)]
+    whole = [s for s in sentences if len(s.split()) >= _SENTENCE and "\u203a" not in s]
+    return max(whole or sentences, key=lambda sentence: len(words & _words(sentence)))
+
+
+def named(hits: Iterable[Hit]) -> str:
+    """Name the documents of references by their files, each with its pages or lines."""
+    places: dict[str, list[str]] = {}
+    for hit in hits:
+        at = f"p. {hit.page}" if hit.page is not None else str(hit.line or "")
+        places.setdefault(os.path.basename(hit.path) or hit.path, []).append(at)
+    texts = []
+    for name, found in places.items():
+        where = ", ".join(dict.fromkeys(filter(None, found)))
+        texts.append(scrub_line(f"{name}:{where}" if where else name))
+    return "; ".join(texts)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..files import NEW, check_plain, is_writable, os_errors_as_store_errors
-from . import check, index, repair, traces, watched
+from . import backup, check, index, repair, traces, watched
 from . import sessions as sessions_file
 from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
@@ -667,6 +667,7 @@ class MemoryStore:
     quick_check = staticmethod(check.quick)
     check = staticmethod(check.check)
     repair = staticmethod(repair.repair)
+    backup = staticmethod(backup.backup)
 
     def compact(self) -> int:
         """Free disk space: number references anew without gaps, and copy their records.
