@@ -64,7 +64,7 @@ also `rebuilt`, `dropped`, `written` where asked for |
 | `list` | `documents` |
 | `forget` | `forgotten` (documents), `found`, `certificate` |
 | `recall` | `references` |
-| `ask` | `answer`, `memory`, `sources` (references, with `share` and `used`), `note`, `timings`; `thoughts` with `--think` |
+| `ask` | `answer`, `memory`, `sources`, `note`, `timings`; `thoughts` with `--think` |
 | `status` | `store`, `documents`, `references`, `cold`, `quarantined`, `bytes`, `session_bytes`, \
 `max_bytes`, `encrypted`, `editions`, `edition`, `fingerprint`, `memory`, `watching` |
 | `check` | `sound`, `damages`, `documents`, `quarantined`, `references`, `memories`; `repaired` |
