@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .editions import RebuildReport
 
 _LOOKING = 3.0  # seconds in which a dry run reads files; it estimates the others from their size
+_READINGS = 5  # of a file that changes while it is read
 
 
 @dataclass
@@ -66,6 +67,27 @@ class File(NamedTuple):
     path: str
     hash: str
     size: int
+
+
+def _read_whole(
+    read: Callable[[str], documents.Document], path: str
+) -> tuple[documents.Document, int]:
+    """Read one state of a file, and again if it changes meanwhile; with its size in bytes."""
+    for _ in range(_READINGS):
+        before = _state(path)
+        document = read(path)
+        if before and before == _state(path):
+            return document, before[0]
+    raise DocumentError(path, "changes while it is read; memorize it when it is at rest")
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """What changes with a file, its size first; () if there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_dev, state.st_ino
 
 
 @dataclass
@@ -161,9 +183,10 @@ class MemorizeRun:
                     self._commit(store, edition, batch)
                     share = file.size * (ordinal + 1) // len(references)
                     stored = f"{self.report.references} references"
-                    self.progress(f"memorizing: {where}, {stored}", finished + share, total)
+                    done = min(finished + share, total)
+                    self.progress(f"memorizing: {where}, {stored}", done, total)
                     self.between_batches()
-            finished += file.size
+            finished = min(finished + file.size, total)  # it may have grown
         if batch:
             self._commit(store, edition, batch)
         self.progress("memorizing", total, total)
@@ -237,7 +260,8 @@ class MemorizeRun:
                     if (content := self._contents.get(file.path)) is not None:
                         document = worker.parse(file.path, content)
                     else:
-                        document = worker.read(file.path)
+                        document, size = _read_whole(worker.read, file.path)
+                        file = File(file.path, document.hash, size)  # as it is by now
                     references = documents.split(document, self.decoder.tokenize)
                 except DocumentError as error:
                     self.report.failed.append(error)
@@ -246,8 +270,7 @@ class MemorizeRun:
                             paths.remove(file.path)
                     continue
                 self.report.notes += ((file.path, note) for note in document.notes)
-                # it may have changed since it was looked at: what was read is what is known
-                yield file._replace(hash=document.hash), references
+                yield file, references
 
     def _records(
         self, references: Sequence[documents.Reference]

@@ -19,6 +19,7 @@ then one transaction adds the rows. A crash before the end of the transaction le
 nothing refers to; they are cut off or written over. What may wait is done by ``maintain``.
 """
 
+from .backup import BackupReport
 from .check import CheckReport, Damage
 from .cipher import LockedError, Passphrase
 from .copies import different_first
@@ -33,6 +34,7 @@ from .stores import Stores
 from .traces import ForgetReport, Remnant, Trace, Verification
 
 __all__ = [
+    "BackupReport",
     "BusyStore",
     "CheckReport",
     "ColdReference",

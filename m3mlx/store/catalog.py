@@ -41,6 +41,7 @@ NEW_STORE = {  # the settings that change, as they begin
 }
 BLOCK = 1024  # references that are read at a time where all are needed
 _LONGEST_COLLECTION = 100  # characters
+_FULL_TEXT = ("words", "piece")  # its tables
 _CHECKED = (  # all that the checksum of a reference is about, and the checksum
     'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, checksum '
     "FROM reference JOIN document ON document = id WHERE "
@@ -632,22 +633,24 @@ class Catalog:
         """Make the full text again from the texts; an encrypted store has none."""
         if not self.cipher.encrypts:
             pieces.fill(self.db.conn)
-            self._erase_from_full_text()
+            for table in _FULL_TEXT:
+                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('rebuild')")
 
     def _erase_from_full_text(self) -> None:
-        """Erase what was deleted, of which full text else only has a note."""
+        """Merge the parts of the full text, of which older ones have what younger ones delete."""
         if not self.cipher.encrypts:
-            for table in ("words", "piece"):
-                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('rebuild')")
+            for table in _FULL_TEXT:
+                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+            files.at_step("full text merged")
 
     def check_full_text(self) -> None:
         """Raise StoreError if the full text is not that of the texts; needs the right to write."""
         if self.cipher.encrypts:
             return
-        for table in ("words", "piece"):
+        for table in _FULL_TEXT:
             self.db.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
         for slot, text, found in self.db.execute(
-            "SELECT slot, r.text, piece.text FROM reference r LEFT JOIN piece ON rowid = slot"
+            "SELECT slot, r.text, p.text FROM reference r LEFT JOIN piece p ON p.rowid = slot"
         ):
             if isinstance(text, str) and pieces.pieces(text) != (found or ""):
                 raise self.damaged(f"its full text lacks pieces of reference {slot}")
@@ -689,24 +692,31 @@ class Catalog:
             ).fetchone()
         )
 
-    def purge(self) -> None:
-        """Erase what was removed from free pages, full text and log, if anything was removed.
+    def purge(self, *, shrink: bool = False) -> None:
+        """Erase what was removed from full text, pages and log, if anything was removed.
 
         Call it outside of transactions. Raises StoreError if a reader kept it from finishing.
+
+        Args:
+            shrink: give free pages back, even if they are few.
         """
         with self.snapshot():
-            if not self.settings()["scrub"]:
+            free, all_pages = map(self.db.value, ("PRAGMA freelist_count", "PRAGMA page_count"))
+            shrink = 2 * free > all_pages or (shrink and free > 0)
+            if not (shrink or self.settings()["scrub"]):
                 return
         with self.db.lock, self.db.errors_translated():
+            if shrink:
+                self.db.execute("VACUUM")
+                files.at_step("vacuumed")
             self._erase_from_full_text()
-            self.db.execute("VACUUM")
-            files.at_step("vacuumed")
             busy = self.db.value("PRAGMA wal_checkpoint(TRUNCATE)")
-        if busy:
-            raise StoreError(
-                f"{self.path}: it is being read, so removed text may remain in its log. "
-                f"Close other programs that use the store, then try again."
-            )
+            if busy:
+                raise StoreError(
+                    f"{self.path}: it is being read, so removed text may remain in its log. "
+                    f"Close other programs that use the store, then try again."
+                )
+            self.db.clear_gaps()
         with self.transaction():
             self.set(scrub=False)
 

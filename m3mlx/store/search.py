@@ -8,6 +8,7 @@ ranks better than the ranks' reciprocals, and tells by how much the first is bet
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -250,20 +251,32 @@ class Search:
             visible = self._catalog.visible()
             large = visible > self._exact
             graph = self._open(stamp) if large else None
-            if graph is not None:
-                new = self._catalog.visible(graph.stamp.commit)
-                if len(graph) == visible - new and new <= self._exact // 4:
-                    return
+            new = visible if graph is None else self._catalog.visible(graph.stamp.commit)
+            few = graph is not None and new <= self._exact // 4
+            if graph is not None and few and len(graph) - graph.stamp.erased == visible - new:
+                return
             slots = self._catalog.visible_slots() if large else None
-        if slots is not None:
-            files.at_step("indexing")
-            made = index.save(self._path, slots, self._vectors, self._dimensions, commit, stamp)
-        else:
+        if slots is None:
             self._path.unlink(missing_ok=True)
             made = None
+        else:
+            files.at_step("indexing")
+            erased = self._erased(graph, slots)
+            made = (erased if few else None) or index.save(
+                self._path, slots, self._vectors, self._dimensions, commit, erased or stamp
+            )
         if made != stamp:
             with self._catalog.transaction():
                 self._catalog.set(seal=made and asdict(made))
+
+    def _erased(self, graph: index.Graph | None, slots: np.ndarray) -> index.IndexStamp | None:
+        """Erase all but some slots from the index file; None where it must be made anew."""
+        if graph is None:
+            return None
+        held = graph.slots()
+        with suppress(index.StaleIndex):
+            return index.erase(self._path, graph.stamp, held[~np.isin(held, slots)])
+        return None
 
     def _vectors(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with self._catalog.snapshot():
