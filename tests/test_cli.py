@@ -976,20 +976,9 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path
 # --- how things look
 
 
-@pytest.fixture
-def columns(monkeypatch):
-    """Make standard output a terminal so many columns wide."""
-
-    def columns(count):
-        monkeypatch.setenv("COLUMNS", str(count))
-        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-
-    return columns
-
-
 @pytest.mark.parametrize("count", [40, 80, 200])
-def test_a_list_fits_the_terminal_and_paths_keep_their_ends(columns, capsys, count):
-    columns(count)
+def test_a_list_fits_the_terminal_and_paths_keep_their_ends(monkeypatch, capsys, count):
+    monkeypatch.setattr(render, "_columns", lambda: count)
     path = "~/a/folder/with a long name/and another one/deep below/house-and-garden.md"
     render.echo_table(
         ("id", "references", "memories", "added", "state", "collection", "path"),
