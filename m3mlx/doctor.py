@@ -201,7 +201,7 @@ def _store(assistant: Assistant) -> Iterator[Diagnosis]:
         advice = "Memorize these files again; each continues where it stopped."
         yield Diagnosis("pending", f"{partial} documents half memorized", "note", advice)
     if status["cold"]:
-        advice = "Each is written at its first use; m3mlx memorize --rebuild writes all."
+        advice = "Each is written at its first use; m3mlx memorize writes all."
         yield Diagnosis("pending", f"{status['cold']} references cold", "note", advice)
     bound, size = status["max_bytes"], sum(status["bytes"].values())
     if bound and size > bound:

@@ -602,11 +602,11 @@ def test_json_of_ask_has_the_documented_shape(world):
     for mode in ("explicit", "text", "off"):
         result = good(run(world, "ask", "quince?", *flags, "--memory", mode, store=world / "store"))
         data = json.loads(result.stdout)
-        assert list(data) == ["answer", "memory", "sources", "timings"]
+        assert list(data) == ["answer", "memory", "sources", "note", "timings"]
         assert data["memory"] == mode and set(data["timings"]) == TIMING_KEYS
         assert data["timings"]["generated_tokens"] <= 6
         assert bool(data["sources"]) == (mode != "off")
-        assert all(set(source) == SOURCE_KEYS for source in data["sources"])
+        assert all(set(source) == SOURCE_KEYS | {"share", "used"} for source in data["sources"])
         assert result.stderr == ""
 
 

@@ -6,7 +6,8 @@
 Each input is a sample that was mutated: bytes changed, moved, repeated, cut, spliced with another
 sample; in archives also the parts inside. It is read in a worker. Anything but a document or a
 DocumentError is a fault, and so is a text over its bound or a file over its time. A library that
-crashes or wants too much memory is counted: the worker has contained it. Such inputs are saved. The same seed gives the same inputs.
+crashes or wants too much memory is counted: the worker has contained it. Such inputs are saved.
+The same seed gives the same inputs.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 LARGEST = 200_000  # bytes of a sample
 SLOW = 5.0  # seconds of one input
-WORDS = tuple(b"< > & \0 { } \\ ]]> <!-- obj %s".split()) + (b"\n\n", b"From ")
+WORDS = (*b"< > & \0 { } \\ ]]> <!-- obj %s".split(), b"\n\n", b"From ")
 NUMBERS = tuple(b"-1 0 99999999999 4294967295 1e999 %00 \xff\xfe \xed\xa0\x80".split())
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx_lm.sample_utils import make_sampler
 
-from ..config import MEMORY_MODES, Generation, Options
+from ..config import MEMORY_MODES, NOTHING_FITS, Generation, Options
 from ..errors import M3Error
 from ..memory.cache import PrefixStates
 from ..memory.codec import Memory
@@ -21,9 +21,6 @@ from ..models.template import Turn
 from ..store import Filter, Hit
 from .conversation import Conversation, Step, Timings
 from .retrieval import Retrieval
-
-NOTHING_FITS = "Nothing in memory fits this question well."
-USED = 2  # a memory with less than one half of an equal share of the attention was not used
 
 
 class Assistant(Protocol):
@@ -84,11 +81,10 @@ class Source:
     def of_step(cls, step: Step) -> list[Source]:
         """Return what the span of a step drew on so far, the most used first."""
         sources = [cls.of(hit, step.span) for hit in step.sources]
-        if len(step.shares) != len(sources):
-            return sources
-        for source, share in zip(sources, step.shares, strict=True):
+        for source, used in zip(sources, step.used, strict=True):
+            source.used = used
+        for source, share in zip(sources, step.shares, strict=False):
             source.share = share
-            source.used = share * len(sources) * USED >= sum(step.shares)
         return sources
 
 

@@ -86,6 +86,12 @@ class Step:
     thought: bool = False
 
     @property
+    def used(self) -> list[bool]:
+        """Of each source, whether its memory received at least half of an equal share."""
+        enough = sum(self.shares) / (2 * max(len(self.shares), 1))
+        return [share >= enough for share in self.shares] or [True] * len(self.sources)
+
+    @property
     def prompt_tokens(self) -> int:
         return self.timings.prompt_tokens
 

@@ -45,10 +45,12 @@ class Retrieval:
             self.subject = (message,)
             return hits
         said = (*self.subject, message)
-        alone, together = self.of_texts([message, "\n".join(said)], max(DEPTH, k))
+        alone, together = self._search([message, "\n".join(said)], max(DEPTH, k))
         changed = _best(alone) >= _best(together)
         self.subject = (message,) if changed else said[-MESSAGES:]
-        return different_first(_joined(alone, together))[0][:k]
+        fitting = {hit for hit in (*alone, *together) if hit.score >= self.floor}
+        joined = [hit for hit in _joined(alone, together) if hit in fitting]
+        return different_first(joined)[0][:k]
 
 
 def _best(hits: Iterable[Hit]) -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..config import Generation, Options
+from ..config import NOTHING_FITS, Generation, Options
 from ..errors import M3Error
 from ..text import scrub_line
 from .hints import after_answer
@@ -79,8 +79,15 @@ def ask(
         if as_json:
             from ..chat.chat import collect
 
-            answer = asdict(collect(steps, memory))
-            keys = ["memory", "sources", "timings", *(["thoughts"] if generation.think else [])]
+            collected = collect(steps, memory)
+            answer = {**asdict(collected), "note": collected.note}
+            keys = [
+                "memory",
+                "sources",
+                "note",
+                "timings",
+                *(["thoughts"] if generation.think else []),
+            ]
             others = {key: answer[key] for key in keys}
             echo_json({"answer": answer["text"], **others})
         else:
@@ -93,6 +100,8 @@ def ask(
     if shown.sources and not no_sources:
         click.echo()
         echo_sources(shown, question)
+    if memory != "off" and not shown.sources:
+        note(NOTHING_FITS)
     if is_verbose() and shown.timings:
         note(_timings_text(shown.timings))
     after_answer(model, shown.timings)

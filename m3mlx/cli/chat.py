@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..config import MEMORY_MODES, Generation, Options, cache_folder
+from ..config import MEMORY_MODES, NOTHING_FITS, Generation, Options, cache_folder
 from ..errors import M3Error
 from ..text import scrub_line
 from .documents import INTERRUPTED
@@ -40,8 +40,8 @@ from .render import (
     echo_answer,
     echo_memorized,
     echo_sources,
+    named,
     note,
-    place,
     short_path,
     terminal_width,
 )
@@ -186,10 +186,12 @@ class _Terminal:
         if self.session is not None:
             history.keep(self.assistant, self.session, self.chat.messages[-2:])
         for span, hits in self.shown.spans.items():
-            if names := dict.fromkeys(place(hit) for hit in hits):
+            if used := [hit for hit in hits if hit in self.shown.used]:
                 words = scrub_line(" ".join(self.shown.texts.get(span, "").split()[:5]))
                 of = f"“{words} …” from " if len(self.shown.spans) > 1 else "From "
-                dim(f"[{of}{', '.join(names)}]")
+                dim(f"[{of}{named(used)}]")
+        if self.chat.memory != "off" and not self.shown.sources:
+            note(NOTHING_FITS)
         after_answer(self.assistant.decoder.name, self.shown.timings)
 
     def _command(self, line: str) -> None:

@@ -61,7 +61,7 @@ def models(ctx: click.Context, as_json: bool) -> None:
             )
             for model, fits in recommended
         ],
-        optional=("licence", "tokens/s", "right answers", "download"),
+        optional=("licence", "download", "right answers", "tokens/s"),
     )
     _echo_default(default)
     text = (

@@ -168,8 +168,9 @@ def echo_table(
     terminal = sys.stdout and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if terminal else None
     if width:
+        wanted = min(_PATH, width // 3) if "path" in columns else -2
         for column in optional:
-            if _room(shown, cells, width) < min(_PATH, width // 3):
+            if _room(shown, cells, width) < wanted:
                 shown = [name for name in shown if name != column]
         for row in cells:
             if "path" in row:
@@ -283,16 +284,27 @@ class Shown:
     Attributes:
         spans: the references that each span of 64 tokens drew on.
         texts: the words of each span.
+        shares: of the attention, of each reference in the last span that drew on it.
+        used: the references that the answer used, of those that it read.
     """
 
     spans: dict[int, list[Hit]] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
     timings: Timings | None = None
+    shares: dict[Hit, float] = field(default_factory=dict)
+    used: set[Hit] = field(default_factory=set)
 
     @property
     def sources(self) -> list[Hit]:
-        """Every reference once, those of the first spans first."""
-        return list(dict.fromkeys(hit for hits in self.spans.values() for hit in hits))
+        """Every reference once: those that were used, then by their shares of the attention."""
+        hits = dict.fromkeys(hit for hits in self.spans.values() for hit in hits)
+        return sorted(hits, key=lambda hit: (hit not in self.used, -self.shares.get(hit, 0.0)))
+
+    def end(self, step: Step) -> None:
+        """Note what the last step of a span drew on."""
+        self.spans[step.span] = step.sources
+        self.shares |= zip(step.sources, step.shares, strict=False)
+        self.used |= {hit for hit, used in zip(step.sources, step.used, strict=True) if used}
 
 
 def echo_answer(
@@ -304,7 +316,7 @@ def echo_answer(
         think: print thoughts too, on stderr, dimmed.
         stopped: called after each token; the answer ends if it returns True.
     """
-    shown, thought, begun = Shown(), False, False
+    shown, thought, begun, last = Shown(), False, False, None
     with Progress.of_context().until_quiet("answering") as quiet, closing(steps):
         try:
             for step in steps:
@@ -319,7 +331,9 @@ def echo_answer(
                     shown.texts[step.span] = shown.texts.get(step.span, "") + step.text
                 elif think:
                     click.echo(click.style(scrub(step.text), dim=True), nl=False, err=True)
-                shown.spans[step.span], shown.timings = step.sources, step.timings
+                if last and last.span != step.span:
+                    shown.end(last)
+                last, shown.timings = step, step.timings
                 if stopped():
                     quiet()
                     click.echo(" …", nl=False)
@@ -330,6 +344,8 @@ def echo_answer(
                 click.echo()
             raise
     click.echo()
+    if last:
+        shown.end(last)
     if thought:  # and nobody has stopped it
         note("The model was still thinking. Allow a longer answer with --max-tokens.")
     return shown
@@ -359,11 +375,17 @@ def echo_references(hits: Iterable[Hit]) -> None:
 
 
 def echo_sources(shown: Shown, question: str) -> None:
-    """Print a line for each reference of an answer: its place, and what it says to that."""
+    """Print a line for each reference of an answer: place, what it says to that, and its share.
+
+    Those that were read and not used come last, and are dimmed.
+    """
     words = _words(f"{question} {' '.join(shown.texts.values())}")
     width = terminal_width()
     for hit in shown.sources:
         cited = place(hit)
+        share = f"{shown.shares[hit]:.0%}" if hit in shown.shares else ""
+        unused = "" if hit in shown.used else "not used"
+        cited += "".join(f"  {each}" for each in (share, unused) if each)
         text = scrub_line(_closest(hit.text, words))
         room = max(width - len(cited) - 2, 0)
         text = text if len(text) <= room else text[: max(room - 1, 0)] + "…"
@@ -381,7 +403,26 @@ def _words(text: str) -> set[str]:
 
 
 def _closest(text: str, words: set[str]) -> str:
-    """Return the sentence that shares most with some words; the first of those alike."""
-    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
-    sentences = [p for p in parts if len(p.split()) >= _SENTENCE and "\u203a" not in p] or parts
-    return max(sentences, key=lambda part: len(words & _words(part)), default=text)
+    """Return the sentence that shares most with some words; the first of those alike.
+
+    Titles, and what names sections, are none.
+    """
+    parts = [" ".join(part.split()) for part in re.split(r"\n\s*\n", text)]
+    if len(parts) > 1 and not parts[0].endswith((".", "!", "?", ":")):
+        del parts[0]
+    sentences = [found for part in parts for found in re.split(r"(?<=[.!?])\s+", part)]
+    whole = [s for s in sentences if len(s.split()) >= _SENTENCE and "\u203a" not in s]
+    return max(whole or sentences, key=lambda sentence: len(words & _words(sentence)))
+
+
+def named(hits: Iterable[Hit]) -> str:
+    """Name the documents of references by their files, each with its pages or lines."""
+    places: dict[str, list[str]] = {}
+    for hit in hits:
+        at = f"p. {hit.page}" if hit.page is not None else str(hit.line or "")
+        places.setdefault(os.path.basename(hit.path) or hit.path, []).append(at)
+    texts = []
+    for name, found in places.items():
+        where = ", ".join(dict.fromkeys(filter(None, found)))
+        texts.append(scrub_line(f"{name}:{where}" if where else name))
+    return "; ".join(texts)

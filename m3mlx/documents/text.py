@@ -41,7 +41,8 @@ LETTER = r"[A-Za-z0-9+/]"
 EMBEDDED = re.compile(  # a picture or other data in base64: with its address, or alone
     rf"data:[\w.+/-]{{0,80}}+(?:;[\w.=-]{{1,80}}+){{0,4}},(?:{LETTER}|[\n=%_.-]){{100,}}+"
     rf"|(?<!{LETTER}){LETTER}{{1000,}}+={{0,2}}"
-    rf"|(?:^[ \t]{{0,20}}+{LETTER}{{60,80}}+\n){{8,}}+[ \t]*+{LETTER}*+={{0,2}}",
+    rf"|(?:^[ \t]{{0,20}}+{LETTER}{{60,80}}+\n){{8,}}+"
+    rf"(?:[ \t]*+(?:{LETTER}{{20,59}}+={{0,2}}|{LETTER}{{2,19}}+={{1,2}})$)?",
     re.MULTILINE,
 )
 MIXED = tuple(map(re.compile, ("[a-z]", "[A-Z]", "[0-9]")))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ..models.decoder import Decoder
 
 BATCH = 16  # references written and committed together
+_FIRST = 4  # references in the first batch; more follow where that is quick
+_SHORT, _LONG = 0.5, 2.0  # seconds of a batch; nobody waits longer for Ctrl-C, or to write
 LONGEST = 255  # tokens of a reference, as positions are bytes
 
 
@@ -160,21 +162,25 @@ def rebuild(
     """Write the memories of some slots of an edition; yield the report after each batch.
 
     Each batch is one commit, and between two of them the store is unlocked. Slots without a
-    reference are skipped.
+    reference are skipped. Batches are as large as a second or two allows.
 
     Args:
+        batch: most references in one.
         open_store: opens the store for writing.
         drop: where the store's size is limited, go on when it is full, so that others are dropped.
     """
     report, tokens = RebuildReport(), 0
     try:
-        for start in range(0, len(slots), batch):
+        start, size = 0, min(batch, _FIRST)
+        while start < len(slots):
             began = perf_counter()
+            page = slots[start : start + size]
+            start += size
             with open_store() as store:
-                if not drop and _is_full(store, edition, batch):
+                if not drop and _is_full(store, edition, size):
                     report.full = True
                     break
-                references = store.references(slots[start : start + batch])
+                references = store.references(page)
                 # never the stored ids: those of an import need not be of this text
                 ids = [format.decoder.tokenize(reference.text)[0] for reference in references]
                 if not ids:
@@ -182,15 +188,20 @@ def rebuild(
                 records = format.write(ids)
                 written = zip(references, records, strict=True)
                 store.write({r.slot: record.tobytes() for r, record in written}, edition=edition)
+            took = perf_counter() - began
             report.references += len(references)
             report.bytes += records.nbytes
             report.shortened += sum(len(i) > format.config.reference_tokens for i in ids)
-            report.seconds += perf_counter() - began
+            report.seconds += took
             tokens += sum(map(len, ids))
             name = os.path.basename(references[-1].path)
             counts = f"{report.references} of {len(slots)}"
-            progress(f"writing memories: {name}, {counts}", start + len(references), len(slots))
+            progress(f"writing memories: {name}, {counts}", min(start, len(slots)), len(slots))
             yield report
+            if took < _SHORT:
+                size = min(2 * size, batch)
+            elif took > _LONG:
+                size = max(size // 2, 2)
         if report.full:
             yield report
     finally:

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..assistant import Assistant
-from ..chat.chat import NOTHING_FITS, Chat, Source
+from ..chat.chat import Chat, Source
 from ..chat.conversation import Step, Timings
-from ..config import Generation
+from ..config import NOTHING_FITS, Generation
 from .documents import collection_filter
 from .errors import BadRequest
 from .model_thread import Job

@@ -650,7 +650,7 @@ class Catalog:
         for table in _FULL_TEXT:
             self.db.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
         for slot, text, found in self.db.execute(
-            "SELECT slot, r.text, piece.text FROM reference r LEFT JOIN piece ON piece.rowid = slot"
+            "SELECT slot, r.text, p.text FROM reference r LEFT JOIN piece p ON p.rowid = slot"
         ):
             if isinstance(text, str) and pieces.pieces(text) != (found or ""):
                 raise self.damaged(f"its full text lacks pieces of reference {slot}")
