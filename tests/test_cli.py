@@ -28,7 +28,7 @@ COMMANDS = [
     *("ask", "chat", "recall", "sessions", "demo"),
     *("memorize", "watch", "list", "status", "forget", "inspect", "serve", "mcp"),
     *("models", "eval", "bench", "convert", "parity", "train", "fuse"),
-    *("doctor", "check", "compact", "export", "import", "keygen", "completion"),
+    *("doctor", "check", "compact", "backup", "export", "import", "keygen", "completion"),
 ]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 SOURCE_KEYS |= {"document", "store"}
@@ -111,7 +111,7 @@ BAD_FLAGS = f"""
     memorize x --tokens-per-head 0 | memorize x --tokens-per-head 129
     memorize x --tokens-per-head many | list x | list --frob | status x | status --frob
     memorize --max-bytes many | memorize --max-bytes 0 | memorize --max-bytes -1
-    memorize --rebuild --dry-run | memorize x --max-bytes 1GB --dry-run | compact x
+    memorize --rebuild --dry-run | memorize x --max-bytes 1GB --dry-run | compact x | backup x
     forget x --certificate /nowhere/at/all | forget | forget x --frob
     recall | recall x y | recall x -k 0 | recall x -k many
     recall x --retrieval web | recall x --kv-bits 8

@@ -195,3 +195,28 @@ def test_the_commands(world):
     assert result.exit_code == 1 and not report["sound"]
     assert "store" in {f["part"] for f in report["findings"] if f["state"] == "broken"}
     assert "BROKEN  store" in run("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("folder", "whose"),
+    [
+        ("Library/Mobile Documents/com~apple~CloudDocs/notes", "iCloud"),
+        ("Dropbox (Work)/store", "Dropbox"),
+        ("OneDrive - Firm/store", "OneDrive"),
+        ("Library/CloudStorage/GoogleDrive-me/store", "Google Drive"),
+        ("notes/store", ""),
+    ],
+)
+def test_folders_that_are_synchronised_are_known(tmp_path, folder, whose):
+    (tmp_path / folder).mkdir(parents=True)
+    assert doctor.synced_by(tmp_path / folder) == whose
+    (tmp_path / ".stfolder").mkdir()
+    assert doctor.synced_by(tmp_path / folder) == (whose or "Syncthing")
+
+
+def test_network_drives_are_known_by_the_nearest_mount(tmp_path):
+    mounts = [("/", "ext4"), (str(tmp_path), "nfs4"), (str(tmp_path / "disk"), "ext4")]
+    assert doctor.network_drive(tmp_path / "store", mounts) == "nfs4"
+    assert doctor.network_drive(tmp_path / "disk" / "store", mounts) == ""
+    assert doctor.network_drive(tmp_path / "store", [("/", "smbfs")]) == "smbfs"
+    assert doctor.network_drive(Path(__file__), doctor._mounts()) == ""

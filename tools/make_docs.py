@@ -69,6 +69,7 @@ also `rebuilt`, `dropped`, `written` where asked for |
 `max_bytes`, `encrypted`, `editions`, `edition`, `fingerprint`, `memory`, `watching` |
 | `check` | `sound`, `damages`, `documents`, `quarantined`, `references`, `memories`; `repaired` |
 | `compact` | `before`, `after`, `damaged` |
+| `backup` | `folder`, `documents`, `references`, `copied`, `unchanged`, `cold`, `bytes` |
 | `models` | `cached`, `default`, `machine`, `recommended` |
 | `doctor` | `sound`, `findings` |
 
