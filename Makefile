@@ -40,11 +40,15 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Wheel and sdist, checked, and the wheel tried in an empty environment.
 dist: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet build twine
 	rm -rf build dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear build/tried
+	build/tried/bin/python -m pip install --quiet "$$(ls dist/*.whl)[$(subst test,serve,$(EXTRAS))]"
+	cd build && tried/bin/m3mlx --version && tried/bin/m3mlx doctor
 
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "m3mlx needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'

@@ -1,6 +1,7 @@
 """m3mlx: a language model that remembers your documents as explicit memory.
 
-Public names are imported at first use, so that importing m3mlx is quick.
+Public names are imported at first use, so that importing m3mlx is quick; __init__.pyi has their
+types.
 """
 
 from importlib import import_module
@@ -11,17 +12,31 @@ openblas.load()
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "Answer",
+    "Assistant",
+    "Chat",
+    "Filter",
+    "Generation",
+    "Hit",
+    "M3Error",
+    "MemorizeReport",
+    "MemoryConfig",
+    "MemoryStore",
+    "Options",
+    "Source",
+    "StoredDocument",
+    "load_decoder",
+]
 _PLACES = {
-    "Answer": "chat.chat",
+    **dict.fromkeys(("Answer", "Chat", "Source"), "chat.chat"),
+    **dict.fromkeys(("Generation", "MemoryConfig", "Options"), "config"),
+    **dict.fromkeys(("Filter", "Hit", "MemoryStore", "StoredDocument"), "store"),
     "Assistant": "assistant",
-    "Chat": "chat.chat",
     "M3Error": "errors",
-    "MemoryConfig": "config",
-    "MemoryStore": "store",
-    "Source": "chat.chat",
+    "MemorizeReport": "memorize.run",
     "load_decoder": "models.decoder",
 }
-__all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> object:

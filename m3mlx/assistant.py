@@ -7,15 +7,18 @@ only look at a store start quickly.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from pathlib import Path
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .config import (
+    FEW_REFERENCES,
+    FLOORS,
     MEMORIES,
     Generation,
     MemoryConfig,
@@ -26,7 +29,6 @@ from .config import (
 )
 from .errors import FingerprintError, ModelError, StoreError
 from .memorize import editions
-from .memorize.run import MemorizeReport, MemorizeRun
 from .store import (
     BusyStore,
     CheckReport,
@@ -44,11 +46,15 @@ from .store import (
 
 if TYPE_CHECKING:
     from .chat.chat import Answer, Chat
+    from .memorize.run import MemorizeReport
     from .memory.cache import PrefixStates
     from .memory.codec import Memory
     from .memory.format import MemoryFormat
     from .models.decoder import Decoder
     from .models.encoder import Encoder
+
+
+_UNLOCKED = 0.06  # seconds between two batches; other writers try every 0.05
 
 
 class Assistant:
@@ -96,6 +102,7 @@ class Assistant:
         decoder: Decoder | None = None,
         config: MemoryConfig | None = None,
     ):
+        """Create an assistant; the class says what the arguments are. Nothing is loaded yet."""
         self.store_path = Path(store) if store else default_store()
         self.options = Options(
             model=model,
@@ -155,33 +162,54 @@ class Assistant:
 
     @cached_property
     def decoder(self) -> Decoder:
-        from .models.decoder import DEFAULT_DECODER, adapter_folder, load_decoder
-        from .models.inventory import is_here
-        from .models.verdicts import refusals_kept
+        from .models.builtin import DEFAULT_DECODER
 
         name, adapter = self.model
-        if self.options.model is None and name is not None and not is_here(name):
-            # not fetched unasked: a store of somebody else can name any model
-            raise ModelError(
-                f"{self.store_path}: its memories were made by {name}, which is not on this "
-                f"machine. Fetch it with --model {name}, or name another with --model; "
-                f"`m3mlx memorize --rebuild` makes memories for that from the stored text."
-            )
-        folder = adapter_folder(name, adapter)
-        with refusals_kept(name or DEFAULT_DECODER):
-            return load_decoder(name, adapter_path=folder, progress=self._progress)
+        with self._told(f"loading: {name or DEFAULT_DECODER}"):
+            from .models.decoder import adapter_folder, load_decoder  # slow to import
+            from .models.inventory import is_here
+            from .models.verdicts import refusals_kept
+
+            if self.options.model is None and name is not None and not is_here(name):
+                # not fetched unasked: a store of somebody else can name any model
+                raise ModelError(
+                    f"{self.store_path}: its memories were made by {name}, which is not on this "
+                    f"machine. Fetch it with --model {name}, or name another with --model; "
+                    f"`m3mlx memorize --rebuild` makes memories for that from the stored text."
+                )
+            folder = adapter_folder(name, adapter)
+            with refusals_kept(name or DEFAULT_DECODER):
+                return load_decoder(name, adapter_path=folder, progress=self._progress)
 
     @cached_property
     def encoder(self) -> Encoder:
-        from .models.decoder import load_encoder
+        from .models.decoder import DEFAULT_ENCODER, load_encoder
 
-        return load_encoder(self.options.encoder, progress=self._progress)
+        with self._told(f"loading: {self.options.encoder or DEFAULT_ENCODER}"):
+            return load_encoder(self.options.encoder, progress=self._progress)
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        """Report what the block does, whose length nobody knows."""
+        self._progress(what, 0, 0)
+        try:
+            yield
+        finally:
+            self._progress(what, 1, 1)
 
     @cached_property
     def memories(self) -> int:
         """Number of memories read by a chunk: the option, the model's own, or five."""
         trained = self.decoder.trained
         return self.options.memories or (trained.memories if trained else MEMORIES)
+
+    @property
+    def floor(self) -> float:
+        """Score from which on a reference fits a question; 0 where it is not known."""
+        floors = FLOORS.get(self.encoder.name, {})
+        few = self.store().holds_few(FEW_REFERENCES)
+        known = floors.get("dense" if few else self.options.retrieval, 0.0)
+        return 0.0 if few and self.options.retrieval == "text" else known
 
     @cached_property
     def plain_prefix(self) -> PrefixStates:
@@ -294,31 +322,40 @@ class Assistant:
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
         cold: bool = False,
+        wait: bool = False,
         prune: bool = False,
         dry_run: bool = False,
         progress: Progress | None = None,
         between_batches: Callable[[], None] = lambda: None,
     ) -> MemorizeReport:
-        """Add new and changed files to the store.
+        """Add new and changed files to the store, then write the memories that they lack.
 
-        Each batch is one commit, so an interrupted run loses at most one.
+        First all text and vectors are stored, after which everything can be asked: an answer
+        writes the memories that it needs. Each batch is one commit, so an interrupted run loses at
+        most one, and the next one goes on.
 
         Args:
             contents: documents that are not files, by a name whose ending gives the format.
             collection: put all of them into it; None leaves each where it is.
             include, exclude: patterns as in .gitignore.
             cold: store text and vectors only; each memory is written at first use (section 3.1
-                of the paper).
+                of the paper), or by ``write_memories``.
+            wait: write each memory with its text, so that a document is found when all of its
+                memories are written.
             prune: forget documents below ``paths`` whose files are gone.
-            dry_run: write nothing; report what would be written and how long it would take.
+            dry_run: write nothing; report what would be written, and how long it would take at the
+                pace of earlier runs.
             progress: used instead of the assistant's.
             between_batches: called after each commit; an exception it raises ends the run.
 
         Raises:
             FingerprintError: the store belongs to another model or other settings.
         """
-        format, progress = None if cold else self.format, progress or self._progress
-        run = MemorizeRun(self.encoder.encode, self.decoder, format, progress, between_batches)
+        from .memorize.run import MemorizeRun  # all readers of documents
+
+        progress = progress or self._progress
+        format = self.format if wait and not (cold or dry_run) else None
+        run = MemorizeRun(self._embed, self.decoder, format, progress, between_batches)
         run.find_files(paths, include, exclude)
         run.add_contents(contents or {})
         known = self.has_store()
@@ -326,7 +363,7 @@ class Assistant:
             self.check()
         if dry_run:
             run.compare(self.store() if known else None)
-            run.estimate()
+            run.estimate(None if cold else self.format.record_bytes)
         elif known or run.files:
             with self.open_store(write=True) if known else self._new_store() as store:
                 run.compare(store)
@@ -335,7 +372,65 @@ class Assistant:
                     run.collect(store, collection)
                 if prune:
                     run.prune(store)
+            if not (cold or wait):
+                written = self.write_memories(
+                    run.report.paths, progress=progress, between_batches=between_batches
+                )
+                run.report.add_memories(written)
         return run.report
+
+    def _embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Return unit vectors of texts of documents, float32 (texts, dimensions)."""
+        return self.encoder.encode(texts)
+
+    def write_memories(
+        self,
+        paths: Iterable[str] | None = None,
+        *,
+        progress: Progress | None = None,
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> editions.RebuildReport:
+        """Write the memories that documents lack; see ``memories_in_steps``.
+
+        Args:
+            progress: used instead of the assistant's.
+            between_batches: called after each commit; an exception it raises ends the run.
+        """
+        return _finish(self.memories_in_steps(paths, progress=progress), between_batches)
+
+    def memories_in_steps(
+        self,
+        paths: Iterable[str] | None = None,
+        *,
+        batch: int = editions.BATCH,
+        progress: Progress | None = None,
+        wait: float = 10.0,
+    ) -> Iterator[editions.RebuildReport]:
+        """Write the memories that documents lack, a batch at each step; yield what was done so far.
+
+        Those likely to be asked about come first (``editions.order``). Between two steps others
+        can write to the store. Where its size is limited, nothing is dropped for them.
+
+        Args:
+            paths: of the documents; None for all.
+            batch: references in a step.
+            wait: seconds to wait until another process has finished writing.
+
+        Raises:
+            BusyStore: another process is writing to the store.
+        """
+        slots, edition = self._unwritten(paths), self.edition().id
+        progress = progress or self._progress
+        open_store = partial(self.open_store, write=True, wait=wait)
+        return editions.rebuild(open_store, edition, self.format, progress, slots, batch=batch)
+
+    def count_unwritten(self, paths: Iterable[str] | None = None) -> int:
+        """Return how many memories documents lack; ``paths`` as in ``memories_in_steps``."""
+        return len(self._unwritten(paths))
+
+    def _unwritten(self, paths: Iterable[str] | None) -> list[int]:
+        wanted = None if paths is None else set(paths)
+        return editions.order(self.store(), self.edition().id, wanted)
 
     def _new_store(self) -> MemoryStore:
         encoder, about = self.encoder, editions.description(self.format)
@@ -360,12 +455,13 @@ class Assistant:
             known = None
             config = self._calibrated()
             self.format = editions.new_format(config, self.store(), self.decoder, progress)
-        with self.open_store(write=True) as store:
-            if known is None:
+        if known is None:
+            with self.open_store(write=True) as store:
                 known = store.add_edition(**editions.description(self.format)).id
-            if cold:
-                return editions.RebuildReport()
-            return editions.rebuild(store, known, self.format, progress)
+        slots = [] if cold else editions.order(self.store(), known)
+        open_store = partial(self.open_store, write=True)
+        steps = editions.rebuild(open_store, known, self.format, progress, slots, drop=True)
+        return _finish(steps)
 
     def set_bound(self, max_bytes: int | None) -> int:
         """Limit the store's size, None for no limit; return how many memories were dropped."""
@@ -395,8 +491,8 @@ class Assistant:
                 own = self.edition().id
                 slots = [slot for edition, slot in report.cold if edition == own]
                 self.close()
-                with self.open_store(write=True) as store:
-                    editions.rebuild(store, own, self.format, progress, slots)
+                open_store = partial(self.open_store, write=True)
+                _finish(editions.rebuild(open_store, own, self.format, progress, slots))
         return report
 
     def documents(self) -> list[StoredDocument]:
@@ -443,21 +539,29 @@ class Assistant:
             FingerprintError: a store's vectors were made by another encoder.
         """
         self.check_encoder()
-        vectors = self.encoder.encode(list(texts), query=True)
-        return self._stores().search(vectors, texts, k, self.options.retrieval, only)
+        with self._told("searching"):
+            vectors = self.encoder.encode(list(texts), query=True)
+            return self._stores().search(vectors, texts, k, self.options.retrieval, only)
 
     def read(self, hits: Sequence[Hit]) -> Memory:
         """Read the memories of hits, in their order; cold ones are written first."""
         if self.store_path not in self._editions:
             self.check()
-        return self.format.read(self._stores().read(hits, self._write_cold))
+        names = ", ".join(dict.fromkeys(Path(hit.path).name for hit in hits))
+        with self._told(f"reading: {names}"):
+            return self.format.read(self._stores().read(hits, self._write_cold))
 
     def _write_cold(self, cold: Sequence[Hit]) -> dict[Hit, np.ndarray]:
         """Write the memories of cold references (section 3.1 of the paper).
 
         They are kept, except those of attached stores.
         """
-        records = editions.records_of(cold, self.format)
+        if not cold:
+            return {}
+        names = ", ".join(dict.fromkeys(Path(hit.path).name for hit in cold))
+        count = f"{len(cold)} {'memory' if len(cold) == 1 else 'memories'}"
+        with self._told(f"writing {count}: {names}"):
+            records = editions.records_of(cold, self.format)
         if own := [hit for hit in cold if hit.store is None]:
             # an answer does not wait for another writer: the records are written again next time
             with suppress(BusyStore, ReadOnlyStore), self.open_store(write=True, wait=0) as store:
@@ -502,3 +606,15 @@ class Assistant:
         from .chat.chat import Chat
 
         return Chat(self, memory, system, only)
+
+
+def _finish(
+    steps: Iterable[editions.RebuildReport], between_batches: Callable[[], None] = lambda: None
+) -> editions.RebuildReport:
+    """Take all steps, and return the last report."""
+    report = editions.RebuildReport()
+    for step in steps:
+        report = step
+        between_batches()
+        sleep(_UNLOCKED)
+    return report

@@ -17,6 +17,10 @@ REFERENCE_TOKENS = 128  # longest reference (section 3.1 of the paper)
 CHUNK_TOKENS = 64  # tokens of prompt or answer between two retrievals
 MEMORIES = 5  # memories read by one chunk
 MEMORY_TEMPERATURE = 0.1  # a memory scored this much below the best one counts e times less
+# Score from which on a reference fits a question, by encoder and retrieval (docs/evaluation.md).
+FLOORS = {"all-minilm-l6-v2": {"hybrid": 0.45, "dense": 0.3, "text": 0.12}}
+FEW_REFERENCES = 4  # of a store of fewer words say nothing: half of all is no rare word
+NOTHING_FITS = "Nothing in memory fits this question well."
 DEBOUNCE = 2.0  # seconds without a change before a watched file is read
 GRACE = 60.0  # seconds that a watched file may be missing before it is forgotten
 RESCAN = 600.0  # seconds between two scans of all that is watched

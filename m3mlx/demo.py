@@ -77,4 +77,4 @@ def run(options: Options | None = None, *, progress: Progress | None = None) -> 
                 exchange.replies[mode] = Reply.of(answer)
             report("answering", 1, 1)
     documents = [Path(path).name for path in memorized.added]
-    return Demo(documents, memorized.references, memorized.seconds, exchanges)
+    return Demo(documents, memorized.references, memorized.seconds or 0.0, exchanges)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -121,6 +122,12 @@ def replacing(path: Path, ending: str = NEW) -> Iterator[Path]:
         new.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file: private, durable, and whole under its name."""
+    with source.open("rb") as file, replacing(target) as new, new.open("wb") as copied:
+        shutil.copyfileobj(file, copied)
 
 
 def write_text(path: Path, text: str) -> None:

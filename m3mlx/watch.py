@@ -4,6 +4,8 @@ Reports of the operating system only say where to look. What is on disk and what
 So lost reports, renames and editors that save by renaming need no code of their own, and a rescan
 repairs whatever was missed. A document is forgotten only after its file has been missing for a
 while, and never while its whole watched folder is missing or empty, as with an unmounted drive.
+Documents can be asked as soon as they are read; their memories are written when nothing else is
+to be done.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,7 +24,7 @@ from . import documents
 from .assistant import Assistant
 from .config import DEBOUNCE, GRACE, RESCAN
 from .errors import DocumentError, FingerprintError, M3Error, StoreError
-from .store import LockedError, StoredDocument
+from .store import BusyStore, LockedError, StoredDocument
 from .store.watched import Watch
 
 MAX_DEBOUNCES = 15.0  # a file that keeps changing is read after this many debounces
@@ -104,7 +106,9 @@ class Watcher:
     Args:
         assistant: its store is kept up to date.
         paths: files and folders.
-        collection, include, exclude, cold: as in ``Assistant.memorize``.
+        collection, include, exclude: as in ``Assistant.memorize``.
+        cold: write each memory at its first use only; otherwise also while nothing else is to be
+            done.
         on_event: called with each event.
         stop: set it to end ``run``, from a signal handler or another thread.
         debounce, grace, rescan: in seconds.
@@ -148,6 +152,8 @@ class Watcher:
         self._states: dict[str, tuple[int, ...]] = {}  # of files when they were memorized
         self._away: set[Path] = set()  # watched folders that are missing or empty
         self._unfinished = 0  # files of the present run
+        self._writing: Iterator[Any] | None = None  # memories, while nothing else is to be done
+        self._all_written = False
         self._failures: dict[str, str] = {}  # reason reported last, by path
 
     def run(self) -> None:
@@ -177,7 +183,7 @@ class Watcher:
                 rescan_at = now
             wall, monotonic = time.time(), now
             if now >= rescan_at:
-                rescan_at = now + self.rescan
+                rescan_at, self._all_written = now + self.rescan, False
                 self._add_all(now - self.pending.debounce)  # ready at once
             for path in reported:
                 self._add_change(Path(path), now)
@@ -199,6 +205,19 @@ class Watcher:
             self._failures.pop(str(self.assistant.store_path), None)
         if expired := self.pending.expired(time.monotonic()):
             self._forget(expired)
+        if not (ready or expired or self.pending.changed or self.cold or self._all_written):
+            self._write_memories()
+
+    def _write_memories(self) -> None:
+        """Write some of the memories that documents lack."""
+        if self._writing is None and self.assistant.has_store():
+            self._writing = self.assistant.memories_in_steps(wait=0)
+        try:
+            self._all_written = self._writing is None or next(self._writing, None) is None
+        except BusyStore:
+            self._writing = None
+        if self._all_written:
+            self._writing = None
 
     def _end_if_stopped(self) -> None:
         if self.stop.is_set():
@@ -332,10 +351,11 @@ class Watcher:
         report = self.assistant.memorize(
             changed,
             collection=self.collection,
-            cold=self.cold,
+            cold=True,  # memories follow when nothing else is to be done
             between_batches=self._end_if_stopped,
         )
         self.assistant.close()
+        self._writing, self._all_written = None, False
         for path in changed:
             self._failures.pop(path, None)
         for path in [*report.added, *report.changed]:

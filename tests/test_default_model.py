@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import tiny
 from click.testing import CliRunner
 
 from m3mlx.assistant import Assistant
-from m3mlx.cli import main, options
+from m3mlx.chat.conversation import Timings
+from m3mlx.cli import hints, main, options
 from m3mlx.errors import ModelError
-from m3mlx.models import builtin, decoder, default, inventory
+from m3mlx.models import builtin, decoder, default, inventory, rates
 
 SMALL = "mlx-community/Qwen3-1.7B-4bit"
 GIB = 2**30
@@ -359,3 +361,62 @@ def test_a_person_at_a_real_terminal_is_asked(home):
     text = " ".join(shown.decode("utf-8", "replace").split())
     assert f"Using {SMALL} (967.8 MB to download)" in text and "Download 967.8 MB?" in text
     assert "cannot be fetched from the hub" in text and "small built-in model instead" in text
+
+
+def test_a_name_with_a_typo_gets_a_suggestion(m3, home):
+    ask = ("ask", "x", "--memory", "off", "--model")
+    assert "every hub id" in m3("models", "use", "smolm2-135m", code=1).stderr
+    assert "every hub id" in m3(*ask, "x", code=1).stderr
+    said = m3(*ask, "smollm2-135m-instuct", code=1).stderr
+    assert f"Did you mean {builtin.DEFAULT_DECODER}?" in said
+    assert f"Did you mean {SMALL}?" in m3("models", "use", "qwen3-1.7b-4bt", code=1).stderr
+
+
+def test_a_store_with_memories_of_the_kept_choice_is_used_with_it(m3, home):
+    memorize(m3, home)
+    own = tiny.save_model(home / "mine", seed=7)
+    m3("models", "use", own)
+    question = ("ask", "What is blue?", "--max-tokens", "4", "--json")
+    before = json.loads(m3(*question).stdout)["answer"]  # with the model that it was made with
+    assert "1 memories written" in m3("memorize", "--rebuild", "--tokens-per-head", "4").stdout
+    named = json.loads(m3(*question, "--model", own).stdout)["answer"]
+    assert json.loads(m3(*question).stdout)["answer"] == named != before
+    m3("models", "use", "--reset")
+    assert json.loads(m3(*question).stdout)["answer"] == before
+
+
+def test_a_better_model_is_named_once_a_day_to_who_sees_the_smallest(
+    home, mac, monkeypatch, capsys
+):
+    monkeypatch.setattr(hints, "_on_terminal", lambda: True)
+    timings = Timings(generated_tokens=40, decode_tokens_per_second=8.0)
+    hints.after_answer(builtin.DEFAULT_DECODER, timings)
+    assert rates.rate(builtin.DEFAULT_DECODER, "answering") == pytest.approx(8)
+    (home / "home" / "hinted").unlink(missing_ok=True)
+    capsys.readouterr()
+    mac(8)
+    for model, told in (("other", False), (builtin.DEFAULT_DECODER, True), (None, False)):
+        hints.after_answer(model or builtin.DEFAULT_DECODER, None)
+        assert (f"m3mlx models use {SMALL}" in capsys.readouterr().err) == told
+    os.utime(home / "home" / "hinted", (1, 1))
+    hints.after_answer(builtin.DEFAULT_DECODER, None)
+    assert SMALL in capsys.readouterr().err
+    os.utime(home / "home" / "hinted", (1, 1))
+    default.keep("a/b")  # who has chosen needs no hint
+    hints.after_answer(builtin.DEFAULT_DECODER, None)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_speed_of_other_models_follows_from_one_that_answered_here(home, m3):
+    models = {model.name: model for model in inventory.RECOMMENDED}
+    assert models[SMALL].expected_speed is None and " ≈1" not in m3("models").stdout
+    rates.note(builtin.DEFAULT_DECODER, "answering", 1000, 100)
+    small, large = models[builtin.DEFAULT_DECODER], models[SMALL]
+    assert small.expected_speed == 10
+    assert large.expected_speed == pytest.approx(10 * small.parameters / large.parameters, rel=0.01)
+    moe = models["mlx-community/Qwen3-30B-A3B-4bit"]
+    assert moe.expected_speed == pytest.approx(10 * small.parameters / moe.active, rel=0.01)
+    shown = json.loads(m3("models", "--json").stdout)["recommended"]
+    assert shown[0]["tokens_per_second"] == 10
+    assert re.search(rf"{builtin.DEFAULT_DECODER} .* 10 ", m3("models").stdout)
+    assert default.better(builtin.DEFAULT_DECODER).name == "mlx-community/Qwen3-0.6B-4bit"

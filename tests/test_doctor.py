@@ -1,7 +1,9 @@
 """Doctor and models: broken things of every kind are named, with what to do; whole ones pass."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import tiny
@@ -12,6 +14,8 @@ from m3mlx.cli import main
 from m3mlx.errors import ModelError
 from m3mlx.models import decoder as models
 from m3mlx.models import inventory as cached
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +163,11 @@ def test_models_of_the_hub_are_listed(world, tmp_path):
 
 
 def test_only_what_was_measured_is_said_to_be():
-    states = {model.name: model.state for model in cached.RECOMMENDED}
-    measured = [name for name, state in states.items() if state != cached.NOT_MEASURED]
-    assert measured == ["smollm2-135m-instruct"]
+    measured = {model.name: model.answers for model in cached.RECOMMENDED if model.answers}
+    assert measured == {"smollm2-135m-instruct": "25 of 100"}
+    page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
+    assert "**XQuAD**, 100 questions" in page
+    assert re.search(r"4 tokens per head, the default \| 0 \| 11.7 \(\S+\) \| 25 ", page)
     sizes = [model.parameters for model in cached.RECOMMENDED]
     assert sizes == sorted(sizes)
     large = cached.RECOMMENDED[-1]
@@ -174,7 +180,7 @@ def test_the_commands(world):
 
     assert run("doctor").exit_code == 0
     shown = run("models")
-    assert "smollm2-135m-instruct" in shown.stdout and "are not measured" in shown.stdout
+    assert "smollm2-135m-instruct" in shown.stdout and "25 of 100" in shown.stdout
     data = json.loads(run("models", "--json").stdout)
     assert {model["name"] for model in data["cached"]} == {
         "all-minilm-l6-v2",

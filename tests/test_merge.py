@@ -226,7 +226,8 @@ def test_a_forged_file_changes_nothing(store, file, tmp_path):
 
 
 GROW = """
-import sys, resource
+import sys, time
+from threading import Thread
 sys.path[:0] = [{tests!r}, {root!r}]
 from pathlib import Path
 import numpy as np
@@ -234,7 +235,14 @@ from small_store import new_store, unit
 from m3mlx.store import NewReference
 from m3mlx.export.portable import Export
 from m3mlx.export.transfer import read_export, write_export
-folder, count = Path(sys.argv[1]), int(sys.argv[2])
+folder, count, peak = Path(sys.argv[1]), int(sys.argv[2]), 0
+def watch():  # pages of a mapped file are the system's to take back, and do not count
+    global peak
+    while True:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = max([peak, *(int(line.split()[1]) for line in lines if "RssAnon" in line)])
+        time.sleep(0.02)
+Thread(target=watch, daemon=True).start()
 record = bytes(range(256)) * 400
 with new_store(folder / "old", record_bytes=len(record)) as store:
     for start in range(0, count, 100):
@@ -245,11 +253,12 @@ with new_store(folder / "old", record_bytes=len(record)) as store:
     write_export(store, folder / "file", store.documents(), program="test")
 with new_store(folder / "new", record_bytes=len(record)) as new, Export(folder / "file") as export:
     assert read_export(new, export).memories == count
-print((folder / "file").stat().st_size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print((folder / "file").stat().st_size, peak)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
 def test_memory_does_not_grow_with_the_store(tmp_path):
     """Twenty times the store, 400 MB of memories, and the process stays as small as it was."""
     root = Path(__file__).parents[1]
@@ -266,4 +275,4 @@ def test_memory_does_not_grow_with_the_store(tmp_path):
         bytes, peak = map(int, done.stdout.split())
         peaks.append(peak / 1024)
     assert bytes > 400_000_000
-    assert peaks[1] - peaks[0] < 60, peaks  # megabytes
+    assert peaks[0] > 0 and peaks[1] - peaks[0] < 40, peaks  # megabytes

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 from serving import tiny_assistant, tiny_world
 
+from m3mlx import serve
 from m3mlx.errors import M3Error, StoreError
 from m3mlx.memorize.run import BATCH
 from m3mlx.serve import documents
@@ -137,7 +138,7 @@ def test_readers_are_answered_between_the_batches_of_a_writer(thread):
                 seen.append([document["state"] for document in listed])
         assert event["added"] == ["text:long"] and event["references"] > 2 * BATCH
         assert ["partial"] in seen
-        assert [one["state"] for one in await thread.call(documents.list_documents)] == ["warm"]
+        assert [one["state"] for one in await thread.call(documents.list_documents)] == ["cold"]
 
     asyncio.run(main())
 
@@ -168,3 +169,48 @@ def test_stopping_gives_up_what_is_being_done(world, tmp_path):
         await steps.aclose()
 
     asyncio.run(main())
+
+
+def test_memories_are_written_while_nothing_is_asked_and_requests_go_first(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("m3mlx.serve.model_thread.QUIET", 0.05)
+    thread = ModelThread(
+        lambda: tiny_assistant(world, tmp_path / "store"), idle=serve._write_memories
+    )
+    thread.start(lambda assistant: None)
+
+    async def main():
+        async for _ in thread.stream(memorize("text:long", long_text(1)), writes=True):
+            pass
+        seen = []
+        end = time.monotonic() + 60
+        while (state := await thread.call(documents.status))["cold"]:  # answered meanwhile
+            seen.append(state["cold"])
+            assert time.monotonic() < end
+            await asyncio.sleep(0.2)
+        assert seen[0] > 1 and seen == sorted(seen, reverse=True)
+        assert [one["state"] for one in await thread.call(documents.list_documents)] == ["warm"]
+
+    try:
+        asyncio.run(main())
+    finally:
+        thread.stop()
+
+
+def test_idle_work_that_fails_ends_nothing(world, tmp_path, monkeypatch):
+    monkeypatch.setattr("m3mlx.serve.model_thread.QUIET", 0.01)
+    tried = threading.Event()
+
+    def work(assistant):
+        tried.set()
+        raise StoreError("busy")
+        yield
+
+    thread = ModelThread(lambda: tiny_assistant(world, tmp_path / "store"), idle=work)
+    thread.start(lambda assistant: None)
+    try:
+        assert tried.wait(20)
+        assert asyncio.run(thread.call(lambda assistant: 7)) == 7
+    finally:
+        thread.stop()

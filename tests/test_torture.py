@@ -1,13 +1,12 @@
 """The harnesses of tools/torture.py in short form, and that they notice a store that is broken."""
 
-import importlib.util
 import os
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torture import crashes, damages, readers
+from torture import crashes, damages, power, readers
 from torture.apart import apart
 
 from m3mlx.store.record_file import RecordFile
@@ -33,6 +32,23 @@ def test_no_damage_gives_a_wrong_answer(tmp_path):
     assert {label.split(",")[0] for label in report["outcomes"]} >= {"right", "error"}
 
 
+@pytest.fixture(scope="module")
+def recorder(tmp_path_factory):
+    return power.build(tmp_path_factory.mktemp("recorder")) or pytest.skip("needs Linux and cc")
+
+
+def test_a_power_cut_at_any_moment_loses_nothing(tmp_path, recorder):
+    report = power.torture(tmp_path, 40, recorder, seed=1)
+    assert report["failures"] == []
+    assert sum(report["outcomes"].values()) == 40
+    assert report["calls"].keys() >= set("CWTSDRUM")
+
+
+@pytest.mark.slow
+def test_no_power_cut_of_many_loses_anything(tmp_path, recorder):
+    assert power.torture(tmp_path, 500, recorder, seed=2)["failures"] == []
+
+
 @pytest.mark.slow
 def test_many_writers_that_are_killed_or_fail_lose_nothing(tmp_path):
     report = crashes.torture(tmp_path, {"step": 60, "moment": 15, "python": 30}, seed=2)
@@ -55,10 +71,10 @@ def test_four_readers_see_whole_versions_while_one_writes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_store_with_an_index_finds_what_an_exact_search_finds(tmp_path):
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "tools" / "scale.py")
-    scale = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scale)
+def test_a_store_with_an_index_finds_what_an_exact_search_finds(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import scale
+
     built = scale.build(tmp_path / "store", 21_000)
     assert np.shape(built["nearest"]) == (scale.QUERIES, scale.K)
     figures = scale.measure(tmp_path / "store", built["nearest"])
@@ -85,6 +101,19 @@ def test_a_store_that_checks_no_record_is_found_out(tmp_path, monkeypatch):
     monkeypatch.setattr(RecordFile, "read", trusting)
     failures = damages.torture(tmp_path, 60, seed=3)["failures"]
     assert any("WRONG" in failure for failure in failures)
+
+
+@pytest.mark.parametrize("way", ["files.sync", "files.sync_folder", "sqlite"])
+def test_a_store_that_does_not_wait_for_the_disk_is_found_out(tmp_path, recorder, way):
+    if way == "sqlite":
+        first = (
+            "from m3mlx.store import database; old = database.Connection._prepare\n"
+            "def new(self, write): old(self, write); self.execute('PRAGMA synchronous=OFF')\n"
+            "database.Connection._prepare = new"
+        )
+    else:
+        first = f"from m3mlx import files; {way} = lambda where: None"
+    assert power.torture(tmp_path, 60, recorder, seed=3, first=first)["failures"]
 
 
 def test_a_store_that_erases_nothing_is_found_out(tmp_path, monkeypatch):

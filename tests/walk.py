@@ -102,6 +102,7 @@ def look(name: str) -> Finding:
     """Look at one architecture in this process."""
     import architectures
 
+    from m3mlx.config import SELECTIONS
     from m3mlx.errors import ModelError
     from m3mlx.models.decoder import load_decoder
     from m3mlx.verify import verify
@@ -116,8 +117,8 @@ def look(name: str) -> Finding:
         try:
             decoder = load_decoder(str(model))
             difference, layers = verify(decoder), _layers(decoder)
-            calibrated = _use(decoder, Path(folder) / "store")
-            _use(decoder, Path(folder) / "other", replace(calibrated, selection="attention"))
+            for selection in SELECTIONS:
+                _use(decoder, Path(folder) / selection, selection)
         except ModelError as error:
             if difference is None:
                 return Finding(name, "refused", reason=BEGINNING.sub("", str(error)))
@@ -147,29 +148,24 @@ def _layers(decoder) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
-def _use(decoder, store: Path, config=None):
-    """Memorize two documents and ask a question; return the configuration of the memories."""
+def _use(decoder, store: Path, selection: str) -> None:
+    """Memorize two documents and ask a question, with as many tokens of each head."""
     from tiny import save_encoder
 
     from m3mlx import Assistant
+    from m3mlx.config import MemorySettings
 
     encoder = store.with_name("encoder")
     if not encoder.exists():
         save_encoder(encoder)
-    with Assistant(
-        store=store,
-        decoder=decoder,
-        encoder=str(encoder),
-        budget="uniform",
-        tokens_per_head=4,
-        config=config,
-    ) as assistant:
+    layers = tuple(range(decoder.layers))
+    decoder = replace(decoder, trained=MemorySettings(layers, 4, selection))  # calibrates nothing
+    with Assistant(store=store, decoder=decoder, encoder=str(encoder)) as assistant:
         kites = " ".join(f"Kite {n} is {n * n} feet high." for n in range(9))
         assistant.memorize(contents={"text:kites": kites.encode(), "text:bees": b"Bees hum."})
         answer = assistant.ask("How high is kite 7?", max_tokens=3)
         if not answer.sources:
             raise AssertionError("no memory was read")
-        return assistant.format.config
 
 
 def _words(error: BaseException) -> str:

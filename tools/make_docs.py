@@ -50,6 +50,35 @@ This page is generated: run `make docs ARGS=--walk`.
 """
 
 
+JSON = """\
+## JSON
+
+With `--json` a command prints one object to standard output, `watch` one in each line. It has these
+keys; where a command fails, it prints nothing there, and its exit code and standard error say why.
+
+| command | keys |
+| --- | --- |
+| `memorize` | `added`, `changed`, `unchanged`, `vanished` (paths), `failed`, `left_out`, `notes`, \
+`references`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, `pruned`, `dry_run`; \
+also `rebuilt`, `dropped`, `written` where asked for |
+| `list` | `documents` |
+| `forget` | `forgotten` (documents), `found`, `certificate` |
+| `recall` | `references` |
+| `ask` | `answer`, `memory`, `sources` (references), `timings`; `thoughts` with `--think` |
+| `status` | `store`, `documents`, `references`, `cold`, `quarantined`, `bytes`, `session_bytes`, \
+`max_bytes`, `encrypted`, `editions`, `edition`, `fingerprint`, `memory`, `watching` |
+| `check` | `sound`, `damages`, `documents`, `quarantined`, `references`, `memories`; `repaired` |
+| `compact` | `before`, `after`, `damaged` |
+| `models` | `cached`, `default`, `machine`, `recommended` |
+| `doctor` | `sound`, `findings` |
+
+A document is the same everywhere: `id`, `path`, `references`, `bytes`, `added`, `state` (warm, cold
+or partial), `warm` (memories written), `size`, `hash`, `collection`. So is a reference: `path`,
+`start`, `end`, `page`, `line`, `text`, `distance`, `document`, `store`, for `ask` also `span`, the
+number of the 64 tokens of the answer that it was read for. Sizes are bytes, times seconds.
+"""
+
+
 def helps(command: click.Command, parent: click.Context | None = None) -> Iterator[tuple[str, str]]:
     """Path and help text of a command and of all commands below it."""
     settings = {**command.context_settings, "terminal_width": 100}
@@ -65,7 +94,7 @@ def reference() -> str:
     found = list(helps(main))
     links = "\n".join(f"- [`{path}`](#{path.replace(' ', '-')})" for path, _ in found)
     parts = [f"## {path}\n\n```\n{text}\n```" for path, text in found]
-    return "\n\n".join([HEAD.rstrip(), links, *parts]) + "\n"
+    return "\n\n".join([HEAD.rstrip(), f"{links}\n- [JSON](#json)", *parts, JSON])
 
 
 def architectures(found: list[Finding], window: int) -> str:

@@ -1,13 +1,15 @@
-"""Try for long to make a store lose, lie or crash: kills, failing disks, damage, many readers.
+"""Try for long to make a store lose, lie or crash: kills, damage, power cuts, readers.
 
-    python tools/torture.py [--kills 1000] [--faults 600] [--damages 10000] [--seconds 120]
-                            [--minutes M] [--jobs 2] [--seed 0] [--folder DIR]
+    python tools/torture.py [--kills 1000] [--faults 600] [--damages 10000] [--cuts 10000]
+                            [--seconds 120] [--minutes M] [--jobs 2] [--seed 0] [--folder DIR]
 
 Writers are killed at every named step of the order of writing, at calls of the system and at random
 moments; calls of Python, and with a C compiler on Linux also those of SQLite and USearch, fail or
-write half; files are damaged at random and checked and repaired; four processes read while one
-writes. Any loss, wrong answer, crash, hang or unnamed error stops it with exit code 1. Prints a
-table, and one JSON line last. The short form of the same harnesses runs with the tests.
+write half; files are damaged at random and checked and repaired; what a writer does is written
+down and replayed up to any moment, as after a power cut, with what did not have to be on the disk
+left out or torn; four processes read while one writes. Any loss, wrong answer, crash, hang or
+unnamed error stops it with exit code 1. Prints a table, and one JSON line last. The short form of
+the same harnesses runs with the tests.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from torture import crashes, damages, readers  # noqa: E402
+from torture import crashes, damages, power, readers  # noqa: E402
 from torture.apart import Apart  # noqa: E402
 
 SHIM = "M3MLX_FAULTS"  # tells the process that it was started with faults.c
@@ -53,8 +55,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--faults", type=int, default=600)
     parser.add_argument("--damages", type=int, default=10_000)
+    parser.add_argument("--cuts", type=int, default=10_000, help="of the power; needs a compiler")
     parser.add_argument("--seconds", type=float, default=120, help="of reading and writing")
-    parser.add_argument("--minutes", type=float, help="for kills, faults and damages; then stop")
+    parser.add_argument("--minutes", type=float, help="for all but readers; then stop")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where to put the stores")
@@ -74,7 +77,10 @@ def main() -> None:
     started = time.time()
     arguments.until = started + 60 * arguments.minutes if arguments.minutes else math.inf
     report = {}
-    for name, counts in (("crashes", crashing), ("damages", {"damages": arguments.damages})):
+    work = [("crashes", crashing), ("damages", {"damages": arguments.damages})]
+    if system:
+        work.append(("power", {"cuts": arguments.cuts}))
+    for name, counts in work:
         report[name] = spread(arguments, folder, name, counts)
         for label, count in sorted(report[name].items()):
             print(f"{count:7}  {label}", flush=True)
@@ -83,7 +89,8 @@ def main() -> None:
     report["seconds"] = round(time.time() - started)
     shutil.rmtree(folder)
     print(json.dumps(report))
-    sys.exit(any(label.startswith("FAILED") for label in report["damages"]))
+    labels = [label for name, _ in work for label in report[name]]
+    sys.exit(any(label.startswith("FAILED") for label in labels))
 
 
 def made(folder: Path) -> Path:
@@ -95,7 +102,7 @@ def spread(
     arguments: argparse.Namespace, folder: Path, name: str, counts: dict[str, int]
 ) -> dict[str, int]:
     """Share the work out to processes, each with a seed and a store of its own."""
-    task: Callable = {"crashes": crash, "damages": hurt}[name]
+    task: Callable = {"crashes": crash, "damages": hurt, "power": cut}[name]
     running = []
     for job in range(arguments.jobs):
         share = {
@@ -120,7 +127,18 @@ def crash(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[
 
 
 def hurt(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:
-    done = damages.torture(Path(folder), counts["damages"], seed, told, until)
+    return outcomes(damages.torture(Path(folder), counts["damages"], seed, told, until), seed)
+
+
+def cut(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:
+    recorder = power.build(Path(folder))
+    if recorder is None:
+        return {}
+    return outcomes(power.torture(Path(folder), counts["cuts"], recorder, seed, told, until), seed)
+
+
+def outcomes(done: dict, seed: int) -> dict[str, int]:
+    """What happened, with failures printed."""
     for failure in done["failures"]:
         print(f"FAILED with seed {seed}: {failure}", file=sys.stderr)
     return done["outcomes"]

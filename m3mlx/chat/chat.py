@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import mlx.core as mx
 from mlx_lm.sample_utils import make_sampler
 
-from ..config import MEMORY_MODES, Generation, Options
+from ..config import MEMORY_MODES, NOTHING_FITS, Generation, Options
 from ..errors import M3Error
 from ..memory.cache import PrefixStates
 from ..memory.codec import Memory
@@ -20,6 +20,7 @@ from ..models.decoder import Decoder
 from ..models.template import Turn
 from ..store import Filter, Hit
 from .conversation import Conversation, Step, Timings
+from .retrieval import Retrieval
 
 
 class Assistant(Protocol):
@@ -35,6 +36,8 @@ class Assistant(Protocol):
     def plain_prefix(self) -> PrefixStates: ...
     @property
     def memories(self) -> int: ...
+    @property
+    def floor(self) -> float: ...
 
     def check(self) -> None: ...
     def search(
@@ -49,6 +52,9 @@ class Source:
 
     Attributes:
         span: number of the 64 answer tokens it was read for, from 0.
+        share: of the attention of these tokens, 0 to 1, that its memory received; None where it
+            is not known: for pasted texts, and with a quantized context.
+        used: whether that is at least half of what each memory of the span received on average.
         document: its id in the store.
         store: folder of the attached store it is in; None for the user's own.
     """
@@ -63,16 +69,28 @@ class Source:
     span: int
     document: int
     store: str | None
+    share: float | None = None
+    used: bool = True
 
     @classmethod
     def of(cls, hit: Hit, span: int) -> Source:
         where = hit.path, hit.start, hit.end, hit.page, hit.line
         return cls(*where, hit.text, hit.distance, span, hit.document, hit.store)
 
+    @classmethod
+    def of_step(cls, step: Step) -> list[Source]:
+        """Return what the span of a step drew on so far, the most used first."""
+        sources = [cls.of(hit, step.span) for hit in step.sources]
+        for source, used in zip(sources, step.used, strict=True):
+            source.used = used
+        for source, share in zip(sources, step.shares, strict=False):
+            source.share = share
+        return sources
+
 
 @dataclass
 class Answer:
-    """A whole answer with its sources."""
+    """A whole answer with its sources: those of each span together, the most used first."""
 
     text: str
     memory: str
@@ -80,6 +98,11 @@ class Answer:
     timings: Timings
     finish_reason: str
     thoughts: str = ""
+
+    @property
+    def note(self) -> str:
+        """What is to be said beside the answer: that nothing in memory fitted, or ""."""
+        return NOTHING_FITS if self.memory != "off" and not self.sources else ""
 
 
 class Chat:
@@ -101,11 +124,13 @@ class Chat:
         system: str | None = None,
         only: Filter | None = None,
     ):
+        """Begin a conversation; ``Assistant.chat`` says what the arguments are."""
         if memory not in MEMORY_MODES:
             raise M3Error(f"memory is one of {', '.join(MEMORY_MODES)}, not {memory}")
         self.assistant, self.memory, self.system, self.only = assistant, memory, system, only
         self.messages: list[dict[str, str]] = []
         self.left_out = 0
+        self._retrieval = Retrieval(self._search)
         self._conversation: Conversation | None = None
         self._mode = memory  # of the present conversation
 
@@ -136,14 +161,12 @@ class Chat:
         decoder = self.assistant.decoder
         if how.think and not decoder.template.can_think:
             raise M3Error(f"{decoder.name} is no thinking model; ask it without --think")
-        pasted: list[Hit] = []
-        seconds = 0.0
         if self.memory == "explicit":
             self.assistant.check()
-        elif self.memory == "text":
-            start = perf_counter()
-            (pasted,) = self._search([message], self.assistant.memories)
-            seconds = perf_counter() - start
+        start = perf_counter()
+        hits = self._hits(message, how.query)
+        seconds = perf_counter() - start
+        pasted = hits or [] if self.memory == "text" else []
         text = "\n\n".join([*(hit.text for hit in pasted), message])
         conversation, turn = self._next_turn(text, message if how.raw else None, how.think)
         room = self._context - conversation.position - len(turn.tokens)
@@ -156,6 +179,7 @@ class Chat:
             max_tokens=min(how.max_tokens, room),
             sampler=make_sampler(how.temp, how.top_p),
             query=how.query,
+            hits=hits,
             pasted=pasted,
             retrieve_seconds=seconds,
             tell_thoughts=not how.raw,
@@ -178,6 +202,18 @@ class Chat:
     def _search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         return self.assistant.search(texts, k, only=self.only)
 
+    def _hits(self, message: str, query: str) -> list[Hit] | None:
+        """Return what a message reads or pastes; None if it does not, or searches by chunks."""
+        if self.memory == "off" or (self.memory == "explicit" and query != "message"):
+            return None
+        said = [
+            each["content"] for each in self.messages[self.left_out :] if each["role"] == "user"
+        ]
+        if not self._retrieval.subject:
+            self._retrieval.subject = tuple(said[-1:])
+        self._retrieval.floor = self.assistant.floor
+        return self._retrieval.of_message(message, self.assistant.memories)
+
     def _new_conversation(self) -> Conversation:
         assistant, kv_bits = self.assistant, self.assistant.options.kv_bits
         if self.memory != "explicit":
@@ -186,7 +222,7 @@ class Chat:
             assistant.decoder,
             assistant.format.prefix,
             assistant.format.layout,
-            search=self._search,
+            search=self._retrieval.of_texts,
             read=assistant.read,
             memories=assistant.memories,
             memory_temperature=assistant.decoder.memory_temperature,
@@ -237,16 +273,16 @@ class Chat:
     def reset(self) -> None:
         """Clear the conversation; the documents stay."""
         self.messages.clear()
+        self._retrieval.subject = ()
         self._conversation, self.left_out = None, 0
 
 
 def collect(steps: Iterable[Step], memory: str) -> Answer:
     """Gather a stream of steps into an answer."""
-    texts, sources, span = {False: "", True: ""}, [], -1
+    texts, spans = {False: "", True: ""}, dict[int, Step]()
     for step in steps:
         texts[step.thought] += step.text
-        if step.span != span:
-            span = step.span
-            sources += [Source.of(hit, span) for hit in step.sources]
+        spans[step.span] = step
+    sources = [source for last in spans.values() for source in Source.of_step(last)]
     reason = step.finish_reason or "length"
     return Answer(texts[False], memory, sources, step.timings, reason, texts[True])

@@ -12,7 +12,8 @@ the softmax is multiplied by ``exp((score - best) / memory_temperature)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -28,9 +29,11 @@ from ..models.caches import leaves
 from ..models.decoder import Decoder
 from ..models.hooks import last_rows
 from ..models.template import Turn
+from .attention import AttentionShares
 from .thoughts import AnswerText
 
 PREFILL_STEP = 512  # prompt tokens in one pass, to bound memory use
+WATCHED_EVERY, WATCHED_LAYERS = 8, 4  # tokens and layers in which attention is looked at
 
 Search = Callable[[Sequence[str], int], list[list[Any]]]  # texts, k -> hits of each
 Read = Callable[[Sequence[Any]], Memory]  # hits -> their memories, in that order
@@ -62,7 +65,10 @@ class Step:
         token: its id, None in the last step.
         logprobs: (vocabulary,) log probabilities it was drawn from.
         span: number of the 64 answer tokens it belongs to, from 0.
-        sources: hits whose memories this span reads, in the order of the search.
+        sources: hits whose memories this span reads: as the search ordered them, and once their
+            shares are known the most used first.
+        shares: of the attention, for each of them, on average over the span so far; () where it
+            is not known yet, or cannot be.
         timings: of the whole answer; complete in the last step.
         finish_reason: "stop", "length", or None before the end.
         thought: the token belongs to a thought of the model, not to its answer; in the last step,
@@ -74,9 +80,16 @@ class Step:
     logprobs: mx.array | None
     span: int
     sources: list[Any]
+    shares: Sequence[float]
     timings: Timings
     finish_reason: str | None = None
     thought: bool = False
+
+    @property
+    def used(self) -> list[bool]:
+        """Of each source, whether its memory received at least half of an equal share."""
+        enough = sum(self.shares) / (2 * max(len(self.shares), 1))
+        return [share >= enough for share in self.shares] or [True] * len(self.sources)
 
     @property
     def prompt_tokens(self) -> int:
@@ -150,6 +163,7 @@ class Conversation:
         self._thinking = False  # the last turn has opened a thought
         self._pending: list[int] = []  # generated, not yet in the caches
         self._held: tuple[list[Any], Memory | None] = [], None  # hits read last, with memories
+        self._prefix_tokens = prefix[0][0].shape[2] if prefix else 0
 
     @property
     def position(self) -> int:
@@ -158,12 +172,20 @@ class Conversation:
         gap = self.layout.gap if self.layout and self._search and not cache.gap else 0
         return cache.offset + len(self._pending) + gap
 
-    def prefill(self, turn: Turn, *, query: str = "chunk", rows: int = 1) -> mx.array:
+    def prefill(
+        self,
+        turn: Turn,
+        *,
+        query: str = "chunk",
+        hits: Sequence[Any] | None = None,
+        rows: int = 1,
+    ) -> mx.array:
         """Feed a turn, each chunk with its own memories.
 
         Args:
             query: "chunk" retrieves with each chunk's own words, "message" with the words of the
                 whole turn.
+            hits: what was found for the whole turn; None to retrieve.
             rows: number of last tokens whose logits to return.
 
         Returns:
@@ -176,7 +198,7 @@ class Conversation:
         tokens = [*self._pending, *turn.tokens]
         shift = len(self._pending)
         words = range(turn.words[0] + shift, turn.words[1] + shift)
-        groups, memory_of = self._plan(tokens, words, query)
+        groups, memory_of = self._plan(tokens, words, query, hits)
         self._pending = []
         logits: list[mx.array] = []
         left = len(tokens)
@@ -200,6 +222,7 @@ class Conversation:
         max_tokens: int = 256,
         sampler: Sampler | None = None,
         query: str = "chunk",
+        hits: Sequence[Any] | None = None,
         pasted: Sequence[Any] = (),
         retrieve_seconds: float = 0.0,
         tell_thoughts: bool = True,
@@ -211,14 +234,14 @@ class Conversation:
         Args:
             max_tokens: maximum length of the answer.
             sampler: log probabilities (1, vocabulary) to a token (1,); None for greedy.
-            query: see ``prefill``.
+            query, hits: see ``prefill``.
             pasted: hits whose text is in the turn; they are its sources.
-            retrieve_seconds: time it took to find them.
+            retrieve_seconds: time it took to find ``hits`` or ``pasted``.
             tell_thoughts: tell thoughts apart; False to take them for text like any other.
         """
         self.timings = Timings(retrieve_seconds=retrieve_seconds)
         self.sources = list(pasted)
-        logits = self.prefill(turn, query=query)
+        logits = self.prefill(turn, query=query, hits=hits)
         yield from self.decode(logits, max_tokens, sampler, tell_thoughts=tell_thoughts)
 
     def decode(
@@ -230,12 +253,28 @@ class Conversation:
         tell_thoughts: bool = True,
     ) -> Iterator[Step]:
         """Generate an answer from the logits of ``prefill``; see ``stream``."""
+        model, prefix = self.decoder.model, self._prefix_tokens
+        attention = AttentionShares(model, prefix, lambda: len(self.attached))
+        with attention.observe() if self._search else nullcontext():
+            yield from self._decoded(attention, logits, max_tokens, sampler, tell_thoughts)
+
+    def _decoded(
+        self,
+        attention: AttentionShares,
+        logits: mx.array,
+        max_tokens: int,
+        sampler: Sampler | None,
+        tell_thoughts: bool,
+    ) -> Iterator[Step]:
         timings = self.timings
         waited = timings.retrieve_seconds + timings.read_seconds + timings.prefill_seconds
         answer = AnswerText(self.decoder.tokenizer, self._thinking, tell_thoughts)
         generated: list[int] = []
         thoughts: list[bool] = []  # of each generated token
         span, decoding, reason = 0, 0.0, "length"
+        seen: list[np.ndarray] = []  # shares of attention in this span
+        shares: dict[Any, float] = {}
+        watching = False
         while len(generated) < max_tokens:
             start = perf_counter()
             if generated:
@@ -243,12 +282,18 @@ class Conversation:
                 if self._search and fed and fed % CHUNK_TOKENS == 0:
                     last = range(fed - CHUNK_TOKENS, fed)
                     self._refresh([generated[n] for n in last if not thoughts[n]])
-                    span += 1
+                    span, seen, shares = span + 1, [], {}
+                watching = bool(self.attached) and fed % WATCHED_EVERY == 0
+                attention.watch(self.caches, WATCHED_LAYERS if watching else 0)
                 logits = self._feed(generated[-1:])
                 self._pending = []
             logprobs = _logprobs(logits)[-1]
             drawn = sampler(logprobs[None]) if sampler else mx.argmax(logprobs)
             token = cast(int, drawn.item())
+            if watching and (mean := attention.mean()).any():
+                seen.append(mean[:-2])
+                got = dict(zip(self.attached, np.mean(seen, axis=0).tolist(), strict=True))
+                shares = {hit: got.get(hit, 0.0) for hit in self.sources}
             if generated:
                 decoding += perf_counter() - start
             else:
@@ -262,11 +307,19 @@ class Conversation:
             timings.decode_tokens_per_second = (len(generated) - 1) / max(decoding, 1e-9)
             text, thought = answer.add(token)
             thoughts.append(thought)
-            yield Step(text, token, logprobs, span, self.sources, timings, thought=thought)
+            known = text, token, logprobs, span
+            yield Step(*known, *self._used(shares), timings, None, thought)
             if len(generated) % 256 == 0:
                 mx.clear_cache()
         text, thought = answer.end(), answer.thinking
-        yield Step(text, None, None, span, self.sources, timings, reason, thought)
+        yield Step(text, None, None, span, *self._used(shares), timings, reason, thought)
+
+    def _used(self, shares: Mapping[Any, float]) -> tuple[list[Any], tuple[float, ...]]:
+        """Sources and shares of a step."""
+        if not shares:
+            return self.sources, ()
+        sources = sorted(shares, key=lambda hit: -shares[hit])
+        return sources, tuple(shares[hit] for hit in sources)
 
     def loss(self, turn: Turn, answer: Sequence[int]) -> float:
         """Return the mean negative log-likelihood of an answer after a turn, in nats per token."""
@@ -293,7 +346,7 @@ class Conversation:
         return logits[0].astype(mx.float32)
 
     def _plan(
-        self, tokens: list[int], words: range, query: str
+        self, tokens: list[int], words: range, query: str, hits: Sequence[Any] | None
     ) -> tuple[list[_Group], Callable[[list[Any]], Memory | None]]:
         """Split a prompt into groups of chunks, and read all their memories at once.
 
@@ -304,13 +357,17 @@ class Conversation:
             return [_Group(tokens)], lambda hits: None
         starts = range(0, len(tokens), CHUNK_TOKENS)
         parts = [range(max(i, words.start), min(i + CHUNK_TOKENS, words.stop)) for i in starts]
-        searched = [words] if query == "message" else [part for part in parts if part]
-        found = self._find([self._text([tokens[i] for i in part]) for part in searched])
+        whole = hits is not None or query == "message"
+        searched = [words] if whole else [part for part in parts if part]
+        if hits is not None:
+            found = [list(hits)]
+        else:
+            found = self._find([self._text([tokens[i] for i in part]) for part in searched])
         # A chunk without the user's words, such as the template's end, reads its neighbour's.
         next_hits, current = iter(found), found[0]
         groups: list[_Group] = []
         for start, part in zip(starts, parts, strict=True):
-            if part and query != "message":
+            if part and not whole:
                 current = next(next_hits)
             chunk = tokens[start : start + CHUNK_TOKENS]
             if groups and groups[-1].hits == current:
@@ -327,10 +384,14 @@ class Conversation:
         return groups, memory_of
 
     def _refresh(self, tokens: list[int]) -> None:
-        """Read the memories of these tokens; of none, where all were thoughts, keep those read."""
-        if not tokens:
+        """Read the memories of these tokens.
+
+        Keep those that were read where all were thoughts, and where nothing fits.
+        """
+        (found,) = self._find([self._text(tokens)]) if tokens else ([],)
+        if not found:
             return
-        (self.sources,) = self._find([self._text(tokens)])
+        self.sources = found
         self._attach(self._memories_of(self.sources), self.sources)
 
     def _attach(self, memory: Memory | None, hits: list[Any]) -> None:

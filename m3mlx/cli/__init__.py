@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sys
 import traceback
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -36,6 +38,20 @@ from . import (
 )
 from .options import COMMON, is_verbose
 
+_NARROW = 52  # columns
+
+
+class _Formatter(click.HelpFormatter):
+    """In a narrow terminal, what an option does stands below its name."""
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        super().write_dl(rows, col_max if self.width >= _NARROW else 8, col_spacing)
+
+
+click.Context.formatter_class = _Formatter  # of all commands; click has no other way
+
 
 class _Commands(click.Group):
     """Turns exceptions into a line on stderr and an exit code; nothing else does."""
@@ -44,6 +60,8 @@ class _Commands(click.Group):
         for stream in (sys.stdin, sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):  # None when closed
                 stream.reconfigure(errors="replace")
+        if (columns := shutil.get_terminal_size().columns) < _NARROW:
+            settings["terminal_width"] = columns  # click's help would be wider
         try:
             code = super().main(*args, **{**settings, "standalone_mode": False})
         except click.exceptions.NoArgsIsHelpError as error:
@@ -55,13 +73,30 @@ class _Commands(click.Group):
                 command = error.ctx.command_path if error.ctx else "m3mlx"
                 message = f"{message.rstrip('.')}. See {command} --help."
             _echo_error(message)
-        except click.Abort:
-            click.echo("Interrupted.", err=True)
+        except click.Abort as stop:
+            if sys.stderr and sys.stderr.isatty():
+                click.echo(err=True)  # behind the ^C that the terminal shows
+            click.echo(str(stop) or "Interrupted.", err=True)
             code = 130
         sys.exit(code if isinstance(code, int) else 0)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)  # in the order in which they are needed
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        longest = max(map(len, self.commands))
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl(
+                    [
+                        (f"{command.name:{longest}}", command.get_short_help_str(limit=70))
+                        for command in commands
+                    ]
+                )
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Environment"):
+            formatter.write_dl(ENVIRONMENT)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -86,6 +121,31 @@ def _echo_error(message: str) -> None:
     click.echo(f"Error: {scrub_line(message)}", err=True)
 
 
+ENVIRONMENT = (
+    ("M3MLX_MODEL", "stands for --model"),
+    ("M3MLX_STORE", "stands for --store"),
+    ("M3MLX_HOME", "one folder for models and store, in place of the system's"),
+    ("M3MLX_PASSPHRASE", "of encrypted stores"),
+    ("M3MLX_TOKEN", "which clients of serve and mcp --http must give"),
+)
+GROUPS = {  # as people need them
+    "Ask": (answers.ask, chat.chat, documents.recall, sessions.sessions, answers.demo),
+    "Manage documents": (
+        *(documents.memorize, watch.watch, documents.list_documents, documents.status),
+        *(documents.forget, inspect.inspect),
+    ),
+    "Serve": (serve.serve, serve.mcp),
+    "Models": (
+        *(machine.models, evaluate.eval_file, bench.bench, conversion.convert, parity.parity),
+        *(train.train, train.fuse),
+    ),
+    "Maintain": (
+        *(machine.doctor, documents.check, documents.compact, transfer.export),
+        *(transfer.import_file, transfer.keygen, machine.completion),
+    ),
+}
+
+
 @click.group(
     "m3mlx",
     cls=_Commands,
@@ -105,13 +165,6 @@ def main() -> None:
 
 
 main.params[:0] = COMMON
-for command in (
-    *(documents.memorize, watch.watch, documents.list_documents, documents.status),
-    *(documents.forget, documents.compact, documents.check, documents.recall, answers.ask),
-    *(chat.chat, sessions.sessions, serve.serve, serve.mcp, evaluate.eval_file, answers.demo),
-    *(transfer.export, transfer.import_file, transfer.keygen),
-    *(conversion.convert, parity.parity, bench.bench),
-    *(train.train, train.fuse),
-    *(inspect.inspect, machine.models, machine.doctor),
-):
-    main.add_command(command)
+for commands in GROUPS.values():
+    for command in commands:
+        main.add_command(command)

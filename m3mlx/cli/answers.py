@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..config import Generation, Options
+from ..config import NOTHING_FITS, Generation, Options
 from ..errors import M3Error
 from ..text import scrub_line
+from .hints import after_answer
 from .inspect import write_page
 from .options import (
     READING,
@@ -66,6 +67,7 @@ def ask(
     if inspect and (memory != "explicit" or options.kv_bits):
         raise click.UsageError("--inspect needs --memory explicit, and no --kv-bits.")
     with open_assistant(choose_model(options, yes)) as assistant:
+        Progress.of_context()("loading", 0, 0)
         chat = assistant.chat(memory=memory, system=system_prompt, only=only)
         steps, view = chat.send(question, generation), None
         if inspect:
@@ -77,21 +79,32 @@ def ask(
         if as_json:
             from ..chat.chat import collect
 
-            answer = asdict(collect(steps, memory))
-            keys = ["memory", "sources", "timings", *(["thoughts"] if generation.think else [])]
-            shown = {key: answer[key] for key in keys}
-            echo_json({"answer": answer["text"], **shown})
+            collected = collect(steps, memory)
+            answer = {**asdict(collected), "note": collected.note}
+            keys = [
+                "memory",
+                "sources",
+                "note",
+                "timings",
+                *(["thoughts"] if generation.think else []),
+            ]
+            others = {key: answer[key] for key in keys}
+            echo_json({"answer": answer["text"], **others})
         else:
-            spans, timings = echo_answer(steps, think=generation.think)
+            shown = echo_answer(steps, think=generation.think)
         if view and inspect:
             write_page(inspect, view.page().encode())
+        model = assistant.decoder.name
     if as_json:
         return
-    if spans and not no_sources:
+    if shown.sources and not no_sources:
         click.echo()
-        echo_sources(spans)
-    if is_verbose() and timings:
-        note(_timings_text(timings))
+        echo_sources(shown, question)
+    if memory != "off" and not shown.sources:
+        note(NOTHING_FITS)
+    if is_verbose() and shown.timings:
+        note(_timings_text(shown.timings))
+    after_answer(model, shown.timings)
 
 
 def _timings_text(timings: Timings) -> str:

@@ -13,7 +13,7 @@ from .render import Progress, echo_json, echo_table, note
 @add_options(rounds=("Number of measurements; tables show medians.", click.IntRange(min=1), 3))
 @memory_options(*WRITING)
 def bench(rounds: int, options: Options, as_json: bool) -> None:
-    """Measure what memory costs on this machine: answering, decoding, memorizing.
+    """Measure what memory costs on this machine.
 
     The same work without memory, with the same references as text and with explicit memory takes
     turns, over sample documents in a store of its own. Takes a minute or two."""

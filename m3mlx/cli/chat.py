@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import signal
 import sys
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..config import CHUNK_TOKENS, MEMORY_MODES, Generation, Options, cache_folder
+from ..config import MEMORY_MODES, NOTHING_FITS, Generation, Options, cache_folder
 from ..errors import M3Error
-from ..text import cite, scrub_line
+from ..text import scrub_line
 from .documents import INTERRUPTED
+from .hints import after_answer
 from .options import (
     READING,
     add_options,
@@ -31,22 +33,38 @@ from .options import (
     set_on_signals,
     yes_option,
 )
-from .render import Spans, dim, echo_answer, echo_memorized, echo_sources, note
+from .render import (
+    Progress,
+    Shown,
+    dim,
+    echo_answer,
+    echo_memorized,
+    echo_sources,
+    named,
+    note,
+    short_path,
+    terminal_width,
+)
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..chat.chat import Chat
     from ..store import Filter
 
-HELP = """\
-/help                         show this list
-/sources                      show what the last answer drew on
-/memorize PATH                read a file or folder into memory
-/forget PATH                  erase a document or folder from memory
-/memory explicit|text|off     read memories, paste the same text, or neither
-/reset                        begin a new conversation
-/save FILE                    write the conversation to a file: Markdown (.md) or JSON lines
-/quit                         end the chat, as Ctrl-D does; Ctrl-C stops an answer"""
+_KEYS = ("set enable-bracketed-paste on", r'"\e\C-m": "\C-v\C-j"')  # Alt-Enter breaks the line
+_PASTED = 0.03  # seconds within which the lines of a paste follow each other
+HELP = (
+    ("/help", "show this list"),
+    ("/sources", "show what the last answer drew on"),
+    ("/memorize PATH", "read a file or folder into memory"),
+    ("/forget PATH", "erase a document or folder from memory"),
+    ("/memory explicit|text|off", "read memories, paste the same text, or neither"),
+    ("/model", "show the model and how it is used"),
+    ("/reset", "begin a new conversation"),
+    ("/save FILE", "write the conversation to a file: Markdown (.md) or JSON lines"),
+    ("/quit", "end the chat, as Ctrl-D does; Ctrl-C stops an answer"),
+    ("Alt-Enter", "a line break; lines pasted together are one message"),
+)
 
 
 @command("m3mlx chat --session garden --remember", as_json=False)
@@ -78,6 +96,7 @@ def chat(
     if sys.stdin is None:
         raise M3Error("there is no standard input to chat from")
     with open_assistant(choose_model(options, yes)) as assistant:
+        Progress.of_context()("loading", 0, 0)
         opened = assistant.chat(memory=memory, system=system_prompt, only=only)
         terminal = _Terminal(assistant, opened, generation, session)
         terminal.begin()
@@ -94,7 +113,7 @@ class _Terminal:
 
     Attributes:
         said: messages since the beginning, also before a reset.
-        spans: what the last answer drew on.
+        shown: the last answer; None before the first.
     """
 
     def __init__(
@@ -107,7 +126,8 @@ class _Terminal:
         self.assistant, self.chat = assistant, chat
         self.generation, self.session = generation, session
         self.said: list[dict[str, str]] = []
-        self.spans: Spans = {}
+        self.shown: Shown | None = None
+        self.question = ""
 
     def begin(self) -> None:
         """Load what the first answer needs, so that errors show at once."""
@@ -118,6 +138,7 @@ class _Terminal:
         if known and self.chat.memory == "explicit":
             self.assistant.check()
         name = self.assistant.decoder.name
+        Progress.of_context().close()
         count = len(self.assistant.documents()) if known else 0
         note(f"{name}, {count} documents in memory. /help lists commands.")
         if self.session is not None and (kept := history.recent(self.assistant, self.session)):
@@ -129,7 +150,7 @@ class _Terminal:
         if line == "/quit":
             return False
         try:
-            if line.startswith("/"):
+            if line.startswith("/") and "\n" not in line:
                 self._command(line)
             elif line:
                 self._send(line)
@@ -149,7 +170,8 @@ class _Terminal:
             stop = Event()  # ends an answer between two tokens, so that the caches stay whole
             with set_on_signals(stop, signal.SIGINT):
                 steps = self.chat.send(message, self.generation)
-                self.spans, _ = echo_answer(steps, stop.is_set, think=self.generation.think)
+                self.shown = echo_answer(steps, stop.is_set, think=self.generation.think)
+                self.question = message
         except (KeyboardInterrupt, M3Error):
             if len(self.chat.messages) != said:  # its caches may hold half a step
                 self.chat.reset()
@@ -163,11 +185,14 @@ class _Terminal:
         self.said += self.chat.messages[-2:]
         if self.session is not None:
             history.keep(self.assistant, self.session, self.chat.messages[-2:])
-        for span, hits in self.spans.items():
-            first = span * CHUNK_TOKENS + 1
-            names = dict.fromkeys(cite(hit, hit.store).rpartition(os.sep)[2] for hit in hits)
-            if names:
-                dim(f"[tokens {first}–{first + CHUNK_TOKENS - 1}: {', '.join(names)}]")
+        for span, hits in self.shown.spans.items():
+            if used := [hit for hit in hits if hit in self.shown.used]:
+                words = scrub_line(" ".join(self.shown.texts.get(span, "").split()[:5]))
+                of = f"“{words} …” from " if len(self.shown.spans) > 1 else "From "
+                dim(f"[{of}{named(used)}]")
+        if self.chat.memory != "off" and not self.shown.sources:
+            note(NOTHING_FITS)
+        after_answer(self.assistant.decoder.name, self.shown.timings)
 
     def _command(self, line: str) -> None:
         name, _, rest = line.partition(" ")
@@ -177,12 +202,17 @@ class _Terminal:
             words = [rest.strip()]
         match name, words:
             case "/help", []:
-                click.echo(HELP)
+                _echo_help()
             case "/sources", []:
-                echo_sources(self.spans)
+                if self.shown and self.shown.sources:
+                    echo_sources(self.shown, self.question)
+                else:
+                    note("The last answer drew on no document." if self.shown else "No answer yet.")
+            case "/model", []:
+                self._echo_model()
             case "/memorize", [_, *_]:
                 try:
-                    echo_memorized(self.assistant.memorize(words))
+                    echo_memorized(self.assistant.memorize(words, cold=True))
                 except KeyboardInterrupt:
                     note(INTERRUPTED)
             case "/forget", [_, *_]:
@@ -192,22 +222,47 @@ class _Terminal:
                 click.echo(self.chat.memory)
             case "/memory", [mode] if mode in MEMORY_MODES:
                 self.chat.memory = mode
+            case "/memory", _:
+                raise M3Error(f"memory is one of {', '.join(MEMORY_MODES)}, not {rest}")
             case "/reset", []:
                 self.chat.reset()
-                self.spans = {}
+                self.shown = None
             case "/save", [file]:
                 _save(self.chat.messages, Path(file).expanduser())
             case _:
                 raise M3Error(f"{line}: no such command; /help lists all")
 
+    def _echo_model(self) -> None:
+        decoder, options = self.assistant.decoder, self.assistant.options
+        rows = {
+            "model": decoder.name,
+            "adapter": str(decoder.adapter_path or "none"),
+            "context": f"{decoder.context_tokens or 'unknown'} tokens",
+            "memory": f"{self.chat.memory}, {self.assistant.memories} for each 64 tokens",
+            "retrieval": options.retrieval,
+            "answers": f"up to {self.generation.max_tokens} tokens",
+            "store": str(self.assistant.store_path),
+        }
+        for name, value in rows.items():
+            click.echo(f"{name:9}  {scrub_line(short_path(value))}")
+
+
+def _echo_help() -> None:
+    formatter = click.HelpFormatter(width=terminal_width())
+    formatter.write_dl(HELP)
+    click.echo(formatter.getvalue(), nl=False)
+
 
 def _lines() -> Iterator[str]:
-    """Lines that the user types, or a script pipes in."""
+    """Messages that the user types or pastes, or lines that a script pipes in."""
     typed = sys.stdin.isatty()
     prompt = "> " if typed and sys.stdout and sys.stdout.isatty() else ""
     while True:
         try:
-            yield input(prompt)
+            line = input(prompt)
+            while typed and _is_pasting():
+                line += "\n" + input()
+            yield line
         except EOFError:
             if prompt:
                 click.echo()
@@ -216,6 +271,21 @@ def _lines() -> Iterator[str]:
             if not typed:
                 raise
             click.echo()
+
+
+def _is_pasting() -> bool:
+    """Return whether more lines are there already, where the line editor does not say so."""
+    if "libedit" not in _line_editor():
+        return False
+    return bool(select.select([sys.stdin], [], [], _PASTED)[0])
+
+
+def _line_editor() -> str:
+    if find_spec("readline") is None:
+        return "libedit"  # or none
+    import readline
+
+    return "libedit" if "libedit" in (readline.__doc__ or "") else "readline"
 
 
 @contextmanager
@@ -232,6 +302,8 @@ def _line_editing(assistant: Assistant) -> Iterator[None]:
 
     from ..store.sessions import TYPED
 
+    for line in _KEYS if _line_editor() == "readline" else ():
+        readline.parse_and_bind(line)
     (cache_folder() / "chat-history").unlink(missing_ok=True)  # where earlier releases had it
     if not assistant.has_store() or assistant.store().encrypted:
         yield

@@ -15,7 +15,7 @@ from .options import command
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="SOURCE OUT [FLAGS]...")
 def convert(arguments: tuple[str, ...], as_json: bool) -> None:
-    """Convert a checkpoint to a model directory, or a LoRA adapter to mlx-lm's.
+    """Convert a checkpoint or adapter to mlx-lm's format.
 
     SOURCE is a folder in Hugging Face layout, a Megatron checkpoint, a LoRA adapter in PEFT layout,
     a file of weights beside its config.json, or a GGUF file. OUT must not exist yet.

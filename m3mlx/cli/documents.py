@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from ..config import Options
 from ..text import scrub_line
 from .options import (
     WRITING,
+    Interrupted,
     add_options,
     choose_model,
     command,
@@ -34,15 +36,19 @@ from .render import (
     human_seconds,
     minute,
     note,
+    short_path,
 )
 from .watch import follow
 
 if TYPE_CHECKING:
+    from ..assistant import Assistant
     from ..memorize.editions import RebuildReport
     from ..memorize.run import MemorizeReport
-    from ..store import CheckReport, Filter, RepairReport
+    from ..store import CheckReport, Filter, RepairReport, StoredDocument
 
 INTERRUPTED = "Interrupted; committed documents are kept. Run it again to continue."
+SOON = 16  # memories that are written before one has read what is going on
+TYPICAL_TOKENS = 100  # of a reference
 
 
 @command('m3mlx memorize notes --exclude "*.log" --collection home')
@@ -50,7 +56,8 @@ INTERRUPTED = "Interrupted; committed documents are kept. Run it again to contin
 @document_options
 @add_options(
     prune="Forget documents whose files have vanished.",
-    dry_run="Write nothing; report what would be written.",
+    wait="Write each memory with its text, not when all documents can be asked.",
+    dry_run="Write nothing; report what would be written, and how long it would take.",
     rebuild="Make missing memories of this model from the stored text.",
     max_bytes=("Keep the store within this size from now on; none for no limit.", size),
     watch="Then follow the paths, as m3mlx watch does.",
@@ -62,6 +69,7 @@ def memorize(
     paths: tuple[str, ...],
     reading: dict[str, Any],
     prune: bool,
+    wait: bool,
     dry_run: bool,
     rebuild: bool,
     max_bytes: int | None,
@@ -71,59 +79,122 @@ def memorize(
     yes: bool,
     as_json: bool,
 ) -> None:
-    """Read files and folders into memory."""
-    if not (paths or rebuild or max_bytes is not None):
-        raise click.UsageError("Missing argument 'PATH…'.")
-    if dry_run and (rebuild or max_bytes is not None):
+    """Read files and folders into memory.
+
+    First everything is read and can be asked. Then the memories are written, those first that are
+    likely to be asked about; Ctrl-C stops that, and an answer writes what it needs. Without PATH,
+    the memories that documents still lack are written."""
+    if dry_run and (not paths or rebuild or max_bytes is not None):
         raise click.UsageError("--dry-run goes with files only.")
     if watch and (dry_run or as_json or not paths):
         raise click.UsageError("--watch needs paths, and goes with neither --dry-run nor --json.")
-    if paths:
-        options = choose_model(options, yes)
+    if wait and reading["cold"]:
+        raise click.UsageError("--wait and --cold exclude each other.")
+    cold = reading.pop("cold")
+    written_later = not (cold or wait or dry_run or watch) and (paths or not (rebuild or max_bytes))
+    if paths or rebuild:
+        options = choose_model(options, yes, rebuild)
     with open_assistant(options, encrypt=encrypt) as assistant:
-        done, rebuilt, dropped = None, None, None
-        try:
+        if not (paths or rebuild or max_bytes is not None or assistant.has_store()):
+            raise click.UsageError("Missing argument 'PATH…'.")
+        found: dict[str, Any] = {}
+        with _interruptible(INTERRUPTED):
             if max_bytes is not None and (assistant.has_store() or not paths):
-                dropped = assistant.set_bound(max_bytes or None)
+                found["dropped"] = assistant.set_bound(max_bytes or None)
             if rebuild:
-                rebuilt = assistant.rebuild(cold=reading["cold"])
+                found["rebuilt"] = assistant.rebuild(cold=cold)
             if paths:
-                done = assistant.memorize(paths, prune=prune, dry_run=dry_run, **reading)
-            if max_bytes is not None and dropped is None and assistant.has_store():
-                dropped = assistant.set_bound(max_bytes or None)
-        except KeyboardInterrupt:
-            click.echo(INTERRUPTED, err=True)
-            raise click.exceptions.Exit(130) from None
+                how = {**reading, "cold": cold or written_later or watch, "wait": wait}
+                found["memorized"] = assistant.memorize(paths, prune=prune, dry_run=dry_run, **how)
+            if max_bytes is not None and "dropped" not in found and assistant.has_store():
+                found["dropped"] = assistant.set_bound(max_bytes or None)
+        if not as_json:
+            _echo_done(found, max_bytes, dry_run=dry_run)
+        if written_later:
+            found["written"] = _write_memories(assistant, found.get("memorized"), as_json)
         if as_json:
-            others = {"rebuilt": rebuilt and vars(rebuilt), "dropped": dropped}
-            asked = {name: value for name, value in others.items() if value is not None}
-            echo_json({**(_memorized_json(done, dry_run) if done else {}), **asked})
-        else:
-            if dropped is not None:
-                click.echo(f"{dropped} memories dropped; the store is {_bound_text(max_bytes)}")
-            if rebuilt:
-                _echo_rebuilt(rebuilt)
-            if done:
-                echo_memorized(done, dry_run=dry_run, verbose=is_verbose())
+            echo_json(_memorized_json(found, dry_run))
         if watch:
-            follow(assistant, paths, **reading)
+            follow(assistant, paths, cold=cold, **reading)
+    done: MemorizeReport | None = found.get("memorized")
     if done and done.failed and not watch:
-        raise click.exceptions.Exit(1)
+        named = {str(Path(path).expanduser().absolute()) for path in paths}
+        if not dry_run or any(error.path in named for error in done.failed):
+            raise click.exceptions.Exit(1)
 
 
-def _memorized_json(done: MemorizeReport, dry_run: bool) -> dict:
-    failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
-    left_out = [left._asdict() for left in done.left_out]
-    notes = [{"path": path, "note": text} for path, text in done.notes]
-    listed = {"failed": failed, "left_out": left_out, "notes": notes}
-    return {**vars(done), **listed, "dry_run": dry_run}
+@contextmanager
+def _interruptible(words: str) -> Iterator[None]:
+    """End the command with a line of words at Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(words) from None
 
 
-def _echo_rebuilt(done: RebuildReport) -> None:
+def _write_memories(
+    assistant: Assistant, done: MemorizeReport | None, as_json: bool
+) -> RebuildReport:
+    """Write the memories that documents lack, all of them or those of a run, until Ctrl-C."""
+    from ..models import rates
+
+    paths = done.paths if done else None
+    count = assistant.count_unwritten(paths)
+    if count > SOON:
+        seconds = rates.seconds(assistant.decoder.name, "writing", count * TYPICAL_TOKENS)
+        about = f", about {human_seconds(seconds)}" if seconds else ""
+        note(
+            f"Everything can be asked now. Writing {count} memories, so that answers come "
+            f"sooner{about}; Ctrl-C stops it, and each is written when it is needed."
+        )
+    with _interruptible(
+        "Stopped; everything can be asked. The other memories are written when they are needed, "
+        "by m3mlx memorize, or by watch and serve when they have nothing else to do."
+    ):
+        written = assistant.write_memories(paths)
+    if not as_json and (count or not done):
+        _echo_written(written)
+    return written
+
+
+def _echo_done(found: Mapping[str, Any], max_bytes: int | None, *, dry_run: bool) -> None:
+    if "dropped" in found:
+        click.echo(f"{found['dropped']} memories dropped; the store is {_bound_text(max_bytes)}")
+    if "rebuilt" in found:
+        _echo_written(found["rebuilt"])
+    if "memorized" in found:
+        echo_memorized(found["memorized"], dry_run=dry_run, verbose=is_verbose())
+
+
+def _memorized_json(found: Mapping[str, Any], dry_run: bool) -> dict:
+    shown: dict[str, Any] = {}
+    if done := found.get("memorized"):
+        if written := found.get("written"):
+            done.add_memories(written)
+        failed = [{"path": error.path, "reason": error.reason} for error in done.failed]
+        left_out = [left._asdict() for left in done.left_out]
+        notes = [{"path": path, "note": text} for path, text in done.notes]
+        listed = {"failed": failed, "left_out": left_out, "notes": notes}
+        shown = {**vars(done), **listed, "dry_run": dry_run}
+    elif written := found.get("written"):
+        shown["written"] = vars(written)
+    if rebuilt := found.get("rebuilt"):
+        shown["rebuilt"] = vars(rebuilt)
+    if "dropped" in found:
+        shown["dropped"] = found["dropped"]
+    return shown
+
+
+def _echo_written(done: RebuildReport) -> None:
     click.echo(
-        f"{done.references} memories made from the stored text, {human_bytes(done.bytes)}, "
+        f"{done.references} memories written, {human_bytes(done.bytes)}, "
         f"{human_seconds(done.seconds)}"
     )
+    if done.full:
+        note(
+            "The store has reached its size (--max-bytes); other memories are written when they "
+            "are needed, and those not used for longest go."
+        )
     if done.shortened:
         note(
             f"{done.shortened} references are longer in this model's tokens than a memory can be; "
@@ -136,46 +207,67 @@ def list_documents(as_json: bool) -> None:
     """List the documents in memory."""
     with open_assistant() as assistant:
         documents = assistant.documents()
-    rows = []
-    for document in documents:
-        state = "warm" if document.warm == document.references else "cold"
-        rows.append({**vars(document), "state": state if document.complete else "partial"})
     if as_json:
-        keys = "id path references bytes added state warm size hash collection".split()
-        echo_json({"documents": [{key: row[key] for key in keys} for row in rows]})
+        echo_json({"documents": [document_json(document) for document in documents]})
         return
     echo_table(
         ("id", "references", "memories", "added", "state", "collection", "path"),
         [
             (
-                *(row["id"], row["references"], human_bytes(row["bytes"]), minute(row["added"])),
-                *(row["state"], row["collection"], row["path"]),
+                *(document.id, document.references, human_bytes(document.bytes)),
+                *(minute(document.added), _state(document), document.collection),
+                short_path(document.path),
             )
-            for row in rows
+            for document in documents
         ],
+        optional=("collection", "added", "memories", "state", "references"),
     )
+
+
+def document_json(document: StoredDocument) -> dict[str, Any]:
+    """A document as all commands print it."""
+    keys = "id path references bytes added state warm size hash collection".split()
+    return {key: {**vars(document), "state": _state(document)}[key] for key in keys}
+
+
+def _state(document: StoredDocument) -> str:
+    warm = "warm" if document.warm == document.references else "cold"
+    return warm if document.complete else "partial"
 
 
 @command("m3mlx status --json")
 def status(as_json: bool) -> None:
-    """Show what the store holds, and how its memories are written."""
+    """Show what the store holds; -v adds how memories are made."""
     with open_assistant() as assistant:
         state = assistant.status()
-    memory = state["memory"]
     if as_json:
         echo_json(state)
         return
-    kept = sum(map(sum, memory["counts"])) / sum(map(len, memory["counts"]))
+    names = [made["fingerprint"].get("model") for made in state["editions"]]
+    written = state["references"] - state["cold"]
     rows = [
-        ("store", state["store"]),
+        ("store", short_path(state["store"])),
         ("documents", state["documents"]),
-        ("references", f"{state['references']}, of which {state['cold']} cold"),
+        ("references", f"{state['references']}, of which {written} have their memory written"),
         *((("quarantined", state["quarantined"]),) if state["quarantined"] else ()),
+        ("model", ", ".join(filter(None, dict.fromkeys(names))) or "unknown"),
         *((f"bytes of {part}", human_bytes(count)) for part, count in state["bytes"].items()),
         *((("sessions", human_bytes(state["session_bytes"])),) if state["session_bytes"] else ()),
         *((("watched", _watched_text(state["watching"])),) if state["watching"] else ()),
         ("size", _bound_text(state["max_bytes"])),
         ("encrypted", "yes" if state["encrypted"] else "no"),
+        *(_memory_rows(state) if is_verbose() else ()),
+    ]
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        click.echo(f"{name:{width}}  {scrub_line(str(value))}")
+
+
+def _memory_rows(state: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """How memories are written, and every condition under which they were made."""
+    memory = state["memory"]
+    kept = sum(map(sum, memory["counts"])) / sum(map(len, memory["counts"]))
+    return [
         ("selection", memory["selection"]),
         ("budget", f"{memory['budget']}, {kept:g} tokens per head"),
         ("codec", f"keys {memory['key_bits']} bits, values {memory['value_bits']} bits"),
@@ -183,9 +275,6 @@ def status(as_json: bool) -> None:
         *((f"fingerprint {part}", value) for part, value in state["fingerprint"].items()),
         *((f"memories {made['id']}", _edition_text(made)) for made in state["editions"]),
     ]
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        click.echo(f"{name:{width}}  {scrub_line(str(value))}")
 
 
 def _bound_text(max_bytes: int | None) -> str:
@@ -221,7 +310,7 @@ def _edition_text(edition: Mapping[str, Any]) -> str:
     ),
 )
 def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_json: bool) -> None:
-    """Erase documents: their text, vectors, index entries and memories."""
+    """Erase documents and everything that is kept of them."""
     if certificate is not None and not certificate.absolute().parent.is_dir():
         raise click.UsageError(
             f"{certificate.parent} is not a folder."
@@ -232,17 +321,18 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
         certificate.write_text(json.dumps(gone.certificate, indent=2) + "\n", "utf-8")
     residue = gone.remnants
     if as_json:
-        keys = ("id", "path", "references")
         echo_json(
             {
-                "forgotten": [{key: vars(doc)[key] for key in keys} for doc in gone.documents],
+                "forgotten": [document_json(document) for document in gone.documents],
                 "found": None if residue is None else [vars(left) for left in residue],
                 "certificate": gone.certificate,
             }
         )
     else:
         for document in gone.documents:
-            click.echo(f"Forgot {scrub_line(document.path)} ({document.references} references)")
+            click.echo(
+                f"Forgot {scrub_line(short_path(document.path))} ({document.references} references)"
+            )
         if residue == []:
             click.echo(
                 "Searched every byte of the store's files for names, text, words, tokens, vectors "
@@ -259,7 +349,7 @@ def forget(names: tuple[str, ...], verify: bool, certificate: Path | None, as_js
 
 @command("m3mlx compact")
 def compact(as_json: bool) -> None:
-    """Shrink the store's files by the room of forgotten documents and dropped memories."""
+    """Shrink the store's files by what was forgotten or dropped."""
     with open_assistant() as assistant:
         before = sum(assistant.status()["bytes"].values())
         damaged = assistant.compact()
@@ -275,7 +365,7 @@ def compact(as_json: bool) -> None:
 @command("m3mlx check --repair")
 @add_options(repair="Repair what can be repaired, and quarantine the rest.")
 def check(repair: bool, as_json: bool) -> None:
-    """Look for damage in all files of the store, and name the documents concerned."""
+    """Look for damage in the store, and name the documents."""
     with open_assistant() as assistant:
         done = assistant.repair() if repair else None
         found = done.left if done else assistant.check_store()
@@ -338,7 +428,7 @@ def _echo_findings(found: CheckReport, done: RepairReport | None) -> None:
 @filter_options
 @memory_options("also", "encoder", "retrieval")
 def recall(query: str, k: int, only: Filter | None, options: Options, as_json: bool) -> None:
-    """Show the references that fit a query best, without an answer."""
+    """Show what fits a query best, without an answer."""
     if not query.strip():
         raise click.UsageError("The query is empty.")
     with open_assistant(options) as assistant:

@@ -27,9 +27,10 @@ from .render import echo_json, note
 )
 @memory_options(*WRITING)
 def inspect(name: str, output: Path, options: Options, as_json: bool) -> None:
-    """Show which tokens of a document its memories keep, as an HTML page or a picture.
+    """Show what the memories of a document keep, on a page.
 
-    DOCUMENT is a path or id; #N after it shows its reference number N alone."""
+    The page is HTML, or a picture. DOCUMENT is a path or id; #N after it shows its reference
+    number N alone."""
     from ..inspect.document import inspect_document
     from ..inspect.page import kept_page
     from ..inspect.picture import kept_picture

@@ -45,6 +45,10 @@ Decorator = Callable[[Callable[..., Any]], Any]
 _META = "m3mlx."  # prefix of our keys in the context's ``meta``, which all commands share
 
 
+class Interrupted(click.Abort):
+    """Ctrl-C, with a line that says what is kept and how to go on."""
+
+
 def tokens(value: str | int) -> int:
     """A number of tokens; "auto" is 0."""
     if value == "auto":
@@ -216,22 +220,31 @@ def memory_options(*names: str) -> Decorator:
 yes_option = add_options(yes="Download the model that suits this machine without asking.")
 
 
-def choose_model(options: Options, yes: bool) -> Options:
-    """Name the model that a new store is made with, where neither the user nor a store does.
+def choose_model(options: Options, yes: bool, rebuild: bool = False) -> Options:
+    """Name the model to use, where the user does not.
 
-    It is the kept choice (``m3mlx models use``), else on Apple silicon what suits the memory, else
-    the built-in model. A person is asked before anything is downloaded.
+    A store is used with the kept choice (``m3mlx models use``) if it has its memories, else with
+    the model that it was made with. Where there is no store, it is the kept choice, else on Apple
+    silicon what suits the memory, else the built-in model. A person is asked before anything is
+    downloaded.
 
     Args:
         yes: download without asking.
+        rebuild: memories of the kept choice are about to be made.
     """
     from ..store import MemoryStore
 
     own_adapter = options.adapter_path not in (None, "none")  # fits the built-in model
-    if options.model or own_adapter or MemoryStore.exists(options.store or default_store()):
+    if options.model or own_adapter:
         return options
     from ..models import default
 
+    if MemoryStore.exists(store := options.store or default_store()):
+        kept = default.kept_or_none()
+        own = {made.get("model") for made in MemoryStore.fingerprints(store)} if kept else ()
+        return replace(options, model=kept) if kept in own or rebuild else options
+    if rebuild:
+        return options
     if (name := default.kept()) is not None:
         return replace(options, model=name)
     model = default.fitting()

@@ -38,6 +38,7 @@ def server_options(port: int) -> Callable[[Callable[..., Any]], Any]:
         token_file=("File whose first line is the clients' API key (or M3MLX_TOKEN).", "FILE"),
         allow_host=("Host name by which other machines call this one.", ["NAME"]),
         root=("Let clients have files below this folder read; may be repeated.", ["FOLDER"]),
+        cold="Write each memory at its first use, and not also while nothing is asked.",
     )
 
 
@@ -68,7 +69,7 @@ def _settings(
 @memory_options("also", *READING)
 @yes_option
 def serve(max_upload: int, queue: int, options: Options, yes: bool, **settings: Any) -> None:
-    """Serve a page to chat on, and OpenAI's interface, on this machine."""
+    """Serve a chat page, and OpenAI's interface."""
     try:
         from ..serve import serve as run
     except ModuleNotFoundError as error:
@@ -84,7 +85,7 @@ def serve(max_upload: int, queue: int, options: Options, yes: bool, **settings: 
 @memory_options(*READING)
 @yes_option
 def mcp(http: bool, options: Options, yes: bool, **settings: Any) -> None:
-    """Serve documents and answers as tools to programs that speak MCP."""
+    """Serve documents and answers to programs that speak MCP."""
     try:
         from ..serve import serve as run
         from ..serve.mcp import serve_stdio

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @command("m3mlx sessions", cls=click.Group, invoke_without_command=True)
 @click.pass_context
 def sessions(ctx: click.Context, as_json: bool) -> None:
-    """List, show, delete or search the conversations kept by chat --session."""
+    """List, show, search or delete what chat --session keeps."""
     if not ctx.invoked_subcommand:
         ctx.invoke(list_sessions, as_json=as_json)
 

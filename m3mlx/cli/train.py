@@ -85,7 +85,7 @@ def train(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Train a model to read its memories, and write the result as an adapter.
+    """Train a model to read its memories; make an adapter.
 
     With --init it is a model. DATA are files and folders: JSONL with samples, or any
     documents. A run that was stopped continues when the same command is given again."""
@@ -148,7 +148,7 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
 @click.argument("output", metavar="DIRECTORY")
 @add_options(dequantize="Write full precision, not quantized again: exact, and a larger file.")
 def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
-    """Merge an adapter into its model, and write the result as a model directory."""
+    """Merge an adapter into its model."""
     from ..models.decoder import fuse_adapter
 
     progress = Progress.of_context()

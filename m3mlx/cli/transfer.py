@@ -19,7 +19,7 @@ _file = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 @click.argument("names", nargs=-1, metavar="[PATH|ID]…")
 @add_options(sign=("Sign with the private key in this file.", "KEY"))
 def export(file: Path, names: tuple[str, ...], sign: str | None, as_json: bool) -> None:
-    """Write documents with their memories to one file: all, or those named."""
+    """Write documents with their memories to one file."""
     from ..export import transfer
 
     with open_assistant() as assistant:
@@ -85,7 +85,7 @@ def import_file(
 @command("m3mlx keygen mine.key")
 @_file
 def keygen(file: Path, as_json: bool) -> None:
-    """Make a key to sign exported files with, and print its public half."""
+    """Make a key to sign exported files with."""
     from ..export import signature
 
     public = signature.new_key(file)

@@ -67,7 +67,7 @@ def watch(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Follow files and folders: memorize what changes, forget what vanishes.
+    """Follow folders: memorize what changes, forget what is gone.
 
     Ctrl-C or SIGTERM ends it. With --json each event is a line of JSON."""
     with open_assistant(choose_model(options, yes), encrypt=encrypt) as assistant:

@@ -1,14 +1,16 @@
 """Find files, read them as documents, and split documents into references.
 
 ``find`` lists the files, ``read`` and ``parse`` turn one into plain text whose places can be cited,
-``split`` cuts that text into references. The table of formats is in ``formats.py``; each family of
-formats has one file with its readers. Nothing outside this package opens a user's file.
+``Worker`` does so in a process of its own, ``split`` cuts the text into references. The table of
+formats is in ``formats.py``; each family of formats has one file with its readers. Nothing outside
+this package opens a user's file.
 """
 
 from .document import MAX_BYTES, Document, absolute, file_hash, parse, read
 from .folder import LeaveOut, LeftOut, find
 from .formats import format_of
 from .split import Reference, Tokenize, split
+from .worker import Worker
 
 __all__ = [
     "MAX_BYTES",
@@ -17,6 +19,7 @@ __all__ = [
     "LeftOut",
     "Reference",
     "Tokenize",
+    "Worker",
     "absolute",
     "file_hash",
     "find",

@@ -18,7 +18,11 @@ from typing import Any
 from .text import Note, decode
 
 NUMBER = re.compile(r"[-+(]?\s*[$€£¥]?\s*\d[\d.,:/\s-]*\s*[%$€£¥)]?")
-YEAR = re.compile(r"(?:1[6-9]|20|21)\d\d")
+PERIOD = re.compile(  # a year, month or day that can name a column
+    r"(?:1[6-9]|20|21)\d\d(?:[-/.]\d\d?(?:[-/.]\d\d?)?)?|\d\d?[-/.](?:\d\d?[-/.])?(?:\d\d){1,2}"
+)
+DECIMAL = re.compile(r"(?<=\d),(?=\d)")
+JSON_LINES = re.compile(r"\{[^\n]*\}\r?\n\{[^\n]*\}\s*(?:\n|\Z)")  # though named otherwise
 SAMPLE = 50  # rows that tell delimiter and names
 MOST = 12  # times the length of the file; longer text repeats itself
 LEAST = 100_000  # characters that any file may become
@@ -55,9 +59,11 @@ def read_table(path: Path, data: bytes, note: Note) -> str:
 def _delimiter(source: str, tabs: bool) -> str:
     """Return the delimiter by which most rows have the same number of cells, and more than one."""
     sample = source[:50_000].splitlines()[:SAMPLE]
+    whole = [DECIMAL.sub("", line) if {*";\t|"} & {*line} else line for line in sample]
 
     def worth(delimiter: str) -> tuple[int, int]:
-        widths = Counter(map(len, csv.reader(sample, delimiter=delimiter)))
+        lines = whole if delimiter == "," else sample
+        widths = Counter(map(len, csv.reader(lines, delimiter=delimiter)))
         return max(((count, width) for width, count in widths.items() if width > 1), default=(0, 0))
 
     try:
@@ -95,7 +101,7 @@ def describe(rows: Iterable[list[str]], limit: int | None = None) -> Iterator[st
     rows = iter(rows)
     sample = list(islice(rows, SAMPLE))
     widths = Counter(len([cell for cell in row if cell]) and len(row) for row in sample)
-    width = max(widths, key=lambda width: (width > 1, widths[width], width), default=0)
+    width = max(widths, key=lambda width: (width > 1, widths[width], -width), default=0)
     names: list[str] = []
     above, length = True, 0
     for row in chain(sample, rows):
@@ -120,7 +126,7 @@ def describe(rows: Iterable[list[str]], limit: int | None = None) -> Iterator[st
 
 
 def _are_names(row: list[str], sample: list[list[str]]) -> bool:
-    """Tell whether a row has the names of columns: words, or years above what are none."""
+    """Tell whether a row has the names of columns: words, or years and days above what are none."""
     numbers = [i for i, cell in enumerate(row) if NUMBER.fullmatch(cell)]
     if not numbers:
         return True
@@ -128,10 +134,10 @@ def _are_names(row: list[str], sample: list[list[str]]) -> bool:
     others = [each[i] for each in below for i in numbers if i < len(each) and each[i]]
     return (
         len(numbers) < len(row)
-        and all(YEAR.fullmatch(row[i]) for i in numbers)
+        and all(PERIOD.fullmatch(row[i]) for i in numbers)
         and len({row[i] for i in numbers}) == len(numbers)
         and bool(others)
-        and not all(map(YEAR.fullmatch, others))
+        and not all(map(PERIOD.fullmatch, others))
     )
 
 
@@ -145,7 +151,10 @@ def read_lines(path: Path, data: bytes, note: Note) -> str:
 
 def read_json(path: Path, data: bytes, note: Note) -> str:
     """Write a line for each value, and one for each record of a list."""
-    return _parsed(decode(path, data, note), _values)
+    source = decode(path, data, note).removeprefix("\ufeff")
+    if JSON_LINES.match(source):
+        return read_lines(path, data, note)
+    return _parsed(source, _values)
 
 
 def _parsed(source: str, render: Callable[[object, int], Iterable[str]]) -> str:
@@ -179,14 +188,14 @@ def _flat(value: object, name: str, whole: bool) -> Iterator[tuple[str, object]]
             yield from _flat(inner, f"{name}.{key}" if name else key, whole)
     elif isinstance(value, list) and any(isinstance(inner, dict | list) for inner in value):
         for i, inner in enumerate(value, 1):
-            each = f"{name} {i}" if name or whole else ""
+            each = f"{name} {i}".strip() if name or whole else ""
             if whole:
                 yield from _flat(inner, each, whole)
             else:
                 yield each, inner
     elif isinstance(value, list) and not whole and not name:
         yield from (("", inner) for inner in value)
-    elif value != []:
+    elif value not in ([], ""):
         yield name, value
 
 

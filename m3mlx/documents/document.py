@@ -135,9 +135,11 @@ def parse(path: str | Path, content: bytes | mmap) -> Document:
     notes: list[str] = []
     try:
         found = form.read(path, cast(bytes, content), notes.append)
-    except DocumentError:
+    except (DocumentError, MemoryError):
         raise
-    except Exception as error:  # parsers raise whatever they like when a file is damaged
+    except BaseException as error:  # parsers raise whatever they like when a file is damaged
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # that one is of libraries in Rust
         name = path.suffix.lstrip(".").upper()
         raise DocumentError(path, f"is broken, it cannot be read as {name} ({error!r})") from error
     pages = [clean(page, notes.append) for page in ([found] if isinstance(found, str) else found)]

@@ -72,6 +72,7 @@ class Format:
         lined: lines of the text are those of the file, so that they can be cited.
         plain: the file is nothing but text, so that a NUL byte makes it binary.
         pieces: the reader takes the file piece by piece, so that it may be of any size.
+        simple: the reader is short and its time linear, so that it needs no process of its own.
     """
 
     read: Callable[[Path, bytes, Note], str | list[str]]
@@ -79,6 +80,7 @@ class Format:
     lined: bool = False
     plain: bool = True
     pieces: bool = False
+    simple: bool = False
 
 
 def _read_other(path: Path, data: bytes, note: Note) -> str | None:
@@ -88,10 +90,10 @@ def _read_other(path: Path, data: bytes, note: Note) -> str | None:
     return found if found is None or isinstance(found, str) else "\n\n".join(found)
 
 
-PLAIN = Format(text.read, lined=True)
+PLAIN = Format(text.read, lined=True, simple=True)
 FORMATS = {  # by whole name or suffix, in lower case
     **dict.fromkeys(TEXT, PLAIN),
-    **dict.fromkeys(CODE, Format(text.read, kind="code", lined=True)),
+    **dict.fromkeys(CODE, Format(text.read, kind="code", lined=True, simple=True)),
     **dict.fromkeys((".csv", ".tsv"), Format(data.read_table, kind="rows", lined=True)),
     **dict.fromkeys((".jsonl", ".ndjson"), Format(data.read_lines, kind="rows", lined=True)),
     ".json": Format(data.read_json, kind="rows"),
@@ -114,6 +116,7 @@ FORMATS = {  # by whole name or suffix, in lower case
     ".ics": Format(mail.read_calendar),
     ".epub": Format(epub.read, plain=False),
     ".eml": Format(partial(mail.read_message, read_other=_read_other), plain=False),
+    ".emlx": Format(partial(mail.read_stored, read_other=_read_other), plain=False),
     ".mbox": Format(partial(mail.read_mailbox, read_other=_read_other), plain=False, pieces=True),
 }
 

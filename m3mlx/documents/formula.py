@@ -41,6 +41,8 @@ def _write(element: Element) -> str:
     if name in ROOT and len(parts) == 2:
         degree, base = parts if name == "rad" else reversed(parts)
         return f"root({degree}, {base})" if degree.strip() else f"√({base})"
+    if name == "acc":
+        return "".join(parts) + get(child(element, "accPr", "chr"), "val", "\u0302")
     if name == "nary":
         sign = get(child(element, "naryPr", "chr"), "val", "∫")
         limits = zip("_^", parts, strict=False)

@@ -3,38 +3,58 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .formula import linear
+from .numbering import shown_number
 from .text import Note
 from .text import read as read_text
 
 if TYPE_CHECKING:
-    from selectolax.lexbor import LexborNode
+    from selectolax.lexbor import LexborHTMLParser, LexborNode
+
+Attributes = Mapping[str, str | None]
 
 DROPPED = re.compile(
     "head|script|style|nav|noscript|template|svg|iframe|object|canvas|audio|video|button"
-    "|select|input|textarea|-.*|"  # comments, processing instructions
+    "|select|input|textarea|del|-.*|"  # comments, processing instructions
 )
-BLOCKS = re.compile("p|h[1-6]|table|[uod]l|pre|blockquote|section|article|main|figure|details")
+BLOCKS = re.compile("p|h[1-6]|table|[uod]l|blockquote|section|article|main|figure|details|center")
 LINES = re.compile(
-    "[bh]r|li|tr|d[td]|div|header|footer|aside|address|form|figcaption|caption|summary"
+    "[bh]r|li|tr|d[td]|div|header|footer|aside|address|form|figcaption|caption|summary|legend"
+    "|fieldset|hgroup|dialog|search|menu|dir"
+)
+VERBATIM = re.compile("pre|listing|xmp|plaintext")
+TITLES = ("summary", "dt", "legend", "caption")
+UNSEEN = re.compile(  # classes of what is not seen, repeats a formula, or numbers lines of code
+    r"(?:^|\s)(?:sr-only|visually-?hidden|screen-reader-text|katex-html|MathJax_Preview|mjx-chtml"
+    r"|line-?nos?|line-numbers|gutter|blob-num)(?:\s|$)"
 )
 HEADING = re.compile("h([1-6])")
+WHOLE = re.compile(r"-?\d{1,6}")
 # a cell with any of these lays out the page and is no value
 LAYOUT = "table, ul, ol, h1, h2, h3, h4, p ~ p, div ~ div, p ~ div"
 HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+AS_WRITTEN = re.compile(r"white-space\s*:\s*(?:pre|break)", re.IGNORECASE)
+NUMERALS = {"a": "lowerLetter", "A": "upperLetter", "i": "lowerRoman", "I": "upperRoman"}
 NAVIGATION = ("navigation", "menu", "menubar", "search", "toolbar")
 ORDINAL = re.compile(r"st|nd|rd|th|[a-z]{2}|[eoaª°º]", re.IGNORECASE)
 VOID = "area|base|br|col|embed|hr|img|input|link|meta|param|source|track|wbr"
 SELF_CLOSING = re.compile(
     rf"<(?!(?:{VOID})\b)([A-Za-z][\w:.-]*+)((?:[^<>\"'/]++|\"[^\"<]*+\"|'[^'<]*+'|/(?!>))*+)/>"
 )
+CDATA = re.compile(r"<!\[CDATA\[(.*?)\]\]>", re.DOTALL)
 XHTML = re.compile(r"\s*(?:<\?xml|<!DOCTYPE[^>]{0,100}XHTML|<html[^>]{0,300}/1999/xhtml)")
 MATH = re.compile(r"<math\b.*</math>", re.DOTALL)
 BOXES = ("ul", "ol", "div", "section", "aside", "header", "footer", "form", "table", "dl")
 LINKS, LINKED = 6, 0.8  # a menu has so many links, and so much of its text in links
+LEAST_PROSE = 500  # characters in paragraphs; a page with less has no main part
+MAIN_PROSE = 0.6  # of the characters in paragraphs are in the main part, where there is one
+MOST_BOXES = 50  # that are looked at for it
 MOST_ROWS = 1000  # that a cell spans; a few characters could name millions
 MOST_DEEP = 1000  # levels of elements; the parser's time grows with their square
 TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*+)[^<>]*+>")
@@ -56,10 +76,19 @@ class _Writer:
         if not self.marked:  # what is marked follows on the same line
             self.newlines, self.space = max(self.newlines, newlines), False
 
-    def mark(self, sign: str) -> None:
+    def mark(self, sign: str, indent: int = 0) -> None:
         """Write the sign of a heading or list item before its first word."""
-        self.write(sign)
+        self._separate(False)
+        self.parts.append(" " * indent + sign)
         self.space = self.marked = True
+
+    def unmark(self) -> None:
+        """Take back a sign behind which nothing was written."""
+        if self.marked:
+            self.parts.pop()
+            self.space = self.marked = False
+            if self.parts and not self.parts[-1].strip("\n"):
+                self.newlines = max(self.newlines, len(self.parts.pop()))
 
     def write(self, text: str) -> None:
         text = re.sub(r"\s+", " ", text)
@@ -69,6 +98,15 @@ class _Writer:
         self._separate(text.startswith(" "))
         self.parts.append(stripped)
         self.space = text.endswith(" ")
+
+    def write_sign(self, sign: str) -> None:
+        """Write a sign that is set close to what follows or to what is before it."""
+        if sign == "“":
+            self._separate(False)
+            self.parts.append(sign)
+        elif self.parts and not self.newlines:
+            self.parts.append(sign)
+            self.space = False
 
     def write_verbatim(self, text: str) -> None:
         """Write a piece of text in which line ends and spaces count."""
@@ -105,13 +143,22 @@ class _Table:
         return texts
 
 
+@dataclass
+class _List:
+    """An open list: number of its next item, step to the one behind it, and kind of numbers."""
+
+    number: int = 1
+    step: int = 1
+    kind: str = ""  # "" for a list without numbers
+
+
 class _Page:
     """Writes one page, element by element."""
 
     def __init__(self) -> None:
         self.writer = _Writer()
         self.cells = self.verbatim = self.headings = 0  # depth of nesting
-        self.lists: list[int | None] = []  # number of the next item; None where there are none
+        self.lists: list[_List] = []
         self.tables: list[_Table] = []
         self.rows: list[int] = []  # cells written in each open row
         self.starts: list[int] = []  # where the text of each open cell begins
@@ -119,12 +166,9 @@ class _Page:
     def enter(self, node: LexborNode, tag: str) -> bool:
         """Write what stands before an element; return whether to go on with what is inside."""
         attributes = node.attributes
-        if (
-            (DROPPED.fullmatch(tag) and not (tag == "button" and self.headings))
-            or "hidden" in attributes
-            or HIDDEN.search(attributes.get("style") or "")
-            or (attributes.get("role") or "").lower() in NAVIGATION
-        ):
+        if tag == "script" and (attributes.get("type") or "").startswith("math/tex"):
+            self.writer.write(f" {node.text()} ")
+        if self._is_unseen(tag, attributes):
             return False
         if tag == "math":
             self.writer.write(f" {_formula(node)} ")
@@ -132,17 +176,11 @@ class _Page:
         if tag in ("sup", "sub") and _is_short(text := (node.text() or "").strip()):
             self._raise(node, tag, text)
             return False
+        if tag == "img" and self.headings and self.writer.marked:
+            self.writer.write(attributes.get("alt") or "")
         self._break(tag)
-        if heading := HEADING.fullmatch(tag):
-            self.writer.mark("#" * int(heading[1]))
-            self.headings += 1
-        elif tag == "summary":
-            self.headings += 1
-        elif tag in ("ul", "ol"):
-            start = attributes.get("start") or "1"
-            self.lists.append(int(start) if tag == "ol" and start.isdigit() else None)
-            if tag == "ol" and self.lists[-1] is None:
-                self.lists[-1] = 1
+        if tag in ("ul", "ol"):
+            self.lists.append(_list(node, attributes) if tag == "ol" else _List())
         elif tag == "li":
             self._item(attributes.get("value") or "")
         elif tag == "table":
@@ -151,23 +189,44 @@ class _Page:
             self.rows.append(0)
             if self.tables:
                 self.tables[-1].column = 0
-        elif tag == "pre":
-            self.verbatim += 1
+        elif tag == "q":
+            self.writer.write_sign("“")
+        if level := _heading_level(tag, attributes):
+            self.writer.mark("#" * level)
+        self.headings += bool(level) or tag in TITLES
+        self.verbatim += _is_verbatim(tag, attributes)
         return True
 
-    def leave(self, tag: str) -> None:
+    def _is_unseen(self, tag: str, attributes: Attributes) -> bool:
+        if tag == "button" and (
+            self.headings or "aria-expanded" in attributes or "aria-controls" in attributes
+        ):
+            return False  # opens what it is the title of
+        return bool(
+            DROPPED.fullmatch(tag)
+            or "hidden" in attributes
+            or (tag == "dialog" and "open" not in attributes)
+            or HIDDEN.search(attributes.get("style") or "")
+            or UNSEEN.search(attributes.get("class") or "")
+            or (attributes.get("role") or "").lower() in NAVIGATION
+        )
+
+    def leave(self, tag: str, attributes: Attributes) -> None:
         if tag == "tr":
             self._spanning()
             self.rows.pop()
+        level = _heading_level(tag, attributes)
+        if level or tag == "li":
+            self.writer.unmark()
         self._break(tag)
-        if HEADING.fullmatch(tag) or tag == "summary":
-            self.headings -= 1
-        elif tag in ("ul", "ol"):
+        self.headings -= bool(level) or tag in TITLES
+        self.verbatim -= _is_verbatim(tag, attributes)
+        if tag in ("ul", "ol"):
             self.lists.pop()
         elif tag == "table":
             self.tables.pop()
-        elif tag == "pre":
-            self.verbatim -= 1
+        elif tag == "q":
+            self.writer.write_sign("”")
 
     def enter_cell(self) -> None:
         """Begin a cell that is a value; the row's earlier cells are set off by a bar."""
@@ -181,6 +240,7 @@ class _Page:
         self.cells -= 1
         if self.tables:
             table = self.tables[-1]
+            rows = str(MOST_ROWS) if rows == "0" else rows  # to the end of the table
             if rows.isdigit() and int(rows) > 1:
                 text = "".join(self.writer.parts[start:]).strip(" |\n")
                 table.spans[table.column] = min(int(rows), MOST_ROWS) - 1, text
@@ -199,20 +259,23 @@ class _Page:
             self.rows[-1] += 1
 
     def _break(self, tag: str) -> None:
-        if newlines := 2 if BLOCKS.fullmatch(tag) else 1 if LINES.fullmatch(tag) else 0:
-            if self.cells:
-                self.writer.write(" ")
-            else:
-                self.writer.break_line(newlines)
+        newlines = 2 if BLOCKS.fullmatch(tag) or VERBATIM.fullmatch(tag) else 0
+        newlines = newlines or (1 if LINES.fullmatch(tag) else 0)
+        if newlines and self.cells:
+            self.writer.write(" ")
+        elif newlines:
+            nested = tag in ("ul", "ol") and self.lists
+            self.writer.break_line(1 if nested else newlines)
 
     def _item(self, value: str) -> None:
-        number = self.lists[-1] if self.lists else None
-        if number is None:
-            self.writer.mark("-")
+        indent = 2 * max(0, len(self.lists) - 1)
+        its = self.lists[-1] if self.lists else _List()
+        if not its.kind:
+            self.writer.mark("-", indent)
             return
-        number = int(value) if value.isdigit() else number
-        self.lists[-1] = number + 1
-        self.writer.mark(f"{number}.")
+        its.number = int(value) if WHOLE.fullmatch(value) else its.number
+        self.writer.mark(f"{shown_number(its.number, its.kind)}.", indent)
+        its.number += its.step
 
     def _raise(self, node: LexborNode, tag: str, text: str) -> None:
         """Write an exponent, index or mark of a note, set off from the word before it."""
@@ -221,6 +284,31 @@ class _Page:
             return
         sign = "" if ORDINAL.fullmatch(text) else "^" if tag == "sup" else "_"
         self.writer.write(f"{sign}{text}")
+
+
+def _list(node: LexborNode, attributes: Attributes) -> _List:
+    """Return how the items of a list with numbers begin."""
+    start, step = attributes.get("start") or "", 1
+    number = int(start) if WHOLE.fullmatch(start) else 1
+    if "reversed" in attributes:
+        step = -1
+        if not start:
+            number = sum(child.tag == "li" for child in node.iter())
+    return _List(number, step, NUMERALS.get(attributes.get("type") or "", "decimal"))
+
+
+def _heading_level(tag: str, attributes: Attributes) -> int:
+    """Return the level of a heading, 0 for what is none."""
+    if heading := HEADING.fullmatch(tag):
+        return int(heading[1])
+    if attributes.get("role") == "heading":
+        level = attributes.get("aria-level") or "2"
+        return min(max(int(level), 1), 6) if WHOLE.fullmatch(level) else 2
+    return 0
+
+
+def _is_verbatim(tag: str, attributes: Attributes) -> bool:
+    return bool(VERBATIM.fullmatch(tag) or AS_WRITTEN.search(attributes.get("style") or ""))
 
 
 def _is_short(text: str) -> bool:
@@ -283,20 +371,41 @@ def _menus(root: LexborNode) -> set[int]:
     return found if 2 * linked < text else set()
 
 
+def _main(tree: LexborHTMLParser) -> LexborNode | None:
+    """Return the element that holds what the page is about; the whole page where none does."""
+    prose = _prose(tree.root) if tree.root else 0
+    if prose < LEAST_PROSE:
+        return tree.root
+    for names in ("article", "main, [role=main]"):
+        found = tree.css(names)[:MOST_BOXES]
+        best = max(found, key=_prose, default=None)
+        if best is not None and _prose(best) >= MAIN_PROSE * prose:
+            return best
+    return tree.root
+
+
+def _prose(node: LexborNode) -> int:
+    """Count the characters of paragraphs below an element."""
+    return sum(len((each.text() or "").strip()) for each in node.css("p"))
+
+
 def render(source: str) -> str:
     """Return the readable text of an HTML page; headings begin with ``#`` as in Markdown."""
     from selectolax.lexbor import LexborHTMLParser
 
     if XHTML.match(source):  # as HTML, <script/> would swallow what follows
+        source = CDATA.sub(lambda found: escape(found[1]), source)
         source = SELF_CLOSING.sub(r"<\1\2></\1>", source)
     tree = LexborHTMLParser(_shallow(source))
     page = _Page()
-    title = tree.css_first("head > title")
-    if title is not None and tree.css_first("h1") is None and title.text().strip():
-        page.writer.write(f"# {title.text()}")
+    root = _main(tree)
+    title = tree.css_first("h1") or tree.css_first("head > title")
+    words = title.text().strip() if title is not None else ""
+    if words and (root is None or root.css_first("h1") is None):
+        page.writer.write(f"# {words}")
         page.writer.break_line(2)
-    menus = _menus(tree.root) if tree.root else set()
-    stack: list[tuple[LexborNode, bool]] = [(tree.root, False)] if tree.root else []
+    menus = _menus(root) if root else set()
+    stack: list[tuple[LexborNode, bool]] = [(root, False)] if root else []
     while stack:
         node, leaving = stack.pop()
         tag = node.tag or ""
@@ -310,7 +419,7 @@ def render(source: str) -> str:
                 page.leave_cell(
                     node.attributes.get("rowspan") or "", node.attributes.get("colspan") or ""
                 )
-            page.leave(tag)
+            page.leave(tag, node.attributes)
             continue
         if node.mem_id in menus or not page.enter(node, tag):
             continue

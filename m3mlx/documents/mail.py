@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.header import decode_header, make_header
 from email.message import Message
 from pathlib import Path
 
+from ..errors import DocumentError
 from . import html
 from .text import Note, clean, decode
 
 HEADERS = ("From", "To", "Cc", "Date")
-# begins a message of a mailbox: behind an empty line, and before a header
-FROM_LINE = re.compile(rb"(?:\A|(?<=\n\n)|(?<=\n\r\n))From [^\n]*\n(?=[!-9;-~]+:)")
+# begins a message of a mailbox: behind an empty line, or with a time, and before a header
+FROM_LINE = re.compile(
+    rb"(?:(?:\A(?:\xef\xbb\xbf)?\s*|(?<=\n\n)|(?<=\n\r\n))From [^\n]*"
+    rb"|(?<=\n)From [^\n]{1,200}\d:\d\d[^\n]{0,40} \d{4}[^\n]{0,40})\n(?=>?[!-9;-~]+:|\r?\n)"
+)
+HEAD = re.compile(rb"(?:\xef\xbb\xbf)?\s*")  # may stand before the first header
+UUENCODED = re.compile(
+    r"^begin [0-7]{3,4} (\S.{0,200})\n(?:[ -`]{1,62}\n)*+`?\n?end$", re.MULTILINE
+)
+ENRICHED = re.compile(r"<param>.*?</param>|<(?!<)[^<>]{1,60}>", re.DOTALL | re.IGNORECASE)
+READ_AS = {"rtf": "rtf", "richtext": "rtf", "csv": "csv", "tab-separated-values": "tsv"}
+LINE = 10_000  # bytes that tell how lines end
 STUB = 200  # characters; a shorter text beside a page may only tell to look at the page
 MOST_NESTED = 20  # mails in mails
 CALENDAR = ("SUMMARY", "DTSTART", "DTEND", "LOCATION", "ORGANIZER", "ATTENDEE", "DESCRIPTION")
@@ -28,6 +42,8 @@ ReadOther = Callable[[Path, bytes, Note], str | None]
 def read_mailbox(path: Path, data: bytes, note: Note, read_other: ReadOther) -> str:
     """Read all mails; a bad one is named by its number, and the others are read."""
     starts = [match.span() for match in FROM_LINE.finditer(data)]
+    if not starts:
+        raise DocumentError(path, "is no mailbox: no line of it begins a mail with 'From '")
     ends = [start for start, _ in starts[1:]] + [len(data)]
     mails = []
     for number, ((_, start), end) in enumerate(zip(starts, ends, strict=True), 1):
@@ -44,13 +60,29 @@ def read_mailbox(path: Path, data: bytes, note: Note, read_other: ReadOther) -> 
 
 
 def read_message(path: Path, data: bytes, note: Note, read_other: ReadOther) -> str:
-    message = message_from_bytes(data, policy=policy.default)
-    return _Reading(path, note, read_other).render(message, 1)
+    return _Reading(path, note, read_other).render(_parse(data), 1)
+
+
+def read_stored(path: Path, data: bytes, note: Note, read_other: ReadOther) -> str:
+    """Read a mail as Apple Mail keeps it: behind its length, and before its settings."""
+    length, _, rest = data.partition(b"\n")
+    return read_message(path, rest[: int(length)], note, read_other)
+
+
+def _parse(data: bytes) -> Message:
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        data = data.decode("utf-16", "replace").encode()
+    data = data[HEAD.match(data).end() :]  # type: ignore[union-attr]  # it matches nothing too
+    if b"\n" not in data[:LINE]:
+        data = data.replace(b"\r", b"\n")
+    elif b"\r\r\n" in data[:LINE]:
+        data = data.replace(b"\r\r\n", b"\n")
+    return message_from_bytes(data, policy=policy.default)
 
 
 def read_page(path: Path, data: bytes, note: Note, read_other: ReadOther) -> str:
     """Read a web page that was saved as a mail of its parts (MHTML)."""
-    message = message_from_bytes(data, policy=policy.default)
+    message = _parse(data)
     reading = _Reading(path, note, read_other)
     pages = [part for part in message.walk() if part.get_content_type() == "text/html"]
     return reading.content(pages[0]) if pages else reading.render(message, 1)
@@ -90,7 +122,12 @@ class _Reading:
             if depth == MOST_NESTED:
                 self.note(f"mails within mails are left out below {MOST_NESTED} of them")
             else:
-                yield from (self.render(each, depth + 1) for each in inner)
+                yield from (self.render(_decoded(message, each), depth + 1) for each in inner)
+        elif kind == "message/delivery-status":
+            about = (f"{name}: {value}" for each in inner for name, value in each.raw_items())
+            yield "\n".join(map(str, about))
+        elif kind.startswith("multipart/") and not inner:  # without the boundary that it names
+            yield self.content(message)
         elif message.is_multipart():
             for part in self._best(inner) if kind == "multipart/alternative" else inner:
                 yield from self._parts(part, depth, unread)
@@ -119,10 +156,18 @@ class _Reading:
         # get_content() would put question marks where the named encoding is the wrong one
         payload = part.get_payload(decode=True)
         content = payload if isinstance(payload, bytes) else b""
+        kind = part.get_content_subtype()
+        if suffix := READ_AS.get(kind):
+            with suppress(DocumentError):
+                return self.read_other(Path(f"part.{suffix}"), content, self.note) or ""
         text = decode(self.path, content, self.note, part.get_content_charset() or "")
-        if part.get_content_subtype() == "html":
+        if kind == "html":
             return html.render(text)
-        return _calendar(text) if part.get_content_subtype() == "calendar" else text.strip()
+        if kind == "calendar":
+            return _calendar(text)
+        if kind == "enriched":
+            text = ENRICHED.sub("", text).replace("<<", "<")
+        return UUENCODED.sub(r"[Attachment: \1]", text.replace("\r\n", "\n")).strip()
 
     def _attachment(self, part: Message) -> str | None:
         """Read an attachment; None if its format is not read, or it is damaged."""
@@ -136,6 +181,14 @@ class _Reading:
         except Exception as error:  # a damaged attachment does not hide its mail
             self.note(f"attachment {name} is not read ({getattr(error, 'reason', repr(error))})")
             return None
+
+
+def _decoded(message: Message, inner: Message) -> Message:
+    """Return a mail in a mail, decoded where it was encoded, which is against the rules."""
+    if str(message.get("Content-Transfer-Encoding", "")).strip().lower() == "base64":
+        with suppress(ValueError):
+            return _parse(b64decode(str(inner.get_payload()).encode("ascii", "replace")))
+    return inner
 
 
 def _is_attached(part: Message) -> bool:
@@ -170,6 +223,8 @@ def _calendar(text: str) -> str:
                 shown = f"{time[1]}-{time[2]}-{time[3]}" + (
                     f" {time[4]}:{time[5]}" if time[4] else ""
                 )
+            if person := re.search(r";CN=\"?([^\";:]+)", key):
+                shown = f"{person[1]} <{shown}>"
             words = {"DTSTART": "Start", "DTEND": "End"}.get(name, name.capitalize())
             lines.append(f"{words}: {shown}")
     return "\n".join(lines).strip()

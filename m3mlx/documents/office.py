@@ -6,13 +6,14 @@ import posixpath
 import re
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .archive import open_archive
 from .formula import linear
+from .numbering import shown_number
 from .text import Note
 from .tree import child, get, parse_xml, tag, text_of, within
 
@@ -23,14 +24,9 @@ if TYPE_CHECKING:
 SKIPPED = {"del", "moveFrom", "instrText", "delText", "pPr", "rPr", "Fallback", "sectPr", "tblPr"}
 SKIPPED |= {"sdtPr", "rt", "posOffset", "align", "pctWidth", "pctHeight", "sizeRelH", "sizeRelV"}
 SIGNS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+EDGE = "\ufdd0"  # of a formula; no character, so that no text has it
+BETWEEN = re.compile(rf"(?<=[^\s(\[{{]){EDGE}(?=[^\s,.;:!?)\]}}])")
 NOTES = {"footnoteReference": "footnotes", "endnoteReference": "endnotes"}
-ROMAN = tuple(
-    zip(
-        (1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1),
-        "M CM D CD C XC L XL X IX V IV I".split(),
-        strict=True,
-    )
-)
 
 
 class Package:
@@ -62,6 +58,15 @@ class Package:
         targets = [target for its, target in self.relations(name).values() if its == kind]
         return [target for target in targets if target in self.names]
 
+    def drawn(self, name: str, element: Element) -> str:
+        """Return the words of a diagram or chart that an element of a part stands for."""
+        ids = {str(value) for value in element.attrib.values()}
+        parts = [part for id, (_, part) in self.relations(name).items() if id in ids]
+        kinds = ("diagrams/data", "charts/chart", "charts/chartEx")
+        found = (p for p in parts if p in self.names and any(kind in p for kind in kinds))
+        texts = (text_of(t) for part in found for t in within(self.xml(part), "p"))
+        return "\n".join(text.strip() for text in texts if text.strip())
+
 
 def read(path: Path, data: bytes, note: Note) -> str:
     with open_archive(path, data) as archive:
@@ -75,6 +80,7 @@ class Level:
     start: int
     kind: str
     shown: str
+    legal: bool = False  # the numbers of its higher levels are shown as decimal
 
 
 @dataclass
@@ -85,6 +91,7 @@ class _Word:
     counters: dict[str, dict[int, int]] = field(default_factory=dict)  # by list, then level
     pending: list[str] = field(default_factory=list)  # notes of the present paragraph
     boxes: list[Element] = field(default_factory=list)  # text boxes of the present paragraph
+    joined: str = ""  # paragraphs whose ends were deleted
 
     def text(self) -> str:
         body = child(self.package.xml(self.package.main), "body")
@@ -109,22 +116,41 @@ class _Word:
             if name == "p":
                 yield from self._paragraph(element)
             elif name == "tbl":
-                rows = (" | ".join(self._cells(row)) for row in _own(element, "tr"))
+                above: dict[int, str] = {}
+                kept = (e for e in _own(element, "tr") if child(e, "trPr", "del") is None)
+                rows = (" | ".join(self._cells(row, above)) for row in kept)
                 yield "\n".join(row for row in rows if row.strip(" |"))
             elif name not in SKIPPED:
                 yield from self._blocks(element)
 
-    def _cells(self, row: Element) -> Iterator[str]:
+    def _cells(self, row: Element, above: dict[int, str]) -> Iterator[str]:
+        """Yield the cells of a row; ``above`` are those that reach into it, by column."""
+        column = 0
         for cell in _own(row, "tc"):
-            yield " ".join(" ".join(self._blocks(cell)).split())
+            text = " ".join(" ".join(self._blocks(cell)).split())
+            merged = child(cell, "tcPr", "vMerge")
+            if merged is None:
+                above.pop(column, None)
+            elif get(merged, "val") == "restart":
+                above[column] = text
+            else:
+                text = text or above.get(column, "")
+            yield text
+            span = get(child(cell, "tcPr", "gridSpan"), "val")
+            column += int(span) if span.isdigit() else 1
 
     def _paragraph(self, element: Element) -> Iterator[str]:
         outer, self.pending, self.boxes = (self.pending, self.boxes), [], []
-        text = "".join(self._runs(element)).strip()
+        text = BETWEEN.sub(" ", "".join(self._runs(element))).replace(EDGE, "").strip()
         notes, boxes = self.pending, self.boxes
         self.pending, self.boxes = outer
         settings = child(element, "pPr")
         style = self.styles.get(get(child(settings, "pStyle"), "val"), _Style())
+        if child(settings, "rPr", "del") is not None:
+            self.joined += f"{text} "
+            text = ""
+        elif self.joined:
+            text, self.joined = self.joined + text, ""
         if text:
             label, depth = self._label(settings, style)
             level = _outline(settings, style)
@@ -151,10 +177,12 @@ class _Word:
             elif name == "txbxContent":
                 self.boxes.append(element)
             elif name == "oMath":
-                yield f" {linear(element)} "
+                yield f"{EDGE}{linear(element)}{EDGE}"
+            elif name in ("relIds", "chart"):
+                self.pending.append(self.package.drawn(self.package.main, element))
             elif name == "sym":
                 yield _symbol(element)
-            elif name == "r" and child(element, "rPr", "vanish") is not None:
+            elif name == "r" and _is_on(child(element, "rPr", "vanish")):
                 continue
             elif name not in SKIPPED:
                 yield from self._runs(element)
@@ -194,13 +222,19 @@ class _Word:
     def _lists(self) -> dict[str, tuple[str, dict[int, Level]]]:
         """For each list: of which kind of list it is, and its levels."""
         abstract: dict[str, dict[int, Level]] = {}
+        same: dict[str, str] = {}  # kind of list: the style of lists that it takes its levels from
+        styles: dict[str, str] = {}  # name of a style of lists: the kind of list it is
         lists: dict[str, tuple[str, dict[int, Level]]] = {}
         for part in self.package.related(self.package.main, "numbering"):
             for element in self.package.xml(part):
                 if tag(element) == "abstractNum":
-                    abstract[get(element, "abstractNumId")] = _levels(element)
+                    kind = get(element, "abstractNumId")
+                    abstract[kind] = _levels(element)
+                    styles |= {get(child(element, "styleLink"), "val"): kind}
+                    same[kind] = get(child(element, "numStyleLink"), "val")
                 elif tag(element) == "num":
                     kind = get(child(element, "abstractNumId"), "val")
+                    kind = styles.get(same.get(kind) or "none", kind)
                     own = _overrides(element, abstract.get(kind, {}))
                     restarts = child(element, "lvlOverride", "startOverride") is not None
                     name = get(element, "numId")
@@ -228,7 +262,8 @@ class _Word:
 
         def number(match: re.Match[str]) -> str:
             its = levels.get(int(match[1]) - 1, level)
-            return _shown(counters.get(int(match[1]) - 1, its.start), its.kind)
+            kind = "decimal" if level.legal else its.kind
+            return shown_number(counters.get(int(match[1]) - 1, its.start), kind)
 
         return re.sub(r"%([1-9])", number, level.shown), at
 
@@ -277,6 +312,7 @@ def _levels(element: Element) -> dict[int, Level]:
                 int(start) if start.isdigit() else 1,
                 get(child(each, "numFmt"), "val", "decimal"),
                 get(child(each, "lvlText"), "val"),
+                _is_on(child(each, "isLgl")),
             )
     return levels
 
@@ -289,27 +325,17 @@ def _overrides(element: Element, levels: dict[int, Level]) -> dict[int, Level]:
             levels |= _levels(each)
             at, start = int(get(each, "ilvl")), get(child(each, "startOverride"), "val")
             if start.isdigit() and at in levels:
-                levels[at] = Level(int(start), levels[at].kind, levels[at].shown)
+                levels[at] = replace(levels[at], start=int(start))
     return levels
-
-
-def _shown(number: int, kind: str) -> str:
-    """Write a number as its list shows it."""
-    if kind in ("lowerLetter", "upperLetter") and number > 0:
-        letter = chr(ord("a") + (number - 1) % 26) * min(1 + (number - 1) // 26, 9)
-        return letter.upper() if kind == "upperLetter" else letter
-    if kind in ("lowerRoman", "upperRoman") and 0 < number < 4000:
-        roman = ""
-        for value, letters in ROMAN:
-            roman += letters * (number // value)
-            number %= value
-        return roman if kind == "upperRoman" else roman.lower()
-    return f"{number:02}" if kind == "decimalZero" else str(number)
 
 
 def _symbol(element: Element) -> str:
     code = int(get(element, "char") or "20", 16)
     return "" if 0xE000 <= code < 0xF900 else chr(code)  # of a font that has its own letters
+
+
+def _is_on(setting: Element | None) -> bool:
+    return setting is not None and get(setting, "val", "1") not in ("0", "false", "off")
 
 
 def _own(parent: Element, name: str) -> Iterator[Element]:
@@ -337,14 +363,15 @@ def _relation_id(element: Element) -> str:
 
 
 def _slide(package: Package, name: str) -> str:
-    blocks = list(_shapes(package.xml(name)))
+    blocks = list(_shapes(package.xml(name), package, name))
     for part in package.related(name, "notesSlide"):
-        notes = [text for text in _shapes(package.xml(part)) if not text.isdigit()]
+        shapes = _shapes(package.xml(part), package, part)
+        notes = [text for text in shapes if not text.isdigit()]
         blocks += [f"Notes: {text}" for text in notes]
     return "\n\n".join(filter(None, blocks))
 
 
-def _shapes(parent: Element) -> Iterator[str]:
+def _shapes(parent: Element, package: Package, part: str) -> Iterator[str]:
     """Yield the text of each shape and table of a slide."""
     for element in parent:
         name = tag(element)
@@ -358,8 +385,10 @@ def _shapes(parent: Element) -> Iterator[str]:
             lines = list(_lines(element))
             is_title = get(child(parent, "nvSpPr", "nvPr", "ph"), "type") in ("title", "ctrTitle")
             yield f"# {' '.join(lines)}" if is_title and any(lines) else "\n".join(lines)
+        elif name in ("relIds", "chart"):
+            yield package.drawn(part, element)
         elif name != "Fallback":
-            yield from _shapes(element)
+            yield from _shapes(element, package, part)
 
 
 def _lines(body: Element) -> Iterator[str]:

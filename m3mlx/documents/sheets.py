@@ -7,6 +7,7 @@ from datetime import datetime, time
 from pathlib import Path
 
 from ..errors import DocumentError
+from .archive import OLE
 from .data import describe
 from .text import Note
 
@@ -14,12 +15,17 @@ MOST_NAMED = 5_000_000  # characters of a sheet; rows behind them come without n
 
 
 def read(path: Path, data: bytes, note: Note) -> str:
-    from python_calamine import CalamineWorkbook, PasswordError
+    from python_calamine import CalamineError, CalamineWorkbook, PasswordError
 
     try:
         workbook = CalamineWorkbook.from_filelike(io.BytesIO(data))
     except PasswordError as error:
         raise DocumentError(path, "is encrypted; save it without a password") from error
+    except CalamineError as error:
+        if data.startswith(OLE):
+            reason = "is encrypted, or of an old format; save it as .xlsx without a password"
+            raise DocumentError(path, reason) from error
+        raise
     sheets = []
     for name in workbook.sheet_names:
         try:

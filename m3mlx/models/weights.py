@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from ..errors import ModelError
 
+_NUMPY = {"F32": np.float32, "F16": np.float16}
 _LONGEST_HEADER = 100_000_000  # bytes
 _GROUPS = {"affine": 64, "mxfp4": 32, "mxfp8": 32, "nvfp4": 16}  # weights that share a scale
 
@@ -55,7 +57,7 @@ def read_weights(folder: Path) -> Weights:
         raise ModelError("config.json is missing or no JSON") from error
     tensors: dict[str, dict[str, Any]] = {}
     for file in _files(folder):
-        tensors |= _header(file)
+        tensors |= read_header(file)
     count = 0
     for name, tensor in tensors.items():
         layer, _, kind = name.rpartition(".")
@@ -94,8 +96,12 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
-def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """Return name, type, shape and place of the tensors in a file that is as long as they need."""
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Return name, type, shape and place of the tensors in a file that is as long as they need.
+
+    Raises:
+        ModelError: it is cut short or damaged.
+    """
     try:
         with file.open("rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
@@ -111,3 +117,17 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
     if not whole:
         raise ModelError(f"{file.name} is cut short or damaged")
     return tensors
+
+
+def map_array(file: Path, name: str) -> np.ndarray | None:
+    """Return an array of a safetensors file that is read where it is used.
+
+    None for a type that NumPy does not have.
+    """
+    about = read_header(file)[name]
+    if (dtype := _NUMPY.get(about["dtype"])) is None:
+        return None
+    with file.open("rb") as opened:
+        (length,) = struct.unpack("<Q", opened.read(8))
+    start = 8 + length + about["data_offsets"][0]
+    return np.memmap(file, dtype, "r", start, tuple(about["shape"]))

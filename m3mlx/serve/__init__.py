@@ -46,6 +46,12 @@ def prepare(assistant: Assistant) -> None:
         _ = assistant.plain_prefix
 
 
+def _write_memories(assistant: Assistant) -> Iterator[object]:
+    """Write the memories that documents lack, so few at a time that no request waits long."""
+    if assistant.has_store():
+        yield from assistant.memories_in_steps(batch=2, wait=0)
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Return a bound socket; port 0 takes a free one.
 
@@ -78,6 +84,7 @@ class Settings:
         upload_bytes: maximum size of an upload.
         waiting: maximum number of requests that wait.
         collection: restricts all requests; None lets each name its own.
+        cold: write each memory at its first use only, and not also while nothing is asked.
     """
 
     host: str = "127.0.0.1"
@@ -88,6 +95,7 @@ class Settings:
     upload_bytes: int = 50_000_000
     waiting: int = 16
     collection: str | None = None
+    cold: bool = False
 
     def guard(self) -> Guard:
         """Return the guard of these settings.
@@ -127,7 +135,7 @@ def serve(
     """
     guard, roots = settings.guard(), Roots(settings.roots)
     listener = listen(settings.host, settings.port)
-    thread = ModelThread(make, settings.waiting)
+    thread = ModelThread(make, settings.waiting, None if settings.cold else _write_memories)
     apps: list[ASGIApp] = []
 
     def make_app(assistant: Assistant) -> None:

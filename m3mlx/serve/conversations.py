@@ -13,8 +13,8 @@ from typing import Any
 
 from ..assistant import Assistant
 from ..chat.chat import Chat, Source
-from ..chat.conversation import Timings
-from ..config import Generation
+from ..chat.conversation import Step, Timings
+from ..config import NOTHING_FITS, Generation
 from .documents import collection_filter
 from .errors import BadRequest
 from .model_thread import Job
@@ -54,7 +54,8 @@ class AnswerPart:
 
     Attributes:
         m3mlx: fields of our own: in the first part the memory mode; with the first text of each
-            span of 64 tokens its number and sources; in the last part timings.
+            span of 64 tokens its number and sources; in the last part timings, all sources with
+            their shares of the attention, and a note if nothing in memory fits.
         reasoning: thoughts of the model; a part has these or text.
         reason: "stop" or "length", in the last part.
         usage: numbers of tokens as OpenAI names them, in the last part.
@@ -95,7 +96,8 @@ class ConversationCache:
         chat, cached = conversation.chat, conversation.tokens
         length = min(request.generation.max_tokens, room)
         steps = chat.send(request.message, request.generation, max_tokens=length)
-        stop, span, reason, timings = _StopFilter(request.stop), -1, "length", Timings()
+        stop, reason, timings = _StopFilter(request.stop), "length", Timings()
+        spans: dict[int, Step] = {}  # the last step of each
         thought = False
         yield AnswerPart(m3mlx={"memory": chat.memory})
         try:
@@ -109,10 +111,9 @@ class ConversationCache:
                     text, reasoning = ("", step.text) if step.thought else (step.text, "")
                     text = stop.feed(text, last=step.finish_reason is not None)
                     part = AnswerPart(text, reasoning=reasoning)
-                    if span != step.span:
-                        span = step.span
-                        sources = [vars(Source.of(hit, span)) for hit in step.sources]
-                        part.m3mlx = {"span": span, "sources": sources}
+                    if step.span not in spans:
+                        part.m3mlx = {"span": step.span, "sources": _sources([step])}
+                    spans[step.span] = step
                     if part.m3mlx or text or reasoning:
                         yield part
                     reason = "stop" if stop.found else step.finish_reason or reason
@@ -130,7 +131,10 @@ class ConversationCache:
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-        yield AnswerPart(m3mlx={"timings": asdict(timings)}, reason=reason, usage=usage)
+        about: dict[str, Any] = {"sources": _sources(spans.values()), "timings": asdict(timings)}
+        if chat.memory != "off" and not about["sources"]:
+            about["note"] = NOTHING_FITS
+        yield AnswerPart(m3mlx=about, reason=reason, usage=usage)
 
     def _take(self, assistant: Assistant, request: ChatRequest) -> _Cached:
         """Take the cached conversation that the request continues, or begin a new one."""
@@ -164,6 +168,10 @@ def join_turns(messages: Iterable[tuple[str, str]]) -> tuple[list[str], list[dic
         else:
             turns.append({"role": role, "content": text})
     return system, turns
+
+
+def _sources(steps: Iterable[Step]) -> list[dict[str, Any]]:
+    return [vars(source) for step in steps for source in Source.of_step(step)]
 
 
 def _room(assistant: Assistant, request: ChatRequest) -> int:

@@ -98,9 +98,10 @@ def memorize(
     contents: Mapping[str, bytes] | None = None,
     collection: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Memorize files and folders, or texts and uploads by name; yield the report.
+    """Store files and folders, or texts and uploads by name; yield the report.
 
-    Texts and uploads that are cancelled half way are erased again, since their source is gone.
+    Memories are written at their first use, or while nothing is asked. Texts and uploads that are
+    cancelled half way are erased again, since their source is gone.
 
     Args:
         paths: have been checked to lie inside the roots.
@@ -114,6 +115,7 @@ def memorize(
             paths,
             contents=contents,
             collection=collection,
+            cold=True,
             progress=job.progress,
             between_batches=job.between_batches,
         )

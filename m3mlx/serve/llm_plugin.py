@@ -17,6 +17,7 @@ from pydantic import Field
 from .. import config
 from ..assistant import Assistant
 from ..chat.chat import Source
+from ..chat.conversation import Step
 from ..errors import M3Error
 from .conversations import join_turns
 
@@ -58,11 +59,10 @@ class M3(llm.Model):
         options = prompt.options
         assert isinstance(options, M3.Options)
         system, earlier, message = _conversation(prompt)
-        sources: list[Source] = []
+        spans: dict[int, Step] = {}  # the last step of each
         try:
             chat = self._open(options).chat(memory=options.memory, system=system)
             chat.messages += earlier
-            span = -1
             for step in chat.send(
                 message,
                 max_tokens=options.max_tokens,
@@ -72,16 +72,14 @@ class M3(llm.Model):
             ):
                 if not step.thought:
                     yield step.text
-                if step.span != span:
-                    span = step.span
-                    sources += [Source.of(hit, span) for hit in step.sources]
+                spans[step.span] = step
         except M3Error as error:
             raise llm.ModelError(str(error)) from error
         timings = step.timings
         response.set_usage(input=timings.prompt_tokens, output=timings.generated_tokens)
         response.response_json = {
             "memory": options.memory,
-            "sources": [vars(source) for source in sources],
+            "sources": [vars(each) for last in spans.values() for each in Source.of_step(last)],
             "timings": vars(timings),
         }
 

@@ -2,7 +2,8 @@
 
 MLX arrays belong to the thread that made them, so all work runs as tasks on this one thread, in
 the order of arrival. One exception: between the batches of a task that memorizes, waiting tasks
-that only read run, so that nobody waits for a large file.
+that only read run, so that nobody waits for a large file. While nothing is asked, the thread does
+idle work, a small piece at a time.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from contextlib import aclosing
 from typing import Any
 
 from ..assistant import Assistant
+from ..errors import M3Error
 from .errors import FullError
 
 _END = object()
+QUIET = 5.0  # seconds after a task until idle work goes on
+_AGAIN = 60.0  # seconds until somebody looks whether there is idle work anew
 log = logging.getLogger("m3mlx.serve")
 
 
@@ -40,7 +44,8 @@ class Job:
         """Send progress to the client."""
         if self.cancelled.is_set():
             raise _Cancelled
-        self.send({"progress": what, "done": done, "total": total})
+        task, _, detail = what.partition(": ")
+        self.send({"progress": task, "detail": detail, "done": done, "total": total})
 
     def between_batches(self) -> None:
         """Run the waiting tasks that only read; to be called while the store can be read."""
@@ -64,10 +69,16 @@ class ModelThread:
 
     Args:
         waiting: maximum number of queued tasks, running ones not counted.
+        idle: does work for which nobody waits, and yields after each small piece of it.
     """
 
-    def __init__(self, make: Callable[[], Assistant], waiting: int = 16):
-        self._make, self.waiting = make, waiting
+    def __init__(
+        self,
+        make: Callable[[], Assistant],
+        waiting: int = 16,
+        idle: Callable[[Assistant], Iterator[Any]] | None = None,
+    ):
+        self._make, self.waiting, self._idle = make, waiting, idle
         self._queue: deque[Job] = deque()
         self._running: list[Job] = []  # one, or a writer and the reader between its batches
         self._change = threading.Condition()
@@ -143,14 +154,32 @@ class ModelThread:
             with self._make() as self._assistant:
                 self._prepare(self._assistant)
                 self._ready.set()
+                self._wait()
                 while job := self._next(wait=True):
                     self._do(job)
+                    self._wait()
         except BaseException as error:
             self._failure = error
             if self._ready.is_set():
                 log.exception("the assistant has stopped")
         finally:
             self._ready.set()
+
+    def _wait(self) -> None:
+        """Wait for a job; after some quiet seconds, do idle work meanwhile."""
+        work: Iterator[Any] | None = None
+        quiet = QUIET
+        while self._idle:
+            with self._change:
+                if self._change.wait_for(lambda: self._queue or self._ending, quiet):
+                    return
+            work, quiet = work or self._idle(self._assistant), 0.06
+            try:
+                if next(work, _END) is _END:
+                    work, quiet = None, _AGAIN
+            except (M3Error, OSError) as error:
+                log.info("idle work has failed: %s", error)
+                work, quiet = None, _AGAIN
 
     def _run_readers(self) -> None:
         while job := self._next(wait=False):

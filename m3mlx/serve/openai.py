@@ -231,7 +231,6 @@ class Completion:
     def whole(self, parts: Sequence[AnswerPart]) -> dict[str, Any]:
         """Return the JSON of a whole answer from all its parts."""
         text = "".join(part.text for part in parts)
-        sources = [each for part in parts for each in part.m3mlx.get("sources", ())]
         end = parts[-1]
         said: dict[str, Any] = {"text": text}
         if not self.raw:
@@ -239,7 +238,7 @@ class Completion:
             if reasoning := "".join(part.reasoning for part in parts):
                 message["reasoning_content"] = reasoning
             said = {"message": message}
-        ours = {**parts[0].m3mlx, "sources": sources, **end.m3mlx}
+        ours = {**parts[0].m3mlx, **end.m3mlx}
         return self._json(self._kind, said, end.reason, usage=end.usage, m3mlx=ours)
 
     def events(self, part: AnswerPart) -> list[dict[str, Any]]:

@@ -19,8 +19,10 @@ then one transaction adds the rows. A crash before the end of the transaction le
 nothing refers to; they are cut off or written over. What may wait is done by ``maintain``.
 """
 
+from .backup import BackupReport
 from .check import CheckReport, Damage
 from .cipher import LockedError, Passphrase
+from .copies import different_first
 from .filter import Filter
 from .lock import BusyStore, ReadOnlyStore
 from .memory_store import ColdReference, MemoryStore
@@ -32,6 +34,7 @@ from .stores import Stores
 from .traces import ForgetReport, Remnant, Trace, Verification
 
 __all__ = [
+    "BackupReport",
     "BusyStore",
     "CheckReport",
     "ColdReference",
@@ -53,4 +56,5 @@ __all__ = [
     "Stores",
     "Trace",
     "Verification",
+    "different_first",
 ]

@@ -22,6 +22,7 @@ import numpy as np
 
 from .. import files
 from ..errors import StoreError
+from . import pieces
 from .catalog_memories import IN, INSERT_EDITION, Memories, as_json
 from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
 from .database import Connection, new_database
@@ -40,6 +41,7 @@ NEW_STORE = {  # the settings that change, as they begin
 }
 BLOCK = 1024  # references that are read at a time where all are needed
 _LONGEST_COLLECTION = 100  # characters
+_FULL_TEXT = ("words", "piece")  # its tables
 _CHECKED = (  # all that the checksum of a reference is about, and the checksum
     'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, checksum '
     "FROM reference JOIN document ON document = id WHERE "
@@ -78,8 +80,10 @@ class Catalog:
             for edition in editions:
                 db.execute(INSERT_EDITION, edition.row)
             if settings.get("cipher"):
-                for part in ("TRIGGER reference_added", "TRIGGER reference_removed", "TABLE words"):
-                    db.execute(f"DROP {part}")
+                for trigger in ("added", "removed", "pieces_removed"):
+                    db.execute(f"DROP TRIGGER reference_{trigger}")
+                for table in ("words", "piece"):
+                    db.execute(f"DROP TABLE {table}")
 
     def __init__(self, path: Path, *, write: bool = False):
         """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
@@ -316,6 +320,8 @@ class Catalog:
                 "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
                 [slot, new.document, *row, _checksum(slot, path, row)],
             )
+            if not self.cipher.encrypts and (found := pieces.pieces(new.text)):
+                self.db.execute("INSERT INTO piece (rowid, text) VALUES (?, ?)", [slot, found])
         for document, (path, count, committed) in state.items():
             if committed == count:
                 self._complete(document, path)
@@ -425,7 +431,7 @@ class Catalog:
             "DROP TABLE temp.moved",
         ):
             self.db.execute(statement)
-        self.rebuild_full_text()
+        self.make_full_text()
         self.db.execute("DELETE FROM edition")
         for edition in editions:
             self.memories.add_edition(edition)
@@ -623,15 +629,31 @@ class Catalog:
 
     # full text and what was removed
 
-    def rebuild_full_text(self) -> None:
+    def make_full_text(self) -> None:
         """Make the full text again from the texts; an encrypted store has none."""
         if not self.cipher.encrypts:
-            self.db.execute("INSERT INTO words (words) VALUES ('rebuild')")
+            pieces.fill(self.db.conn)
+            for table in _FULL_TEXT:
+                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('rebuild')")
+
+    def _erase_from_full_text(self) -> None:
+        """Merge the parts of the full text, of which older ones have what younger ones delete."""
+        if not self.cipher.encrypts:
+            for table in _FULL_TEXT:
+                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
+            files.at_step("full text merged")
 
     def check_full_text(self) -> None:
         """Raise StoreError if the full text is not that of the texts; needs the right to write."""
-        if not self.cipher.encrypts:
-            self.db.execute("INSERT INTO words (words, rank) VALUES ('integrity-check', 1)")
+        if self.cipher.encrypts:
+            return
+        for table in _FULL_TEXT:
+            self.db.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
+        for slot, text, found in self.db.execute(
+            "SELECT slot, r.text, p.text FROM reference r LEFT JOIN piece p ON p.rowid = slot"
+        ):
+            if isinstance(text, str) and pieces.pieces(text) != (found or ""):
+                raise self.damaged(f"its full text lacks pieces of reference {slot}")
 
     def holds(self, sample: str | bytes) -> bool:
         """Return whether the catalog holds a name, text or word, or token or vector bytes."""
@@ -670,25 +692,31 @@ class Catalog:
             ).fetchone()
         )
 
-    def purge(self) -> None:
-        """Erase what was removed from free pages, full text and log, if anything was removed.
+    def purge(self, *, shrink: bool = False) -> None:
+        """Erase what was removed from full text, pages and log, if anything was removed.
 
         Call it outside of transactions. Raises StoreError if a reader kept it from finishing.
+
+        Args:
+            shrink: give free pages back, even if they are few.
         """
         with self.snapshot():
-            if not self.settings()["scrub"]:
+            free, all_pages = map(self.db.value, ("PRAGMA freelist_count", "PRAGMA page_count"))
+            shrink = 2 * free > all_pages or (shrink and free > 0)
+            if not (shrink or self.settings()["scrub"]):
                 return
         with self.db.lock, self.db.errors_translated():
-            # deleting from full text only adds a note; words stay until the index is made again
-            self.rebuild_full_text()
-            self.db.execute("VACUUM")
-            files.at_step("vacuumed")
+            if shrink:
+                self.db.execute("VACUUM")
+                files.at_step("vacuumed")
+            self._erase_from_full_text()
             busy = self.db.value("PRAGMA wal_checkpoint(TRUNCATE)")
-        if busy:
-            raise StoreError(
-                f"{self.path}: it is being read, so removed text may remain in its log. "
-                f"Close other programs that use the store, then try again."
-            )
+            if busy:
+                raise StoreError(
+                    f"{self.path}: it is being read, so removed text may remain in its log. "
+                    f"Close other programs that use the store, then try again."
+                )
+            self.db.clear_gaps()
         with self.transaction():
             self.set(scrub=False)
 

@@ -16,13 +16,15 @@ from sqlite_utils import Database
 
 from .. import files
 from ..errors import StoreError
+from . import pages
 from .migrations import migrations, objects, schema
 
 BUSY_SECONDS = 10  # how long one process waits for another's commit
 _PAGE = 16384  # of the database: six references fit, where 4096 hold one and waste a third
 _FULL_TEXT = {  # which an encrypted catalog does not have
     *("words", "words_config", "words_data", "words_docsize", "words_idx"),
-    *("reference_added", "reference_removed"),
+    *("piece", "piece_config", "piece_content", "piece_data", "piece_docsize", "piece_idx"),
+    *("reference_added", "reference_removed", "reference_pieces_removed"),
 }
 _MOST_ERRORS = 20  # of one file that SQLite lists
 
@@ -83,8 +85,13 @@ class Connection:
         self.outdated = False
         self.begins: Callable[[], object] = lambda: None
         self.ends: Callable[[], object] = lambda: None
-        with self.errors_translated():
-            self.conn = _connected(f"{path.absolute().as_uri()}?{self._mode()}", uri=True)
+        with self.errors_translated(), files.os_errors_as_store_errors(path):
+            self._held: pages.Database | None = pages.hold(path)
+            try:
+                self.conn = _connected(f"{path.absolute().as_uri()}?{self._mode()}", uri=True)
+            except BaseException:
+                pages.release(self._held)
+                raise
         try:
             with self.errors_translated():
                 self._prepare(write)
@@ -103,6 +110,9 @@ class Connection:
 
     def _prepare(self, write: bool) -> None:
         self.execute("PRAGMA trusted_schema=OFF")
+        self.execute(
+            "PRAGMA synchronous=FULL"
+        )  # some systems wait for the disk at checkpoints only
         for pragma in ("foreign_keys", "secure_delete", "fullfsync", "cell_size_check"):
             self.execute(f"PRAGMA {pragma}=ON")
         db = Database(self.conn, execute_plugins=False)
@@ -159,6 +169,9 @@ class Connection:
 
     def close(self) -> None:
         self.conn.close()
+        if self._held:
+            pages.release(self._held)
+            self._held = None
 
     def execute(
         self, statement: str, parameters: Sequence | Mapping[str, object] = ()
@@ -211,6 +224,12 @@ class Connection:
                 return False
             finally:
                 self.execute(f"PRAGMA busy_timeout={int(1000 * BUSY_SECONDS)}")
+
+    def clear_gaps(self) -> None:
+        """Overwrite what is left of deleted rows between others. The log must be empty."""
+        with self.lock, self.errors_translated():
+            pages.clear_gaps(self.path)
+            self.execute("PRAGMA shrink_memory")  # of pages as they were
 
     def errors_translated(self) -> AbstractContextManager[None]:
         """Raise SQLite's errors as StoreError that names the file and what to do."""

@@ -3,7 +3,9 @@
 vectors.usearch is derived from the catalog, and USearch trusts the files it opens: a damaged
 graph can kill the process. So the catalog keeps a stamp of the file, which is checked before the
 file is opened; without a valid stamp the search is exact. USearch's own removal leaves the
-removed bytes in the file, so an index that holds too much is built anew.
+removed bytes in the file, so vectors are overwritten there with zeros. These are as far from
+everything as what has nothing to do with it, and the graph leads past them as before; when a
+quarter of a file is erased, it is built anew.
 
 The graph keeps a byte for each number, scaled so that the largest of a vector is 127. That takes
 half the room of half floats, is twice as fast to build and to search, and costs hardly any recall:
@@ -16,11 +18,12 @@ import errno
 import hashlib
 import mmap
 import os
+import struct
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +39,9 @@ _EXPANSION = 256  # candidates that a search of the graph keeps; fewer lose reca
 _BLOCK = 2**24  # distances that an exact search holds at a time
 _PART = 4096  # vectors that are added to a graph at a time
 _PIECE = 2**24  # bytes of a file that one thread hashes at a time
+_MOST_ERASED = 0.25  # of the vectors of a file, beyond which it is built anew
+_MATRIX = struct.Struct("<II")  # head of a file: vectors, bytes of each; then all vectors
+_START = 8  # bytes of a vector by which its place is found
 _SETTLED = 2 * 10**9  # nanoseconds after which a change would show in a file's times
 
 _proven: dict[str, tuple[int, ...]] = {}  # hash -> the file in which this process has found it
@@ -50,11 +56,13 @@ class IndexStamp:
         length: of the file, in bytes.
         sha256: of the SHA-256 of each 16 MiB of the file, in hexadecimal; so all cores can prove
             a file, a gigabyte in a fraction of a second.
+        erased: so many of its vectors are overwritten.
     """
 
     commit: int
     length: int
     sha256: str
+    erased: int = 0
 
 
 class StaleIndex(Exception):
@@ -148,6 +156,49 @@ class Graph:
         return _keys(self._index)
 
 
+def erase(path: Path, stamp: IndexStamp, gone: np.ndarray) -> IndexStamp:
+    """Overwrite vectors of the stamped file, which search then no longer finds.
+
+    Args:
+        gone: int64, all keys whose vectors are not to be there.
+
+    Returns:
+        The stamp of the file as it is then.
+
+    Raises:
+        StaleIndex: it is another file, or its vectors are not where they are expected, or so many
+            are gone that it is to be built anew; nothing is changed.
+    """
+    mapped = _mapped(path, stamp, mmap.ACCESS_COPY)  # tried here first, not in the file
+    index = _restored(mapped, view=True)
+    count, width = _MATRIX.unpack_from(mapped)
+    told = len(index), max(index.ndim, _START)
+    if (count, width) != told or len(gone) > _MOST_ERASED * count:
+        raise StaleIndex(path)
+    vectors = np.ndarray((count, width), np.int8, mapped, _MATRIX.size)
+    starts = np.ascontiguousarray(vectors[:, :_START]).view(np.uint64)[:, 0]
+    erased = []
+    for key in gone.tolist():
+        vector = _vector(index, key)
+        if not vector.any():
+            continue
+        for row in np.flatnonzero(starts == vector[:_START].view(np.uint64)[0]).tolist():
+            before = vectors[row].copy()
+            vectors[row] = 0
+            if not _vector(index, key).any():
+                erased.append(row)
+                break
+            vectors[row] = before  # of another key
+        else:
+            raise StaleIndex(path)
+    with path.open("r+b", buffering=0) as file:
+        for row in erased:
+            os.pwrite(file.fileno(), bytes(width), _MATRIX.size + row * width)
+        files.sync(file.fileno())
+    files.at_step("vectors erased")
+    return replace(stamp, sha256=_hash(mapped), erased=len(gone))
+
+
 def save(
     path: Path,
     slots: np.ndarray,
@@ -172,7 +223,10 @@ def save(
     with suppress(StaleIndex):
         present = _restored(_mapped(path, stamp), view=False)
         keys = _keys(present)
-        if np.isin(keys, slots).all():
+        erased = keys[~np.isin(keys, slots)]
+        if len(erased) <= _MOST_ERASED * len(keys) and not any(
+            _vector(present, key).any() for key in erased.tolist()
+        ):
             index, held = present, keys
         else:
             path.unlink()  # erased now, not only when the new one is built
@@ -189,7 +243,7 @@ def save(
         except RuntimeError as error:  # USearch does not say which
             raise OSError(errno.EIO, f"the index cannot be written ({error})", str(path)) from error
         with file.open("rb") as saved, mmap.mmap(saved.fileno(), 0, access=mmap.ACCESS_READ) as all:
-            return IndexStamp(commit=commit, length=len(all), sha256=_hash(all))
+            return IndexStamp(commit, len(all), _hash(all), erased=len(index) - len(slots))
 
 
 def _restored(data: mmap.mmap, *, view: bool) -> Index:
@@ -202,7 +256,12 @@ def _keys(index: Index) -> np.ndarray:
     return np.array(index.keys[:], dtype=np.int64)
 
 
-def _mapped(path: Path, stamp: IndexStamp | None) -> mmap.mmap:
+def _vector(index: Index, key: int) -> np.ndarray:
+    """A vector as it is kept, int8 ``(dimensions,)``."""
+    return np.array(index.get(key), dtype=np.int8)
+
+
+def _mapped(path: Path, stamp: IndexStamp | None, access: int = mmap.ACCESS_READ) -> mmap.mmap:
     """Map a file and prove that these very bytes are the stamped ones."""
     if stamp is None:
         raise StaleIndex(path)
@@ -211,7 +270,7 @@ def _mapped(path: Path, stamp: IndexStamp | None) -> mmap.mmap:
             state = os.fstat(file.fileno())
             if state.st_size != stamp.length or not stamp.length:
                 raise StaleIndex(path)
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = mmap.mmap(file.fileno(), 0, access=access)
     except OSError as error:
         raise StaleIndex(path) from error
     identity = (state.st_dev, state.st_ino, state.st_mtime_ns, state.st_ctime_ns)

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..files import NEW, check_plain, is_writable, os_errors_as_store_errors
-from . import check, index, repair, traces, watched
+from . import backup, check, index, repair, traces, watched
 from . import sessions as sessions_file
 from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
@@ -416,6 +416,11 @@ class MemoryStore:
             known = self._catalog.memories.edition(edition)
             return self._catalog.memories.cold(known.id, after, count)
 
+    def holds_few(self, count: int) -> bool:
+        """Return whether there are fewer references than this."""
+        with self._catalog.snapshot():
+            return len(self._catalog.slots_after(-1, count)) < count
+
     def status(self, edition: int | None = None) -> dict:
         """Return counts, bytes by part, the bound and the editions."""
         with self._catalog.snapshot():
@@ -649,16 +654,20 @@ class MemoryStore:
 
         ``close`` and ``forget`` do it; a long-lived writer may call it between two tasks.
         """
+        self._maintain()
+
+    def _maintain(self, *, shrink: bool = False) -> None:
         self._require_writer()
         with os_errors_as_store_errors(self.path):
             self._records.erase()
-            self._catalog.purge()
+            self._catalog.purge(shrink=shrink)
             self._search.refresh_index()
             self._records.keep_bound()  # an index counts too
 
     quick_check = staticmethod(check.quick)
     check = staticmethod(check.check)
     repair = staticmethod(repair.repair)
+    backup = staticmethod(backup.backup)
 
     def compact(self) -> int:
         """Free disk space: number references anew without gaps, and copy their records.
@@ -673,7 +682,7 @@ class MemoryStore:
         with os_errors_as_store_errors(self.path):
             self._records.erase()
             damaged = self._records.compact()
-            self.maintain()
+            self._maintain(shrink=True)
         return damaged
 
     def _checked(self, vectors: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:

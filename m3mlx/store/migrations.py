@@ -11,6 +11,8 @@ from functools import cache
 
 from sqlite_utils import Database, Migrations
 
+from . import pieces
+
 TOKENIZER = "porter unicode61"
 LEDGER = "_sqlite_migrations"
 
@@ -142,3 +144,15 @@ def m005_root(db: Database) -> None:
         "INSERT INTO setting SELECT 'root', 'null' WHERE EXISTS (SELECT 1 FROM setting)",
     ):
         db.execute(statement)
+
+
+@migrations()
+def m006_pieces(db: Database) -> None:
+    """Pieces of words, where the words of a text do not stand apart; not of encrypted stores."""
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'words'").fetchone():
+        db.execute(pieces.TABLE)
+        db.execute(
+            """CREATE TRIGGER reference_pieces_removed AFTER DELETE ON reference BEGIN
+                DELETE FROM piece WHERE rowid = old.slot; END"""
+        )
+        pieces.fill(db.conn)

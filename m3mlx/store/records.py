@@ -20,7 +20,8 @@ from .usage import Usage
 
 FIRST = "memories.kv"  # of the first edition; the name of the first release
 _OURS = re.compile(  # files of editions, and what is left of something that was cut off
-    r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new|salvaged\.sqlite.*"
+    r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new.*|salvaged\.sqlite.*|"
+    r"etilqs_\w+"  # of SQLite, which names temporary files so
 )
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
 _PART = 64  # records that are copied at a time
@@ -71,7 +72,8 @@ class Records:
                 self._catalog.memories.announce_tie(edition, file.tie, tie)
                 if not file.tied:
                     self._catalog.memories.unbind(edition)
-            file.set_tie(tie)
+            with files.os_errors_as_store_errors(file.path):
+                file.set_tie(tie)
             self._tied.add(file.path)
         return file
 

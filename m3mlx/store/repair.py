@@ -127,7 +127,7 @@ def _mend(
             catalog.quarantine(bad, True)
             (path / index.FILE).unlink(missing_ok=True)
         if bad or "words" in parts:
-            catalog.rebuild_full_text()
+            catalog.make_full_text()
         if catalog.root:
             catalog.root.reset()
     return cold

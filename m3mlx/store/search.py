@@ -8,6 +8,7 @@ ranks better than the ranks' reciprocals, and tells by how much the first is bet
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,13 +19,14 @@ from .. import files
 from ..config import RETRIEVALS
 from ..errors import StoreError
 from ..files import NEW
-from . import index
+from . import index, pieces
 from .catalog import Catalog, blocks
 from .filter import Filter
 from .rows import Edition, StoredReference
 from .words import RANKED, Words
 
 EXACT_REFERENCES = 20_000  # up to so many, comparing with all is as fast as any index
+SIGNS = 2  # times as much do words count in Chinese, Japanese and Korean, which few encoders read
 _DEPTH = 32  # references of each list that are joined, at least
 _CANDIDATES = 64  # taken from the index at least, and ranked by exact vectors
 _TIMES = 2  # as many candidates as are wanted
@@ -38,7 +40,7 @@ class Hit:
         slot: names its memory in ``read`` and ``write``.
         distance: cosine distance of query and reference, whatever the mode.
         score: by which hits are ranked: cosine similarity (dense), share of BM25 (text), or the
-            sum of both (hybrid).
+            sum of both (hybrid), the latter times ``SIGNS`` for questions in such scripts.
         path: of its document, whose id is ``document``.
         start, end: characters of the document.
         page, line: for citing, counted from 1, or None.
@@ -143,7 +145,10 @@ class Search:
             best = dict.fromkeys(islice(share, depth))
             slots, vectors = self._catalog.vectors(best.keys() - some, self._dimensions)
             some.update(zip(slots.tolist(), (vectors @ query).tolist(), strict=True))
-        return [_best(some, share, k) for some, share in zip(similar, found, strict=True)]
+        return [
+            _best(some, share, k, SIGNS if pieces.has_signs(text) else 1)
+            for some, share, text in zip(similar, found, texts, strict=True)
+        ]
 
     def _similar(
         self, queries: np.ndarray, count: int, allowed: frozenset[int] | None
@@ -246,20 +251,32 @@ class Search:
             visible = self._catalog.visible()
             large = visible > self._exact
             graph = self._open(stamp) if large else None
-            if graph is not None:
-                new = self._catalog.visible(graph.stamp.commit)
-                if len(graph) == visible - new and new <= self._exact // 4:
-                    return
+            new = visible if graph is None else self._catalog.visible(graph.stamp.commit)
+            few = graph is not None and new <= self._exact // 4
+            if graph is not None and few and len(graph) - graph.stamp.erased == visible - new:
+                return
             slots = self._catalog.visible_slots() if large else None
-        if slots is not None:
-            files.at_step("indexing")
-            made = index.save(self._path, slots, self._vectors, self._dimensions, commit, stamp)
-        else:
+        if slots is None:
             self._path.unlink(missing_ok=True)
             made = None
+        else:
+            files.at_step("indexing")
+            erased = self._erased(graph, slots)
+            made = (erased if few else None) or index.save(
+                self._path, slots, self._vectors, self._dimensions, commit, erased or stamp
+            )
         if made != stamp:
             with self._catalog.transaction():
                 self._catalog.set(seal=made and asdict(made))
+
+    def _erased(self, graph: index.Graph | None, slots: np.ndarray) -> index.IndexStamp | None:
+        """Erase all but some slots from the index file; None where it must be made anew."""
+        if graph is None:
+            return None
+        held = graph.slots()
+        with suppress(index.StaleIndex):
+            return index.erase(self._path, graph.stamp, held[~np.isin(held, slots)])
+        return None
 
     def _vectors(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with self._catalog.snapshot():
@@ -276,8 +293,10 @@ def _hit(stored: StoredReference, query: np.ndarray, score: float, edition: Edit
     )
 
 
-def _best(similar: dict[int, float], shares: dict[int, float], k: int) -> dict[int, float]:
+def _best(
+    similar: dict[int, float], shares: dict[int, float], k: int, factor: float
+) -> dict[int, float]:
     """The ``k`` slots with the largest sums of both scores, the best first."""
-    sums = {slot: score + shares.get(slot, 0.0) for slot, score in similar.items()}
+    sums = {slot: score + factor * shares.get(slot, 0.0) for slot, score in similar.items()}
     ranked = sorted(sums, key=lambda slot: (-sums[slot], slot))[:k]
     return {slot: sums[slot] for slot in ranked}

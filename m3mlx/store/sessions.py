@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import StoreError
 from ..files import is_writable, os_errors_as_store_errors
+from . import pages
 from .cipher import PLAIN, Cipher, Plain, Tampered
 from .database import committed, integrity_errors
 from .migrations import objects
@@ -25,6 +26,7 @@ TYPED = "typed"  # the lines that were typed in chats, for line editing; never o
 CONVERSATION = "chat:"  # before the name of a session that is a document too
 _FORMAT = 1  # user_version of the file
 _BUSY_SECONDS = 10
+_PRAGMAS = ("secure_delete=ON", "foreign_keys=ON", "fullfsync=ON", "synchronous=FULL")
 _SCHEMA = (
     """CREATE TABLE session (
         id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, begun TEXT NOT NULL)""",
@@ -75,12 +77,19 @@ class Sessions:
         self.path, self._cipher = store / FILE, cipher
         with os_errors_as_store_errors(store):
             name = self._database()
-        with self._errors_translated():
-            self._db = sqlite3.connect(name, uri=True, isolation_level=None, timeout=_BUSY_SECONDS)
+            self._held = pages.hold(self.path) if self.path.exists() else None
+        try:
+            with self._errors_translated():
+                self._db = sqlite3.connect(
+                    name, uri=True, isolation_level=None, timeout=_BUSY_SECONDS
+                )
+        except BaseException:
+            self._release()
+            raise
         try:
             with self._errors_translated():
                 self._db.execute("PRAGMA trusted_schema=OFF")
-                for pragma in ("secure_delete=ON", "foreign_keys=ON", "fullfsync=ON"):
+                for pragma in _PRAGMAS:
                     self._db.execute(f"PRAGMA {pragma}")
                 reading = not is_writable(self.path.parent) and self.path.exists()
                 with committed(self._db, "BEGIN" if reading else "BEGIN IMMEDIATE"):
@@ -111,6 +120,12 @@ class Sessions:
 
     def close(self) -> None:
         self._db.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._held:
+            pages.release(self._held)
+            self._held = None
 
     def add(self, name: str, messages: Sequence[Mapping[str, str]]) -> None:
         """Append messages, as role and content, to a session; a new one if there is none."""

@@ -13,9 +13,12 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import FingerprintError
+from .copies import different_first
 from .filter import Filter
 from .memory_store import ColdReference, MemoryStore
 from .search import Hit
+
+_MOST_COPIES = 64  # times as many hits as are wanted are searched for different ones
 
 Make = Callable[[Sequence[Hit]], Mapping[Hit, np.ndarray]]  # cold hits to their new records
 
@@ -52,7 +55,30 @@ class Stores:
         mode: str = "hybrid",
         only: Filter | None = None,
     ) -> list[list[Hit]]:
-        """As ``MemoryStore.search``, over all of them. Hits of attached stores name theirs."""
+        """As ``MemoryStore.search``, over all of them. Hits of attached stores name theirs.
+
+        What says the same as a better hit comes last, behind all that says something else.
+        """
+        count = k
+        while True:
+            found = self._best(vectors, texts, count, mode, only)
+            ordered = [different_first(hits) for hits in found]
+            lacking = any(
+                different < k and len(hits) == count
+                for hits, (_, different) in zip(found, ordered, strict=True)
+            )
+            if not lacking or count >= _MOST_COPIES * k:
+                return [hits[:k] for hits, _ in ordered]
+            count *= 4
+
+    def _best(
+        self,
+        vectors: np.ndarray,
+        texts: Sequence[str],
+        k: int,
+        mode: str,
+        only: Filter | None,
+    ) -> list[list[Hit]]:
         found: list[list[Hit]] = [[] for _ in texts]
         for name, (store, edition) in self._stores.items():
             searched = store.search(vectors, texts, k, mode, only, edition)

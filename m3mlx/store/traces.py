@@ -7,6 +7,7 @@ every file. A sample that a remaining document holds too proves nothing; ``find`
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import AnyStr, NamedTuple
 
 import numpy as np
 
+from . import pages
 from .catalog import Catalog
 from .index import quantize
 from .migrations import TOKENIZER
@@ -194,10 +196,12 @@ def certificate(
 
 
 def _read(file: Path, whole: hashlib._Hash) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        while chunk := opened.read(_CHUNK):
+    with pages.descriptor(file) as descriptor:
+        at = 0
+        while chunk := os.pread(descriptor, _CHUNK, at):
             whole.update(chunk)
             yield chunk
+            at += len(chunk)
 
 
 class _Needles:

@@ -191,17 +191,16 @@ class Trainer:
         def due(step: int, every: int) -> bool:
             return step == settings.steps or (every > 0 and step % every == 0)
 
-        with self._checkpoints():
-            if self.validation and not any("valid" in row for row in read_metrics(output)):
-                log({"step": 0, "valid": self._validate(self.validation)})
-            for step in range(done + 1, settings.steps + 1):
-                log({"step": step, **self._step(step - 1)})
-                if self.validation and due(step, settings.eval_every):
-                    log({"step": step, "valid": self._validate(self.validation)})
-                if due(step, settings.save_every):
-                    save_checkpoint(checkpoints, step, self.model, self.optimizer)
-                    self._save()
-                    plot_metrics(read_metrics(output), output / "metrics.svg")
+        if self.validation and not any("valid" in row for row in read_metrics(output)):
+            log({"step": 0, "valid": self._validate(self.validation)})
+        for step in range(done + 1, settings.steps + 1):
+            log({"step": step, **self._step(step - 1)})
+            if self.validation and due(step, settings.eval_every):
+                log({"step": step, "valid": self._validate(self.validation)})
+            if due(step, settings.save_every):
+                save_checkpoint(checkpoints, step, self.model, self.optimizer)
+                self._save()
+                plot_metrics(read_metrics(output), output / "metrics.svg")
         return TrainReport(output, settings.steps, read_metrics(output))
 
     def _save(self) -> None:
@@ -258,8 +257,9 @@ class Trainer:
         def loss() -> mx.array:
             return batch_loss(self.model, prefix, batch, self.settings)
 
-        value, gradients = nn.value_and_grad(self.model, loss)()
-        mx.eval(value, gradients)
+        with self._checkpoints():
+            value, gradients = nn.value_and_grad(self.model, loss)()
+            mx.eval(value, gradients)
         return batch.objective, batch.tokens, float(value), gradients
 
     def _validate(self, validation: Validation) -> dict[str, float]:

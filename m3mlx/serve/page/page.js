@@ -116,6 +116,12 @@ class Answer {
     this.spans.push({ number, sources, part });
   }
 
+  // All sources of the answer, once it is known how much of the attention each received.
+  settle(sources, note) {
+    for (const span of this.spans) span.sources = sources.filter((source) => source.span === span.number);
+    this.note = note;
+  }
+
   add(text) {
     if (!text) return;
     this.text += text;
@@ -131,8 +137,8 @@ class Answer {
     this.element.classList.remove("waiting");
     if (!this.text) this.words.textContent = "…";
     const told = this.spans.filter((span) => span.sources.length);
-    const places = new Set(told.flatMap((span) => span.sources.map((s) => s.path)));
-    const facts = [];
+    const places = new Set(told.flatMap((span) => span.sources.filter((s) => s.used).map((s) => s.path)));
+    const facts = this.note ? [this.note] : [];
     if (places.size) facts.push(`Drew on ${count(places.size, "document")}`);
     if (timings) facts.push(`${facts.length ? "first" : "First"} word after ${timings.first_token_seconds.toFixed(1)} s`);
     if (!told.length) {
@@ -151,7 +157,10 @@ class Answer {
     });
     const rows = sources.map((source) => make("li", {},
       make("span", { className: "place", textContent: place(source), title: source.path }),
-      make("span", { className: "near", textContent: source.distance.toFixed(3), title: "Distance from the question" }),
+      source.share === null
+        ? make("span", { className: "near", textContent: source.distance.toFixed(3), title: "Distance from the question" })
+        : make("span", { className: "near", title: "Share of the attention",
+          textContent: `${Math.round(100 * source.share)} %${source.used ? "" : ", not used"}` }),
       ...(source.store ? [] : [inside(source.path, source.document, source.start)]),
       make("span", { className: "quote", textContent: source.text.replace(/\s+/g, " ").trim() }),
     ));
@@ -177,7 +186,8 @@ async function answer(mode, messages, shown, signal) {
     });
     for await (const event of events(response)) {
       const more = event.m3mlx ?? {};
-      if (more.sources) shown.begin(more.span, more.sources);
+      if ("span" in more) shown.begin(more.span, more.sources);
+      else if (more.sources) shown.settle(more.sources, more.note);
       timings = more.timings ?? timings;
       shown.add(event.choices[0]?.delta?.content);
       scroll();
