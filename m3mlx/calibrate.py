@@ -3,9 +3,10 @@
 The need is very uneven: of all (layer, KV head) pairs a few hold nearly everything (section 3.3
 of the paper proposes to look for such heads). The tokens of sample texts that come with the
 package are scored and ranked over all heads together. A head's budget is how many of the best
-tokens it holds on average. An average of ``auto`` is the smallest that keeps 95 % of what whole
-memories give for answering questions about the samples, read as in use: alone, and among the
-memories of other texts. The same questions give the factor on the keys.
+tokens it holds on average. An average of ``auto`` is the smallest whose memories, each read alone,
+keep 95 % of what whole ones give for answering questions about the samples. Read among others
+small memories do as well as whole ones, which distract more, and yet lose answers
+(docs/evaluation.md). The factor on the keys is found among others, as memories are read in use.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 
@@ -41,7 +44,7 @@ AUTO_SHARE = 0.95  # of the gain of whole memories that "auto" must keep
 KEY_SCALES = (1.1, 1.2, 1.3, 1.4)
 CALIBRATION = "calibration.json"  # in an adapter's folder
 BATCH = 8
-_LOSSES = 2 + len(AUTO_TOKENS) + len(KEY_SCALES)  # that are measured at most
+_LOSSES = 3 + len(AUTO_TOKENS) + len(KEY_SCALES)  # that are measured at most
 
 
 def calibrate(
@@ -207,12 +210,14 @@ class _Measure:
         self.decoder, template = decoder, decoder.template
         self.selection = selection
         self.progress, self.measured = progress, 0
-        self.losses: dict[str, float] = {}
         self.prefix: PrefixStates = read_prefix(decoder.model, template.prefix)
         writer = Writer(decoder.model, self.prefix, template.recite)
         references = [template.encode(t["document"])[:REFERENCE_TOKENS] for t in texts]
-        self.turns = [template.turn(t["question"]) for t in texts]
-        self.answers = [template.encode(t["answer"]) for t in texts]
+        self.asked = [
+            (row, template.turn(asked["question"]), template.encode(asked["answer"]))
+            for row, text in enumerate(texts)
+            for asked in text["questions"]
+        ]
         self.parts = []
         for start in range(0, len(references), BATCH):
             self.progress("scoring sample texts", start, len(references))
@@ -248,27 +253,27 @@ class _Measure:
         It grows while that lowers the loss by more than 1 %. It is 1 for latent attention, where
         the same numbers make the values.
         """
-        best, loss = 1.0, self.loss(counts)
-        for key_scale in () if self.decoder.latent else KEY_SCALES:
-            scaled_loss = self.loss(counts, key_scale)
+        best, loss = 1.0, np.inf
+        for key_scale in () if self.decoder.latent else (1.0, *KEY_SCALES):
+            scaled_loss = self.loss(counts, key_scale, among=MEMORIES)
             if scaled_loss > 0.99 * loss:
                 break
             best, loss = key_scale, scaled_loss
         self.progress("measuring memories", self.measured, self.measured)
         return best
 
-    def loss(self, counts: list[list[int]] | None, key_scale: float = 1.0) -> float:
-        """Return the answers' mean negative log-likelihood, alone and among other memories."""
-        key = json.dumps([counts, key_scale])
-        if key not in self.losses:
-            self.losses[key] = self._loss(counts, key_scale)
-        return self.losses[key]
+    def loss(self, counts: list[list[int]] | None, key_scale: float = 1.0, among: int = 1) -> float:
+        """Return the mean negative log-likelihood of the answers, in nats per token.
 
-    def _loss(self, counts: list[list[int]] | None, key_scale: float) -> float:
+        Args:
+            counts: of the memories; None to read none.
+            among: memories read for each question, that of its text and others.
+        """
         self.progress("measuring memories", self.measured, _LOSSES)
         self.measured += 1
+        conversation = partial(Conversation, self.decoder, self.prefix)
         if counts is None:
-            return self._mean_loss(lambda number: Conversation(self.decoder, self.prefix))
+            return self._mean_loss(lambda row: conversation())
         config = MemoryConfig(
             selection=self.selection,
             budget="calibrated",
@@ -278,28 +283,19 @@ class _Measure:
             key_scale=key_scale,
         )
         memory = Memory.join([keep(*part, counts) for part in self.parts])
-        losses = [self._loss_among(Layout(config), memory, count) for count in (1, MEMORIES)]
-        return sum(losses) / len(losses)
+        layout = Layout(config)
 
-    def _loss_among(self, layout: Layout, memory: Memory, count: int) -> float:
-        """Return the loss if each text's memory is read among ``count`` memories in all."""
-
-        def conversation(number: int) -> Conversation:
-            rows = [(number + n) % len(self.turns) for n in range(count)]
-            return Conversation(
-                self.decoder,
-                self.prefix,
-                layout,
-                search=lambda texts, k: [rows] * len(texts),
-                read=memory.take,
+        def reading(row: int) -> Conversation:
+            rows = [(row + n) % len(memory) for n in range(among)]
+            return conversation(
+                layout, search=lambda texts, k: [rows] * len(texts), read=memory.take
             )
 
-        return self._mean_loss(conversation)
+        return self._mean_loss(reading)
 
     def _mean_loss(self, conversation: Callable[[int], Conversation]) -> float:
-        asked = enumerate(zip(self.turns, self.answers, strict=True))
-        losses = [conversation(number).loss(*both) for number, both in asked]
-        return sum(losses) / len(losses)
+        """Return the mean loss of all answers, in a conversation for the text of each."""
+        return mean(conversation(row).loss(turn, answer) for row, turn, answer in self.asked)
 
 
 def _samples() -> list[dict]:

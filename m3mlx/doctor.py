@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -30,6 +32,13 @@ from .store.sessions import FILE as SESSIONS
 
 _LIBRARIES = ("mlx", "mlx-lm", "numpy", "usearch", "sqlite-utils", "tokenizers", "transformers")
 _BACK_ENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
+_SYNCED = (  # beginnings of names of folders, and whose they are
+    *(("mobile documents", "iCloud"), ("com~apple~clouddocs", "iCloud"), ("icloud", "iCloud")),
+    *(("dropbox", "Dropbox"), ("onedrive", "OneDrive"), ("google drive", "Google Drive")),
+    *(("googledrive", "Google Drive"), ("my drive", "Google Drive"), ("cloudstorage", "a cloud")),
+)
+_MARKED = ((".stfolder", "Syncthing"), (".dropbox", "Dropbox"), (".dropbox.cache", "Dropbox"))
+_NETWORK = ("nfs", "cifs", "smb", "afp", "webdav", "davfs", "sshfs", "fuse.sshfs", "fuse.rclone")
 _LITTLE = 2_000_000_000  # bytes of free memory or disk below which to warn
 _SLOW = 15  # GFLOP/s; a core of a laptop does twice as many and more
 _SIDE = 512  # of the matrices multiplied to measure speed
@@ -183,6 +192,7 @@ def _store(assistant: Assistant) -> Iterator[Diagnosis]:
     except M3Error as error:
         yield Diagnosis("store", str(error), "broken", "Run m3mlx check --repair.")
         return
+    yield from _place(path)
     count = f"{status['documents']} documents, {status['references']} references"
     encrypted = f"{'' if status['encrypted'] else 'not '}encrypted"
     yield Diagnosis("store", f"{path}: opens, {count}, {encrypted}")
@@ -200,6 +210,58 @@ def _store(assistant: Assistant) -> Iterator[Diagnosis]:
     if watching := status["watching"]:
         pending = watching.get("pending", 0)
         yield Diagnosis("watched", f"by process {watching.get('pid')}, {pending} changes pending")
+
+
+def _place(path: Path) -> Iterator[Diagnosis]:
+    """Warn of what copies a store file by file, or does not lock and order its files as it must."""
+    if whose := synced_by(path):
+        advice = (
+            "Files of different moments come to lie side by side there. Move the store, and let "
+            "m3mlx backup put copies into that folder."
+        )
+        yield Diagnosis("place", f"{path} is synchronised by {whose}", "note", advice)
+    if kind := network_drive(path, _mounts()):
+        advice = (
+            "Locks and the order of writes are not sure there. Move it to a disk of this machine."
+        )
+        yield Diagnosis("place", f"{path} is on a network drive ({kind})", "note", advice)
+
+
+def synced_by(path: Path) -> str:
+    """Return what synchronises a folder with other machines; "" if nothing is known to."""
+    whole = path.resolve()
+    for folder in (whole, *whole.parents):
+        for beginning, whose in _SYNCED:
+            if folder.name.casefold().startswith(beginning):
+                return whose
+        for mark, whose in _MARKED:
+            if (folder / mark).exists():
+                return whose
+    return ""
+
+
+def network_drive(path: Path, mounts: Iterable[tuple[str, str]]) -> str:
+    """Return the file system of a path if it is one of a network, else "".
+
+    Args:
+        mounts: folders and file systems.
+    """
+    whole = path.resolve()
+    above = [(Path(at), kind) for at, kind in mounts if whole.is_relative_to(at)]
+    _, kind = max(above, key=lambda mount: len(mount[0].parts), default=(whole, ""))
+    return kind if kind.startswith(_NETWORK) else ""
+
+
+def _mounts() -> list[tuple[str, str]]:
+    if sys.platform == "linux":
+        lines = Path("/proc/mounts").read_text("utf-8", "replace").splitlines()
+        fields = [line.split() for line in lines]
+        return [(at.replace("\\040", " "), kind) for _, at, kind, *_ in fields]
+    if sys.platform == "darwin":
+        told = subprocess.run(["/sbin/mount"], capture_output=True, text=True, timeout=10).stdout
+        found = re.findall(r"^.* on (/.*) \((\w+)[,)]", told, re.MULTILINE)
+        return [(at, kind) for at, kind in found]
+    return []
 
 
 def _store_files(assistant: Assistant, report: CheckReport) -> Iterator[Diagnosis]:

@@ -84,6 +84,13 @@ def create_private(path: Path) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
+def write_at(descriptor: int, data: bytes, at: int) -> None:
+    """Write all of some bytes at an offset; one call of the system may write fewer."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], at + done)
+
+
 def punch(descriptor: int, start: int, length: int) -> None:
     """Free the blocks of a range, which then reads as zeros; does nothing where unsupported."""
     if sys.platform == "darwin" and fcntl:

@@ -45,7 +45,9 @@ def third_format(path, passphrase=None):
             db.execute(f"ALTER TABLE edition DROP COLUMN {column}")
         db.execute("ALTER TABLE document DROP COLUMN sealed")
         db.execute("DELETE FROM setting WHERE name = 'root'")
-        db.execute("DELETE FROM _sqlite_migrations WHERE name IN ('m004_ties', 'm005_root')")
+        db.execute("DROP TRIGGER IF EXISTS reference_pieces_removed")
+        db.execute("DROP TABLE IF EXISTS piece")
+        db.execute("DELETE FROM _sqlite_migrations WHERE name >= 'm004'")
 
 
 def _rewrapped(settings, words):

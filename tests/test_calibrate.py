@@ -79,7 +79,7 @@ def test_a_given_average_is_kept_and_found_again_without_measuring(decoder, budg
 def test_an_adapter_brings_its_calibration_along(tmp_path, decoder, monkeypatch):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    monkeypatch.setattr(module._Measure, "_loss", lambda self, counts, _: 1.0 if counts else 2.0)
+    monkeypatch.setattr(module._Measure, "loss", lambda self, counts, *_, **__: 2 - bool(counts))
     adapted = replace(decoder, adapter="a", adapter_path=adapter)
     assert module.save_with_adapter(adapted) == adapter / "calibration.json"
     found = calibrate(adapted)
@@ -98,7 +98,7 @@ def test_an_adapter_brings_its_calibration_along(tmp_path, decoder, monkeypatch)
 
 def test_a_cached_calibration_of_version_0_1_is_used(decoder, monkeypatch):
     gains = {1.0: 2.0, 1.1: 1.5, 1.2: 1.4, 1.3: 1.39}
-    monkeypatch.setattr(module._Measure, "_loss", lambda self, counts, scale: gains[scale])
+    monkeypatch.setattr(module._Measure, "loss", lambda self, counts, scale, **_: gains[scale])
     config = calibrate(decoder, tokens_per_head=4)
     assert config.key_scale == 1.2
     (file,) = (cache_folder() / "calibrations").iterdir()
@@ -111,7 +111,7 @@ def test_a_cached_calibration_of_version_0_1_is_used(decoder, monkeypatch):
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'"text"', b"\xff\xfe"])
 def test_a_damaged_calibration_is_made_again(decoder, damage, monkeypatch):
-    monkeypatch.setattr(module._Measure, "_loss", lambda self, counts, scale: scale)
+    monkeypatch.setattr(module._Measure, "loss", lambda self, counts, scale, **_: scale)
     config = calibrate(decoder, tokens_per_head=4)
     (file,) = (cache_folder() / "calibrations").iterdir()
     file.write_bytes(damage)
@@ -122,13 +122,13 @@ def test_a_damaged_calibration_is_made_again(decoder, damage, monkeypatch):
 def test_auto_takes_the_smallest_average_that_is_enough(decoder, monkeypatch):
     worth = {4: 0.5, 8: AUTO_SHARE - 0.01, 16: AUTO_SHARE, 32: 1.0}
 
-    def loss(self, counts, key_scale):
+    def loss(self, counts, key_scale=1.0, among=1):
         if counts is None:
             return 6.0
         average = np.mean(counts)
         return 2.0 if average == REFERENCE_TOKENS else 6.0 - 4.0 * worth[average]
 
-    monkeypatch.setattr(module._Measure, "_loss", loss)
+    monkeypatch.setattr(module._Measure, "loss", loss)
     config = calibrate(decoder)
     assert config.tokens_per_head == 16
     assert config.key_scale == 1  # because a larger one gains nothing
@@ -147,11 +147,11 @@ def test_keys_are_enlarged_while_that_gains_more_than_a_hundredth(
 ):
     measured = []
 
-    def loss(self, counts, key_scale):
+    def loss(self, counts, key_scale=1.0, among=1):
         measured.append(key_scale)
         return losses[key_scale]
 
-    monkeypatch.setattr(module._Measure, "_loss", loss)
+    monkeypatch.setattr(module._Measure, "loss", loss)
     assert calibrate(decoder, tokens_per_head=4).key_scale == best
     assert measured == list(losses)
 
@@ -183,10 +183,10 @@ def test_progress_is_reported(decoder):
 
 def test_no_more_is_measured_than_progress_says(decoder, monkeypatch):
     """Where no average suffices and every key scale helps: what tools/LOG.md counts with."""
-    falling = iter([10.0, 1.0, 1.0, *[9.0] * 10, *[8.0 - n // 2 for n in range(8)]])
+    falling = iter([10.0, 1.0, *[9.0] * 5, *[8.0 - n for n in range(5)]])
     monkeypatch.setattr(module._Measure, "_mean_loss", lambda self, conversation: next(falling))
     calls = []
     assert calibrate(decoder, progress=lambda *step: calls.append(step)).key_scale == 1.4
     measured = [step for step in calls if step[0] == "measuring memories"]
-    assert measured == [("measuring memories", n, 11) for n in range(12)]
+    assert measured == [("measuring memories", n, 12) for n in range(13)]
     assert list(falling) == []

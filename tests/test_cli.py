@@ -28,7 +28,7 @@ COMMANDS = [
     *("ask", "chat", "recall", "sessions", "demo"),
     *("memorize", "watch", "list", "status", "forget", "inspect", "serve", "mcp"),
     *("models", "eval", "bench", "convert", "parity", "train", "fuse"),
-    *("doctor", "check", "compact", "export", "import", "keygen", "completion"),
+    *("doctor", "check", "compact", "backup", "export", "import", "keygen", "completion"),
 ]
 SOURCE_KEYS = {"path", "start", "end", "page", "line", "text", "distance", "span"}
 SOURCE_KEYS |= {"document", "store"}
@@ -111,7 +111,7 @@ BAD_FLAGS = f"""
     memorize x --tokens-per-head 0 | memorize x --tokens-per-head 129
     memorize x --tokens-per-head many | list x | list --frob | status x | status --frob
     memorize --max-bytes many | memorize --max-bytes 0 | memorize --max-bytes -1
-    memorize --rebuild --dry-run | memorize x --max-bytes 1GB --dry-run | compact x
+    memorize --rebuild --dry-run | memorize x --max-bytes 1GB --dry-run | compact x | backup x
     forget x --certificate /nowhere/at/all | forget | forget x --frob
     recall | recall x y | recall x -k 0 | recall x -k many
     recall x --retrieval web | recall x --kv-bits 8
@@ -976,20 +976,9 @@ def test_ctrl_c_keeps_what_is_committed_and_the_next_run_goes_on(world, tmp_path
 # --- how things look
 
 
-@pytest.fixture
-def columns(monkeypatch):
-    """Make standard output a terminal so many columns wide."""
-
-    def columns(count):
-        monkeypatch.setenv("COLUMNS", str(count))
-        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-
-    return columns
-
-
 @pytest.mark.parametrize("count", [40, 80, 200])
-def test_a_list_fits_the_terminal_and_paths_keep_their_ends(columns, capsys, count):
-    columns(count)
+def test_a_list_fits_the_terminal_and_paths_keep_their_ends(monkeypatch, capsys, count):
+    monkeypatch.setattr(render, "_columns", lambda: count)
     path = "~/a/folder/with a long name/and another one/deep below/house-and-garden.md"
     render.echo_table(
         ("id", "references", "memories", "added", "state", "collection", "path"),

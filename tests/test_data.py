@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import re
+from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
@@ -35,7 +36,9 @@ COMPANIES = """
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Each question with its document; a line has one question or several."""
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [{**line, **asked} for line in lines for asked in line.get("questions", [line])]
 
 
 def flat(text: str) -> str:
@@ -93,9 +96,11 @@ def test_documents_are_short_enough_for_one_reference(path):
         assert len(pieces) <= 125, row["document"]
 
 
-def test_calibration_is_small_and_each_line_another_document():
+def test_calibration_is_small_and_asks_for_two_things_of_each_document():
     assert CALIBRATION.stat().st_size < 24_000
-    assert len({row["document"] for row in rows(CALIBRATION)}) == len(rows(CALIBRATION)) == 24
+    asked = Counter(row["document"] for row in rows(CALIBRATION))
+    assert len(asked) == 24 and set(asked.values()) == {2}
+    assert len({(row["document"], row["answer"]) for row in rows(CALIBRATION)}) == 48
 
 
 def test_evaluation_has_two_questions_on_each_of_24_documents():

@@ -164,7 +164,7 @@ def test_models_of_the_hub_are_listed(world, tmp_path):
 
 def test_only_what_was_measured_is_said_to_be():
     measured = {model.name: model.answers for model in cached.RECOMMENDED if model.answers}
-    assert measured == {"smollm2-135m-instruct": "25 of 100"}
+    assert measured == {"smollm2-135m-instruct": "36 of 100"}
     page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
     assert "**XQuAD**, 100 questions" in page
     assert re.search(r"4 tokens per head, the default \| 0 \| 11.7 \(\S+\) \| 25 ", page)
@@ -180,7 +180,7 @@ def test_the_commands(world):
 
     assert run("doctor").exit_code == 0
     shown = run("models")
-    assert "smollm2-135m-instruct" in shown.stdout and "25 of 100" in shown.stdout
+    assert "smollm2-135m-instruct" in shown.stdout and "36 of 100" in shown.stdout
     data = json.loads(run("models", "--json").stdout)
     assert {model["name"] for model in data["cached"]} == {
         "all-minilm-l6-v2",
@@ -195,3 +195,28 @@ def test_the_commands(world):
     assert result.exit_code == 1 and not report["sound"]
     assert "store" in {f["part"] for f in report["findings"] if f["state"] == "broken"}
     assert "BROKEN  store" in run("doctor").stdout
+
+
+@pytest.mark.parametrize(
+    ("folder", "whose"),
+    [
+        ("Library/Mobile Documents/com~apple~CloudDocs/notes", "iCloud"),
+        ("Dropbox (Work)/store", "Dropbox"),
+        ("OneDrive - Firm/store", "OneDrive"),
+        ("Library/CloudStorage/GoogleDrive-me/store", "Google Drive"),
+        ("notes/store", ""),
+    ],
+)
+def test_folders_that_are_synchronised_are_known(tmp_path, folder, whose):
+    (tmp_path / folder).mkdir(parents=True)
+    assert doctor.synced_by(tmp_path / folder) == whose
+    (tmp_path / ".stfolder").mkdir()
+    assert doctor.synced_by(tmp_path / folder) == (whose or "Syncthing")
+
+
+def test_network_drives_are_known_by_the_nearest_mount(tmp_path):
+    mounts = [("/", "ext4"), (str(tmp_path), "nfs4"), (str(tmp_path / "disk"), "ext4")]
+    assert doctor.network_drive(tmp_path / "store", mounts) == "nfs4"
+    assert doctor.network_drive(tmp_path / "disk" / "store", mounts) == ""
+    assert doctor.network_drive(tmp_path / "store", [("/", "smbfs")]) == "smbfs"
+    assert doctor.network_drive(Path(__file__), doctor._mounts()) == ""

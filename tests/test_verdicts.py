@@ -128,6 +128,7 @@ def test_the_tables_fit_80_columns_with_the_longest_names(assistant, home, monke
     assistant._verify()
     shutil.rmtree(home / "home/cache/models" / builtin.DEFAULT_ENCODER)
     monkeypatch.setattr(inventory, "machine_memory", lambda: (999 * 10**9, 10**9))
+    monkeypatch.setattr("m3mlx.cli.render._columns", lambda: 80)
     lines = CliRunner().invoke(main, ["models"]).stdout.splitlines()
     assert any(LONG in line for line in lines)
     assert max(map(len, lines)) <= 80

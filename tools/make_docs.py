@@ -64,11 +64,12 @@ also `rebuilt`, `dropped`, `written` where asked for |
 | `list` | `documents` |
 | `forget` | `forgotten` (documents), `found`, `certificate` |
 | `recall` | `references` |
-| `ask` | `answer`, `memory`, `sources` (references), `timings`; `thoughts` with `--think` |
+| `ask` | `answer`, `memory`, `sources`, `note`, `timings`; `thoughts` with `--think` |
 | `status` | `store`, `documents`, `references`, `cold`, `quarantined`, `bytes`, `session_bytes`, \
 `max_bytes`, `encrypted`, `editions`, `edition`, `fingerprint`, `memory`, `watching` |
 | `check` | `sound`, `damages`, `documents`, `quarantined`, `references`, `memories`; `repaired` |
 | `compact` | `before`, `after`, `damaged` |
+| `backup` | `folder`, `documents`, `references`, `copied`, `unchanged`, `cold`, `bytes` |
 | `models` | `cached`, `default`, `machine`, `recommended` |
 | `doctor` | `sound`, `findings` |
 

@@ -22,6 +22,7 @@ from ..errors import M3Error
 from ..text import scrub_line
 from . import (
     answers,
+    backup,
     bench,
     chat,
     conversion,
@@ -140,7 +141,7 @@ GROUPS = {  # as people need them
         *(train.train, train.fuse),
     ),
     "Maintain": (
-        *(machine.doctor, documents.check, documents.compact, transfer.export),
+        *(machine.doctor, documents.check, documents.compact, backup.backup, transfer.export),
         *(transfer.import_file, transfer.keygen, machine.completion),
     ),
 }

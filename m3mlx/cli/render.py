@@ -165,8 +165,7 @@ def echo_table(
 
     cells = [dict(zip(columns, row, strict=True)) for row in rows]
     shown = [c for c in columns if c not in optional or any(row[c] != "" for row in cells)]
-    terminal = sys.stdout and sys.stdout.isatty()
-    width = shutil.get_terminal_size().columns if terminal else None
+    width = _columns()
     if width:
         wanted = min(_PATH, width // 3) if "path" in columns else -2
         for column in optional:
@@ -394,8 +393,13 @@ def echo_sources(shown: Shown, question: str) -> None:
 
 def terminal_width() -> int:
     """Columns of the terminal; where there is none, enough for a line of text."""
+    return _columns() or SNIPPET
+
+
+def _columns() -> int | None:
+    """Columns of the terminal, None where standard output is none."""
     terminal = sys.stdout and sys.stdout.isatty()
-    return shutil.get_terminal_size().columns if terminal else SNIPPET
+    return shutil.get_terminal_size().columns if terminal else None
 
 
 def _words(text: str) -> set[str]:

@@ -141,7 +141,7 @@ class Tools:
         answer = await self._thread.call(
             lambda assistant: assistant.ask(question, memory=memory, generation=how)
         )
-        places = ", ".join(dict.fromkeys(map(cite, answer.sources)))
+        places = ", ".join(dict.fromkeys(cite(each) for each in answer.sources if each.used))
         return untrusted([(f"answer, drawn from {places or 'nothing'}", answer.text)])
 
     async def list_documents(self) -> dict[str, Any]:

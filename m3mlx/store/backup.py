@@ -85,7 +85,9 @@ def backup(
         check_plain(path)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.samefile(path) or folder.resolve().is_relative_to(path.resolve()):
-            raise StoreError(f"{folder}: a backup cannot lie in its own store. Name another folder.")
+            raise StoreError(
+                f"{folder}: a backup cannot lie in its own store. Name another folder."
+            )
         check_plain(folder, write=True)
         if not (folder / CATALOG).exists():
             _check_empty(folder)
@@ -112,9 +114,7 @@ def _check_empty(folder: Path) -> None:
 class _Backup:
     """One try."""
 
-    def __init__(
-        self, path: Path, folder: Path, progress: Progress, passphrase: Passphrase | None
-    ):
+    def __init__(self, path: Path, folder: Path, progress: Progress, passphrase: Passphrase | None):
         self._path, self._folder = path, folder
         self._progress, self._passphrase = progress, passphrase
         self._new = folder / f"{CATALOG}{NEW}"
@@ -161,10 +161,10 @@ class _Backup:
         """Raise StoreError if the folder has another store, or one that was changed since."""
         if not (self._folder / CATALOG).exists():
             return
-        with closing(Catalog(self._folder / CATALOG)) as present:
-            with present.snapshot(), source.snapshot():
-                old, new = present.settings(), source.settings()
-                ties = {str(e.id): e.tie for e in present.memories.editions()}
+        present = Catalog(self._folder / CATALOG)
+        with closing(present), present.snapshot(), source.snapshot():
+            old, new = present.settings(), source.settings()
+            ties = {str(e.id): e.tie for e in present.memories.editions()}
         if old.get("id") != new.get("id"):
             raise StoreError(f"{self._folder}: it has another store. Name a new folder.")
         if old.get(_SETTING) != {"commit": old["commit"], "ties": ties}:
@@ -245,11 +245,11 @@ class _Backup:
             store = bytes.fromhex(self._settings(catalog)["id"])
             for edition in self._editions(catalog):
                 file = self._folder / edition.file
-                with closing(RecordFile(file, Identity.of(store, edition), write=True)) as records:
-                    with catalog.transaction():
-                        records.erase(catalog.memories.leftovers(edition.id))
-                        records.trim(max(catalog.memories.end(edition.id), edition.origin))
-                        catalog.memories.clear_leftovers(edition.id)
+                records = RecordFile(file, Identity.of(store, edition), write=True)
+                with closing(records), catalog.transaction():
+                    records.erase(catalog.memories.leftovers(edition.id))
+                    records.trim(max(catalog.memories.end(edition.id), edition.origin))
+                    catalog.memories.clear_leftovers(edition.id)
             known = {edition.file for edition in self._editions(catalog)}
         for file in self._folder.glob("memories*"):  # of editions and times that are gone
             if file.with_suffix(".kv").name not in known:

@@ -20,6 +20,8 @@ _APART = 12  # characters of a word on average, at most, where words stand apart
 
 def different_first(hits: Sequence[Hit]) -> tuple[list[Hit], int]:
     """Put hits that say the same as better ones last, and count the others."""
+    if not _may_say_the_same(hits):
+        return list(hits), len(hits)
     kept: list[tuple[Hit, set]] = []
     same: list[Hit] = []
     runs_seen, words_seen, editions = set[tuple[str, ...]](), set[str](), Counter[int]()
@@ -42,6 +44,18 @@ def different_first(hits: Sequence[Hit]) -> tuple[list[Hit], int]:
         runs_seen |= runs
         words_seen.update(words)
     return [*(hit for hit, _ in kept), *same], len(kept)
+
+
+def _may_say_the_same(hits: Sequence[Hit]) -> bool:
+    """Tell in little time whether most of the words of a hit may stand in better ones."""
+    seen = set[str]()
+    for hit in hits:
+        words = hit.text.casefold().split()
+        new = set(words)
+        if _APART * len(words) < len(hit.text) or 2 * len(new & seen) >= len(new):
+            return len(hits) > 1
+        seen |= new
+    return False
 
 
 def _words(text: str) -> list[str]:

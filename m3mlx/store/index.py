@@ -193,7 +193,7 @@ def erase(path: Path, stamp: IndexStamp, gone: np.ndarray) -> IndexStamp:
             raise StaleIndex(path)
     with path.open("r+b", buffering=0) as file:
         for row in erased:
-            os.pwrite(file.fileno(), bytes(width), _MATRIX.size + row * width)
+            files.write_at(file.fileno(), bytes(width), _MATRIX.size + row * width)
         files.sync(file.fileno())
     files.at_step("vectors erased")
     return replace(stamp, sha256=_hash(mapped), erased=len(gone))

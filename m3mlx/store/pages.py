@@ -86,7 +86,7 @@ def clear_gaps(path: Path) -> None:
                 header = at if first or at else _FILE_HEADER
                 for start, end in _gaps(data, at, header, size):
                     if data.count(0, start, end) < end - start:
-                        os.pwrite(file, bytes(end - start), first * size + start)
+                        files.write_at(file, bytes(end - start), first * size + start)
                         cleared = True
         if cleared:
             files.sync(file)

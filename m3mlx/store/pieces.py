@@ -75,12 +75,13 @@ def has_signs(text: str) -> bool:
 
 def words(text: str) -> list[str]:
     """Return the words of a question that may stand apart in texts, each once."""
-    return list(dict.fromkeys(WORD.findall(DENSE.sub(" ", text.lower()))))
+    text = text.lower()
+    return list(dict.fromkeys(WORD.findall(text if text.isascii() else DENSE.sub(" ", text))))
 
 
 def signs(text: str) -> Iterator[str]:
     """Yield the expressions for a question's runs of signs, which never stand apart."""
-    for run in DENSE.findall(_plain(text)):
+    for run in [] if text.isascii() else DENSE.findall(_plain(text)):
         yield from _apart(run, 2)
 
 

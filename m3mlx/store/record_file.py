@@ -220,9 +220,13 @@ class RecordFile:
         if not self.tied:  # then only a record that says of which reference it is will do
             self.identity = replace(self.identity, unbound=0)
 
+    def present_tie(self) -> bytes:
+        """The tie in the header, also after a ``set_tie`` that failed half-way."""
+        return _header(self._file.fileno())[1]
+
     def set_tie(self, tie: bytes) -> None:
         """Write another tie into the header, and wait for the disk."""
-        os.pwrite(self._file.fileno(), tie, _TIE_AT)
+        files.write_at(self._file.fileno(), tie, _TIE_AT)
         files.sync(self._file.fileno())
         self.tie = tie
         files.at_step("tie written")
@@ -348,9 +352,7 @@ class RecordFile:
             files.at_step("records cut off")
 
     def _put(self, slot: int, record: bytes) -> None:
-        done = 0
-        while done < len(record):
-            done += os.pwrite(self._file.fileno(), record[done:], self._offset(slot) + done)
+        files.write_at(self._file.fileno(), record, self._offset(slot))
 
     def close(self) -> None:
         self._file.close()
@@ -373,9 +375,9 @@ def restore(path: Path, identity: Identity, end: int) -> None:
     with path.open("r+b", buffering=0) as file:
         found, _ = _header(file.fileno())
         if not _is_whole(found):
-            os.pwrite(file.fileno(), identity.header(), 0)
+            files.write_at(file.fileno(), identity.header(), 0)
         RecordFile(path, identity).close()
-        os.pwrite(file.fileno(), identity.ties[0], _TIE_AT)
+        files.write_at(file.fileno(), identity.ties[0], _TIE_AT)
         length = PAGE + (end - identity.origin) * stride(identity.record_bytes)
         if os.fstat(file.fileno()).st_size < length:
             os.ftruncate(file.fileno(), length)

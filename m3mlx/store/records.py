@@ -69,7 +69,7 @@ class Records:
         if file.path not in self._tied:
             tie = secrets.token_bytes(TIE)
             with self._catalog.transaction():
-                self._catalog.memories.announce_tie(edition, file.tie, tie)
+                self._catalog.memories.announce_tie(edition, file.present_tie(), tie)
                 if not file.tied:
                     self._catalog.memories.unbind(edition)
             with files.os_errors_as_store_errors(file.path):

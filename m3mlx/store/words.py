@@ -59,10 +59,12 @@ class Words:
             return None
         words, parts, most = self._frequencies(db, text)
         found = self._ranked(db, "words", words, condition, count, only)
-        for slot, score in self._ranked(db, "piece", parts, condition, count, only).items():
-            found[slot] = found.get(slot, 0.0) + score
-        best = sorted(found, key=lambda slot: (-found[slot], slot))[:count]
-        return {slot: min(found[slot] / most, 1.0) for slot in best}
+        if inside := self._ranked(db, "piece", parts, condition, count, only):
+            for slot, score in inside.items():
+                found[slot] = found.get(slot, 0.0) + score
+            best = sorted(found, key=lambda slot: (-found[slot], slot))[:count]
+            found = {slot: found[slot] for slot in best}
+        return {slot: min(score / most, 1.0) for slot, score in found.items()}
 
     def _ranked(
         self,

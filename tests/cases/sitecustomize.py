@@ -34,7 +34,7 @@ def memorizing() -> type:
 
     class Memorizing(MemorizeRun):
         def __init__(self, *, encode, tokenize, write, record_bytes, progress):
-            decoder = SimpleNamespace(tokenize=tokenize, tokenizer_hash=None)
+            decoder = SimpleNamespace(tokenize=tokenize, tokenizer_hash=None, name="")
             written = write and SimpleNamespace(write=write, record_bytes=record_bytes)
             super().__init__(encode=encode, decoder=decoder, format=written, progress=progress)
 
