@@ -1010,7 +1010,7 @@ def test_paths_are_as_one_would_type_them(tmp_path, monkeypatch):
 def test_a_source_shows_the_sentence_that_is_closest(capsys):
     text = "House › Boiler\n\nThe gate is green since May. The boiler was serviced by Ada Quill."
     hit = SimpleNamespace(path="a.md", page=None, line=3, text=text, store=None)
-    shown = SimpleNamespace(sources=[hit], texts={0: "Ada Quill did."})
+    shown = SimpleNamespace(sources=[hit], texts={0: "Ada Quill did."}, shares=(), used=[hit])
     render.echo_sources(shown, "Who serviced the boiler?")
     assert capsys.readouterr().out == "a.md:3  The boiler was serviced by Ada Quill.\n"
 

@@ -167,7 +167,7 @@ def test_only_what_was_measured_is_said_to_be():
     assert measured == {"smollm2-135m-instruct": "36 of 100"}
     page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
     assert "**XQuAD**, 100 questions" in page
-    assert re.search(r"4 tokens per head, the default \| 0 \| 11.7 \(\S+\) \| 25 ", page)
+    assert re.search(r"8 tokens per head, the default \| 1 \| 17.0 \(\S+\) \| 36 ", page)
     sizes = [model.parameters for model in cached.RECOMMENDED]
     assert sizes == sorted(sizes)
     large = cached.RECOMMENDED[-1]

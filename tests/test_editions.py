@@ -87,7 +87,7 @@ def test_another_model_and_back_again(make, notes, other):
         made = second.rebuild()
         assert (made.references, made.shortened) == (second.status()["references"], 0)
         theirs = answer(second)
-        assert theirs[1] == before[1]
+        assert sorted(theirs[1]) == sorted(before[1])  # the most used come first
     with make("bytes") as first:
         assert answer(first) == before
         assert (first.store_path / "memories.kv").read_bytes() == records

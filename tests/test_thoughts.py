@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import httpx
 import mlx.core as mx
 import pytest
@@ -245,7 +246,8 @@ def test_ask_hides_thoughts_unless_asked(m3, say):
 
 def test_a_thought_that_a_person_stops_is_not_called_too_long(assistant, say, capsys):
     say("<think>hm</think>Yes.")
-    echo_answer(assistant.chat().send("Hello?"), lambda: True)
+    with click.Context(click.Command("ask")):
+        echo_answer(assistant.chat().send("Hello?"), lambda: True)
     shown = capsys.readouterr()
     assert shown.out == " …\n" and shown.err == ""
 

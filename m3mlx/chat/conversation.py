@@ -239,7 +239,8 @@ class Conversation:
             retrieve_seconds: time it took to find ``hits`` or ``pasted``.
             tell_thoughts: tell thoughts apart; False to take them for text like any other.
         """
-        self.timings = Timings(retrieve_seconds=retrieve_seconds)
+        found = hits is not None
+        self.timings = Timings(retrieve_seconds=retrieve_seconds, retrievals=int(found))
         self.sources = list(pasted)
         logits = self.prefill(turn, query=query, hits=hits)
         yield from self.decode(logits, max_tokens, sampler, tell_thoughts=tell_thoughts)

@@ -17,7 +17,10 @@ _folder = click.Path(file_okay=False, path_type=Path)
 @click.argument("source", type=_folder, metavar="STORE")
 @click.argument("folder", type=_folder, metavar="FOLDER")
 def backup(source: Path, folder: Path, as_json: bool) -> None:
-    """Copy a store, also while it is in use; the next time only what is new is copied."""
+    """Copy a store, also one in use.
+
+    The next time only what is new is copied.
+    """
     from ..store import MemoryStore
 
     with open_assistant() as assistant:

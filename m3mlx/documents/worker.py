@@ -208,7 +208,7 @@ def serve() -> None:
     os.dup2(2, 1)  # what a library prints is no answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other process ends this one
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no text in files that a crash leaves
-    idle = _data_bytes()
+    idle = _status("VmData")
     while line := requests.readline():
         about = json.loads(line)
         content = requests.read(about["bytes"])
@@ -229,7 +229,8 @@ def serve() -> None:
             said = {"path": error.path, "reason": error.reason}
         except MemoryError:
             spent, said = True, {"path": about["path"], "reason": _too_much(about["memory"])}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if LIMITS_DATA else 1)
+        # Linux gives a process its parent's ru_maxrss
+        peak = _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         _send(answers, {**said, "spent": spent or peak > RENEW}, text)
 
 
@@ -240,8 +241,8 @@ def _limit(kind: int, amount: int) -> None:
     resource.setrlimit(kind, (amount if most < 0 else min(amount, most), most))
 
 
-def _data_bytes() -> int:
-    """Return the bytes of memory of this process that count as its data; 0 if not known."""
+def _status(name: str) -> int:
+    """Return bytes of memory of this process, as Linux names them; 0 on other systems."""
     with suppress(OSError), open("/proc/self/status") as status:
-        return sum(1024 * int(line.split()[1]) for line in status if line.startswith("VmData"))
+        return sum(1024 * int(line.split()[1]) for line in status if line.startswith(name))
     return 0

@@ -164,6 +164,6 @@ class Words:
         """The BM25 that words of these frequencies could give, by SQLite's formula."""
         # their number, at least; asked for one by one, neither end needs a scan
         first, last = (f"(SELECT {end}(slot) FROM reference)" for end in ("min", "max"))
-        rows = self._catalog.db.value(f"SELECT {last} - {first} + 1")
+        rows = self._catalog.db.value(f"SELECT {last} - {first} + 1") or 0
         rarities = (log((max(rows - n, 0) + 0.5) / (n + 0.5)) for n in frequencies)
         return _MOST * sum(max(rarity, 1e-6) for rarity in rarities)

@@ -224,7 +224,7 @@ MUTATIONS = {
         partial(
             rewrite,
             generate.Conversation,
-            "decode",
+            "_decoded",
             "fed and fed % CHUNK_TOKENS == 0",
             "fed > 1 and fed % CHUNK_TOKENS == 1",
         ),
