@@ -38,15 +38,15 @@ def recorder(tmp_path_factory):
 
 
 def test_a_power_cut_at_any_moment_loses_nothing(tmp_path, recorder):
-    report = power.torture(tmp_path, 40, recorder, seed=1)
+    report = power.torture(tmp_path, 20, recorder, seed=1)
     assert report["failures"] == []
-    assert sum(report["outcomes"].values()) == 40
+    assert sum(report["outcomes"].values()) == 20
     assert report["calls"].keys() >= set("CWTSDRUM")
 
 
 @pytest.mark.slow
 def test_no_power_cut_of_many_loses_anything(tmp_path, recorder):
-    assert power.torture(tmp_path, 500, recorder, seed=2)["failures"] == []
+    assert power.torture(tmp_path, 150, recorder, seed=2)["failures"] == []
 
 
 @pytest.mark.slow
@@ -103,6 +103,7 @@ def test_a_store_that_checks_no_record_is_found_out(tmp_path, monkeypatch):
     assert any("WRONG" in failure for failure in failures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["files.sync", "files.sync_folder", "sqlite"])
 def test_a_store_that_does_not_wait_for_the_disk_is_found_out(tmp_path, recorder, way):
     if way == "sqlite":
