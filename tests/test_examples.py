@@ -16,7 +16,7 @@ from m3mlx.cli import main
 
 SERVERS = ("watch", "serve", "mcp")  # run in processes of their own, until SIGTERM
 INPUT = {"chat": "Who serviced the boiler?\n/quit\n"}
-FIRST = ("keygen",)  # makes what others need
+FIRST = ("keygen", "memorize")  # they make what others need
 
 
 def commands(group, path=()):

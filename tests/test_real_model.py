@@ -79,7 +79,7 @@ def test_a_chat_remembers_documents_and_names_them(store):
     flags = ("--max-tokens", 24, "--memories", 1)  # of several it takes the wrong one
     said = m3mlx(store, "chat", *flags, input=FACTS["welcome.md"][0] + "\n")
     assert FACTS["welcome.md"][1] in said
-    assert re.search(r"^\[tokens 1–64: welcome\.md", said, re.M)
+    assert re.search(r"^\[From welcome\.md", said, re.M)
 
 
 def test_the_adapter_that_comes_along_reads_memories_better():

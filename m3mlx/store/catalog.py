@@ -98,6 +98,19 @@ class Catalog:
 
     # settings
 
+    def identity(self) -> tuple[str, int, bytes]:
+        """Return the name of the encoder, the length of its vectors, and the store's id.
+
+        Raises:
+            StoreError: one of them is missing or damaged.
+        """
+        settings = self.settings()
+        try:
+            found = settings["encoder"], int(settings["dimensions"]), bytes.fromhex(settings["id"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.damaged(f"a setting is wrong ({error})") from error
+        return found
+
     def settings(self) -> dict:
         """All settings, as they were stored."""
         settings = self._settings()

@@ -192,11 +192,7 @@ class _Examination:
     def _settings(self) -> None:
         with self._catalog.snapshot():
             settings = self._catalog.settings()
-            try:
-                self._store = bytes.fromhex(settings["id"])
-                self._dimensions = int(settings["dimensions"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._catalog.damaged(f"a setting is wrong ({error})") from error
+            _, self._dimensions, self._store = self._catalog.identity()
             last, since = self._catalog.latest()
         if last is not None and last >= settings["next_slot"]:
             self._note("catalog", f"the next slot, {settings['next_slot']}, is in use")

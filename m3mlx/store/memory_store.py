@@ -189,13 +189,7 @@ class MemoryStore:
             self._catalog = Catalog(path / CATALOG, write=write)
             opened.callback(self._catalog.close)
             with self._catalog.snapshot():
-                settings = self._catalog.settings()
-            try:
-                self.encoder: str = settings["encoder"]
-                self.dimensions = int(settings["dimensions"])
-                self.id = bytes.fromhex(settings["id"])
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._catalog.damaged(f"a setting is wrong ({error})") from error
+                self.encoder, self.dimensions, self.id = self._catalog.identity()
             self._catalog.unlock(passphrase)
             self._catalog.prove_settings()
             if self.encrypted:
