@@ -46,7 +46,7 @@ def test_a_power_cut_at_any_moment_loses_nothing(tmp_path, recorder):
 
 @pytest.mark.slow
 def test_no_power_cut_of_many_loses_anything(tmp_path, recorder):
-    assert power.torture(tmp_path, 150, recorder, seed=2)["failures"] == []
+    assert power.torture(tmp_path, 100, recorder, seed=2)["failures"] == []
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_many_writers_that_are_killed_or_fail_lose_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_no_damage_of_many_gives_a_wrong_answer(tmp_path):
-    report = damages.torture(tmp_path, 400, seed=2)
+    report = damages.torture(tmp_path, 250, seed=2)
     assert report["failures"] == []
     assert any("repair done" in label for label in report["outcomes"])
 
