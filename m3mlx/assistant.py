@@ -54,9 +54,6 @@ if TYPE_CHECKING:
     from .models.encoder import Encoder
 
 
-_UNLOCKED = 0.06  # seconds between two batches; other writers try every 0.05
-
-
 class Assistant:
     """A language model with the user's documents as explicit memory.
 
@@ -206,10 +203,10 @@ class Assistant:
     @property
     def floor(self) -> float:
         """Score from which on a reference fits a question; 0 where it is not known."""
-        floors = FLOORS.get(self.encoder.name, {})
-        few = self.store().holds_few(FEW_REFERENCES)
-        known = floors.get("dense" if few else self.options.retrieval, 0.0)
-        return 0.0 if few and self.options.retrieval == "text" else known
+        mode = self.options.retrieval
+        if self.store().holds_few(FEW_REFERENCES):  # words say little among them
+            mode = "" if mode == "text" else "dense"
+        return FLOORS.get(self.encoder.name, {}).get(mode, 0.0)
 
     @cached_property
     def plain_prefix(self) -> PrefixStates:
@@ -616,5 +613,5 @@ def _finish(
     for step in steps:
         report = step
         between_batches()
-        sleep(_UNLOCKED)
+        sleep(editions.UNLOCKED)
     return report

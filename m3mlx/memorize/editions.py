@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ..models.decoder import Decoder
 
 BATCH = 16  # references written and committed together
+UNLOCKED = 0.06  # seconds to leave between two batches; other writers try every 0.05
 _FIRST = 4  # references in the first batch; more follow where that is quick
 _SHORT, _LONG = 0.5, 2.0  # seconds of a batch; nobody waits longer for Ctrl-C, or to write
 LONGEST = 255  # tokens of a reference, as positions are bytes
@@ -74,13 +75,16 @@ def find(
         differing = [(name, found, value) for name, found, value in compared if found != value]
         if not differing:
             return edition
+        made_by = edition.fingerprint.get("model", decoder.name)
+        if differing[0][0] == "weights" and made_by != decoder.name:  # names say more than hashes
+            differing[0] = ("weights", made_by, decoder.name)
         if not nearest or len(differing) < len(nearest):
             nearest = differing
     name, found, value = nearest[0]
     plain = ", here with --adapter-path none" if name == "adapter" and not found else ""
     raise FingerprintError(
-        f"{store.path}: its memories were made with another {name} ({found or 'none'!s:.40} "
-        f"instead of {value or 'none'!s:.40}). Use the model and settings they were made with"
+        f"{store.path}: its memories were made with another {name} ({found or 'none'!s:.80} "
+        f"instead of {value or 'none'!s:.80}). Use the model and settings they were made with"
         f"{plain} (m3mlx status shows them), or run `m3mlx memorize --rebuild "
         f"--store {store.path}` with the present ones: it makes new memories beside the old, "
         f"without the files."

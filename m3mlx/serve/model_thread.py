@@ -18,6 +18,7 @@ from typing import Any
 
 from ..assistant import Assistant
 from ..errors import M3Error
+from ..memorize.editions import UNLOCKED
 from .errors import FullError
 
 _END = object()
@@ -173,7 +174,7 @@ class ModelThread:
             with self._change:
                 if self._change.wait_for(lambda: self._queue or self._ending, quiet):
                     return
-            work, quiet = work or self._idle(self._assistant), 0.06
+            work, quiet = work or self._idle(self._assistant), UNLOCKED
             try:
                 if next(work, _END) is _END:
                     work, quiet = None, _AGAIN

@@ -134,7 +134,7 @@ class _Backup:
             catalog.unlock(self._passphrase)
             with catalog.snapshot():
                 settings, editions = catalog.settings(), catalog.memories.editions()
-            store = bytes.fromhex(settings["id"])
+                *_, store = catalog.identity()
             lost: dict[int, list[int]] = {}
             for edition in editions:
                 own = replace(edition, tie=self._tie(store, edition), next_tie="")
@@ -242,7 +242,8 @@ class _Backup:
         files.sync_folder(self._folder)
         with closing(Catalog(self._folder / CATALOG, write=True)) as catalog:
             catalog.unlock(self._passphrase)
-            store = bytes.fromhex(self._settings(catalog)["id"])
+            with catalog.snapshot():
+                *_, store = catalog.identity()
             for edition in self._editions(catalog):
                 file = self._folder / edition.file
                 records = RecordFile(file, Identity.of(store, edition), write=True)
@@ -254,10 +255,6 @@ class _Backup:
         for file in self._folder.glob("memories*"):  # of editions and times that are gone
             if file.with_suffix(".kv").name not in known:
                 file.unlink()
-
-    def _settings(self, catalog: Catalog) -> dict:
-        with catalog.snapshot():
-            return catalog.settings()
 
     def _copy_sessions(self) -> None:
         source, target = self._path / SESSIONS, self._folder / SESSIONS
