@@ -4,12 +4,16 @@ import hashlib
 import os
 import struct
 import sys
+import time
 import zlib
+from contextlib import suppress
+from threading import Thread
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torture.apart import apart
 
 from m3mlx.errors import StoreError
 from m3mlx.store.record_file import PAGE, DamagedRecord, Identity, RecordFile, stride
@@ -262,7 +266,12 @@ def test_a_file_that_is_cut_short_while_it_is_open_is_no_crash(tmp_path):
     with pytest.raises(DamagedRecord):
         file.read([0, 1], TEXTS)
     assert bytes(file.read([0], TEXTS)[0]) == b"0123456789"
-    file.close()
+    unread = RecordFile(tmp_path / "b", identity())
+    os.truncate(tmp_path / "b", 0)
+    for each in (file, unread):
+        with pytest.raises(DamagedRecord):
+            each.read([0], TEXTS)
+        each.close()
 
 
 def test_a_missing_file_is_named_and_not_made(tmp_path):
@@ -277,6 +286,36 @@ def test_a_memory_of_another_length_is_refused(tmp_path, memory):
     with pytest.raises(StoreError, match="bytes"):
         file.check([b"0123456789", memory])
     file.close()
+
+
+def read_while_cut(path):
+    """Read a record for a second, while a thread cuts the file before it and makes it whole."""
+    file, memory = RecordFile(path, identity(60_000)), bytes(60_000)
+    until, read = time.monotonic() + 1, 0
+
+    def cut():
+        whole = path.read_bytes()
+        with path.open("r+b", buffering=0) as other:
+            while time.monotonic() < until:
+                other.truncate(PAGE)
+                os.pwrite(other.fileno(), whole[PAGE:], PAGE)
+
+    writer = Thread(target=cut)
+    writer.start()
+    while time.monotonic() < until:
+        with suppress(DamagedRecord):
+            assert bytes(file.read([0], TEXTS)[0]) == memory
+            read += 1
+    writer.join()
+    return read
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+def test_a_file_that_is_cut_while_a_record_is_copied_kills_no_reader(tmp_path):
+    file = new_file(tmp_path / "b", 60_000)
+    file.write({0: bytes(60_000)}, TEXTS)
+    file.close()
+    assert apart(read_while_cut, tmp_path / "b").returned() > 0
 
 
 def test_an_open_file_that_is_cut_short_and_grows_again_is_never_read_behind_its_end(tmp_path):

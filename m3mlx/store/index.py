@@ -130,7 +130,7 @@ class Scan:
 
 
 class Graph:
-    """Search of an index file, which is mapped and never changed.
+    """Search of an index file, which is mapped; a writer only overwrites what is erased in it.
 
     Attributes:
         stamp: of the file.

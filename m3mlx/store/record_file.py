@@ -45,12 +45,10 @@ CRC-32 costs about as much as reading the bytes from the system's cache and find
 up to 32 adjacent bits; it protects from accidents, not from forgers. A slot without a memory is a
 hole or zeros, whose checksum is wrong.
 
-Memories are read through a map of the file, which takes no memory of the process's own. Each is
-copied once, and the copy is checked: what another process writes meanwhile cannot pass. A read
-behind the end of a mapped file would kill the process, so every read asks for the file's length
-first. What remains is a file that another program cuts short between that question and the copy,
-some microseconds, and a disk that fails under the map; a writer of this store never cuts off
-what the catalog has.
+Before memories are read, a map of the file tells the system which, so that it fetches all of them
+at once. They are then copied by ordinary reads, never out of the map: a writer may cut off at any
+moment what a reader has just found in the catalog, and whoever touches a map behind the end of its
+file is killed. Each copy is checked: what another process writes meanwhile cannot pass.
 """
 
 from __future__ import annotations
@@ -243,27 +241,29 @@ class RecordFile:
         """Slot to which a byte of the file belongs; one before the origin for the header."""
         return self._origin + (offset - PAGE) // self._stride
 
-    def _record(self, slot: int) -> memoryview:
-        """Memory and checksum of a slot, in the map; nothing where the file has no such bytes."""
-        start = self._offset(slot)
-        end = start + self.record_bytes + CHECKSUM
-        if slot < self._origin or end > os.fstat(self._file.fileno()).st_size:
-            return memoryview(b"")
-        mapped = self._map
-        if mapped is None or end > len(mapped):  # the file has grown; other threads keep theirs
-            mapped = self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        return memoryview(mapped)[start:end]
-
-    def _prefetch(self, slots: Sequence[int]) -> None:
-        """Ask the system to read all of these at once, which is many times faster."""
-        for slot in slots:
-            if (record := self._record(slot)) and hasattr(mmap, "MADV_WILLNEED"):
-                assert isinstance(record.obj, mmap.mmap)
-                record.obj.madvise(mmap.MADV_WILLNEED, self._offset(slot), len(record))
-
     def raw(self, slot: int) -> bytes:
         """The bytes of a slot with its checksum, whatever they are; none behind the file's end."""
-        return bytes(self._record(slot))
+        record, checksum = bytearray(self.record_bytes), bytearray(CHECKSUM)
+        return bytes(record + checksum) if self._copy(slot, record, checksum) else b""
+
+    def _copy(self, slot: int, record: bytearray | memoryview, checksum: bytearray) -> bool:
+        """Copy the bytes of a slot; return whether the file has all of them."""
+        if slot < self._origin:
+            return False
+        found = os.preadv(self._file.fileno(), [record, checksum], self._offset(slot))
+        return found == self.record_bytes + CHECKSUM
+
+    def _prefetch(self, slots: Sequence[int]) -> None:
+        """Ask the system to fetch all of these at once, which is many times faster."""
+        size, mapped = os.fstat(self._file.fileno()).st_size, self._map
+        if not size or not hasattr(mmap, "MADV_WILLNEED"):
+            return
+        if mapped is None or size > len(mapped):  # the file has grown; other threads keep theirs
+            mapped = self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        for slot in slots:
+            start, length = self._offset(slot), self.record_bytes + CHECKSUM
+            if slot >= self._origin and start + length <= len(mapped):
+                mapped.madvise(mmap.MADV_WILLNEED, start, length)
 
     def read(self, slots: Sequence[int], digests: Mapping[int, bytes]) -> np.ndarray:
         """Read memories as uint8 ``(len(slots), memory_bytes)``, decrypted.
@@ -276,14 +276,13 @@ class RecordFile:
                 reference.
         """
         stored = np.empty((len(slots), self.record_bytes), dtype=np.uint8)
+        checksum = bytearray(CHECKSUM)
         self._prefetch(slots)
         for row, slot in zip(stored, slots, strict=True):
-            record = self._record(slot)
-            if not record or slot not in digests:
+            if slot not in digests or not self._copy(slot, row.data, checksum):
                 raise DamagedRecord(self.path, slot)
-            row[:] = record[: self.record_bytes]
             owners = self.identity.owners(slot, digests[slot])
-            if all(record[self.record_bytes :] != _checksum(o, row.data) for o in owners):
+            if all(checksum != _checksum(o, row.data) for o in owners):
                 raise DamagedRecord(self.path, slot)
         if not self._cipher.encrypts:
             return stored
