@@ -1,6 +1,7 @@
 """The harnesses of tools/torture.py in short form, and that they notice a store that is broken."""
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -42,6 +43,23 @@ def test_a_power_cut_at_any_moment_loses_nothing(tmp_path, recorder):
     assert report["failures"] == []
     assert sum(report["outcomes"].values()) == 20
     assert report["calls"].keys() >= set("CWTSDRUM")
+
+
+def test_a_file_that_gets_the_inode_of_a_removed_one_is_another_file():
+    def entry(kind, inode, name=b"", data=b""):
+        return power.ENTRY.pack(kind, inode, 0, len(name), len(data)) + name + data
+
+    log = [
+        entry(b"C", 7, b"/store/old"),
+        entry(b"W", 7, data=b"old text"),
+        entry(b"U", 0, b"/store/old"),
+        entry(b"C", 7, b"/store/new"),
+        entry(b"W", 7, data=b"new"),
+        entry(b"S", 7),
+        entry(b"D", 1),
+    ]
+    calls = power.read_log(b"".join(log))
+    assert power.replay(calls, len(calls), random.Random(0)) == {"new": b"new"}
 
 
 @pytest.mark.slow

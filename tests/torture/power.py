@@ -34,7 +34,7 @@ from .crashes import Books, Change, State, after, look, make
 
 SECTOR = 512  # which a disk writes wholly or not at all
 CHANGES = 12  # of one recording
-_ENTRY = struct.Struct("<c4Q")
+ENTRY = struct.Struct("<c4Q")
 _ENDS = ("-shm", "lock")  # files that say nothing after a restart
 
 
@@ -43,7 +43,7 @@ class Call:
     """One entry of a recording."""
 
     kind: str
-    inode: int
+    inode: int  # the folder is 1
     at: int
     name: str
     data: bytes
@@ -77,13 +77,23 @@ def record(recorder: Path, folder: Path, changes: list[Change], first: str = "")
         check=True,
         timeout=300,
     )
-    calls, data, at = [], log.read_bytes(), 0
+    return read_log(log.read_bytes())
+
+
+def read_log(data: bytes) -> list[Call]:
+    """What the recorder noted; an inode that the disk gives to a second file is a new number."""
+    calls: list[Call] = []
+    numbers: dict[int, int] = {}
+    at = 0
     while at < len(data):
-        kind, inode, offset, name, length = _ENTRY.unpack_from(data, at)
-        at += _ENTRY.size
+        kind, inode, offset, name, length = ENTRY.unpack_from(data, at)
+        at += ENTRY.size
         text, content = data[at : at + name].decode(), data[at + name : at + name + length]
         at += name + length
-        calls.append(Call(kind.decode(), inode, offset, Path(text).name, content))
+        if kind == b"C":
+            numbers[inode] = len(calls) + 2  # 1 is the folder
+        number = numbers.get(inode, inode)
+        calls.append(Call(kind.decode(), number, offset, Path(text).name, content))
     return calls
 
 
