@@ -16,13 +16,16 @@ Image = pytest.importorskip("PIL.Image")
 
 ENGINE = """
 class RapidOCR:
-    def __call__(self, picture):
-        height, width, colors = picture.shape
-        assert colors == 3 and picture.dtype == "uint8"
+    def __call__(self, picture, use_cls, use_rec):
+        self.height, self.width, colors = picture.shape
+        assert colors == 3 and picture.dtype == "uint8" and not use_rec
         if picture.min() == 255:
             return None, 0
-        box = [[0, 0], [width, 0], [width, 20], [0, 20]]
-        return [[box, f"picture of {width} by {height}", 0.9]], 0
+        box = [[-1, 0], [self.width, 0], [self.width, self.height], [0, self.height]]
+        return [[[float(x), y] for x, y in box]], 0
+
+    def text_rec(self, words):
+        return [[f"word {len(word[0])} of {self.width} by {self.height}", 0.9] for word in words], 0
 """
 
 
@@ -42,9 +45,18 @@ def engine(tmp_path, monkeypatch):
 
 
 def saved(kind: str, *colors: object, size: tuple[int, int] = (60, 40), mode: str = "RGB") -> bytes:
-    first, *more = [Image.new(mode, size, color) for color in colors]
+    """Pictures of white with a black dot, save for those that are "white"."""
+    pages = []
+    for color in colors:
+        page = Image.new(mode, size, color)
+        if color == "black":
+            page = Image.new(mode, size, "white")
+            page.paste("black", (size[0] // 3, size[1] // 3, size[0] // 2, size[1] // 2))
+        pages.append(page)
     file = io.BytesIO()
-    first.save(file, kind, **({"save_all": True, "append_images": more} if more else {}))
+    pages[0].save(
+        file, kind, **({"save_all": True, "append_images": pages[1:]} if pages[1:] else {})
+    )
     return file.getvalue()
 
 
@@ -62,13 +74,13 @@ def test_pictures_are_documents_only_where_that_is_asked_for(tmp_path, engine):
 @pytest.mark.parametrize(
     ("name", "content", "text", "pages"),
     [
-        ("a.png", saved("PNG", "black"), "picture of 60 by 40", 1),
-        ("a.png", saved("PNG", "black", size=(9000, 900)), "picture of 4000 by 400", 1),
-        ("a.gif", saved("GIF", 1, 2, mode="P"), "picture of 60 by 40", 1),
-        ("a.tif", saved("TIFF", "black", "white", "red"), "picture of 60 by 40", 3),
-        ("a.webp", saved("WEBP", (1, 2, 3, 200), mode="RGBA"), "picture of 60 by 40", 1),
-        ("a.pdf", saved("PDF", "black", "white"), "picture of 167 by 112", 2),
-        ("a.pdf.gz", gzip.compress(saved("PDF", "black")), "picture of 167 by 112", 1),
+        ("a.png", saved("PNG", "black"), "of 60 by 40", 1),
+        ("a.png", saved("PNG", "black", size=(9000, 900)), "of 4000 by 400", 1),
+        ("a.gif", saved("GIF", "black", "white", mode="L"), "of 60 by 40", 1),
+        ("a.tif", saved("TIFF", "black", "white", "black"), "of 60 by 40", 3),
+        ("a.webp", saved("WEBP", "black", mode="RGBA"), "of 60 by 40", 1),
+        ("a.pdf", saved("PDF", "black", "white"), "of 167 by 112", 2),
+        ("a.pdf.gz", gzip.compress(saved("PDF", "black")), "of 167 by 112", 1),
     ],
 )
 def test_the_text_in_pictures_is_read(engine, name, content, text, pages):
@@ -81,7 +93,7 @@ def test_the_text_in_pictures_is_read(engine, name, content, text, pages):
 def test_pages_of_text_are_not_recognized(tmp_path, engine):
     path = write_pdf(tmp_path / "a.pdf", [["a page"]])
     with Worker(ocr=True) as worker:
-        assert "picture" not in worker.read(path).text
+        assert "word" not in worker.read(path).text
 
 
 @pytest.mark.parametrize(
