@@ -622,6 +622,28 @@ def test_menus_are_left_out_of_pages_of_text_and_kept_on_pages_of_links(tmp_path
     assert "- Part 8" in text_of(tmp_path / "b.html", "<p>Contents</p>" + menu)
 
 
+def test_what_belongs_to_the_main_part_is_read_with_it(tmp_path):
+    text = "<p>" + "The keeper lit the lamp. " * 40 + "</p>"
+    page = """<body><div>{more}</div><div id=page><main><div><header><p>{lead}</p></header>
+        <article><h1>Light</h1>{text}</article>{beside}</div>{far}</main></div></body>"""
+    lead = "A lead that stands above the article, for those in a hurry."
+    links = "".join(
+        f"<article><a href={i}>Teaser {i} of another page</a></article>" for i in range(9)
+    )
+    part = f"<article><table><tr><td>oil<td>12 pints</table>{'of the store ' * 40}</article>"
+    about = "<article>" + "Who wrote this lives by the sea. " * 9 + "</article>"
+    for beside, far, seen in (
+        ("", "<div>" + "Subscribe now. " * 9 + "</div>", (lead, "!Subscribe")),
+        (part, "", ("oil", "12 pints", "The keeper")),
+        (part + about, "", ("oil", "by the sea")),
+        (links, "", ("The keeper", "!Teaser", "!more")),
+    ):
+        source = page.format(lead=lead, text=text, beside=beside, far=far, more="more, and more")
+        found = text_of(tmp_path / "a.html", source)
+        for words in seen:
+            assert (words.lstrip("!") in found) != words.startswith("!"), words
+
+
 def test_elements_that_close_themselves_hide_nothing_in_xhtml(tmp_path):
     names = "title script style iframe video audio textarea a div p span i object".split()
     head = '<?xml version="1.0"?><html xmlns="http://www.w3.org/1999/xhtml"><body>'
