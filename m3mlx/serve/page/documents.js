@@ -81,7 +81,7 @@ function row(document) {
     make("div", { className: "name", textContent: name(document.path), title: document.path, dir: "auto" }),
     make("div", { className: "small" },
       make("span", { textContent: `${count(document.references, "reference")}${state} · ${day(document.added)}` }),
-      make("span", { className: "actions" }, inside(document.path, document.id), forget))));
+      make("span", { className: "actions" }, inside(document.path, document.id, undefined, "Inside"), forget))));
 }
 
 // --- several at once

@@ -35,8 +35,8 @@ export function documentsOf(sources) {
 }
 
 // A button that opens what is kept of a document, or of its reference that starts there.
-export function inside(path, id, start) {
-  return button("Look inside", async () => {
+export function inside(path, id, start, text = "Look inside") {
+  return button(text, async () => {
     const view = open("", "_blank"); // at once, or a browser takes it for an advertisement
     try {
       const { page } = await send(`v1/memories/${id}/view`, start === undefined ? {} : { start });
