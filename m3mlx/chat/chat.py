@@ -142,12 +142,19 @@ class Chat:
         return self._conversation.attached if self._conversation else ()
 
     def send(
-        self, message: str, generation: Generation | None = None, **changes: Any
+        self,
+        message: str,
+        generation: Generation | None = None,
+        *,
+        announce: bool = False,
+        **changes: Any,
     ) -> Generator[Step]:
         """Send a message and stream the answer. Stop iterating to interrupt it.
 
         Args:
             generation: how to answer; None for the defaults.
+            announce: first yield a step without a token that has the sources of the answer's
+                beginning, as soon as they are found and before they are read.
             changes: fields of ``Generation`` to override.
 
         Raises:
@@ -189,6 +196,8 @@ class Chat:
         )
         thought = False
         try:
+            if announce and hits:
+                yield Step("", None, None, 0, hits, (), Timings(retrieve_seconds=seconds))
             for step in steps:
                 thought = thought or step.thought
                 answer["content"] += "" if step.thought else step.text

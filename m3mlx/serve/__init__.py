@@ -3,6 +3,8 @@
 model_thread    the one thread that touches MLX and the store, and its queue
 guard           which requests are accepted
 documents       list, recall, memorize, view, forget
+sessions        conversations that the page keeps
+facts           what the page tells about the model, and what one could ask
 conversations   answers, and the caches of the last conversations
 openai          requests and answers in OpenAI's shape
 app             the endpoints

@@ -95,7 +95,7 @@ class ConversationCache:
         conversation = self._take(assistant, request)
         chat, cached = conversation.chat, conversation.tokens
         length = min(request.generation.max_tokens, room)
-        steps = chat.send(request.message, request.generation, max_tokens=length)
+        steps = chat.send(request.message, request.generation, announce=True, max_tokens=length)
         stop, reason, timings = _StopFilter(request.stop), "length", Timings()
         spans: dict[int, Step] = {}  # the last step of each
         thought = False

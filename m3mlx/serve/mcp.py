@@ -150,7 +150,7 @@ class Tools:
 
     async def forget(self, document: Annotated[int, Field(ge=1)]) -> dict[str, Any]:
         """Erase one document from memory, by its number; its file stays where it is."""
-        forget = partial(documents.forget, id=document, verify=False)
+        forget = partial(documents.forget, ids=[document], verify=False)
         return {"forgotten": (await self._thread.call(forget, writes=True))["forgotten"]}
 
     async def status(self) -> dict[str, Any]:
