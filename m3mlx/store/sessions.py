@@ -36,9 +36,8 @@ _SCHEMA = (
         PRIMARY KEY (session, ordinal)) WITHOUT ROWID""",
     f"PRAGMA user_version={_FORMAT}",
 )
-
-
-_OBJECTS = {("table", "session"), ("table", "message")}
+_OBJECTS = {("table", sql.split()[2]): " ".join(sql.split()) for sql in _SCHEMA[:2]}
+_OBJECTS["table", "sqlite_sequence"] = "CREATE TABLE sqlite_sequence(name,seq)"
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Sessions:
                             self._db.execute(statement)
                     elif version != _FORMAT:
                         raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade.")
-                    if set(objects(self._db)) != _OBJECTS:
+                    if objects(self._db) != _OBJECTS:
                         raise sqlite3.DatabaseError("its tables are not those of m3mlx")
         except BaseException:
             self.close()
