@@ -100,6 +100,7 @@ class MemorizeRun:
         decoder: tokenizes text.
         format: writes each memory with its reference; None leaves all of them cold.
         between_batches: called after each commit.
+        ocr: recognize the text in pictures.
     """
 
     encode: Callable[[Sequence[str]], np.ndarray]
@@ -107,6 +108,7 @@ class MemorizeRun:
     format: MemoryFormat | None
     progress: Progress = no_progress
     between_batches: Callable[[], None] = lambda: None
+    ocr: bool = False
 
     def __post_init__(self) -> None:
         self.report = MemorizeReport()
@@ -120,11 +122,17 @@ class MemorizeRun:
     def find_files(
         self, paths: Iterable[str | Path], include: Sequence[str], exclude: Sequence[str]
     ) -> None:
-        """Find the files and hash them."""
+        """Find the files and hash them.
+
+        Raises:
+            M3Error: text in pictures is to be recognized, and there is no engine for that.
+        """
+        if self.ocr:
+            documents.check_ocr()
         self._tops = [Path(path).expanduser().absolute() for path in paths]
         leave_out = self.report.left_out.append
         for found in documents.find(
-            self._tops, include=include, exclude=exclude, leave_out=leave_out
+            self._tops, include=include, exclude=exclude, leave_out=leave_out, ocr=self.ocr
         ):
             self.progress("looking at files", len(self.files), 0)
             try:
@@ -255,7 +263,7 @@ class MemorizeRun:
         Args:
             wait: called again and again while a file is read.
         """
-        with documents.Worker(wait) as worker:
+        with documents.Worker(wait, self.ocr) as worker:
             for file in files:
                 try:
                     if (content := self._contents.get(file.path)) is not None:
@@ -265,7 +273,11 @@ class MemorizeRun:
                         file = File(file.path, document.hash, size)  # as it is by now
                     references = documents.split(document, self.decoder.tokenize)
                 except DocumentError as error:
-                    self.report.failed.append(error)
+                    if error.reason == documents.NO_TEXT and documents.is_picture(file.path):
+                        left = documents.LeftOut(file.path, "pictures without text")
+                        self.report.left_out.append(left)
+                    else:
+                        self.report.failed.append(error)
                     for paths in (self.report.added, self.report.changed):
                         if file.path in paths:
                             paths.remove(file.path)
