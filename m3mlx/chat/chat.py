@@ -20,6 +20,7 @@ from ..memory.format import MemoryFormat
 from ..models.decoder import Decoder
 from ..models.template import Turn
 from ..store import Filter, Hit
+from ..text import shared_length
 from .conversation import Conversation, Observe, Step, Timings
 from .retrieval import Retrieval
 from .sampling import choices
@@ -141,16 +142,31 @@ class Chat:
         self._mode = memory, False  # of the present conversation, and whether it is raw text
         # of messages by number: the content, and what was read in its place
         self._as_read: dict[int, tuple[str, dict[str, Any]]] = {}
+        self._subjects: dict[int, tuple[str, ...]] = {}  # before the messages of these numbers
+
+    @property
+    def timings(self) -> Timings:
+        """Of the last turn."""
+        return self._conversation.timings if self._conversation else Timings()
 
     @property
     def nbytes(self) -> int:
         """Bytes of the caches."""
         return self._conversation.nbytes if self._conversation else 0
 
+    def go_back(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Continue from other messages; only what they do not share with these is read again."""
+        if shared_length(messages, self.messages) < len(messages):
+            self._retrieval.subject = ()
+        elif len(messages) < len(self.messages):
+            self._retrieval.subject = self._subjects.get(len(messages), ())
+        self.messages[:] = map(dict, messages)
+
     def fork(self) -> Chat:
         """Return a copy that continues independently."""
         other = copy(self)
         other.messages, other._as_read = self.messages.copy(), self._as_read.copy()
+        other._subjects = self._subjects.copy()
         other._retrieval = Retrieval(other._search)
         other._retrieval.subject = self._retrieval.subject
         if self._conversation:
@@ -259,6 +275,7 @@ class Chat:
         ]
         if not self._retrieval.subject:
             self._retrieval.subject = tuple(said[-1:])
+        self._subjects[len(self.messages)] = self._retrieval.subject
         self._retrieval.floor = self.assistant.floor
         return self._retrieval.of_message(message, self.assistant.memories)
 
@@ -357,6 +374,7 @@ class Chat:
         """Clear the conversation; the documents stay."""
         self.messages.clear()
         self._as_read.clear()
+        self._subjects.clear()
         self._retrieval.subject = ()
         self._conversation, self.left_out = None, 0
 

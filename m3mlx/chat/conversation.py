@@ -30,6 +30,7 @@ from ..models.caches import keeps_state, leaves, replaced
 from ..models.decoder import Decoder
 from ..models.hooks import last_rows
 from ..models.template import Turn
+from ..text import shared_length
 from .attention import AttentionShares
 from .thoughts import AnswerText
 
@@ -203,8 +204,7 @@ class Conversation:
         Args:
             hits: see ``prefill``.
         """
-        pairs = enumerate(zip(self.tokens, whole.tokens, strict=False))
-        shared = next((n for n, (one, other) in pairs if one != other), len(self.tokens))
+        shared = shared_length(self.tokens, whole.tokens)
         shared = min(shared, len(whole.tokens) - 1)
         if self._search and self.asked != (whole.start, hits):
             shared = min(shared, max(whole.start, whole.head))

@@ -15,10 +15,10 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from os.path import commonprefix
 from typing import Any
 
 from ..errors import ModelError
+from ..text import shared_length
 
 _USER, _ANSWER, _NEXT = "m3mlxfirstuser", "m3mlxfirstanswer", "m3mlxseconduser"
 _SYSTEM = "m3mlxsystem"
@@ -311,7 +311,7 @@ class Template:
 
 def _added(plain: str, told: str) -> str:
     """Return what a text has between its beginning and end that another one shares with it."""
-    start = len(commonprefix([plain, told]))
+    start = shared_length(plain, told)
     end = 0
     while end < min(len(plain), len(told)) - start and plain[-1 - end] == told[-1 - end]:
         end += 1

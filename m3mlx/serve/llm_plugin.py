@@ -19,7 +19,9 @@ from ..assistant import Assistant
 from ..chat.chat import Source
 from ..chat.conversation import Step
 from ..errors import M3Error
-from .conversations import join_turns
+from .messages import Turns, turns_of
+
+CARRIED = {"store", "model", "encoder", "adapter_path", "memory"}  # from prompt to prompt
 
 
 @llm.hookimpl
@@ -56,15 +58,14 @@ class M3(llm.Model):
         response: llm.Response,
         conversation: llm.Conversation | None,
     ) -> Iterator[str]:
-        options = prompt.options
-        assert isinstance(options, M3.Options)
-        system, earlier, message = _conversation(prompt)
+        options = _continued(prompt.options, conversation)
+        said = _turns(prompt)
         spans: dict[int, Step] = {}  # the last step of each
         try:
-            chat = self._open(options).chat(memory=options.memory, system=system)
-            chat.messages += earlier
+            chat = self._open(options).chat(memory=options.memory, system=said.system)
+            chat.messages += said.earlier
             for step in chat.send(
-                message,
+                said.message,
                 max_tokens=options.max_tokens,
                 temp=options.temperature,
                 top_p=options.top_p,
@@ -98,15 +99,22 @@ class M3(llm.Model):
         return self._assistant
 
 
-def _conversation(prompt: llm.Prompt) -> tuple[str | None, list[dict[str, str]], str]:
-    """Return the system prompt, the earlier turns, and the message to answer."""
+def _continued(options: llm.Options, conversation: llm.Conversation | None) -> M3.Options:
+    """Return options with those of earlier prompts, which llm does not carry on."""
+    given: dict[str, object] = {}
+    earlier = [each.prompt.options for each in conversation.responses] if conversation else []
+    for each in (*earlier, options):
+        chosen = each.model_dump(exclude_unset=True)
+        given |= {name: chosen[name] for name in CARRIED & chosen.keys() if chosen[name]}
+    return M3.Options(**{**options.model_dump(exclude_unset=True), **given})
+
+
+def _turns(prompt: llm.Prompt) -> Turns:
+    """Return the conversation that a prompt continues."""
     messages = []
     for message in prompt.messages:
         texts = [part.text for part in message.parts if isinstance(part, llm.parts.TextPart)]
         if len(texts) < len(message.parts):
             raise llm.ModelError("m3mlx takes text only, no tools and no attachments")
-        messages.append((message.role, "".join(texts)))
-    system, turns = join_turns(messages)
-    if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise llm.ModelError("a conversation begins and ends with a message of the user")
-    return "\n\n".join(dict.fromkeys(system)) or None, turns[:-1], turns[-1]["content"]
+        messages.append({"role": message.role, "content": "".join(texts)})
+    return turns_of(messages)
