@@ -5,6 +5,7 @@ Sources are kept in llm's log, with each response.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Literal
 
 import llm
 import llm.parts
+from click.testing import CliRunner
+from llm.cli import cli, logs_db_path
 from pydantic import Field
 
 from .. import config
@@ -100,13 +103,26 @@ class M3(llm.Model):
 
 
 def _continued(options: llm.Options, conversation: llm.Conversation | None) -> M3.Options:
-    """Return options with those of earlier prompts, which llm does not carry on."""
+    """Return options with those of earlier prompts, which llm logs and does not carry on."""
     given: dict[str, object] = {}
-    earlier = [each.prompt.options for each in conversation.responses] if conversation else []
-    for each in (*earlier, options):
-        chosen = each.model_dump(exclude_unset=True)
+    for chosen in (*_logged(conversation), options.model_dump(exclude_unset=True)):
         given |= {name: chosen[name] for name in CARRIED & chosen.keys() if chosen[name]}
     return M3.Options(**{**options.model_dump(exclude_unset=True), **given})
+
+
+def _logged(conversation: llm.Conversation | None) -> list[dict[str, object]]:
+    """Return the options of a conversation's prompts so far, the first one first."""
+    if conversation is None:
+        return []
+    if conversation.responses:  # asked by this process, or logged by an earlier llm
+        chosen = [each.prompt.options for each in conversation.responses]
+        return [each.model_dump(exclude_unset=True) for each in chosen]
+    log = logs_db_path()
+    words = ["logs", "--cid", conversation.id, "-n", "0", "--json", "-d", str(log)]
+    done = CliRunner().invoke(cli, words) if log.is_file() else None
+    rows = json.loads(done.stdout) if done is not None and done.exit_code == 0 else []
+    logged = [row["options_json"] for row in rows]
+    return [json.loads(each) if isinstance(each, str) else each or {} for each in logged]
 
 
 def _turns(prompt: llm.Prompt) -> Turns:
