@@ -121,6 +121,7 @@ class Chat:
         tools: what the chat template writes about tools, from ``Template.describe``.
         cached: number of tokens of the last turn's prompt that had been read before.
         left_out: number of messages at the head that no longer fit the model's context.
+        reads_ahead: as of ``Conversation``.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class Chat:
         self.messages: list[dict[str, Any]] = []
         self.tools = ""
         self.cached = self.left_out = 0
+        self.reads_ahead = True
         self._retrieval = Retrieval(self._search)
         self._conversation: Conversation | None = None
         self._mode = memory, False  # of the present conversation, and whether it is raw text
@@ -187,6 +189,7 @@ class Chat:
         tokens: Sequence[int] | None = None,
         observe: Observe | None = None,
         while_reading: Callable[[], None] = lambda: None,
+        announce: bool = False,
         **changes: Any,
     ) -> Generator[Step]:
         """Send a message and stream the answer. Stop iterating to interrupt it.
@@ -197,6 +200,8 @@ class Chat:
             tokens: the message as token ids, if it is ``raw``.
             observe: gets the prompt's tokens and the logits after each, which are all read again.
             while_reading: called while the prompt is read; an exception it raises ends the turn.
+            announce: first yield a step without a token that has the sources of the answer's
+                beginning, as soon as they are found and before they are read.
             changes: fields of ``Generation`` to override.
 
         Raises:
@@ -234,6 +239,7 @@ class Chat:
         self._as_read[number - 1] = message, {"content": text}
         if how.seed is not None:
             mx.random.seed(how.seed)  # after all loading, which draws random numbers too
+        conversation.reads_ahead = self.reads_ahead
         steps = conversation.stream(
             turn,
             max_tokens=min(how.max_tokens, room),
@@ -247,6 +253,8 @@ class Chat:
         )
         thought, drawn = False, decoder.template.encode(how.prefill)
         try:
+            if announce and hits:
+                yield Step("", None, None, 0, hits, (), Timings(retrieve_seconds=seconds))
             for step in steps:
                 thought = thought or step.thought
                 answer["content"] += "" if step.thought else step.text

@@ -38,7 +38,7 @@ def choices(decoder: Decoder, how: Generation) -> dict[str, Any]:
         xtc_special_tokens=list(decoder.tokenizer.eos_token_ids),
     )
     return {
-        "sampler": sampler,
+        "sampler": sampler if how.temp else None,
         "processors": make_logits_processors(**how.logits),
         "grammar": None if how.schema is None else _grammar(decoder, how.schema),
     }

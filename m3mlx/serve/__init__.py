@@ -4,6 +4,8 @@ model_thread    the thread that answers and memorizes, its queue, and a thread f
 connections     the HTTP server and its connections
 guard           which requests are accepted
 documents       list, recall, memorize, view, forget
+sessions        conversations that the page keeps
+facts           what the page tells about the model, and what one could ask
 conversations   answers, and the caches of the last conversations
 chances         how likely tokens were
 tool_calls      calls of tools in answers

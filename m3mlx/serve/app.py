@@ -25,20 +25,23 @@ from starlette.responses import (
     Response,
     StreamingResponse,
 )
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..assistant import Assistant
 from ..chat.sampling import can_keep_to_schemas
 from ..errors import M3Error
-from . import documents, errors, openai, responses
+from . import documents, errors, facts, openai, responses
 from .conversations import ConversationCache
 from .errors import BadRequest
 from .guard import Guard, Guarded, Roots, media_type
 from .model_thread import Job, ModelThread, Task
+from .sessions import SessionEndpoints
 
 PAGE = Path(__file__).parent / "page"
 MAX_RECALLED = 100
+MAX_QUOTED = 10_000
 VIEWS = 8  # maximum number of pages that wait to be opened
 VIEW_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
@@ -74,6 +77,7 @@ class Endpoints:
     def __post_init__(self) -> None:
         self.models = (self.model, "m3mlx")
         self.conversations = ConversationCache(self.cache_bytes)
+        self._about: dict[str, Any] | None = None  # what was found out about the model
         self._views: dict[str, str] = {}  # pages that wait to be opened, by ticket
         self._uploading = asyncio.Semaphore(UPLOADS)
 
@@ -81,7 +85,8 @@ class Endpoints:
         """Return the whole application, guarded."""
         app = Starlette(
             routes=[
-                *(Route(path, _page) for path in ("/", "/page.css", "/page.js")),
+                Route("/", _page),
+                Mount("/page", StaticFiles(directory=PAGE)),
                 Route("/health", self.health),
                 *self._openai("/v1"),
                 *self._openai(""),  # where mlx-lm and llama.cpp have them too
@@ -89,9 +94,15 @@ class Endpoints:
                 Route("/v1/memories", self.memorize, methods=["POST"]),
                 Route("/v1/memories/status", self.status),
                 Route("/v1/memories/recall", self.recall, methods=["POST"]),
+                Route("/v1/memories/forget", self.forget_many, methods=["POST"]),
+                Route("/v1/memories/quotes", self.quote, methods=["POST"]),
                 Route("/v1/memories/{id:int}", self.forget, methods=["DELETE"]),
                 Route("/v1/memories/{id:int}/view", self.make_view, methods=["POST"]),
                 Route("/view/{ticket}", self.show_view),
+                Route("/v1/page/about", self.about),
+                Route("/v1/page/questions", self.suggest),
+                Route("/v1/page/demo", self.memorize_demo, methods=["POST"]),
+                *SessionEndpoints(self.thread, _json).routes(),
             ],
             exception_handlers={
                 ClientDisconnect: _disconnected,
@@ -146,6 +157,24 @@ class Endpoints:
         results = self.thread.reader.stream(encode)
         return _told(await _respond(request, results, whole, None), asked.ignored)
 
+    # --- the page
+
+    async def about(self, request: Request) -> Response:
+        """Describe the model; it stays the same, so that nobody waits for it twice."""
+        if self._about is None:
+            self._about = await self._call(request, facts.about)
+        names = {"model": self.model, "encoder": self.encoder, "collection": self.collection}
+        return JSONResponse({**self._about, **names, "upload_bytes": self.guard.upload_bytes})
+
+    async def suggest(self, request: Request) -> Response:
+        asked = partial(facts.questions, collection=self.collection)
+        return JSONResponse({"object": "list", "data": await self._look(request, asked)})
+
+    async def memorize_demo(self, request: Request) -> Response:
+        await request.body()
+        task = partial(facts.memorize_demo, collection=self.collection)
+        return await self._memorize(request, task)
+
     # --- answers
 
     async def chat(self, request: Request) -> Response:
@@ -182,7 +211,26 @@ class Endpoints:
 
     async def list_documents(self, request: Request) -> Response:
         collection = self._allowed(request.query_params.get("collection"))
-        found = partial(documents.list_documents, collection=collection)
+        listing = documents.Listing.of(request.query_params, collection)
+        if listing is None:
+            found = partial(documents.list_documents, collection=collection)
+            return _list(await self._look(request, found))
+        page = partial(documents.page, listing=listing, collection=self.collection)
+        return JSONResponse(await self._look(request, page))
+
+    async def quote(self, request: Request) -> Response:
+        """Return the texts of references, for the sources of a kept conversation."""
+        sources = (await _json(request)).get("sources")
+        if not isinstance(sources, list) or len(sources) > MAX_QUOTED:
+            raise BadRequest(f"sources is a list of at most {MAX_QUOTED}.", "sources")
+        wanted: list[tuple[int, int]] = []
+        for each in sources:
+            match each:
+                case {"document": int(id), "start": int(start)}:
+                    wanted.append((id, start))
+                case _:
+                    raise BadRequest("Each source has a document and a start.", "sources")
+        found = partial(documents.quotes, wanted=wanted, collection=self.collection)
         return _list(await self._look(request, found))
 
     async def status(self, request: Request) -> Response:
@@ -232,7 +280,7 @@ class Endpoints:
     async def _memorize_upload(self, request: Request) -> Task:
         """Return the task that memorizes an uploaded file, which goes to the store only."""
         limit = self.guard.upload_bytes
-        parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=1)
+        parser = MultiPartParser(request.headers, request.stream(), max_files=1, max_fields=2)
         parser.spool_max_size = limit + 1  # stays in memory
         try:
             form = await parser.parse()
@@ -242,19 +290,29 @@ class Endpoints:
         if file is None or isinstance(file, str):
             raise BadRequest("Upload one file in the field named file.", "file")
         collection = self._allowed(openai.collection({"collection": form.get("collection")}))
-        name, content = documents.upload_name(file.filename), await file.read()
+        folder = form.get("folder")
+        name = documents.upload_name(file.filename, folder if isinstance(folder, str) else None)
+        content = await file.read()
         await form.close()
         if len(content) > limit:
             raise BadRequest(f"At most {limit} bytes.", "file", "too_large", 413)
         return partial(documents.memorize, contents={name: content}, collection=collection)
 
     async def forget(self, request: Request) -> Response:
-        id, verify = request.path_params["id"], request.query_params.get("verify") == "true"
+        verify = request.query_params.get("verify") == "true"
+        return await self._forget(request, [request.path_params["id"]], verify)
 
+    async def forget_many(self, request: Request) -> Response:
+        ids = (await _json(request)).get("ids")
+        if not isinstance(ids, list) or not ids or not all(type(id) is int for id in ids):
+            raise BadRequest("ids is a list of numbers.", "ids")
+        return await self._forget(request, ids, verify=False)
+
+    async def _forget(self, request: Request, ids: list[int], verify: bool) -> Response:
         def forget(assistant: Assistant) -> dict[str, Any]:
             self.conversations.clear()
             self._views.clear()
-            return documents.forget(assistant, id, verify, self.collection)
+            return documents.forget(assistant, ids, verify, self.collection)
 
         return JSONResponse(await self._call(request, forget, writes=True))
 
@@ -398,8 +456,7 @@ async def _json(request: Request) -> dict[str, Any]:
 
 
 async def _page(request: Request) -> Response:
-    name = request.scope["path"].strip("/") or "index.html"
-    return FileResponse(PAGE / name, headers={"cache-control": "no-cache"})
+    return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
 
 async def _disconnected(request: Request, error: Exception) -> Response:

@@ -160,6 +160,7 @@ class ConversationCache:
         steps = chat.send(
             request.message,
             how,
+            announce=how.max_tokens > 0 and not request.echo,
             exchange=request.exchange,
             tokens=request.tokens,
             observe=chances.observe if scored else None,

@@ -28,7 +28,8 @@ JSON_BYTES = 2_000_000  # maximum body of a request that is no upload
 REQUESTS = 256  # maximum number at the same time
 PATIENCE = 60.0  # seconds for a client to send or take the next part
 SLOWEST = 2000  # bytes a second that a client sends at least, beside that patience
-PUBLIC = ("/", "/page.css", "/page.js", "/health")  # hold nothing of the user's
+PUBLIC = ("/", "/health")  # hold nothing of the user's
+PAGE = "/page/"  # as little do the files below it
 UPLOADS = "/v1/memories"
 TICKETS = "/view/"  # a path below it is a secret of its own
 
@@ -123,7 +124,8 @@ class Guard:
         if not same_origin or not (same_site or visit):
             message = "Pages of another origin may not ask this server."
             raise BadRequest(message, code="wrong_origin", status=403)
-        if self.token is not None and path not in PUBLIC and not path.startswith(TICKETS):
+        open_to_all = path in PUBLIC or path.startswith((PAGE, TICKETS))
+        if self.token is not None and not open_to_all:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode(), self.token.encode())
             if scheme.lower() != "bearer" or not right:
