@@ -180,7 +180,7 @@ def _shared(fields: Fields, **others: Any) -> dict[str, Any]:
     least = 0 if others.get("raw") else 1
     return {
         "memory": fields.one_of("memory", MEMORY_MODES, None),
-        "collection": collection(fields.get("collection")),
+        "collection": collection({"collection": fields.get("collection")}),
         "stop": _stop(fields),
         "generation": Generation(
             max_tokens=_length(fields, least),
@@ -291,8 +291,9 @@ def schema_of(fields: Fields, name: str, form: Mapping[str, Any]) -> dict[str, A
     return given
 
 
-def collection(name: Any) -> str | None:
+def collection(body: Mapping[str, Any]) -> str | None:
     """Return the collection that a request names."""
+    name = body.get("collection")
     if name is None or (isinstance(name, str) and name):
         return name
     raise BadRequest("collection is a text that is not empty.", "collection")

@@ -39,7 +39,7 @@ def response(body: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
         exchange=tuple(turns.exchange),
         tools=tuple(choose_tools(fields, tools)),
         memory=fields.one_of("memory", MEMORY_MODES, None),
-        collection=collection(fields.get("collection")),
+        collection=collection({"collection": fields.get("collection")}),
         generation=Generation(
             max_tokens=length,
             **drawn,
