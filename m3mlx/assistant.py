@@ -128,6 +128,12 @@ class Assistant:
         """Create an assistant with these options; ``others`` are the class's other arguments."""
         return cls(**vars(options), **others)
 
+    def reader(self) -> Assistant:
+        """Return an assistant for another thread, to list and recall; it needs no decoder."""
+        other = Assistant.of(self.options, passphrase=self.passphrase)
+        other._editions = self._editions
+        return other
+
     def __enter__(self) -> Assistant:
         return self
 
