@@ -69,8 +69,10 @@ def test_a_conversation_is_kept_gone_on_with_renamed_found_and_erased(kept):
 
 @pytest.mark.parametrize(
     "messages",
-    [None, [], "x", [{"role": "user"}], [{"role": "tool", "content": "x"}], [1]]
-    + [[{"role": "user", "content": "x", "details": 1}]],
+    [
+        *(None, [], "x", [{"role": "user"}], [{"role": "tool", "content": "x"}], [1]),
+        [{"role": "user", "content": "x", "details": 1}],
+    ],
 )
 def test_messages_that_are_none_are_refused(kept, messages):
     assert kept.post("/v1/sessions", title="t", messages=messages).status_code == 400
@@ -79,16 +81,7 @@ def test_messages_that_are_none_are_refused(kept, messages):
 
 
 def test_every_title_makes_a_name_that_a_session_can_have():
-    titles = [
-        "",
-        "?!",
-        "x" * 300,
-        "a\n\tb",
-        "../../etc",
-        "دليل الحديقة",
-        "-- x --",
-        "e\u0301a" * 50,
-    ]
+    titles = ["", "?!", "x" * 300, "a\n\tb", "../../etc", "دليل", "-- x --", "e\u0301a" * 50]
     for title in titles:
         check_name(name := unused_name(title, {"Conversation"}))
         assert unused_name(title, {"Conversation", name}) not in (name, "Conversation")
@@ -180,9 +173,11 @@ def test_the_samples_are_memorized_and_can_be_asked_about(kept):
 
 @pytest.mark.parametrize(
     "folder, name",
-    [(None, "upload:a.md"), ("", "upload:a.md"), ("x/y", "upload:x/y/a.md")]
-    + [("../../etc/.", "upload:etc/a.md"), ("C:\\x\u202ey\0", "upload:C:/x y/a.md")]
-    + [("/".join("abcdefghij"), "upload:c/d/e/f/g/h/i/j/a.md")],
+    [
+        *((None, "upload:a.md"), ("", "upload:a.md"), ("x/y", "upload:x/y/a.md")),
+        *(("../../etc/.", "upload:etc/a.md"), ("C:\\x\u202ey\0", "upload:C:/x y/a.md")),
+        ("/".join("abcdefghij"), "upload:c/d/e/f/g/h/i/j/a.md"),
+    ],
 )
 def test_an_upload_of_a_folder_keeps_its_place(folder, name):
     assert upload_name("../z/a.md", folder) == name

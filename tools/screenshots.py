@@ -41,23 +41,22 @@ window.fetch = async (path, options) => {
     const response = await real(path, options);
     if (!window.stall) return response;
     let seen = 0;
-    const lines = response.body.pipeThrough(new TextDecoderStream()).pipeThrough(new TransformStream({
+    const held = new TransformStream({
       transform(text, out) {
         for (const line of text.split(/(?<=\\n\\n)/)) if (seen++ < window.stall) out.enqueue(line);
       },
       flush() { return new Promise(() => {}); },
-    })).pipeThrough(new TextEncoderStream());
-    return new Response(lines, response);
+    });
+    const text = response.body.pipeThrough(new TextDecoderStream()).pipeThrough(held);
+    return new Response(text.pipeThrough(new TextEncoderStream()), response);
   }
   return real(path, options);
 };
 const send = XMLHttpRequest.prototype.send;
 XMLHttpRequest.prototype.send = function (form) {
   if (!window.half) return send.call(this, form);
-  const events = [[40, 100], [62, 100]];
-  for (const [loaded, total] of events) {
-    this.upload.dispatchEvent(new ProgressEvent('progress', { lengthComputable: true, loaded, total }));
-  }
+  const sent = { lengthComputable: true, loaded: 62, total: 100 };
+  this.upload.dispatchEvent(new ProgressEvent('progress', sent));
 };
 """
 MARKDOWN = '''The exposure time follows from the **signal to noise** that one wants:
@@ -93,10 +92,8 @@ class Stage:
         self.browser.get("about:blank")
         self.browser.get(self.url)
         self.run("sessionStorage.clear(); localStorage.clear(); location.reload()")
-        until(lambda: self.run("return document.getElementById('about')?.textContent"), 60, 0.1)
-        until(
-            lambda: self.run("return document.getElementById('documents').dataset.total"), 60, 0.1
-        )
+        ready = "return document.getElementById('documents')?.dataset.total"
+        until(lambda: self.run(ready), 60, 0.1)
         for name, value in flags.items():
             self.run(f"window.{name} = arguments[0]", value)
         time.sleep(0.5)
