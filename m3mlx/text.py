@@ -8,6 +8,8 @@ from typing import Protocol
 
 # control characters except tab and line feed, surrogates, and marks that change text direction
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_LETTER = re.compile(r"[^\W\d_]")
+_FOREIGN = re.compile(r"[^\W\d_\u0000-\u024f\u1e00-\u1eff]")  # letters that are not Latin
 _BREAKS = re.compile(r"\s*[\n\r\t\v\f\u2028\u2029]\s*")
 
 
@@ -25,6 +27,18 @@ class Place(Protocol):
 def nfc(text: str) -> str:
     """Compose characters, so that two spellings of a name compare equal."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def has_foreign(text: str) -> bool:
+    """Return whether a text has a letter that is not Latin."""
+    return not text.isascii() and _FOREIGN.search(text) is not None
+
+
+def mostly_foreign(text: str) -> bool:
+    """Return whether most letters of a text are not Latin."""
+    if text.isascii():
+        return False
+    return 2 * len(_FOREIGN.findall(text)) > len(_LETTER.findall(text))
 
 
 def scrub(text: str) -> str:

@@ -193,7 +193,7 @@ def test_pages_of_a_pdf_that_are_pictures_are_counted(tmp_path):
     (note,) = document.notes
     assert note.startswith("2 of 4 pages are pictures")
     assert note.endswith(": 2, 4")
-    assert "OCR" in reason(write_pdf_of_streams(tmp_path / "b.pdf", streams[1:]))
+    assert "--ocr" in reason(write_pdf_of_streams(tmp_path / "b.pdf", streams[1:]))
 
 
 def test_a_docx_keeps_order_headings_lists_links_and_insertions(tmp_path):

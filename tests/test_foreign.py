@@ -77,12 +77,17 @@ def test_a_file_that_is_elsewhere_too_is_not_written(path, tmp_path):
         "DROP TRIGGER reference_added; CREATE TRIGGER reference_added AFTER INSERT ON reference "
         "BEGIN DELETE FROM words; END",
         "DROP TABLE collection",
+        "CREATE TRIGGER t AFTER INSERT ON _sqlite_migrations BEGIN DELETE FROM document; END",
+        "CREATE TRIGGER t AFTER UPDATE ON setting BEGIN DELETE FROM document; END; "
+        "PRAGMA writable_schema=ON; UPDATE sqlite_master SET name = 'sqlite_t' WHERE name = 't'",
+        "DROP TABLE _sqlite_migrations; CREATE VIEW _sqlite_migrations AS "
+        "SELECT 'm3mlx.store' AS migration_set, 'm001_first' AS name",
     ],
 )
 def test_a_schema_that_is_not_ours_is_refused(path, statement):
     with closing(sqlite3.connect(path / "catalog.sqlite")) as db:
         db.executescript(statement)
-    refuse(path, "no m3mlx has made|it has no")
+    refuse(path, "no m3mlx has made|it has no|not a catalog")
 
 
 @pytest.mark.parametrize("statement", ["CREATE VIEW v AS SELECT 1", "CREATE TABLE t (x)"])

@@ -53,7 +53,7 @@ def say(monkeypatch):
     def say(text):
         def stream(self, turn, **given):
             tokens = [*self.decoder.template.encode_rendered(text)]
-            said = iter([*tokens, self.decoder.tokenizer.eos_token_id])
+            said = iter([*tokens, *2 * [self.decoder.tokenizer.eos_token_id]])
             given["sampler"] = lambda logprobs: mx.array([next(said)])
             return real(self, turn, **given)
 

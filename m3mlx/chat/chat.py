@@ -115,6 +115,7 @@ class Chat:
         messages: the conversation as role and content; an answer is added as it grows, without
             thoughts. Messages added before the first turn are read with it.
         left_out: number of messages at the head that no longer fit the model's context.
+        reads_ahead: as of ``Conversation``.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Chat:
         self.assistant, self.memory, self.system, self.only = assistant, memory, system, only
         self.messages: list[dict[str, str]] = []
         self.left_out = 0
+        self.reads_ahead = True
         self._retrieval = Retrieval(self._search)
         self._conversation: Conversation | None = None
         self._mode = memory  # of the present conversation
@@ -181,10 +183,11 @@ class Chat:
         self.messages += [{"role": "user", "content": message}, answer]
         if how.seed is not None:
             mx.random.seed(how.seed)  # after all loading, which draws random numbers too
+        conversation.reads_ahead = self.reads_ahead
         steps = conversation.stream(
             turn,
             max_tokens=min(how.max_tokens, room),
-            sampler=make_sampler(how.temp, how.top_p),
+            sampler=make_sampler(how.temp, how.top_p) if how.temp else None,
             query=how.query,
             hits=hits,
             pasted=pasted,

@@ -23,7 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import CHUNK_TOKENS, MEMORIES
-from ..memory.cache import Layout, MemoryCache, PrefixStates, make_cache
+from ..memory.cache import Layout, MemoryCache, PrefixStates, make_cache, take_back
 from ..memory.codec import Memory
 from ..models.caches import leaves
 from ..models.decoder import Decoder
@@ -137,6 +137,7 @@ class Conversation:
         kv_bits: 8 or 4 to quantize the context.
 
     Attributes:
+        reads_ahead: feed a token before it is read; False for those who look at each pass.
         sources: hits whose memories the present turn has read so far.
         attached: those that the next token attends to.
     """
@@ -157,6 +158,7 @@ class Conversation:
         self.caches = make_cache(decoder.model, prefix, kv_bits=kv_bits)
         self.memories, self.memory_temperature = memories, memory_temperature
         self.timings = Timings()
+        self.reads_ahead = True
         self.sources: list[Any] = []
         self.attached: list[Any] = []
         self._search, self._read = search, read
@@ -275,24 +277,17 @@ class Conversation:
         span, decoding, reason = 0, 0.0, "length"
         seen: list[np.ndarray] = []  # shares of attention in this span
         shares: dict[Any, float] = {}
-        watching = False
-        while len(generated) < max_tokens:
-            start = perf_counter()
-            if generated:
-                fed = len(generated) - 1
-                if self._search and fed and fed % CHUNK_TOKENS == 0:
-                    last = range(fed - CHUNK_TOKENS, fed)
-                    self._refresh([generated[n] for n in last if not thoughts[n]])
-                    span, seen, shares = span + 1, [], {}
-                watching = bool(self.attached) and fed % WATCHED_EVERY == 0
-                attention.watch(self.caches, WATCHED_LAYERS if watching else 0)
-                logits = self._feed(generated[-1:])
-                self._pending = []
-            logprobs = _logprobs(logits)[-1]
-            drawn = sampler(logprobs[None]) if sampler else mx.argmax(logprobs)
-            token = cast(int, drawn.item())
-            if watching and (mean := attention.mean()).any():
-                seen.append(mean[:-2])
+
+        def refresh(fed: int) -> None:
+            nonlocal span, seen, shares
+            last = range(fed - CHUNK_TOKENS, fed)
+            self._refresh([generated[n] for n in last if not thoughts[n]])
+            span, seen, shares = span + 1, [], {}
+
+        start = perf_counter()
+        for token, logprobs, mean in self._drawn(attention, logits, max_tokens, sampler, refresh):
+            if mean is not None:
+                seen.append(np.array(mean[:-2]))
                 got = dict(zip(self.attached, np.mean(seen, axis=0).tolist(), strict=True))
                 shares = {hit: got.get(hit, 0.0) for hit in self.sources}
             if generated:
@@ -303,7 +298,6 @@ class Conversation:
                 reason = "stop"
                 break
             generated.append(token)
-            self._pending = [token]
             timings.generated_tokens = len(generated)
             timings.decode_tokens_per_second = (len(generated) - 1) / max(decoding, 1e-9)
             text, thought = answer.add(token)
@@ -312,8 +306,59 @@ class Conversation:
             yield Step(*known, *self._used(shares), timings, None, thought)
             if len(generated) % 256 == 0:
                 mx.clear_cache()
+            start = perf_counter()
         text, thought = answer.end(), answer.thinking
         yield Step(text, None, None, span, *self._used(shares), timings, reason, thought)
+
+    def _drawn(
+        self,
+        attention: AttentionShares,
+        logits: mx.array,
+        max_tokens: int,
+        sampler: Sampler | None,
+        refresh: Callable[[int], None],
+    ) -> Iterator[tuple[int, mx.array, mx.array | None]]:
+        """Yield tokens with their log probabilities and shares of attention, up to the turn's end.
+
+        A token is fed to the model before it is read, so that the device has work while Python
+        has: not the first, which is told at once, and not before memories change.
+
+        Args:
+            refresh: changes the memories, called with the number of tokens fed.
+        """
+        ends = self.decoder.tokenizer.eos_token_ids
+        drawn = _Drawn(logits, sampler)
+        for fed in range(max_tokens):
+            last = fed + 1 == max_tokens
+            changes = bool(self._search) and fed > 0 and fed % CHUNK_TOKENS == 0
+            following, token = None, None
+            if self.reads_ahead and fed and not changes and not last:
+                undo = take_back(self.caches)
+                following = self._step(drawn.token, fed, attention, sampler)
+            try:
+                token = drawn.read()
+            finally:
+                if following and (token is None or token in ends):
+                    undo()
+            self._pending = [] if following or token in ends else [token]
+            yield token, drawn.logprobs, drawn.shares
+            if last or token in ends:
+                return
+            if not following:
+                if changes:
+                    refresh(fed)
+                following = self._step(mx.array([token]), fed, attention, sampler)
+                self._pending = []
+            drawn = following
+
+    def _step(
+        self, token: mx.array, fed: int, attention: AttentionShares, sampler: Sampler | None
+    ) -> _Drawn:
+        """Feed a token and draw the next one, without waiting for either."""
+        watching = bool(self.attached) and fed % WATCHED_EVERY == 0
+        attention.watch(self.caches, WATCHED_LAYERS if watching else 0)
+        logits = self._feed(token)
+        return _Drawn(logits, sampler, attention.mean())
 
     def _used(self, shares: Mapping[Any, float]) -> tuple[list[Any], tuple[float, ...]]:
         """Sources and shares of a step."""
@@ -340,10 +385,10 @@ class Conversation:
         other.timings = replace(self.timings)
         return other
 
-    def _feed(self, tokens: list[int], rows: int = 1) -> mx.array:
+    def _feed(self, tokens: list[int] | mx.array, rows: int = 1) -> mx.array:
         """Run tokens through the model; return the last logits, float32 (rows, vocabulary)."""
         with last_rows(self.decoder.model, rows):
-            logits = self.decoder.model(mx.array([tokens]), cache=self.caches)
+            logits = self.decoder.model(mx.array(tokens)[None], cache=self.caches)
         return logits[0].astype(mx.float32)
 
     def _plan(
@@ -430,6 +475,26 @@ class Conversation:
         self._held = list(hits), memory
         self.timings.read_seconds += perf_counter() - start
         return memory
+
+
+class _Drawn:
+    """A token that is being computed.
+
+    Attributes:
+        token: int (1,).
+        logprobs: (vocabulary,), computed when somebody looks.
+        shares: of the attention of the pass that it came of, (memories + 2,).
+    """
+
+    def __init__(self, logits: mx.array, sampler: Sampler | None, shares: mx.array | None = None):
+        logprobs = _logprobs(logits[-1:])
+        drawn = sampler(logprobs) if sampler else mx.argmax(logits[-1:], axis=-1)
+        self.token, self.logprobs, self.shares = drawn.reshape(1), logprobs[0], shares
+        mx.async_eval(self.token, *([] if shares is None else [shares]))
+
+    def read(self) -> int:
+        """Wait for the token."""
+        return cast(int, self.token.item())
 
 
 def _logprobs(logits: mx.array) -> mx.array:

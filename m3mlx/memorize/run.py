@@ -18,7 +18,7 @@ from ..config import Progress, no_progress
 from ..errors import DocumentError
 from ..models import rates
 from ..store import MemoryStore, NewReference
-from ..text import nfc
+from ..text import mostly_foreign, nfc
 from .editions import BATCH
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class MemorizeReport:
     left_out: list[documents.LeftOut] = field(default_factory=list)  # in folders: no documents
     notes: list[tuple[str, str]] = field(default_factory=list)  # path, what of it is not read
     pruned: bool = False  # the vanished ones were forgotten
+    foreign: int = 0  # references of which most letters are not Latin
     references: int = 0  # stored: they are found, and their documents can be asked about
     memories: int = 0  # written
     bytes: int = 0  # size of their records
@@ -99,6 +100,7 @@ class MemorizeRun:
         decoder: tokenizes text.
         format: writes each memory with its reference; None leaves all of them cold.
         between_batches: called after each commit.
+        ocr: recognize the text in pictures.
     """
 
     encode: Callable[[Sequence[str]], np.ndarray]
@@ -106,6 +108,7 @@ class MemorizeRun:
     format: MemoryFormat | None
     progress: Progress = no_progress
     between_batches: Callable[[], None] = lambda: None
+    ocr: bool = False
 
     def __post_init__(self) -> None:
         self.report = MemorizeReport()
@@ -119,11 +122,17 @@ class MemorizeRun:
     def find_files(
         self, paths: Iterable[str | Path], include: Sequence[str], exclude: Sequence[str]
     ) -> None:
-        """Find the files and hash them."""
+        """Find the files and hash them.
+
+        Raises:
+            M3Error: text in pictures is to be recognized, and there is no engine for that.
+        """
+        if self.ocr:
+            documents.check_ocr()
         self._tops = [Path(path).expanduser().absolute() for path in paths]
         leave_out = self.report.left_out.append
         for found in documents.find(
-            self._tops, include=include, exclude=exclude, leave_out=leave_out
+            self._tops, include=include, exclude=exclude, leave_out=leave_out, ocr=self.ocr
         ):
             self.progress("looking at files", len(self.files), 0)
             try:
@@ -254,7 +263,7 @@ class MemorizeRun:
         Args:
             wait: called again and again while a file is read.
         """
-        with documents.Worker(wait) as worker:
+        with documents.Worker(wait, self.ocr) as worker:
             for file in files:
                 try:
                     if (content := self._contents.get(file.path)) is not None:
@@ -264,7 +273,11 @@ class MemorizeRun:
                         file = File(file.path, document.hash, size)  # as it is by now
                     references = documents.split(document, self.decoder.tokenize)
                 except DocumentError as error:
-                    self.report.failed.append(error)
+                    if error.reason == documents.NO_TEXT and documents.is_picture(file.path):
+                        left = documents.LeftOut(file.path, "pictures without text")
+                        self.report.left_out.append(left)
+                    else:
+                        self.report.failed.append(error)
                     for paths in (self.report.added, self.report.changed):
                         if file.path in paths:
                             paths.remove(file.path)
@@ -299,6 +312,7 @@ class MemorizeRun:
         ]
         store.add(new, edition=edition)
         self.report.references += len(batch)
+        self.report.foreign += sum(mostly_foreign(reference.text) for _, _, reference in batch)
         if self.format:
             self.report.memories += len(batch)
             self.report.bytes += len(batch) * self.format.record_bytes

@@ -51,7 +51,8 @@ def upload_name(given: str | None, folder: str | None = None) -> str:
     """
     name = _plain(PurePosixPath((given or "").replace("\\", "/")).name)
     reason = None
-    if not name or format_of(Path(name)) is None:
+    form = format_of(Path(name))
+    if form is None or form.guessed:
         reason = (
             "files of this type are not read. Give it a name that tells its type, such as notes.md."
         )

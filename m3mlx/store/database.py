@@ -12,33 +12,25 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from .. import files
 from ..errors import StoreError
-from . import pages
-from .migrations import migrations, objects, schema
+from . import migrations, pages
 
 BUSY_SECONDS = 10  # how long one process waits for another's commit
 _PAGE = 16384  # of the database: six references fit, where 4096 hold one and waste a third
-_FULL_TEXT = {  # which an encrypted catalog does not have
-    *("words", "words_config", "words_data", "words_docsize", "words_idx"),
-    *("piece", "piece_config", "piece_content", "piece_data", "piece_docsize", "piece_idx"),
-    *("reference_added", "reference_removed", "reference_pieces_removed"),
-}
 _MOST_ERRORS = 20  # of one file that SQLite lists
 
 
 @contextmanager
-def new_database(path: Path) -> Iterator[Database]:
+def new_database(path: Path) -> Iterator[sqlite3.Connection]:
     """Yield a database with an empty schema to fill; it then becomes ``path``, or not at all."""
     with errors_translated(path), files.replacing(path) as new:
-        db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
-        db.execute(f"PRAGMA page_size={_PAGE}")
-        db.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
-        migrations.apply(db)
-        yield db
-        db.close()
+        conn = sqlite3.connect(new, isolation_level=None)
+        conn.execute(f"PRAGMA page_size={_PAGE}")
+        conn.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
+        migrations.apply(conn)
+        yield conn
+        conn.close()
 
 
 @contextmanager
@@ -115,57 +107,28 @@ class Connection:
         )  # some systems wait for the disk at checkpoints only
         for pragma in ("foreign_keys", "secure_delete", "fullfsync", "cell_size_check"):
             self.execute(f"PRAGMA {pragma}=ON")
-        db = Database(self.conn, execute_plugins=False)
-        try:
-            applied = {migration.name for migration in migrations.applied(db)}
-        except KeyError as error:
-            raise self.damaged(f"its list of migrations has no {error}") from error
+        applied = set(migrations.applied(self.conn))
         if not applied:
             raise StoreError(f"{self.path}: this is not a catalog of m3mlx. Name another folder.")
-        known = {migration.name for migration in migrations.pending(Database(memory=True))}
-        if applied - known:
+        if not applied <= set(migrations.steps()):
             raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade this one.")
-        self._check_schema(len(applied))
-        if known - applied and not write:
+        if what := migrations.difference(self.conn, len(applied)):
+            raise self.damaged(what)
+        if len(applied) < len(migrations.steps()) and not write:
             self.outdated, copy = True, _connected(":memory:")
             self.conn.backup(copy)
             self.conn.close()
             self.conn = copy
-            migrations.apply(Database(copy, execute_plugins=False))
+            migrations.apply(copy)
         elif write:
             self.execute("PRAGMA trusted_schema=ON")  # it is ours: triggers keep the full text
             # VACUUM writes all text to a temporary file, which must not lie anywhere else
             folder = str(self.path.absolute().parent).replace("'", "''")
             self.execute(f"PRAGMA temp_store_directory='{folder}'")
             self.execute("PRAGMA journal_mode=WAL")
-            migrations.apply(db)
+            migrations.apply(self.conn)
         else:
             self.execute("PRAGMA query_only=ON")
-
-    def _check_schema(self, applied: int) -> None:
-        """Raise StoreError if there is anything that no version of ours has made."""
-        found, expected = objects(self.conn), schema(applied)
-        if found == expected:
-            return
-        for (kind, name), sql in found.items():
-            known = expected.get((kind, name))
-            if known is None or (sql != known and not (kind == "table" and self._alike(name))):
-                raise StoreError(
-                    f"{self.path}: it has a {kind} {name:.40} that no m3mlx has made, so it is "
-                    f"damaged or forged. Restore it from a backup."
-                )
-        if lost := {name for _, name in expected.keys() - found.keys()} - _FULL_TEXT:
-            raise self.damaged(f"it has no {min(lost)}")
-
-    def _alike(self, table: str) -> bool:
-        """Return whether a table has our columns, however its SQL is written."""
-        fresh = Database(memory=True)
-        migrations.apply(fresh)
-        columns = f"PRAGMA table_xinfo({table})"
-        sql = self.value("SELECT sql FROM sqlite_master WHERE name = ?", [table])
-        return "virtual" not in sql.lower() and set(self.execute(columns)) <= set(
-            fresh.execute(columns)
-        )
 
     def close(self) -> None:
         self.conn.close()

@@ -198,7 +198,7 @@ class MemoryStore:
             self._records = Records(path, self._catalog, self.id, write=write)
             opened.callback(self._records.close)
             if len(self.editions()) <= 1:  # one of several may be lost, and not be needed
-                self._records.file(self.edition.id)
+                self._records.file(None)
             if write:
                 self._records.sweep()
                 self._records.erase()  # and cut off what a crash has left behind

@@ -38,9 +38,11 @@ _SCHEMA = (
         details TEXT, PRIMARY KEY (session, ordinal)) WITHOUT ROWID""",
     f"PRAGMA user_version={_FORMAT}",
 )
-
-
-_OBJECTS = {("table", "session"), ("table", "message")}
+_OBJECTS = {("table", sql.split()[2]): " ".join(sql.split()) for sql in _SCHEMA[:2]}
+_OBJECTS["table", "sqlite_sequence"] = "CREATE TABLE sqlite_sequence(name,seq)"
+_OBJECTS_1 = {  # of format 1
+    name: sql.replace(" details TEXT,", "") for name, sql in _OBJECTS.items()
+}
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ class Sessions:
                         self._db.execute(f"PRAGMA user_version={_FORMAT}")
                     elif version not in (1, _FORMAT):
                         raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade.")
-                    self._details = "NULL" if version == 1 and reading else "details"
-                    if set(objects(self._db)) != _OBJECTS:
+                    old = version == 1 and reading
+                    self._details = "NULL" if old else "details"
+                    if objects(self._db) != (_OBJECTS_1 if old else _OBJECTS):
                         raise sqlite3.DatabaseError("its tables are not those of m3mlx")
         except BaseException:
             self.close()
