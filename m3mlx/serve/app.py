@@ -68,6 +68,7 @@ class Endpoints:
     def __post_init__(self) -> None:
         self.models = (self.model, "m3mlx")
         self.conversations = ConversationCache()
+        self._listed = documents.DocumentList(self.collection)
         self._about: dict[str, Any] | None = None  # what was found out about the model
         self._views: dict[str, str] = {}  # pages that wait to be opened, by ticket
         self._uploading = asyncio.Semaphore(UPLOADS)
@@ -169,7 +170,7 @@ class Endpoints:
         if listing is None:
             found = partial(documents.list_documents, collection=collection)
             return _list(await self._call(request, found))
-        page = partial(documents.page, listing=listing, collection=self.collection)
+        page = partial(self._listed.page, listing=listing)
         return JSONResponse(await self._call(request, page))
 
     async def quote(self, request: Request) -> Response:
