@@ -140,8 +140,10 @@ class Endpoints:
         return JSONResponse({**self._about, **names, "upload_bytes": self.guard.upload_bytes})
 
     async def suggest(self, request: Request) -> Response:
-        asked = partial(facts.questions, collection=self.collection)
-        return JSONResponse({"object": "list", "data": await self._call(request, asked)})
+        def made(assistant: Assistant) -> list[str]:
+            return facts.questions(assistant, self._listed.documents(assistant))
+
+        return JSONResponse({"object": "list", "data": await self._call(request, made)})
 
     async def memorize_demo(self, request: Request) -> Response:
         await request.body()
@@ -185,7 +187,7 @@ class Endpoints:
                     wanted.append((id, start))
                 case _:
                     raise BadRequest("Each source has a document and a start.", "sources")
-        found = partial(documents.quotes, wanted=wanted, collection=self.collection)
+        found = partial(self._listed.quotes, wanted=wanted)
         return _list(await self._call(request, found))
 
     async def status(self, request: Request) -> Response:

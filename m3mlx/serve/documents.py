@@ -167,21 +167,21 @@ class DocumentList:
 
     def page(self, assistant: Assistant, listing: Listing) -> dict[str, Any]:
         """Return a page of the list, with what the filters can be."""
-        self._read(assistant)
-        found = self._every
+        found = every = self.documents(assistant)
         if not listing.wants_all:
             found = list(filter(listing.matches, found))
         key, backwards = _ORDERS[listing.sort]
         found = sorted(found, key=key, reverse=backwards)
         shown = found[listing.offset : listing.offset + listing.limit]
         data = list(map(_document_json, shown))
-        counts = {"total": len(found), "all": len(self._every), **self._counts}
+        counts = {"total": len(found), "all": len(every), **self._counts}
         return {"object": "list", "data": data, **counts}
 
-    def _read(self, assistant: Assistant) -> None:
+    def documents(self, assistant: Assistant) -> list[StoredDocument]:
+        """Return all of them, by id."""
         moment = assistant.store().moment() if assistant.has_store() else ()
         if moment and moment == self._moment:
-            return
+            return self._every
         self._moment, self._every = moment, stored(assistant, self._collection)
         kinds = Counter(os.path.splitext(each.path)[1].lower()[1:] for each in self._every)
         collections = Counter(each.collection for each in self._every)
@@ -189,22 +189,23 @@ class DocumentList:
             "types": {kind: number for kind, number in kinds.most_common() if kind},
             "collections": dict(sorted(collections.items())),
         }
+        return self._every
 
-
-def quotes(
-    assistant: Assistant, wanted: Sequence[tuple[int, int]], collection: str | None = None
-) -> list[dict[str, Any] | None]:
-    """Return path and text of references, as document and start; None for those that are gone."""
-    paths = {document.id: document.path for document in stored(assistant, collection)}
-    texts: dict[tuple[int, int], str] = {}
-    for id in {id for id, _ in wanted if id in paths}:
-        store = assistant.store()
-        for reference in store.references(store.slots_of(id)):
-            texts[id, reference.start] = reference.text
-    return [
-        {"path": paths[id], "text": texts[id, start]} if (id, start) in texts else None
-        for id, start in wanted
-    ]
+    def quotes(
+        self, assistant: Assistant, wanted: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Any] | None]:
+        """Return path and text of references, as document and start; None where one is gone."""
+        asked = {id for id, _ in wanted}
+        paths = {each.id: each.path for each in self.documents(assistant) if each.id in asked}
+        texts: dict[tuple[int, int], str] = {}
+        for id in paths:
+            store = assistant.store()
+            for reference in store.references(store.slots_of(id)):
+                texts[id, reference.start] = reference.text
+        return [
+            {"path": paths[id], "text": texts[id, start]} if (id, start) in texts else None
+            for id, start in wanted
+        ]
 
 
 def status(assistant: Assistant) -> dict[str, Any]:
