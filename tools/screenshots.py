@@ -120,8 +120,11 @@ class Stage:
             for scheme in SCHEMES:
                 self._emulate(width, height, scheme)
                 time.sleep(0.25)
-                self.browser.save_screenshot(str(self.folder / f"{name}-{size}-{scheme}.png"))
+                self.shoot(self.folder / f"{name}-{size}-{scheme}.png")
         self._emulate(*SIZES["laptop"], "light")
+
+    def shoot(self, path: Path) -> None:
+        self.browser.save_screenshot(str(path))
 
     def _emulate(self, width: int, height: int, scheme: str) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
