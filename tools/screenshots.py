@@ -88,7 +88,9 @@ class Stage:
         self.browser, self.url, self.folder = browser, url, folder
         self.client = httpx.Client(base_url=url, timeout=600)
 
-    def open(self, **flags: object) -> None:
+    def open(self, samples: bool = True, **flags: object) -> None:
+        if samples:
+            self.client.post("/v1/page/demo").raise_for_status()
         self.browser.get("about:blank")
         self.browser.get(self.url)
         self.run("sessionStorage.clear(); localStorage.clear(); location.reload()")
@@ -135,10 +137,9 @@ class Stage:
     # --- the states, in the order in which they are made
 
     def empty(self) -> None:
-        self.open()
+        self.open(samples=False)
 
     def welcome(self) -> None:
-        self.client.post("/v1/page/demo").raise_for_status()
         self.open()
 
     def reading(self) -> None:
@@ -212,6 +213,7 @@ class Stage:
         self.all("#show-settings")[0].click()
 
     def inside(self) -> None:
+        self.open()
         listed = self.client.get("/v1/memories").json()["data"]
         (id,) = (each["id"] for each in listed if each["path"] == "demo:welcome.md")
         page = self.client.post(f"/v1/memories/{id}/view", json={}).json()["page"]
@@ -254,7 +256,7 @@ def main() -> None:
             page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
             for state in STATES:
                 name = state.__name__
-                if given.only and name not in given.only and name != "welcome":
+                if given.only and name not in given.only:
                     continue
                 state(stage)
                 stage.take(name)
