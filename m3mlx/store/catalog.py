@@ -459,8 +459,8 @@ class Catalog:
             "SELECT (SELECT count(*) FROM document), (SELECT count(*) FROM reference)"
         ).fetchone()
 
-    def documents(self, edition: int) -> list[StoredDocument]:
-        """All documents by id, with ``bytes`` counted in records."""
+    def documents(self, edition: int, record_bytes: int = 1) -> list[StoredDocument]:
+        """All documents by id; ``record_bytes`` is what a memory takes."""
         rows = self.db.execute(
             f"SELECT count(r.slot), count(m.slot), complete, c.name, {_ABOUT} FROM document "
             "LEFT JOIN collection c ON c.document = document.id "
@@ -472,7 +472,7 @@ class Catalog:
         found = []
         for references, warm, complete, collection, id, *columns in rows:
             path, hash, size, added, _ = self._about(id, *columns)
-            counts = (references, warm, bool(complete), added, warm)
+            counts = (references, warm, bool(complete), added, warm * record_bytes)
             name = self._collection(id, collection)
             found.append(StoredDocument(id, path, hash, size, *counts, name))
         return found
