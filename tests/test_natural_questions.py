@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-import make_natural_questions as maker  # noqa: E402
+import make_natural_questions as maker
 
 FERRY = "The ferry to Holm leaves at nine. It was built in 1931 by the brothers Aas of Bergen."
 
