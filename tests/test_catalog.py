@@ -9,7 +9,7 @@ from small_store import fill, matching, memory, references, vector
 from sqlite_utils import Database, Migrations
 
 from m3mlx.errors import StoreError
-from m3mlx.store import database, migrations
+from m3mlx.store import migrations
 from m3mlx.store.catalog import Catalog
 
 # the schema of the first release as its users have it: never to be edited
@@ -81,7 +81,7 @@ def test_a_newer_schema_is_refused_by_name(tmp_path, monkeypatch):
         newer(name=name)(getattr(migrations, name))
     newer(name="m999_future")(lambda db: db.execute("CREATE TABLE future (x)"))
     with monkeypatch.context() as patch:
-        patch.setattr(database, "migrations", newer)
+        patch.setattr(migrations, "migrations", newer)
         Catalog.create(tmp_path / "c", {})
     with pytest.raises(StoreError, match="newer m3mlx"):
         Catalog(tmp_path / "c", write=True)
@@ -93,9 +93,9 @@ def test_an_older_schema_is_brought_up_to_date_by_the_first_writer(tmp_path, mon
     for name in [step.name for step in migrations.migrations.pending(Database(memory=True))]:
         newer(name=name)(getattr(migrations, name))
     newer(name="m999_next")(lambda db: db.execute("CREATE TABLE next (x)"))
-    monkeypatch.setattr(database, "migrations", newer)
     monkeypatch.setattr(migrations, "migrations", newer)
     before = (tmp_path / "c").read_bytes()
+    migrations.steps.cache_clear()
     migrations.schema.cache_clear()
     for outdated in (True, False):
         with closing(Catalog(tmp_path / "c")) as catalog:  # at first in memory alone
@@ -104,7 +104,15 @@ def test_an_older_schema_is_brought_up_to_date_by_the_first_writer(tmp_path, mon
         if outdated:
             assert (tmp_path / "c").read_bytes() == before
         Catalog(tmp_path / "c", write=True).close()
+    migrations.steps.cache_clear()
     migrations.schema.cache_clear()
+
+
+@pytest.mark.parametrize("settings", [{"cipher": None}, {"cipher": {"key": "wrapped"}}])
+def test_the_present_schema_is_known_by_its_digest(tmp_path, monkeypatch, settings):
+    Catalog.create(tmp_path / "c", settings)
+    monkeypatch.setattr(migrations, "schema", None)
+    Catalog(tmp_path / "c").close()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from .usage import Usage
 
 FIRST = "memories.kv"  # of the first edition; the name of the first release
 _OURS = re.compile(  # files of editions, and what is left of something that was cut off
-    r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new.*|salvaged\.sqlite.*|"
+    r"memories(-\d+){0,2}(\.kv|\.used)(\.new)?|.*\.(sqlite|usearch)\.new.*|salvaged\.sqlite.*|"
     r"etilqs_\w+"  # of SQLite, which names temporary files so
 )
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
@@ -36,8 +36,8 @@ class Records:
         self._open_files: dict[int, RecordFile] = {}
         self._tied: set[Path] = set()  # files that have a tie of this writer's own
 
-    def file(self, edition: int) -> RecordFile:
-        """The record file of an edition, wherever it is now.
+    def file(self, edition: int | None) -> RecordFile:
+        """The record file of an edition, wherever it is now; of the first for None.
 
         Raises:
             StoreError: it is missing, damaged, cut short or another, or there is no such edition.
@@ -45,10 +45,10 @@ class Records:
         for last in (False, True):
             with self._catalog.snapshot():
                 known = self._catalog.memories.edition(edition)
-                file = self._open_files.get(edition)
+                file = self._open_files.get(known.id)
                 if file and (known.file, known.origin) == (file.path.name, file.identity.origin):
                     return file
-                wanted = self._catalog.memories.end(edition) - known.origin
+                wanted = self._catalog.memories.end(known.id) - known.origin
             try:
                 opened = self._open(known)
                 self.check_length(opened, wanted)
@@ -56,7 +56,7 @@ class Records:
                 if last:
                     raise
                 continue  # a writer may have moved or shortened it between the two looks
-            self._open_files[edition] = opened  # who still reads from the one before may finish
+            self._open_files[known.id] = opened  # who still reads from the one before may finish
             return opened
         raise AssertionError  # the second turn returned or raised
 
