@@ -77,6 +77,9 @@ class _Remote(_Anything):
     RemoteOpenAIServer = RemoteOpenAIServer
 
 
+sys.modules.setdefault("wget", _Anything("wget"))  # llama.cpp's would fetch models with it
+
+
 def pytest_configure(config):
     if os.environ.get("PEER") == "vllm":
         sys.meta_path.insert(0, _Finder())
