@@ -291,7 +291,8 @@ class Assistant:
         for path in self.options.also[len(self._opened) - 1 :]:
             if path.resolve() == self.store_path.resolve():
                 raise StoreError(f"{path}: this is the store itself. Attach others to it.")
-            self._opened.append(MemoryStore.open(path, passphrase=self.passphrase))
+            store = MemoryStore.open(path, passphrase=self.passphrase, attached=True)
+            self._opened.append(store)
         return Stores([(store, self._editions.get(store.path)) for store in self._opened])
 
     def edition(self) -> Edition:

@@ -7,6 +7,7 @@ import pytest
 from serving import serving, tiny_assistant, tiny_world
 from small_store import in_bytes, new_store
 
+from m3mlx.inspect import page as inside
 from m3mlx.serve.documents import upload_name
 from m3mlx.serve.sessions import unused_name
 from m3mlx.sessions import check_name
@@ -69,8 +70,10 @@ def test_a_conversation_is_kept_gone_on_with_renamed_found_and_erased(kept):
 
 @pytest.mark.parametrize(
     "messages",
-    [None, [], "x", [{"role": "user"}], [{"role": "tool", "content": "x"}], [1]]
-    + [[{"role": "user", "content": "x", "details": 1}]],
+    [
+        *(None, [], "x", [{"role": "user"}], [{"role": "tool", "content": "x"}], [1]),
+        [{"role": "user", "content": "x", "details": 1}],
+    ],
 )
 def test_messages_that_are_none_are_refused(kept, messages):
     assert kept.post("/v1/sessions", title="t", messages=messages).status_code == 400
@@ -79,16 +82,7 @@ def test_messages_that_are_none_are_refused(kept, messages):
 
 
 def test_every_title_makes_a_name_that_a_session_can_have():
-    titles = [
-        "",
-        "?!",
-        "x" * 300,
-        "a\n\tb",
-        "../../etc",
-        "دليل الحديقة",
-        "-- x --",
-        "e\u0301a" * 50,
-    ]
+    titles = ["", "?!", "x" * 300, "a\n\tb", "../../etc", "دليل", "-- x --", "e\u0301a" * 50]
     for title in titles:
         check_name(name := unused_name(title, {"Conversation"}))
         assert unused_name(title, {"Conversation", name}) not in (name, "Conversation")
@@ -180,9 +174,11 @@ def test_the_samples_are_memorized_and_can_be_asked_about(kept):
 
 @pytest.mark.parametrize(
     "folder, name",
-    [(None, "upload:a.md"), ("", "upload:a.md"), ("x/y", "upload:x/y/a.md")]
-    + [("../../etc/.", "upload:etc/a.md"), ("C:\\x\u202ey\0", "upload:C:/x y/a.md")]
-    + [("/".join("abcdefghij"), "upload:c/d/e/f/g/h/i/j/a.md")],
+    [
+        *((None, "upload:a.md"), ("", "upload:a.md"), ("x/y", "upload:x/y/a.md")),
+        *(("../../etc/.", "upload:etc/a.md"), ("C:\\x\u202ey\0", "upload:C:/x y/a.md")),
+        ("/".join("abcdefghij"), "upload:c/d/e/f/g/h/i/j/a.md"),
+    ],
 )
 def test_an_upload_of_a_folder_keeps_its_place(folder, name):
     assert upload_name("../z/a.md", folder) == name
@@ -224,10 +220,34 @@ PAIRS = [
 ]
 
 
+def rgb(colour):
+    return [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+
+
 def luminance(colour):
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    parts = [part / 255 for part in (rgb(colour) if isinstance(colour, str) else colour)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_what_is_kept_can_be_read_through_its_shade(scheme):
+    light, dark = re.findall(r":root \{(.*?)\}", inside._STYLE, re.S)
+    style = light if scheme == "light" else dark
+    colours = dict(re.findall(r"--(\w+): (#\w{6});", style))
+    (kept,) = re.findall(r"--kept: (\d+), (\d+), (\d+);", style)
+    for share in (0.1, 0.4, 0.75):  # the most that a token is shaded
+        back = [
+            share * int(k) + (1 - share) * p
+            for k, p in zip(kept, rgb(colours["raised"]), strict=True)
+        ]
+        assert contrast(colours["ink"], back) >= TEXT
+    assert contrast(colours["dim"], colours["paper"]) >= TEXT
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -236,6 +256,5 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
     light, dark = re.findall(r":root \{(.*?)\}", css, re.S)
     colours = dict(re.findall(r"--([\w-]+): (#\w{6});", light if scheme == "light" else dark))
     for ink, back, least in PAIRS:
-        high, low = sorted((luminance(colours[ink]), luminance(colours[back])), reverse=True)
-        assert (high + 0.05) / (low + 0.05) >= least, f"{ink} on {back}"
+        assert contrast(colours[ink], colours[back]) >= least, f"{ink} on {back}"
     assert not re.findall(r"#[0-9a-f]{3,8}\b", css.split("box-sizing")[1])  # no other colours

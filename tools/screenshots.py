@@ -41,23 +41,22 @@ window.fetch = async (path, options) => {
     const response = await real(path, options);
     if (!window.stall) return response;
     let seen = 0;
-    const lines = response.body.pipeThrough(new TextDecoderStream()).pipeThrough(new TransformStream({
+    const held = new TransformStream({
       transform(text, out) {
         for (const line of text.split(/(?<=\\n\\n)/)) if (seen++ < window.stall) out.enqueue(line);
       },
       flush() { return new Promise(() => {}); },
-    })).pipeThrough(new TextEncoderStream());
-    return new Response(lines, response);
+    });
+    const text = response.body.pipeThrough(new TextDecoderStream()).pipeThrough(held);
+    return new Response(text.pipeThrough(new TextEncoderStream()), response);
   }
   return real(path, options);
 };
 const send = XMLHttpRequest.prototype.send;
 XMLHttpRequest.prototype.send = function (form) {
   if (!window.half) return send.call(this, form);
-  const events = [[40, 100], [62, 100]];
-  for (const [loaded, total] of events) {
-    this.upload.dispatchEvent(new ProgressEvent('progress', { lengthComputable: true, loaded, total }));
-  }
+  const sent = { lengthComputable: true, loaded: 62, total: 100 };
+  this.upload.dispatchEvent(new ProgressEvent('progress', sent));
 };
 """
 MARKDOWN = '''The exposure time follows from the **signal to noise** that one wants:
@@ -89,14 +88,14 @@ class Stage:
         self.browser, self.url, self.folder = browser, url, folder
         self.client = httpx.Client(base_url=url, timeout=600)
 
-    def open(self, **flags: object) -> None:
+    def open(self, samples: bool = True, **flags: object) -> None:
+        if samples:
+            self.client.post("/v1/page/demo").raise_for_status()
         self.browser.get("about:blank")
         self.browser.get(self.url)
         self.run("sessionStorage.clear(); localStorage.clear(); location.reload()")
-        until(lambda: self.run("return document.getElementById('about')?.textContent"), 60, 0.1)
-        until(
-            lambda: self.run("return document.getElementById('documents').dataset.total"), 60, 0.1
-        )
+        ready = "return document.getElementById('documents')?.dataset.total"
+        until(lambda: self.run(ready), 60, 0.1)
         for name, value in flags.items():
             self.run(f"window.{name} = arguments[0]", value)
         time.sleep(0.5)
@@ -123,8 +122,11 @@ class Stage:
             for scheme in SCHEMES:
                 self._emulate(width, height, scheme)
                 time.sleep(0.25)
-                self.browser.save_screenshot(str(self.folder / f"{name}-{size}-{scheme}.png"))
+                self.shoot(self.folder / f"{name}-{size}-{scheme}.png")
         self._emulate(*SIZES["laptop"], "light")
+
+    def shoot(self, path: Path) -> None:
+        self.browser.save_screenshot(str(path))
 
     def _emulate(self, width: int, height: int, scheme: str) -> None:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -135,10 +137,9 @@ class Stage:
     # --- the states, in the order in which they are made
 
     def empty(self) -> None:
-        self.open()
+        self.open(samples=False)
 
     def welcome(self) -> None:
-        self.client.post("/v1/page/demo").raise_for_status()
         self.open()
 
     def reading(self) -> None:
@@ -212,6 +213,7 @@ class Stage:
         self.all("#show-settings")[0].click()
 
     def inside(self) -> None:
+        self.open()
         listed = self.client.get("/v1/memories").json()["data"]
         (id,) = (each["id"] for each in listed if each["path"] == "demo:welcome.md")
         page = self.client.post(f"/v1/memories/{id}/view", json={}).json()["page"]
@@ -254,7 +256,7 @@ def main() -> None:
             page.browser.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", source)
             for state in STATES:
                 name = state.__name__
-                if given.only and name not in given.only and name != "welcome":
+                if given.only and name not in given.only:
                     continue
                 state(stage)
                 stage.take(name)

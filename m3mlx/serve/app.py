@@ -77,6 +77,7 @@ class Endpoints:
     def __post_init__(self) -> None:
         self.models = (self.model, "m3mlx")
         self.conversations = ConversationCache(self.cache_bytes)
+        self._listed = documents.DocumentList(self.collection)
         self._about: dict[str, Any] | None = None  # what was found out about the model
         self._views: dict[str, str] = {}  # pages that wait to be opened, by ticket
         self._uploading = asyncio.Semaphore(UPLOADS)
@@ -168,8 +169,10 @@ class Endpoints:
         return JSONResponse({**self._about, **names, "upload_bytes": self.guard.upload_bytes})
 
     async def suggest(self, request: Request) -> Response:
-        asked = partial(facts.questions, collection=self.collection)
-        return JSONResponse({"object": "list", "data": await self._look(request, asked)})
+        def made(assistant: Assistant) -> list[str]:
+            return facts.questions(assistant, self._listed.documents(assistant))
+
+        return JSONResponse({"object": "list", "data": await self._look(request, made)})
 
     async def memorize_demo(self, request: Request) -> Response:
         await request.body()
@@ -216,7 +219,7 @@ class Endpoints:
         if listing is None:
             found = partial(documents.list_documents, collection=collection)
             return _list(await self._look(request, found))
-        page = partial(documents.page, listing=listing, collection=self.collection)
+        page = partial(self._listed.page, listing=listing)
         return JSONResponse(await self._look(request, page))
 
     async def quote(self, request: Request) -> Response:
@@ -231,7 +234,7 @@ class Endpoints:
                     wanted.append((id, start))
                 case _:
                     raise BadRequest("Each source has a document and a start.", "sources")
-        found = partial(documents.quotes, wanted=wanted, collection=self.collection)
+        found = partial(self._listed.quotes, wanted=wanted)
         return _list(await self._look(request, found))
 
     async def status(self, request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -86,7 +87,7 @@ def list_documents(assistant: Assistant, collection: str | None = None) -> list[
 
 def plain_name(path: str) -> str:
     """Return the last part of a document's path, without what tells where it came from."""
-    return PurePosixPath(re.sub(r"^(upload|text|demo|chat):", "", path).replace("\\", "/")).name
+    return re.sub(r"^(upload|text|demo|chat):", "", path).replace("\\", "/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,10 @@ class Listing:
         only = Filter(collection, types=kinds, since=since)
         return cls(tuple(query.get("q", "").casefold().split()), only, sort, offset, limit)
 
+    @property
+    def wants_all(self) -> bool:
+        return not self.words and self.only == Filter()
+
     def matches(self, document: StoredDocument) -> bool:
         path = document.path.casefold()
         return all(word in path for word in self.words) and self.only.matches(
@@ -142,47 +147,65 @@ class Listing:
 _ORDERS: dict[str, tuple[Callable[[StoredDocument], Any], bool]] = {
     "newest": (lambda document: (document.added, document.id), True),
     "oldest": (lambda document: (document.added, document.id), False),
-    "name": (lambda document: plain_name(document.path).casefold(), False),
+    "name": (lambda document: (plain_name(document.path).casefold(), document.id), False),
     "largest": (lambda document: (document.references, document.size or 0), True),
 }
 
 
-def page(assistant: Assistant, listing: Listing, collection: str | None = None) -> dict[str, Any]:
-    """Return a page of the list of documents, with what the filters can be.
+class DocumentList:
+    """The documents of the store, which are read again only after they have changed.
 
     Args:
         collection: that the server is restricted to.
     """
-    every = stored(assistant, collection)
-    found = [document for document in every if listing.matches(document)]
-    key, backwards = _ORDERS[listing.sort]
-    found.sort(key=key, reverse=backwards)
-    shown = found[listing.offset : listing.offset + listing.limit]
-    kinds = Counter(PurePosixPath(document.path).suffix.lower()[1:] for document in every)
-    return {
-        "object": "list",
-        "data": list(map(_document_json, shown)),
-        "total": len(found),
-        "all": len(every),
-        "collections": dict(sorted(Counter(each.collection for each in every).items())),
-        "types": {kind: number for kind, number in kinds.most_common() if kind},
-    }
 
+    def __init__(self, collection: str | None = None) -> None:
+        self._collection = collection
+        self._moment: tuple[object, ...] = ()
+        self._every: list[StoredDocument] = []
+        self._counts: dict[str, dict[str, int]] = {}
 
-def quotes(
-    assistant: Assistant, wanted: Sequence[tuple[int, int]], collection: str | None = None
-) -> list[dict[str, Any] | None]:
-    """Return path and text of references, as document and start; None for those that are gone."""
-    paths = {document.id: document.path for document in stored(assistant, collection)}
-    texts: dict[tuple[int, int], str] = {}
-    for id in {id for id, _ in wanted if id in paths}:
-        store = assistant.store()
-        for reference in store.references(store.slots_of(id)):
-            texts[id, reference.start] = reference.text
-    return [
-        {"path": paths[id], "text": texts[id, start]} if (id, start) in texts else None
-        for id, start in wanted
-    ]
+    def page(self, assistant: Assistant, listing: Listing) -> dict[str, Any]:
+        """Return a page of the list, with what the filters can be."""
+        found = every = self.documents(assistant)
+        if not listing.wants_all:
+            found = list(filter(listing.matches, found))
+        key, backwards = _ORDERS[listing.sort]
+        found = sorted(found, key=key, reverse=backwards)
+        shown = found[listing.offset : listing.offset + listing.limit]
+        data = list(map(_document_json, shown))
+        counts = {"total": len(found), "all": len(every), **self._counts}
+        return {"object": "list", "data": data, **counts}
+
+    def documents(self, assistant: Assistant) -> list[StoredDocument]:
+        """Return all of them, by id."""
+        moment = assistant.store().moment() if assistant.has_store() else ()
+        if moment and moment == self._moment:
+            return self._every
+        self._moment, self._every = moment, stored(assistant, self._collection)
+        kinds = Counter(os.path.splitext(each.path)[1].lower()[1:] for each in self._every)
+        collections = Counter(each.collection for each in self._every)
+        self._counts = {
+            "types": {kind: number for kind, number in kinds.most_common() if kind},
+            "collections": dict(sorted(collections.items())),
+        }
+        return self._every
+
+    def quotes(
+        self, assistant: Assistant, wanted: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Any] | None]:
+        """Return path and text of references, as document and start; None where one is gone."""
+        asked = {id for id, _ in wanted}
+        paths = {each.id: each.path for each in self.documents(assistant) if each.id in asked}
+        texts: dict[tuple[int, int], str] = {}
+        for id in paths:
+            store = assistant.store()
+            for reference in store.references(store.slots_of(id)):
+                texts[id, reference.start] = reference.text
+        return [
+            {"path": paths[id], "text": texts[id, start]} if (id, start) in texts else None
+            for id, start in wanted
+        ]
 
 
 def status(assistant: Assistant) -> dict[str, Any]:

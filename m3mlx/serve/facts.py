@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -42,9 +42,8 @@ def about(assistant: Assistant) -> dict[str, Any]:
     }
 
 
-def questions(assistant: Assistant, collection: str | None) -> list[str]:
-    """Return questions that the documents of the store may answer."""
-    found = documents.stored(assistant, collection)
+def questions(assistant: Assistant, found: Sequence[StoredDocument]) -> list[str]:
+    """Return questions that some documents of the store may answer."""
     if any(document.path.startswith(DEMO) for document in found):
         known = json.loads((DATA / "demo.json").read_text("utf-8"))["questions"]
         return [each["question"] for each in known][:QUESTIONS]

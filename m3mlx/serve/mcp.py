@@ -77,6 +77,7 @@ class Tools:
 
     def __init__(self, thread: ModelThread, roots: Roots):
         self._thread, self._roots = thread, roots
+        self._listed = documents.DocumentList()
 
     def server(self) -> MCPServer:
         """Return an MCP server with all tools."""
@@ -164,7 +165,7 @@ class Tools:
         begins. With words, only documents whose path has all of them.
         """
         listing = documents.Listing(tuple(words.casefold().split()), offset=offset, limit=limit)
-        found = await self._thread.reader.call(partial(documents.page, listing=listing))
+        found = await self._thread.reader.call(partial(self._listed.page, listing=listing))
         last = offset + len(found["data"])
         told = {"documents": found["data"], "total": found["total"]}
         return json.dumps({**told, "next_offset": last if last < found["total"] else None})

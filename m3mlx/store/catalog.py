@@ -85,10 +85,13 @@ class Catalog:
                 for table in ("words", "piece"):
                     db.execute(f"DROP TABLE {table}")
 
-    def __init__(self, path: Path, *, write: bool = False):
-        """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
+    def __init__(self, path: Path, *, write: bool = False, attached: bool = False):
+        """Open a catalog, as ``Connection`` does.
+
+        Raises StoreError if it is damaged, foreign or of another version.
+        """
         self.path = path
-        self.db, self._writes = Connection(path, write=write), write
+        self.db, self._writes = Connection(path, write=write, attached=attached), write
         self.outdated = self.db.outdated
         self.memories = Memories(self.db)
         self.cipher: Cipher | Plain = PLAIN
@@ -459,8 +462,8 @@ class Catalog:
             "SELECT (SELECT count(*) FROM document), (SELECT count(*) FROM reference)"
         ).fetchone()
 
-    def documents(self, edition: int) -> list[StoredDocument]:
-        """All documents by id, with ``bytes`` counted in records."""
+    def documents(self, edition: int, record_bytes: int = 1) -> list[StoredDocument]:
+        """All documents by id; ``record_bytes`` is what a memory takes."""
         rows = self.db.execute(
             f"SELECT count(r.slot), count(m.slot), complete, c.name, {_ABOUT} FROM document "
             "LEFT JOIN collection c ON c.document = document.id "
@@ -472,7 +475,7 @@ class Catalog:
         found = []
         for references, warm, complete, collection, id, *columns in rows:
             path, hash, size, added, _ = self._about(id, *columns)
-            counts = (references, warm, bool(complete), added, warm)
+            counts = (references, warm, bool(complete), added, warm * record_bytes)
             name = self._collection(id, collection)
             found.append(StoredDocument(id, path, hash, size, *counts, name))
         return found

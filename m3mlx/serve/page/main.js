@@ -55,7 +55,7 @@ at("log").addEventListener("click", (event) => {
 // One after the other, since a server with a token asks for it at the first request.
 try {
   uploads.limits(await settings.facts());
-  await Promise.all([documents.refresh(), conversations.refresh(), restore()]);
+  await Promise.all([documents.refresh(), restore().finally(conversations.refresh)]);
 } catch (error) {
   notice(error.message);
 }

@@ -134,7 +134,7 @@ function edgeElements(fragment, wanted) {
     });
     text.replaceWith(...pieces);
   }
-  for (const edge of made) {
+  for (const edge of [...made].reverse()) {
     const around = edge.closest("a, code");
     if (around) around.after(edge);
   }
