@@ -187,6 +187,7 @@ class Chat:
         *,
         exchange: Sequence[Mapping[str, Any]] = (),
         tokens: Sequence[int] | None = None,
+        blank: bool = False,
         observe: Observe | None = None,
         while_reading: Callable[[], None] = lambda: None,
         announce: bool = False,
@@ -198,6 +199,7 @@ class Chat:
             generation: how to answer; None for the defaults.
             exchange: calls of tools and their results since the message, as OpenAI has them.
             tokens: the message as token ids, if it is ``raw``.
+            blank: take a message without words too.
             observe: gets the prompt's tokens and the logits after each, which are all read again.
             while_reading: called while the prompt is read; an exception it raises ends the turn.
             announce: first yield a step without a token that has the sources of the answer's
@@ -205,14 +207,14 @@ class Chat:
             changes: fields of ``Generation`` to override.
 
         Raises:
-            M3Error: there is nothing to answer, or it is longer than the model's context, or the
+            M3Error: the message is empty, or longer than the model's context, or the
                 model is asked to think and cannot.
             StoreError: nothing is memorized yet, or the store is damaged. An error while the
                 answer is generated resets the conversation.
             FingerprintError: the memories were made by another model or other settings.
         """
         how = replace(generation or Generation(), **changes)
-        if not (message.strip() or exchange or how.raw or how.prefill or self.messages):
+        if not (message.strip() or blank or how.raw):
             raise M3Error("the question is empty")
         decoder = self.assistant.decoder
         if how.think and not decoder.template.can_think:

@@ -154,7 +154,7 @@ class Encoder:
 
     def encode(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str | list[int]],
         *,
         query: bool = False,
         batch_size: int = 32,
@@ -163,7 +163,7 @@ class Encoder:
         """Embed texts.
 
         Args:
-            texts: cut to ``max_tokens``; may be empty.
+            texts: cut to ``max_tokens``; may be empty. Token ids stand for themselves.
             query: put the model's query prefix before each text.
             batch_size: texts in one forward pass; the result does not depend on it.
             whole: read longer texts in pieces too, and give the mean of their vectors, weighted
@@ -173,7 +173,7 @@ class Encoder:
             float32 (texts, dimensions), rows of length 1, in the order of the texts.
         """
         prefix = self.query_prefix if query else self.document_prefix
-        read = self._pieces([prefix + text for text in texts], whole)
+        read = self._pieces([prefix + t if isinstance(t, str) else t for t in texts], whole)
         tokens = [ids for pieces in read for ids in pieces]
         vectors = np.empty((len(tokens), self.dimensions), np.float32)
         # Texts of similar length go together, so that little padding is computed.
@@ -189,16 +189,29 @@ class Encoder:
         sums = np.add.reduceat(vectors * lengths[:, None], starts, axis=0)
         return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
-    def count(self, texts: Sequence[str], *, whole: bool = False) -> int:
+    def count(self, texts: Sequence[str | list[int]], *, whole: bool = False) -> int:
         """Return the number of tokens read from texts, with special tokens; see ``encode``."""
-        return sum(len(ids) for pieces in self._pieces(list(texts), whole) for ids in pieces)
+        return sum(len(ids) for pieces in self._pieces(texts, whole) for ids in pieces)
 
-    def _pieces(self, texts: Sequence[str], whole: bool) -> list[list[list[int]]]:
+    def _pieces(self, texts: Sequence[str | list[int]], whole: bool) -> list[list[list[int]]]:
         """Return the token ids of each text: of its beginning, or of all its pieces."""
-        return [
-            [each.ids, *(more.ids for more in each.overflowing if whole)]
-            for each in self.tokenizer.encode_batch(list(texts))
-        ]
+        encoded = iter(self.tokenizer.encode_batch([t for t in texts if isinstance(t, str)]))
+        pieces = []
+        for text in texts:
+            if isinstance(text, str):
+                each = next(encoded)
+                pieces.append([each.ids, *(more.ids for more in each.overflowing if whole)])
+            else:
+                pieces.append(self._enclosed(text, whole))
+        return pieces
+
+    def _enclosed(self, tokens: list[int], whole: bool) -> list[list[int]]:
+        """Return token ids in pieces, each between the special tokens of a text."""
+        around = self.tokenizer.encode("").ids
+        before, after = around[: len(around) // 2], around[len(around) // 2 :]
+        room = self.max_tokens - len(around)
+        starts = range(0, len(tokens) if whole else 1, room)
+        return [[*before, *tokens[start : start + room], *after] for start in starts]
 
     def _forward(self, batch: Sequence[list[int]]) -> np.ndarray:
         width = max(map(len, batch))

@@ -144,7 +144,8 @@ class Endpoints:
         asked = openai.embeddings(await _json(request))
 
         def encode(assistant: Assistant, job: Job) -> Iterator[Any]:
-            texts = openai.texts_of(asked.inputs, assistant.encoder.tokenizer)
+            texts = asked.inputs
+            openai.check_tokens(texts, assistant.encoder.tokenizer.get_vocab_size())
             for start in range(0, len(texts), EMBEDDED):  # between them, a client may be gone
                 part = texts[start : start + EMBEDDED]
                 vectors = assistant.encoder.encode(part, query=asked.queries, whole=True)

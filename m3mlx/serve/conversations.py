@@ -163,6 +163,7 @@ class ConversationCache:
             announce=how.max_tokens > 0 and not request.echo,
             exchange=request.exchange,
             tokens=request.tokens,
+            blank=True,
             observe=chances.observe if scored else None,
             while_reading=job.check,
             max_tokens=max(min(how.max_tokens, room), 1),
@@ -292,6 +293,11 @@ def _add_usage(total: dict[str, Any], usage: Mapping[str, Any], again: bool) -> 
 
 def _readable(assistant: Assistant, request: ChatRequest) -> ChatRequest:
     """Return a request with the text of its tokens; raises BadRequest for foreign tokens."""
+    known = known_tokens(assistant.decoder.model)
+    bias = request.generation.logits.get("logit_bias", ())
+    for name, tokens in (("prompt", request.tokens or ()), ("logit_bias", bias)):
+        if foreign := [token for token in tokens if not 0 <= token < known]:
+            raise BadRequest(f"Token {foreign[0]} is not one of this model's {known}.", name)
     if request.tokens is None:
         if request.generation.raw:
             memory = request.memory or ("explicit" if assistant.has_store() else "off")
@@ -299,9 +305,6 @@ def _readable(assistant: Assistant, request: ChatRequest) -> ChatRequest:
             tokens = assistant.decoder.template.continued(request.message, begins)
             return replace(request, tokens=tuple(tokens))
         return request
-    known = known_tokens(assistant.decoder.model)
-    if foreign := [token for token in request.tokens if not 0 <= token < known]:
-        raise BadRequest(f"Token {foreign[0]} is not one of this model's {known}.", "prompt")
     text = assistant.decoder.tokenizer.decode(list(request.tokens))
     return replace(request, message=text)
 

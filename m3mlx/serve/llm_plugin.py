@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import llm
 import llm.parts
-from click.testing import CliRunner
-from llm.cli import cli, logs_db_path
 from pydantic import Field
 
 from .. import config
@@ -117,10 +117,10 @@ def _logged(conversation: llm.Conversation | None) -> list[dict[str, object]]:
     if conversation.responses:  # asked by this process, or logged by an earlier llm
         chosen = [each.prompt.options for each in conversation.responses]
         return [each.model_dump(exclude_unset=True) for each in chosen]
-    log = logs_db_path()
-    words = ["logs", "--cid", conversation.id, "-n", "0", "--json", "-d", str(log)]
-    done = CliRunner().invoke(cli, words) if log.is_file() else None
-    rows = json.loads(done.stdout) if done is not None and done.exit_code == 0 else []
+    words = ["logs", "--cid", conversation.id, "-n", "0", "--json"]
+    command = [sys.executable, "-m", "llm", *words]  # as its log's form is its own
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    rows = json.loads(done.stdout) if done.returncode == 0 else []
     logged = [row["options_json"] for row in rows]
     return [json.loads(each) if isinstance(each, str) else each or {} for each in logged]
 

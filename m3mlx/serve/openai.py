@@ -411,9 +411,8 @@ def _chat_chance(chance: TokenChance) -> dict[str, Any]:
     return {**one(chance), "top_logprobs": [one(each) for each in chance.top]}
 
 
-def texts_of(inputs: Sequence[str | list[int]], tokenizer: Any) -> list[str]:
-    """Return the texts of inputs, which may be token ids of the encoder."""
-    known = tokenizer.get_vocab_size()
+def check_tokens(inputs: Sequence[str | list[int]], known: int) -> None:
+    """Raise BadRequest for token ids that are not the encoder's, which knows so many."""
     for tokens in inputs:
         if not isinstance(tokens, str) and not all(0 <= token < known for token in tokens):
             raise BadRequest(
@@ -421,7 +420,6 @@ def texts_of(inputs: Sequence[str | list[int]], tokenizer: Any) -> list[str]:
                 f"(in LangChain check_embedding_ctx_length=False).",
                 "input",
             )
-    return [each if isinstance(each, str) else tokenizer.decode(each) for each in inputs]
 
 
 def shortened(vectors: np.ndarray, asked: EmbeddingRequest) -> np.ndarray:
