@@ -30,6 +30,7 @@ from starlette.types import ASGIApp
 from ..assistant import Assistant
 from ..errors import M3Error
 from .app import Endpoints
+from .facts import about
 from .guard import Guard, Guarded, Roots, is_loopback
 from .model_thread import ModelThread
 
@@ -155,6 +156,7 @@ def serve(
             roots=roots,
             guard=guard,
             collection=settings.collection,
+            known=about(assistant),
         )
         apps.append(endpoints.app())
 
