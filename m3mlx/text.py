@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 # control characters except tab and line feed, surrogates, and marks that change text direction
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -58,3 +59,9 @@ def cite(place: Place, store: str | None = None) -> str:
     else:
         where = place.path if place.line is None else f"{place.path}:{place.line}"
     return scrub_line(f"{where} (in {store})" if store else where)
+
+
+def shared_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many items two sequences begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(one), len(other)))

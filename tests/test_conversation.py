@@ -174,7 +174,7 @@ def test_a_message_retrieves_as_a_whole_when_asked_to(world):
 def test_the_template_is_no_part_of_a_query(world):
     turn = world.template.turn("my words", system="Be brief.")
     world.generate(world.conversation(), turn, 1)
-    assert world.queries == [["Be brief.\n\nmy words"]]
+    assert world.queries == [["my words"]]
 
 
 def test_the_end_of_a_turn_stops_the_answer_and_is_not_part_of_it(world):

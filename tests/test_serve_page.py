@@ -162,6 +162,18 @@ def test_an_answer_names_what_it_reads_before_its_first_word(kept):
     assert "boat.md" in events[1] and '"content": ""' in events[1]
 
 
+def test_a_request_says_how_many_memories_are_read(kept):
+    for number in range(4):
+        kept.post("/v1/memories", text=f"Boat {number} lies at pier {number}.", name=f"b{number}")
+    body = {"messages": SAID[:1], "max_tokens": 2}
+    for memory in ("explicit", "text"):
+        for count in (1, 3):
+            answer = kept.post("/v1/chat/completions", memory=memory, memories=count, **body)
+            assert len(answer.json()["m3mlx"]["sources"]) == count
+    for wrong in (0, -1, "two", 1.5):
+        assert kept.post("/v1/chat/completions", memories=wrong, **body).status_code == 400
+
+
 def test_the_samples_are_memorized_and_can_be_asked_about(kept):
     kept.post("/v1/memories", text="# Dahlias\n\nThey want sun.", name="garden.md")
     asked = kept.client.get("/v1/page/questions").json()["data"]

@@ -117,7 +117,7 @@ def test_a_store_that_checks_no_record_is_found_out(tmp_path, monkeypatch):
         return np.stack([np.frombuffer(record, dtype=np.uint8) for record in padded])
 
     monkeypatch.setattr(RecordFile, "read", trusting)
-    failures = damages.torture(tmp_path, 60, seed=3)["failures"]
+    failures = damages.torture(tmp_path, 12, seed=3)["failures"]
     assert any("WRONG" in failure for failure in failures)
 
 

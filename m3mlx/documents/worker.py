@@ -9,6 +9,7 @@ waiting, and when this process ends. Both sides send a line of JSON, then as man
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import signal
@@ -25,7 +26,8 @@ from ..errors import DocumentError
 from .document import Document, absolute, os_errors_as_document_errors, parse, read
 from .formats import PLAIN, format_of
 
-SECONDS, SECONDS_PER_MB = 60.0, 2.0  # that one file may take
+SECONDS, SECONDS_PER_MB = 60.0, 2.0  # of a processor, that one file may take
+PATIENCE = 5  # times as long, as other programs may need the processor too
 OCR_SLOWER = 60  # times: a page of a scan is some 50 KB, and takes a few seconds
 MEMORY, MEMORY_PER_BYTE = 1_500_000_000, 16  # bytes that one file may take, beyond an idle process
 RENEW = 500_000_000  # bytes; a process that once took so much is not used for another file
@@ -175,9 +177,8 @@ class _Answer:
     def _check(self) -> None:
         """Refuse the file if it takes more than its share."""
         now = time.monotonic()
-        if now - self.start > self.seconds:
-            reason = f"takes longer than {self.seconds:.0f} seconds to read, the limit for its size"
-            raise DocumentError(self.path, f"{reason}; save it in parts, or as another format")
+        if now - self.start > PATIENCE * self.seconds:
+            raise DocumentError(self.path, _too_long(self.seconds))
         if not LIMITS_DATA and now - self.looked > LOOK:
             self.looked = now
             if _resident(self.process.pid) > self.memory:
@@ -187,9 +188,14 @@ class _Answer:
         code = self.process.wait()
         name = signal.Signals(-code).name if code < 0 else f"code {code}"
         if -code == signal.SIGXCPU:
-            name = f"after {self.seconds:.0f} seconds"
+            raise DocumentError(self.path, _too_long(self.seconds))
         reason = f"made the program crash that reads it ({name}); save it anew or as another format"
         raise DocumentError(self.path, reason)
+
+
+def _too_long(seconds: float) -> str:
+    limit = f"takes longer than {seconds:.0f} seconds to read, the limit for its size"
+    return f"{limit}; save it in parts, or as another format"
 
 
 def _too_much(memory: int) -> str:
@@ -218,7 +224,7 @@ def serve() -> None:
         about = json.loads(line)
         content = requests.read(about["bytes"])
         cores = os.cpu_count() or 1 if about["ocr"] else 1  # its engine uses all of them
-        _limit(resource.RLIMIT_CPU, int(time.process_time() + cores * about["seconds"]) + 2)
+        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + cores * about["seconds"]))
         if LIMITS_DATA:
             _limit(resource.RLIMIT_DATA, idle + len(content) + about["memory"])
         text, spent = b"", False

@@ -19,17 +19,19 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import StoreError
-from ..files import NEW, replacing
+from ..files import NEW, fcntl, replacing
+from ..store.lock import try_lock
 from . import signature
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ LONGEST_MANIFEST = 2**24
 LONGEST_LINE = 2**24
 _HEADER = struct.Struct("<8sIIQQ32s")
 _BLOCK = 2**20
+_UNFINISHED = re.compile(r".*\.[0-9a-f]{8}\.new", re.DOTALL)
 
 
 class ExportError(StoreError):
@@ -80,9 +83,12 @@ def write(
         sections: name and content of each.
         key: to sign with.
     """
+    _sweep(path.parent)
     ending = f".{secrets.token_hex(4)}{NEW}"  # unique among programs that write here
     with replacing(path, ending=ending) as new, new.open("r+b") as file:
-        file.write(bytes(_HEADER.size))
+        try_lock(file.fileno())
+        file.write(MAGIC.ljust(_HEADER.size, b"\0"))
+        file.flush()  # so that it is known as one of these wherever this is cut off
         table = []
         for name, content in sections:
             length, hash = 0, hashlib.sha256()
@@ -101,6 +107,18 @@ def write(
             file.write(signature.sign(key, header))
         file.seek(0)
         file.write(header)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the unfinished files of programs that were killed, which hold documents."""
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        for left in folder.iterdir():
+            if _UNFINISHED.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+                with left.open("rb") as file:
+                    if file.read(len(MAGIC)) == MAGIC and try_lock(file.fileno()):
+                        left.unlink()
 
 
 class Container:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from ..errors import DocumentError
 from ..models import rates
 from ..store import MemoryStore, NewReference
 from ..text import mostly_foreign, nfc
+from .amount import Amount, File
 from .editions import BATCH
 
 if TYPE_CHECKING:
@@ -60,14 +60,6 @@ class MemorizeReport:
         self.memories += written.references
         self.bytes += written.bytes
         self.seconds = (self.seconds or 0.0) + written.seconds
-
-
-class File(NamedTuple):
-    """A file to memorize; ``size`` in bytes."""
-
-    path: str
-    hash: str
-    size: int
 
 
 def _read_whole(
@@ -170,18 +162,24 @@ class MemorizeRun:
     def write(self, store: MemoryStore, edition: int | None = None) -> None:
         """Write new and changed files to an edition (None for the first), a commit for each batch.
 
-        Progress counts bytes of files.
+        Progress counts references; of files that are not read yet it is judged how many they have.
         """
-        total, finished = sum(file.size for file in self.missing), 0
+        amount, finished, pending = Amount(self.missing), 0, 0  # pending: of the present file
         tokenizer = self.decoder.tokenizer_hash
         batch: list[tuple[int, int, documents.Reference]] = []
-        self.progress("memorizing", 0, total)
+
+        def tell(detail: str = "") -> None:
+            what = f"memorizing: {detail}" if detail else "memorizing"
+            # never the end, which takes the bar away
+            self.progress(what, finished, max(finished + pending + amount.waiting(), finished + 1))
 
         def wait() -> None:
-            self.progress("memorizing", finished, total)
+            tell()
             self.between_batches()
 
-        for number, (file, references) in enumerate(self._references(self.missing, wait), 1):
+        tell()
+        files = self._references(self.missing, wait, amount)
+        for number, (file, references) in enumerate(files, 1):
             where = f"{os.path.basename(file.path)}, file {number} of {len(self.missing)}"
             document, have = store.begin(
                 file.path, file.hash, len(references), size=file.size, tokenizer=tokenizer
@@ -190,15 +188,13 @@ class MemorizeRun:
                 batch.append((document, ordinal, reference))
                 if len(batch) == BATCH:
                     self._commit(store, edition, batch)
-                    share = file.size * (ordinal + 1) // len(references)
-                    stored = f"{self.report.references} references"
-                    done = min(finished + share, total)
-                    self.progress(f"memorizing: {where}, {stored}", done, total)
+                    pending = len(references) - ordinal - 1
+                    finished = self.report.references
+                    tell(f"{where}, {self.report.references} references")
                     self.between_batches()
-            finished = min(finished + file.size, total)  # it may have grown
         if batch:
             self._commit(store, edition, batch)
-        self.progress("memorizing", total, total)
+        self.progress("memorizing", 1, 1)
         self.report.seconds = self.report.stored_seconds = perf_counter() - self._start
         rates.note(self.decoder.name, "memorizing" if self.format else "storing", *self._work)
 
@@ -222,30 +218,24 @@ class MemorizeRun:
         Args:
             record_bytes: of one memory; None where none are to be written.
         """
-        sizes: dict[str, Counter[str]] = {"": Counter()}  # by ending; "" for all
-        unread: list[File] = []
+        amount = Amount(self.missing)
         start, tokens = perf_counter(), 0
 
         def sample() -> Iterator[File]:
             for file in sorted(self.missing, key=lambda file: file.hash):  # a fair order
                 if tokens and perf_counter() - start > _LOOKING:
-                    unread.append(file)
-                else:
-                    yield file
+                    return
+                yield file
 
-        for file, references in self._references(sample(), lambda: self.progress("reading", 0, 0)):
+        def wait() -> None:
+            self.progress("reading", 0, 0)
+
+        for _, references in self._references(sample(), wait, amount):
             self.report.references += len(references)
             tokens += sum(len(reference.tokens) for reference in references)
-            for kind in ("", _ending(file)):
-                sizes.setdefault(kind, Counter()).update(
-                    bytes=max(file.size, 1), references=len(references)
-                )
         read = max(self.report.references, 1)
-        for file in unread:
-            known = sizes.get(_ending(file)) or sizes[""]
-            share = file.size / max(known["bytes"], 1)
-            self.report.references += round(share * known["references"])
-        self.report.estimated = bool(unread)
+        self.report.estimated = amount.waiting() > 0
+        self.report.references += amount.waiting()
         total = tokens * self.report.references / read
         stored = rates.seconds(self.decoder.name, "storing", total)
         self.report.seconds = self.report.stored_seconds = stored
@@ -256,15 +246,17 @@ class MemorizeRun:
             self.report.seconds = None if stored is None or written is None else stored + written
 
     def _references(
-        self, files: Iterable[File], wait: Callable[[], None]
+        self, files: Iterable[File], wait: Callable[[], None], amount: Amount
     ) -> Iterator[tuple[File, list[documents.Reference]]]:
         """Read and split files; an unreadable one is reported as failed.
 
         Args:
             wait: called again and again while a file is read.
+            amount: told of each file.
         """
         with documents.Worker(wait, self.ocr) as worker:
             for file in files:
+                listed = file
                 try:
                     if (content := self._contents.get(file.path)) is not None:
                         document = worker.parse(file.path, content)
@@ -282,7 +274,10 @@ class MemorizeRun:
                         if file.path in paths:
                             paths.remove(file.path)
                     continue
+                finally:
+                    amount.take(listed)
                 self.report.notes += ((file.path, note) for note in document.notes)
+                amount.count(file, len(references))
                 yield file, references
 
     def _records(
@@ -318,7 +313,3 @@ class MemorizeRun:
             self.report.bytes += len(batch) * self.format.record_bytes
         self._work = self._work[0] + tokens, self._work[1] + perf_counter() - start
         batch.clear()
-
-
-def _ending(file: File) -> str:
-    return Path(file.path).suffix.lower() or "."

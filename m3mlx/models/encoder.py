@@ -153,7 +153,12 @@ class Encoder:
         return _advice(self.name, self.tokenizer)
 
     def encode(
-        self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
+        self,
+        texts: Sequence[str],
+        *,
+        query: bool = False,
+        batch_size: int = 32,
+        whole: bool = False,
     ) -> np.ndarray:
         """Embed texts.
 
@@ -161,12 +166,15 @@ class Encoder:
             texts: cut to ``max_tokens``; may be empty.
             query: put the model's query prefix before each text.
             batch_size: texts in one forward pass; the result does not depend on it.
+            whole: read longer texts in pieces too, and give the mean of their vectors, weighted
+                by their lengths.
 
         Returns:
             float32 (texts, dimensions), rows of length 1, in the order of the texts.
         """
         prefix = self.query_prefix if query else self.document_prefix
-        tokens = [e.ids for e in self.tokenizer.encode_batch([prefix + t for t in texts])]
+        read = self._pieces([prefix + text for text in texts], whole)
+        tokens = [ids for pieces in read for ids in pieces]
         vectors = np.empty((len(tokens), self.dimensions), np.float32)
         # Texts of similar length go together, so that little padding is computed.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -174,11 +182,23 @@ class Encoder:
             rows = order[start : start + batch_size]
             parts = ops.split_over_cores(self._forward, [tokens[i] for i in rows])
             vectors[rows] = np.concatenate(parts)
-        return vectors
+        if len(tokens) == len(texts):
+            return vectors
+        starts = np.cumsum([0, *map(len, read[:-1])])
+        lengths = np.array([len(ids) for ids in tokens], np.float32)
+        sums = np.add.reduceat(vectors * lengths[:, None], starts, axis=0)
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
-    def count(self, texts: Sequence[str]) -> int:
-        """Return the number of tokens read from texts, with special tokens."""
-        return sum(len(encoded.ids) for encoded in self.tokenizer.encode_batch(list(texts)))
+    def count(self, texts: Sequence[str], *, whole: bool = False) -> int:
+        """Return the number of tokens read from texts, with special tokens; see ``encode``."""
+        return sum(len(ids) for pieces in self._pieces(list(texts), whole) for ids in pieces)
+
+    def _pieces(self, texts: Sequence[str], whole: bool) -> list[list[list[int]]]:
+        """Return the token ids of each text: of its beginning, or of all its pieces."""
+        return [
+            [each.ids, *(more.ids for more in each.overflowing if whole)]
+            for each in self.tokenizer.encode_batch(list(texts))
+        ]
 
     def _forward(self, batch: Sequence[list[int]]) -> np.ndarray:
         width = max(map(len, batch))

@@ -85,10 +85,13 @@ class Catalog:
                 for table in ("words", "piece"):
                     db.execute(f"DROP TABLE {table}")
 
-    def __init__(self, path: Path, *, write: bool = False):
-        """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
+    def __init__(self, path: Path, *, write: bool = False, attached: bool = False):
+        """Open a catalog, as ``Connection`` does.
+
+        Raises StoreError if it is damaged, foreign or of another version.
+        """
         self.path = path
-        self.db, self._writes = Connection(path, write=write), write
+        self.db, self._writes = Connection(path, write=write, attached=attached), write
         self.outdated = self.db.outdated
         self.memories = Memories(self.db)
         self.cipher: Cipher | Plain = PLAIN

@@ -6,9 +6,10 @@ One connection serves all threads of a process, one at a time. SQLite's errors b
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,39 +67,72 @@ class Connection:
         begins, ends: called at the begin of each transaction, and before its commit.
     """
 
-    def __init__(self, path: Path, *, write: bool = False):
+    def __init__(self, path: Path, *, write: bool = False, attached: bool = False):
         """Open a database. Raises StoreError if it is damaged, foreign or of another version.
 
         Without ``write`` nothing of it is changed: a database of an older version is copied into
         memory, and brought up to date there.
+
+        Args:
+            attached: leave no trace beside it either, as readers otherwise do for a while.
         """
         self.path = path
         self.lock = threading.RLock()
         self.outdated = False
         self.begins: Callable[[], object] = lambda: None
         self.ends: Callable[[], object] = lambda: None
+        self._write, self._attached = write, attached
         with self.errors_translated(), files.os_errors_as_store_errors(path):
             self._held: pages.Database | None = pages.hold(path)
             try:
-                self.conn = _connected(f"{path.absolute().as_uri()}?{self._mode()}", uri=True)
+                self._connect()
             except BaseException:
                 pages.release(self._held)
                 raise
+
+    def _connect(self) -> None:
+        """Connect in the way that leaves most alone, and get ready."""
+        self._read_as: object = None  # the state of the files that is read, if it is of one moment
+        state, name = self._state(), self.path.absolute().as_uri()
+        if not self._attached and all(map(files.is_writable, (self.path, self.path.parent))):
+            self.conn = _connected(f"{name}?mode=rw", uri=True)
+        elif self._beside("shm").exists():  # another process has it open
+            self.conn = _connected(f"{name}?mode=ro", uri=True)
+        else:
+            self._read_as = state
+            log = state[1]
+            immutable = f"{name}?mode=ro&immutable=1"
+            self.conn = self._copied() if log and log[1] else _connected(immutable, uri=True)
         try:
-            with self.errors_translated():
-                self._prepare(write)
+            self._prepare(self._write)
         except BaseException:
-            self.close()
+            self.conn.close()
             raise
 
-    def _mode(self) -> str:
-        """How SQLite must open the file; it never makes a new one."""
-        if files.is_writable(self.path) and files.is_writable(self.path.parent):
-            return "mode=rw"
-        log = self.path.with_name(f"{self.path.name}-wal")
-        if log.exists() and log.stat().st_size:
-            return "mode=ro"  # which needs what another process has open
-        return "mode=ro&immutable=1"  # else SQLite would write down that it reads
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f"{self.path.name}-{ending}")
+
+    def _state(self) -> list[tuple[int, int, int] | None]:
+        """What changes with the file, and with its log."""
+        states: list[tuple[int, int, int] | None] = []
+        for file in (self.path, self._beside("wal")):
+            try:
+                state = file.stat()
+                states.append((state.st_ino, state.st_size, state.st_mtime_ns))
+            except FileNotFoundError:
+                states.append(None)
+        return states
+
+    def _copied(self) -> sqlite3.Connection:
+        """A copy in memory of a database whose log a process that died has left."""
+        copy = _connected(":memory:")
+        with tempfile.TemporaryDirectory() as folder:
+            for file in (self.path, self._beside("wal")):
+                files.copy(file, Path(folder, file.name))
+            name = Path(folder, self.path.name).as_uri()
+            with closing(_connected(f"{name}?mode=rw", uri=True)) as whole:
+                whole.backup(copy)
+        return copy
 
     def _prepare(self, write: bool) -> None:
         self.execute("PRAGMA trusted_schema=OFF")
@@ -118,7 +152,7 @@ class Connection:
             self.outdated, copy = True, _connected(":memory:")
             self.conn.backup(copy)
             self.conn.close()
-            self.conn = copy
+            self.conn, self._read_as = copy, None
             migrations.apply(copy)
         elif write:
             self.execute("PRAGMA trusted_schema=ON")  # it is ours: triggers keep the full text
@@ -171,6 +205,9 @@ class Connection:
             if self.conn.in_transaction:
                 yield
             else:
+                if self._read_as and self._read_as != self._state():
+                    self.conn.close()
+                    self._connect()
                 with committed(self.conn, "BEGIN"):
                     yield
 

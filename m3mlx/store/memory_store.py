@@ -125,6 +125,7 @@ class MemoryStore:
         exact: int = EXACT_REFERENCES,
         passphrase: Passphrase | None = None,
         own: bool = False,
+        attached: bool = False,
     ) -> MemoryStore:
         """Open a store.
 
@@ -135,6 +136,7 @@ class MemoryStore:
             write: whether to change it, which one process at a time may do.
             own: whether a reader may bring it up to date on the disk, and note when memories are
                 used, by which those go first that are used least.
+            attached: whether it is somebody else's, where a reader makes no file even for a moment.
             wait: seconds to wait until another process has finished writing.
             exact: up to so many references, searches compare with all of them.
             passphrase: asked for the passphrase if the store is encrypted.
@@ -149,7 +151,7 @@ class MemoryStore:
             raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
         with os_errors_as_store_errors(path):
             check_plain(path, write=write)
-            store = cls(path, write, wait, exact, passphrase)
+            store = cls(path, write, wait, exact, passphrase, attached)
             store._notes = own or write
             if own and store._catalog.outdated and is_writable(path):
                 store._close()
@@ -178,7 +180,13 @@ class MemoryStore:
             return [edition.fingerprint for edition in catalog.memories.editions()]
 
     def __init__(
-        self, path: Path, write: bool, wait: float, exact: int, passphrase: Passphrase | None
+        self,
+        path: Path,
+        write: bool,
+        wait: float,
+        exact: int,
+        passphrase: Passphrase | None,
+        attached: bool = False,
     ):
         """Use ``open`` instead."""
         self.path = path
@@ -186,7 +194,7 @@ class MemoryStore:
         with ExitStack() as opened:
             if write:
                 opened.enter_context(closing(WriterLock(path / LOCK, wait)))
-            self._catalog = Catalog(path / CATALOG, write=write)
+            self._catalog = Catalog(path / CATALOG, write=write, attached=attached)
             opened.callback(self._catalog.close)
             with self._catalog.snapshot():
                 self.encoder, self.dimensions, self.id = self._catalog.identity()

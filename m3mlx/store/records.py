@@ -20,7 +20,7 @@ from .usage import Usage
 
 FIRST = "memories.kv"  # of the first edition; the name of the first release
 _OURS = re.compile(  # files of editions, and what is left of something that was cut off
-    r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new.*|salvaged\.sqlite.*|"
+    r"memories(-\d+){0,2}(\.kv|\.used)(\.new)?|.*\.(sqlite|usearch)\.new.*|salvaged\.sqlite.*|"
     r"etilqs_\w+"  # of SQLite, which names temporary files so
 )
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
