@@ -30,7 +30,6 @@ from .filter import Filter
 from .root import SMALL, Root
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 
-FILE = "catalog.sqlite"
 NEW_STORE = {  # the settings that change, as they begin
     "next_slot": 0,  # of the next reference; slots are not used again
     "commit": 0,  # counts what changes the results of searches

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ..config import Progress, no_progress
 from ..errors import StoreError
-from ..files import check_plain, os_errors_as_store_errors
+from ..files import os_errors_as_store_errors
 from . import index, sessions
-from .catalog import FILE as CATALOG
 from .catalog import Catalog
 from .cipher import LockedError, Passphrase
 from .database import integrity_errors
+from .folder import CATALOG, require_store
 from .lock import FILE as LOCK
 from .lock import WriterLock
 from .record_file import DamagedRecord, Identity, RecordFile
@@ -106,19 +106,19 @@ def quick(path: Path, passphrase: Passphrase | None = None) -> CheckReport:
 
     Raises:
         LockedError: the store is encrypted, and the passphrase is missing or wrong.
+        StoreError: there is no store.
     """
-    return examine(Path(path), no_progress, passphrase, quick=True)
+    path = Path(path)
+    require_store(path)
+    return examine(path, no_progress, passphrase, quick=True)
 
 
 @contextmanager
 def exclusive(path: Path, wait: float) -> Iterator[None]:
     """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
-    if not (path / CATALOG).is_file():
-        raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with os_errors_as_store_errors(path):
-        check_plain(path, write=True)
-        with closing(WriterLock(path / LOCK, wait)):
-            yield
+    require_store(path, write=True)
+    with os_errors_as_store_errors(path), closing(WriterLock(path / LOCK, wait)):
+        yield
 
 
 def examine(

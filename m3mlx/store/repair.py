@@ -23,10 +23,11 @@ from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import sync_folder
 from . import index
-from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
 from .check import CheckReport, Damage, examine, exclusive
 from .cipher import Passphrase
+from .database import errors_translated
+from .folder import CATALOG
 from .record_file import DamagedRecord, Identity, RecordFile, restore
 from .rows import EDITION, Edition
 
@@ -211,7 +212,8 @@ def salvage(path: Path, passphrase: Passphrase | None) -> list[str]:
     Raises:
         StoreError: too little can be read.
     """
-    old = sqlite3.connect(path / CATALOG, isolation_level=None)
+    with errors_translated(path / CATALOG):
+        old = sqlite3.connect(path / CATALOG, isolation_level=None)
     with closing(old):
         old.text_factory = bytes
         settings = {str(_text(n)): str(_text(value)) for n, value in _rows(old, "setting")}
