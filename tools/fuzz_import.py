@@ -153,18 +153,18 @@ def fuzz(folder: Path, inputs: int, seconds: float, seed: int) -> tuple[Counter[
     about, sections = original(folder)
     whole, path = (folder / "file").read_bytes(), folder / "input"
     outcomes, faults, until = Counter[str](), [], time.time() + seconds
+    store = None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(inputs):
         if time.time() > until:
             break
         chance = random.Random(seed * 1_000_003 + number)
         if number % 50 == 0:
-            if number:
+            if store:
                 store.close()
                 assert MemoryStore.check(folder / "to").sound, f"unsound after {number}"
             shutil.rmtree(folder / "to", ignore_errors=True)
-            new_store(folder / "to", **ABOUT).close()
-            store = MemoryStore.open(folder / "to", write=True)
+            store = new_store(folder / "to", **ABOUT)
             memorize(store, "/a", A, cold=True)
             memorize(store, "/own", B, cold=True)
         kind = "damaged"

@@ -25,7 +25,8 @@ from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import NEW, os_errors_as_store_errors
 from . import index
-from .catalog import Catalog, blocks
+from .catalog import Catalog
+from .catalog_references import blocks
 from .cipher import Passphrase
 from .database import errors_translated
 from .folder import CATALOG, check_plain, require_store
@@ -200,7 +201,7 @@ class _Backup:
         with closing(source), closing(target):
             for part in blocks(warm):
                 with catalog.snapshot():
-                    digests = catalog.digests(part)
+                    digests = catalog.references.digests(part)
                 missing = [slot for slot in part if not _has(target, slot, digests)]
                 self._unchanged += len(part) - len(missing)
                 for start in range(0, len(missing), _PART):

@@ -186,7 +186,7 @@ class _Examination:
 
     def _full_text(self) -> None:
         with suppress(_Undo), self._catalog.transaction():
-            self._catalog.check_full_text()
+            self._catalog.full_text.check()
             raise _Undo
 
     def _settings(self) -> None:
@@ -204,9 +204,9 @@ class _Examination:
             rows = self._catalog.document_rows()
         for id, path, hash, count, complete, have, last, *_ in rows:
             try:
-                names = self._catalog.name(path), self._catalog.name(hash)
+                names = self._catalog.columns.name(path), self._catalog.columns.name(hash)
                 with self._catalog.snapshot():
-                    path, hash = self._catalog.about(id)[:2]
+                    path, hash = self._catalog.columns.about_of(id)[:2]
             except StoreError as error:
                 self._note("document", str(error), document=id)
                 continue
@@ -250,7 +250,7 @@ class _Examination:
 
     def _read(self, slots: list[int]) -> None:
         with self._catalog.snapshot():
-            found = self._catalog.references(slots, 0)
+            found = self._catalog.references.read(slots, 0)
         for slot, reference in found.items():
             if len(reference.vector) != self._dimensions:
                 raise StoreError(f"the vector of reference {slot} has another length")
@@ -291,7 +291,7 @@ class _Examination:
             for start in range(0, len(warm), _PART):
                 part = warm[start : start + _PART]
                 with self._catalog.snapshot():
-                    digests = self._catalog.digests(part)
+                    digests = self._catalog.references.digests(part)
                 for slot in part:
                     if slot in self._hidden or slot not in digests:
                         continue

@@ -320,7 +320,7 @@ class MemoryStore:
     def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
         """Digests of references, all of which must have a memory."""
         with self._catalog.snapshot():
-            digests = self._catalog.digests(slots, edition)
+            digests = self._catalog.references.digests(slots, edition)
         if len(digests) < len(set(slots)):
             with self._catalog.snapshot():
                 warmth = self._catalog.memories.warmth(edition, slots)
@@ -403,7 +403,7 @@ class MemoryStore:
         with self._catalog.snapshot():
             known = self._catalog.memories.edition(edition)
             there = self._catalog.memories.warmth(known.id, slots)
-            found = self._catalog.references(there, known.id)
+            found = self._catalog.references.read(there, known.id)
         return [found[slot] for slot in sorted(found)]
 
     def cold(self, after: int = -1, count: int = 256, edition: int | None = None) -> list[int]:
@@ -517,7 +517,7 @@ class MemoryStore:
             self._catalog.insert(first, references)
             if records:
                 # on the disk before the commit
-                file.write(records, self._catalog.digests(records))
+                file.write(records, self._catalog.references.digests(records))
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
             self._catalog.set(next_slot=first + len(references))
@@ -536,7 +536,7 @@ class MemoryStore:
                     raise self._gone(min(gone))
                 memories.drop(id, records)  # while its bytes change, there is none
             with os_errors_as_store_errors(self.path), self._catalog.transaction():
-                file.write(records, self._catalog.digests(records))
+                file.write(records, self._catalog.references.digests(records))
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
         self._written(records, id)

@@ -128,7 +128,7 @@ def _mend(
             catalog.quarantine(bad, True)
             (path / index.FILE).unlink(missing_ok=True)
         if bad or "words" in parts:
-            catalog.make_full_text()
+            catalog.full_text.make()
         if catalog.root:
             catalog.root.reset()
     return cold
@@ -150,7 +150,7 @@ def _reopen(catalog: Catalog, document: int) -> None:
     ).fetchone()
     changed = ""  # no file has this hash
     try:
-        path, hash = catalog.about(document)[:2]
+        path, hash = catalog.columns.about_of(document)[:2]
     except StoreError:
         path, hash = _substitute_name(document), changed
     have, last = catalog.db.execute(
@@ -171,13 +171,13 @@ def _reopen(catalog: Catalog, document: int) -> None:
     catalog.db.execute(
         "UPDATE document SET count = ?, complete = ? WHERE id = ?", [count, complete, document]
     )
-    catalog.describe(document, path, hash)
+    catalog.columns.describe(document, path, hash)
 
 
 def _name(catalog: Catalog, document: int) -> str:
     """The path of a document, or words that stand for it where it is not what was encrypted."""
     try:
-        return str(catalog.about(document)[0])
+        return str(catalog.columns.about_of(document)[0])
     except StoreError:
         return _substitute_name(document)
 
@@ -197,7 +197,7 @@ def _quarantine(catalog: Catalog, slot: int) -> None:
         [(text or b"").decode("utf-8", "replace"), slot],
     )
     # its file counts as changed, so that memorizing it again replaces the document
-    catalog.describe(document, _name(catalog, document), "")
+    catalog.columns.describe(document, _name(catalog, document), "")
 
 
 # a catalog whose pages are damaged
@@ -304,7 +304,7 @@ def _find_memories(catalog: Catalog, path: Path, identity: Identity) -> None:
     with suppress(StoreError), closing(RecordFile(path, identity)) as file:
         for slot in catalog.slots_after(-1, -1):
             with suppress(DamagedRecord):
-                file.read([slot], catalog.digests([slot]))
+                file.read([slot], catalog.references.digests([slot]))
                 catalog.memories.mark(identity.edition, [slot], warm=True)
 
 
