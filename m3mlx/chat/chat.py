@@ -277,7 +277,10 @@ class Chat:
 
     def _hits(self, message: str, query: str, count: int) -> list[Hit] | None:
         """Return what a message reads or pastes; None if it does not, or searches by chunks."""
-        if self.memory == "off" or (self.memory == "explicit" and query != "message"):
+        if self.memory == "off":
+            return None
+        self._retrieval.floor = self.assistant.floor
+        if self.memory == "explicit" and query != "message":
             return None
         if not message.strip():
             return []
@@ -287,7 +290,6 @@ class Chat:
         if not self._retrieval.subject:
             self._retrieval.subject = tuple(said[-1:])
         self._subjects[len(self.messages)] = self._retrieval.subject
-        self._retrieval.floor = self.assistant.floor
         return self._retrieval.of_message(message, count)
 
     def _new_conversation(self, raw: bool) -> Conversation:
