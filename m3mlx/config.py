@@ -118,6 +118,7 @@ class Generation:
         seed: makes a sampled answer repeatable.
         query: what the chunks of a prompt retrieve with: "chunk" for their own words, as in the
             paper, "message" for the whole message.
+        memories: read at a time; None for the assistant's number.
         raw: continue the message itself, without the chat template.
         prefill: how the answer begins; it is not said again.
         think: ask a thinking model to think before it answers.
@@ -134,6 +135,7 @@ class Generation:
     schema: Mapping[str, Any] | None = None
     seed: int | None = None
     query: str = "message"
+    memories: int | None = None
     raw: bool = False
     prefill: str = ""
     think: bool = False

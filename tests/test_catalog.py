@@ -54,7 +54,7 @@ def test_a_catalog_of_the_oldest_schema_opens_and_works(tmp_path):
     db.close()
     catalog = Catalog(tmp_path / "c", write=True)
     with catalog.snapshot():
-        old = catalog.references([7], 1)[7]
+        old = catalog.references.read([7], 1)[7]
         assert (old.path, old.text, old.tokens, old.line) == (
             *("/old.txt", "old words"),
             *((5, 131071), 1),
@@ -181,7 +181,7 @@ def test_a_changed_row_is_never_given_out(catalog, column, value):
     catalog.db.execute(f'UPDATE reference SET "{column}" = ?{ordinal} WHERE slot = 0', [value])
     slot = value if column == "slot" else 0
     with pytest.raises(StoreError, match=r"damaged\. Forget"), catalog.snapshot():
-        catalog.references([slot], 1)
+        catalog.references.read([slot], 1)
 
 
 def test_a_name_that_is_no_unicode_is_refused_by_name(catalog):
@@ -195,7 +195,7 @@ def test_vectors_come_back_bit_for_bit_and_only_of_complete_documents(catalog):
         document, _ = catalog.begin("/b", "h", 1, 2, "t")
         catalog.insert(6, references(document, ["three"]))
     with catalog.snapshot():
-        slots, vectors = catalog.vectors(catalog.visible_slots(), 16)
+        slots, vectors = catalog.references.vectors(catalog.visible_slots(), 16)
     assert slots.tolist() == [4, 5]
     assert (vectors[0] == vector("one")).all()
     assert (vectors[1] == vector("two")).all()

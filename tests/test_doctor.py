@@ -180,7 +180,7 @@ def test_the_commands(world):
 
     assert run("doctor").exit_code == 0
     shown = run("models")
-    assert "smollm2-135m-instruct" in shown.stdout and "36 of 100" in shown.stdout
+    assert "smollm2-135m-instruct" in shown.stdout and "36 %" in shown.stdout
     data = json.loads(run("models", "--json").stdout)
     assert {model["name"] for model in data["cached"]} == {
         "all-minilm-l6-v2",

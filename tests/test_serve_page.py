@@ -162,14 +162,33 @@ def test_an_answer_names_what_it_reads_before_its_first_word(kept):
     assert "boat.md" in events[1] and '"content": ""' in events[1]
 
 
+def test_a_request_says_how_many_memories_are_read(kept):
+    for number in range(4):
+        kept.post("/v1/memories", text=f"Boat {number} lies at pier {number}.", name=f"b{number}")
+    body = {"messages": SAID[:1], "max_tokens": 2}
+    for memory in ("explicit", "text"):
+        for count in (1, 3):
+            answer = kept.post("/v1/chat/completions", memory=memory, memories=count, **body)
+            assert len(answer.json()["m3mlx"]["sources"]) == count
+    for wrong in (0, -1, "two", 1.5):
+        assert kept.post("/v1/chat/completions", memories=wrong, **body).status_code == 400
+
+
+def own_documents(server):
+    listed = server.client.get("/v1/memories").json()["data"]
+    return [each for each in listed if not each["path"].startswith("demo:")]
+
+
 def test_the_samples_are_memorized_and_can_be_asked_about(kept):
     kept.post("/v1/memories", text="# Dahlias\n\nThey want sun.", name="garden.md")
     asked = kept.client.get("/v1/page/questions").json()["data"]
     assert "What does garden.md say about Dahlias?" in asked
     added = kept.client.post("/v1/page/demo").json()["added"]
     assert len(added) == 8 and all(path.startswith("demo:") for path in added)
+    kept.post("/v1/memories/forget", ids=[each["id"] for each in own_documents(kept)[1:]])
     asked = kept.client.get("/v1/page/questions").json()["data"]
-    assert "Who founded Wrenmoor Observatory?" in asked
+    assert len(asked) == 3 and "Who founded Wrenmoor Observatory?" in asked
+    assert not asked[0].startswith("Who founded")  # one's own come first
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,8 @@ class Stage:
 
     def side(self) -> None:
         self.open()
+        length = "const field = document.getElementById('set-length'); field.value = 60;"
+        self.run(f"{length} field.dispatchEvent(new Event('input', {{ bubbles: true }}))")
         self.run("document.querySelector('input[value=compare]').click()")
         self.ask()
 

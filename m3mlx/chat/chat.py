@@ -222,7 +222,8 @@ class Chat:
         if self.memory == "explicit":
             self.assistant.check()
         start = perf_counter()
-        hits = self._hits(message, how.query)
+        count = how.memories or self.assistant.memories
+        hits = self._hits(message, how.query, count)
         seconds = perf_counter() - start
         pasted = hits or [] if self.memory == "text" else []
         text = "\n\n".join([*(hit.text for hit in pasted), message])
@@ -231,7 +232,7 @@ class Chat:
             self._conversation = None
             self._as_read.clear()
         conversation, turn = self._next_turn(whole, hits, how.raw)
-        conversation.while_reading = while_reading
+        conversation.while_reading, conversation.memories = while_reading, count
         room = self._context - conversation.position - len(turn.tokens)
         asked: dict[str, Any] = {"role": "user", "content": message}
         asked |= {"exchange": list(exchange)} if exchange else {}
@@ -274,9 +275,12 @@ class Chat:
     def _search(self, texts: Sequence[str], k: int) -> list[list[Hit]]:
         return self.assistant.search(texts, k, only=self.only)
 
-    def _hits(self, message: str, query: str) -> list[Hit] | None:
+    def _hits(self, message: str, query: str, count: int) -> list[Hit] | None:
         """Return what a message reads or pastes; None if it does not, or searches by chunks."""
-        if self.memory == "off" or (self.memory == "explicit" and query != "message"):
+        if self.memory == "off":
+            return None
+        self._retrieval.floor = self.assistant.floor
+        if self.memory == "explicit" and query != "message":
             return None
         if not message.strip():
             return []
@@ -286,8 +290,7 @@ class Chat:
         if not self._retrieval.subject:
             self._retrieval.subject = tuple(said[-1:])
         self._subjects[len(self.messages)] = self._retrieval.subject
-        self._retrieval.floor = self.assistant.floor
-        return self._retrieval.of_message(message, self.assistant.memories)
+        return self._retrieval.of_message(message, count)
 
     def _new_conversation(self, raw: bool) -> Conversation:
         assistant, kv_bits = self.assistant, self.assistant.options.kv_bits

@@ -36,6 +36,7 @@ from ..assistant import Assistant
 from ..errors import M3Error
 from .app import Endpoints
 from .connections import http_server
+from .facts import about
 from .guard import Guard, Guarded, Roots, is_loopback
 from .model_thread import ModelThread
 
@@ -164,6 +165,7 @@ def serve(
             collection=settings.collection,
             cache_bytes=settings.cache_bytes,
             knows_tools=bool(assistant.decoder.template.describe([TOOL])),
+            known=about(assistant),
         )
         apps.append(endpoints.app())
 

@@ -63,6 +63,7 @@ class Endpoints:
         model, encoder: names that answers and embeddings carry.
         roots, collection, cache_bytes: see ``Settings``.
         knows_tools: the model's chat template shows tools.
+        known: facts about the model; None to find them at the first request.
     """
 
     thread: ModelThread
@@ -73,12 +74,12 @@ class Endpoints:
     collection: str | None = None
     cache_bytes: int | None = None
     knows_tools: bool = True
+    known: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.models = (self.model, "m3mlx")
         self.conversations = ConversationCache(self.cache_bytes)
         self._listed = documents.DocumentList(self.collection)
-        self._about: dict[str, Any] | None = None  # what was found out about the model
         self._views: dict[str, str] = {}  # pages that wait to be opened, by ticket
         self._uploading = asyncio.Semaphore(UPLOADS)
 
@@ -163,10 +164,10 @@ class Endpoints:
 
     async def about(self, request: Request) -> Response:
         """Describe the model; it stays the same, so that nobody waits for it twice."""
-        if self._about is None:
-            self._about = await self._call(request, facts.about)
+        if self.known is None:
+            self.known = await self._call(request, facts.about)
         names = {"model": self.model, "encoder": self.encoder, "collection": self.collection}
-        return JSONResponse({**self._about, **names, "upload_bytes": self.guard.upload_bytes})
+        return JSONResponse({**self.known, **names, "upload_bytes": self.guard.upload_bytes})
 
     async def suggest(self, request: Request) -> Response:
         def made(assistant: Assistant) -> list[str]:

@@ -43,14 +43,15 @@ def about(assistant: Assistant) -> dict[str, Any]:
 
 
 def questions(assistant: Assistant, found: Sequence[StoredDocument]) -> list[str]:
-    """Return questions that some documents of the store may answer."""
-    if any(document.path.startswith(DEMO) for document in found):
-        known = json.loads((DATA / "demo.json").read_text("utf-8"))["questions"]
-        return [each["question"] for each in known][:QUESTIONS]
+    """Return questions that some documents may answer, the user's own before the samples."""
     made: dict[str, None] = {}
-    for document in sorted(found, key=lambda each: each.added, reverse=True)[:LOOKED_AT]:
-        if document.complete and (question := _question(assistant, document)):
+    own = [each for each in found if each.complete and not each.path.startswith(DEMO)]
+    for document in sorted(own, key=lambda each: each.added, reverse=True)[:LOOKED_AT]:
+        if question := _question(assistant, document):
             made[question] = None
+    if len(own) < len(found):
+        known = json.loads((DATA / "demo.json").read_text("utf-8"))["questions"]
+        made |= dict.fromkeys(each["question"] for each in known)
     return list(made)[:QUESTIONS]
 
 

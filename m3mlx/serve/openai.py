@@ -27,6 +27,7 @@ DEFAULT_TOKENS = 512
 MAX_CHOICES = 128  # answers to one request
 MAX_TOP = 20  # likeliest tokens that are told of each
 MAX_STOPS = 64
+MAX_MEMORIES = 20  # that an answer reads at a time
 MAX_TEXTS = 2048  # of one request for embeddings
 
 # Of mlx-lm's processors of logits: our names of their arguments, and others that clients use.
@@ -187,9 +188,16 @@ def _shared(fields: Fields, **others: Any) -> dict[str, Any]:
             **sampling(fields),
             schema=_schema(fields),
             think=_think(fields),
+            memories=_memories(fields),
             **others,
         ),
     }
+
+
+def _memories(fields: Fields) -> int | None:
+    """Return how many memories are read at a time; None where a request does not say."""
+    count = fields.whole("memories", None, 1)
+    return None if count is None else min(count, MAX_MEMORIES)
 
 
 def sampling(fields: Fields) -> dict[str, Any]:

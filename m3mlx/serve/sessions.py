@@ -123,7 +123,7 @@ class SessionEndpoints:
             def opener(assistant: Assistant) -> Callable[[], Sessions] | None:
                 return assistant.store().sessions if assistant.has_store() else None
 
-            self._open = await self._thread.call(opener)
+            self._open = await self._thread.reader.call(opener)
         return self._open
 
     async def _with_sessions(self, work: Callable[[Sessions], Result]) -> Result:

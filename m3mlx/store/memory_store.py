@@ -15,13 +15,13 @@ from types import TracebackType
 import numpy as np
 
 from ..errors import StoreError
-from ..files import NEW, check_plain, is_writable, os_errors_as_store_errors
+from ..files import NEW, is_writable, os_errors_as_store_errors
 from . import backup, check, index, repair, traces, watched
 from . import sessions as sessions_file
-from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
 from .cipher import PLAIN, Passphrase, new_key
 from .filter import Filter
+from .folder import CATALOG, is_store, require_store
 from .lock import FILE as LOCK
 from .lock import WriterLock
 from .record_file import TIE, DamagedRecord, Identity, RecordFile, stride
@@ -147,10 +147,8 @@ class MemoryStore:
             StoreError: there is none, it is damaged, or of another version.
         """
         path = Path(path)
-        if not cls.exists(path):
-            raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
+        require_store(path, write=write)
         with os_errors_as_store_errors(path):
-            check_plain(path, write=write)
             store = cls(path, write, wait, exact, passphrase, attached)
             store._notes = own or write
             if own and store._catalog.outdated and is_writable(path):
@@ -160,10 +158,7 @@ class MemoryStore:
                 store._notes = True
             return store
 
-    @staticmethod
-    def exists(path: str | os.PathLike) -> bool:
-        """Return whether there is a store in a folder."""
-        return (Path(path) / CATALOG).is_file()
+    exists = staticmethod(is_store)
 
     @staticmethod
     def fingerprints(path: str | os.PathLike) -> list[dict[str, str]]:
@@ -173,9 +168,8 @@ class MemoryStore:
             StoreError: there is no store, it is damaged, or of another version.
         """
         path = Path(path)
-        with os_errors_as_store_errors(path):
-            check_plain(path)
-            catalog = Catalog(path / CATALOG)
+        require_store(path)
+        catalog = Catalog(path / CATALOG)
         with closing(catalog), catalog.snapshot():
             return [edition.fingerprint for edition in catalog.memories.editions()]
 
@@ -326,7 +320,7 @@ class MemoryStore:
     def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
         """Digests of references, all of which must have a memory."""
         with self._catalog.snapshot():
-            digests = self._catalog.digests(slots, edition)
+            digests = self._catalog.references.digests(slots, edition)
         if len(digests) < len(set(slots)):
             with self._catalog.snapshot():
                 warmth = self._catalog.memories.warmth(edition, slots)
@@ -414,7 +408,7 @@ class MemoryStore:
         with self._catalog.snapshot():
             known = self._catalog.memories.edition(edition)
             there = self._catalog.memories.warmth(known.id, slots)
-            found = self._catalog.references(there, known.id)
+            found = self._catalog.references.read(there, known.id)
         return [found[slot] for slot in sorted(found)]
 
     def cold(self, after: int = -1, count: int = 256, edition: int | None = None) -> list[int]:
@@ -528,7 +522,7 @@ class MemoryStore:
             self._catalog.insert(first, references)
             if records:
                 # on the disk before the commit
-                file.write(records, self._catalog.digests(records))
+                file.write(records, self._catalog.references.digests(records))
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
             self._catalog.set(next_slot=first + len(references))
@@ -547,7 +541,7 @@ class MemoryStore:
                     raise self._gone(min(gone))
                 memories.drop(id, records)  # while its bytes change, there is none
             with os_errors_as_store_errors(self.path), self._catalog.transaction():
-                file.write(records, self._catalog.digests(records))
+                file.write(records, self._catalog.references.digests(records))
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
         self._written(records, id)
@@ -652,7 +646,8 @@ class MemoryStore:
 
         A sample that remaining documents hold too is left out.
         """
-        return traces.find(samples, self.path, self._catalog, self._records)
+        with os_errors_as_store_errors(self.path):
+            return traces.find(samples, self.path, self._catalog, self._records)
 
     # order
 

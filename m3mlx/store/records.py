@@ -260,7 +260,7 @@ class Records:
             for start in range(0, len(warm), _PART):
                 part, records = warm[start : start + _PART], {}
                 with self._catalog.snapshot():
-                    digests = self._catalog.digests(part)
+                    digests = self._catalog.references.digests(part)
                 for slot in part:
                     try:
                         records[moved[slot]] = old.read([slot], digests)[0].tobytes()

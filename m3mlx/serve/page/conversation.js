@@ -159,7 +159,7 @@ function busy(on) {
 // --- asking
 
 function request(turns, turn, mode, options) {
-  const { temperature, length, system, collection, think } = settings();
+  const { temperature, length, system, collection, memories, think } = settings();
   const before = turns.slice(0, turns.indexOf(turn)).flatMap(({ question, answers }) => {
     const answer = answers?.find((one) => one.mode === mode && one.text) ?? answers?.find((one) => one.text);
     return answer ? [{ role: "user", content: question }, { role: "assistant", content: answer.text }] : [];
@@ -168,6 +168,7 @@ function request(turns, turn, mode, options) {
   if (system.trim()) said.unshift({ role: "system", content: system });
   const body = { messages: said, memory: mode, stream: true, temperature, max_tokens: length, ...options };
   if (collection) body.collection = collection;
+  if (memories) body.memories = memories;
   if (think) body.chat_template_kwargs = { enable_thinking: true };
   return body;
 }

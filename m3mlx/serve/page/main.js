@@ -52,10 +52,12 @@ at("log").addEventListener("click", (event) => {
   if (pressed) copy(pressed.closest(".code").querySelector("code").textContent).then(() => notice("Copied."));
 });
 
-// One after the other, since a server with a token asks for it at the first request.
+addEventListener("hashchange", restore);
+
 try {
-  uploads.limits(await settings.facts());
-  await Promise.all([documents.refresh(), restore().finally(conversations.refresh)]);
+  await Promise.all([
+    settings.facts().then(uploads.limits), documents.refresh(), restore().finally(conversations.refresh),
+  ]);
 } catch (error) {
   notice(error.message);
 }

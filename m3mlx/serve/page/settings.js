@@ -4,7 +4,7 @@ import { at, bytes, count, make, number } from "./dom.js";
 import { get } from "./server.js";
 
 const KEY = "settings";
-const DEFAULTS = { temperature: 0, length: 512, system: "", collection: "", keep: true, think: false };
+const DEFAULTS = { temperature: 0, length: 512, system: "", memories: 0, collection: "", keep: true, think: false };
 const fields = Object.keys(DEFAULTS);
 let now = { ...DEFAULTS, ...JSON.parse(localStorage.getItem(KEY) ?? "{}") };
 
@@ -30,6 +30,7 @@ function show() {
 
 function tell() {
   at("temperature-now").textContent = now.temperature ? now.temperature.toFixed(1) : "0: the likeliest words";
+  at("memories-now").textContent = now.memories || "as the model suits";
   const changed = fields.some((name) => now[name] !== DEFAULTS[name] && name !== "keep");
   at("show-settings").textContent = changed ? "Settings •" : "Settings";
   at("show-settings").title = changed ? "Some differ from their defaults" : "";

@@ -4,10 +4,11 @@ import { refresh, showDocuments } from "./documents.js";
 import { at, button, bytes, count, make, notice, seconds } from "./dom.js";
 import { upload } from "./server.js";
 
-const SHOWN = 20; // files that have a row of their own
+const SHOWN = 20; // waiting files that have a row of their own
+const OFTEN = 1000; // milliseconds between two looks at the list of documents
 
 let types = new Set(), most = Infinity;
-let waiting = [], running = null, done = 0, failed = 0, begun = 0;
+let waiting = [], running = null, done = 0, begun = 0, looked = 0;
 
 export function limits(about) {
   types = new Set(about.types);
@@ -44,26 +45,29 @@ function row({ file, folder }) {
   return { item, bar, text, small };
 }
 
+// Shows a file that waits or is sent.
+function showRow(job) {
+  if (job.item) return;
+  Object.assign(job, row(job));
+  job.small.append(button("Cancel", () => cancel(job), { ariaLabel: `Cancel ${job.file.name}` }));
+  at("uploads").append(job.item);
+}
+
 function add(found) {
   const folders = found.some(({ folder }) => folder);
   const good = folders ? found.filter(({ file }) => readable(file)) : found; // of a folder, only what can be read
   if (found.length > good.length) notice(`${count(found.length - good.length, "file")} of other types left out.`);
   if (!good.length) return;
   showDocuments(true);
-  if (!running && !waiting.length) [done, failed, begun] = [0, 0, Date.now()];
-  for (const one of good) {
-    const job = { ...one, ...row(one), abort: new AbortController() };
-    job.small.append(button("Cancel", () => cancel(job), { ariaLabel: `Cancel ${one.file.name}` }));
-    waiting.push(job);
-  }
+  if (!running && !waiting.length) [done, begun] = [0, Date.now()];
+  waiting.push(...good.map(({ file, folder }) => ({ file, folder, abort: new AbortController() })));
   fill();
   work();
 }
 
 // Shows the rows of the next files, and what is left.
 function fill() {
-  const rows = [...at("uploads").children];
-  for (const job of waiting.slice(0, SHOWN)) if (!rows.includes(job.item)) at("uploads").append(job.item);
+  waiting.slice(0, SHOWN).forEach(showRow);
   const left = waiting.length + (running ? 1 : 0);
   at("uploading").hidden = left < 2;
   const bytesLeft = waiting.reduce((sum, job) => sum + job.file.size, 0);
@@ -79,19 +83,26 @@ function cancel(job) {
 }
 
 export function cancelAll() {
-  for (const job of [...waiting, ...(running ? [running] : [])]) cancel(job);
+  for (const job of waiting) job.item?.remove();
+  waiting = [];
+  if (running) cancel(running);
+  fill();
 }
 
 async function work() {
   if (running) return;
   while ((running = waiting.shift() ?? null)) {
     const job = running;
+    showRow(job);
     fill();
     try {
       await one(job);
       done += 1;
       job.item.remove();
-      await refresh();
+      if (!waiting.length || Date.now() - looked > OFTEN) {
+        await refresh();
+        looked = Date.now();
+      }
       if (!waiting.length) notice(done === 1 ? `Remembered ${job.file.name}.` : `Remembered ${count(done, "file")}.`);
     } catch (error) {
       if (error.name !== "AbortError") fail(job, error.message);
@@ -130,16 +141,14 @@ async function one({ file, folder, bar, text, abort }) {
 }
 
 function fail(job, message) {
-  failed += 1;
   job.bar.remove();
   job.text.className = "error";
   job.text.textContent = message;
-  const again = { ...job, ...row(job), abort: new AbortController() };
   job.small.querySelector("button").remove();
   job.small.append(make("span", { className: "actions" },
     button("Try again", () => {
       job.item.remove();
-      add([again]);
+      add([job]);
     }, { ariaLabel: `Try ${job.file.name} again` }),
     button("Close", () => job.item.remove(), { ariaLabel: `Close ${job.file.name}` })));
 }
