@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -24,27 +24,12 @@ from .filter import Filter
 from .folder import CATALOG, is_store, require_store
 from .lock import FILE as LOCK
 from .lock import WriterLock
-from .record_file import TIE, DamagedRecord, Identity, RecordFile, stride
+from .record_file import TIE, Identity, RecordFile, stride
 from .records import FIRST, Records
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit, Search
 from .sessions import CONVERSATION, Sessions
 from .traces import ForgetReport, Trace, Verification
-
-
-class ColdReference(StoreError):
-    """A reference has no memory in an edition: not yet, or not any more.
-
-    Attributes:
-        slot: of the reference.
-    """
-
-    def __init__(self, store: Path, slot: int):
-        super().__init__(
-            f"{store}: reference {slot} is cold, its memory has not been written yet. "
-            f"Write it first."
-        )
-        self.slot = slot
 
 
 class MemoryStore:
@@ -299,43 +284,7 @@ class MemoryStore:
             ColdReference: a memory has not been written yet, or was dropped.
             StoreError: a memory is damaged, or its document has been forgotten.
         """
-        slots = [int(slot) for slot in slots]  # also of NumPy
-        known = self._edition(edition)
-        file = self._records.file(known.id)
-        digests = self._require_warm(slots, known.id)
-        try:
-            with os_errors_as_store_errors(file.path):
-                memories = file.read(slots, digests)
-        except DamagedRecord as error:
-            self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
-            (reference,) = self.references([error.slot])
-            raise StoreError(
-                f"{file.path}: a memory of {reference.path} (document {reference.document}) "
-                f"is damaged. Forget that document and memorize it again."
-            ) from error
-        if self._notes:
-            self._records.usage(known).note(slots)
-        return memories
-
-    def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
-        """Digests of references, all of which must have a memory."""
-        with self._catalog.snapshot():
-            digests = self._catalog.references.digests(slots, edition)
-        if len(digests) < len(set(slots)):
-            with self._catalog.snapshot():
-                warmth = self._catalog.memories.warmth(edition, slots)
-            for slot in slots:
-                if slot not in warmth:
-                    raise self._gone(slot)
-                if slot not in digests:
-                    raise ColdReference(self.path, slot)
-        return digests
-
-    def _gone(self, slot: int) -> StoreError:
-        return StoreError(
-            f"{self.path}: there is no reference {slot}, its document has been forgotten or "
-            f"replaced. Search again."
-        )
+        return self._records.read([int(slot) for slot in slots], edition, note=self._notes)
 
     # what there is
 
@@ -526,7 +475,7 @@ class MemoryStore:
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
             self._catalog.set(next_slot=first + len(references))
-        self._written(records, id)
+        self._records.settle(records, id)
 
     def write(self, records: Mapping[int, bytes], edition: int | None = None) -> None:
         """Give references their memories, by slot. A memory that is there is replaced."""
@@ -538,20 +487,13 @@ class MemoryStore:
         with self._catalog.db.lock:  # no document is forgotten between the two commits
             with self._catalog.transaction():
                 if gone := records.keys() - memories.warmth(id, records).keys():
-                    raise self._gone(min(gone))
+                    raise self._records.gone(min(gone))
                 memories.drop(id, records)  # while its bytes change, there is none
             with os_errors_as_store_errors(self.path), self._catalog.transaction():
                 file.write(records, self._catalog.references.digests(records))
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
-        self._written(records, id)
-
-    def _written(self, slots: Collection[int], edition: int) -> None:
-        """Finish the commit of new memories."""
-        with os_errors_as_store_errors(self.path):
-            self._records.erase()
-            self._records.usage(self._edition(edition)).note(slots)
-            self._records.keep_bound(edition, slots)
+        self._records.settle(records, id)
 
     def quarantine(self, slots: Iterable[int], quarantined: bool = True) -> None:
         """Hide references from searches, which are damaged and cannot be mended; or show them."""

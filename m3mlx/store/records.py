@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from .. import files
 from ..errors import StoreError
 from .catalog import Catalog
-from .record_file import PAGE, TIE, Identity, RecordFile, stride
+from .record_file import PAGE, TIE, DamagedRecord, Identity, RecordFile, stride
 from .rows import Edition
 from .usage import Usage
 
@@ -25,6 +25,21 @@ _OURS = re.compile(  # files of editions, and what is left of something that was
 )
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
 _PART = 64  # records that are copied at a time
+
+
+class ColdReference(StoreError):
+    """A reference has no memory in an edition: not yet, or not any more.
+
+    Attributes:
+        slot: of the reference.
+    """
+
+    def __init__(self, store: Path, slot: int):
+        super().__init__(
+            f"{store}: reference {slot} is cold, its memory has not been written yet. "
+            f"Write it first."
+        )
+        self.slot = slot
 
 
 class Records:
@@ -94,6 +109,61 @@ class Records:
                 f"file from a backup, or remove the store's folder and memorize the documents "
                 f"again."
             )
+
+    # reading and writing
+
+    def read(self, slots: Sequence[int], edition: int | None, *, note: bool) -> np.ndarray:
+        """See ``MemoryStore.read``; ``note`` that they were used."""
+        with self._catalog.snapshot():
+            known = self._catalog.memories.edition(edition)
+        file = self.file(known.id)
+        digests = self._require_warm(slots, known.id)
+        try:
+            with files.os_errors_as_store_errors(file.path):
+                memories = file.read(slots, digests)
+        except DamagedRecord as error:
+            self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
+            with self._catalog.snapshot():
+                reference = self._catalog.references.read([error.slot], known.id)[error.slot]
+            raise StoreError(
+                f"{file.path}: a memory of {reference.path} (document {reference.document}) "
+                f"is damaged. Forget that document and memorize it again."
+            ) from error
+        if note:
+            self.usage(known).note(slots)
+        return memories
+
+    def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
+        """Digests of references, all of which must have a memory."""
+        with self._catalog.snapshot():
+            digests = self._catalog.references.digests(slots, edition)
+        if len(digests) < len(set(slots)):
+            with self._catalog.snapshot():
+                warmth = self._catalog.memories.warmth(edition, slots)
+            for slot in slots:
+                if slot not in warmth:
+                    raise self.gone(slot)
+                if slot not in digests:
+                    raise ColdReference(self._folder, slot)
+        return digests
+
+    def gone(self, slot: int) -> StoreError:
+        """What to raise for a slot without a reference."""
+        return StoreError(
+            f"{self._folder}: there is no reference {slot}, its document has been forgotten or "
+            f"replaced. Search again."
+        )
+
+    def settle(self, slots: Collection[int], edition: int) -> None:
+        """Finish the commit of new memories of an edition."""
+        with files.os_errors_as_store_errors(self._folder):
+            self.erase()
+            with self._catalog.snapshot():
+                known = self._catalog.memories.edition(edition)
+            self.usage(known).note(slots)
+            self.keep_bound(edition, slots)
+
+    # editions
 
     def usage(self, edition: Edition) -> Usage:
         return Usage(self._folder / edition.file, edition.origin)
