@@ -128,6 +128,12 @@ class Assistant:
         """Create an assistant with these options; ``others`` are the class's other arguments."""
         return cls(**vars(options), **others)
 
+    def reader(self) -> Assistant:
+        """Return an assistant for another thread, to list and recall; it needs no decoder."""
+        other = Assistant.of(self.options, passphrase=self.passphrase)
+        other._editions = self._editions
+        return other
+
     def __enter__(self) -> Assistant:
         return self
 
@@ -319,6 +325,7 @@ class Assistant:
         collection: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        ocr: bool = False,
         cold: bool = False,
         wait: bool = False,
         prune: bool = False,
@@ -336,6 +343,7 @@ class Assistant:
             contents: documents that are not files, by a name whose ending gives the format.
             collection: put all of them into it; None leaves each where it is.
             include, exclude: patterns as in .gitignore.
+            ocr: recognize the text in pictures, and in pages of PDFs that are pictures.
             cold: store text and vectors only; each memory is written at first use (section 3.1
                 of the paper), or by ``write_memories``.
             wait: write each memory with its text, so that a document is found when all of its
@@ -353,7 +361,7 @@ class Assistant:
 
         progress = progress or self._progress
         format = self.format if wait and not (cold or dry_run) else None
-        run = MemorizeRun(self._embed, self.decoder, format, progress, between_batches)
+        run = MemorizeRun(self._embed, self.decoder, format, progress, between_batches, ocr)
         run.find_files(paths, include, exclude)
         run.add_contents(contents or {})
         known = self.has_store()

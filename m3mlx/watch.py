@@ -106,7 +106,7 @@ class Watcher:
     Args:
         assistant: its store is kept up to date.
         paths: files and folders.
-        collection, include, exclude: as in ``Assistant.memorize``.
+        collection, include, exclude, ocr: as in ``Assistant.memorize``.
         cold: write each memory at its first use only; otherwise also while nothing else is to be
             done.
         on_event: called with each event.
@@ -125,6 +125,7 @@ class Watcher:
         collection: str | None = None,
         include: Sequence[str] = (),
         exclude: Sequence[str] = (),
+        ocr: bool = False,
         cold: bool = False,
         on_event: Callable[[Event], None] = lambda event: None,
         stop: threading.Event | None = None,
@@ -138,7 +139,7 @@ class Watcher:
                 "pip install 'm3mlx[watch]'"
             )
         self.assistant, self.rescan = assistant, rescan
-        self.patterns: dict[str, Any] = {"include": include, "exclude": exclude}
+        self.patterns: dict[str, Any] = {"include": include, "exclude": exclude, "ocr": ocr}
         self.cold, self.collection, self.on_event = cold, collection, on_event
         self.stop = stop or threading.Event()
         self.pending = Pending(debounce, grace)
@@ -351,6 +352,7 @@ class Watcher:
         report = self.assistant.memorize(
             changed,
             collection=self.collection,
+            ocr=self.patterns["ocr"],
             cold=True,  # memories follow when nothing else is to be done
             between_batches=self._end_if_stopped,
         )

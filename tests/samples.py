@@ -322,7 +322,7 @@ def write_bad_files(path: Path) -> dict[str, str]:
         file.truncate(MAX_BYTES + 1)
     reasons = {
         "locked.pdf": "encrypted",
-        "scanned.pdf": "OCR",
+        "scanned.pdf": "--ocr",
         "broken.pdf": "broken",
         "broken.docx": "broken",
         "locked.docx": "encrypted",

@@ -193,7 +193,7 @@ def test_pages_of_a_pdf_that_are_pictures_are_counted(tmp_path):
     (note,) = document.notes
     assert note.startswith("2 of 4 pages are pictures")
     assert note.endswith(": 2, 4")
-    assert "OCR" in reason(write_pdf_of_streams(tmp_path / "b.pdf", streams[1:]))
+    assert "--ocr" in reason(write_pdf_of_streams(tmp_path / "b.pdf", streams[1:]))
 
 
 def test_a_docx_keeps_order_headings_lists_links_and_insertions(tmp_path):
@@ -504,6 +504,51 @@ def test_an_odt_is_read_in_order_without_what_was_deleted(tmp_path):
     assert read(path).text == "# Slide 1\n\nBats"
 
 
+def test_lists_and_headings_of_an_odt_have_the_numbers_that_are_shown(tmp_path):
+    styles = """<text:list-style style:name="L">
+      <text:list-level-style-number text:level="1" style:num-format="1" style:num-suffix="."/>
+      <text:list-level-style-number text:level="2" style:num-format="a" style:num-prefix="("
+        style:num-suffix=")"/>
+      <text:list-level-style-number text:level="3" style:num-format="1" text:display-levels="3"/>
+      </text:list-style><text:list-style style:name="B">
+      <text:list-level-style-bullet text:level="1"/>
+      <text:list-level-style-number text:level="2" style:num-format="I" text:start-value="4"/>
+      </text:list-style><text:outline-style>
+      <text:outline-level-style text:level="1" style:num-format="1" style:num-suffix="."/>
+      <text:outline-level-style text:level="2" style:num-format="1" text:display-levels="2"/>
+      <text:outline-level-style text:level="3" style:num-format=""/></text:outline-style>"""
+    item = "<text:list-item{}><text:p>{}</text:p>{}</text:list-item>".format
+    inner = "<text:list>{}</text:list>".format
+    third = inner(item("", "deep", ""))
+    body = "".join(
+        f'<text:h text:outline-level="{level}"{more}>{text}</text:h>'
+        for level, text, more in (
+            *((1, "One", ""), (2, "First", ""), (3, "Plain", ""), (2, "Second", "")),
+            *((1, "No number", ' text:is-list-header="true"'), (1, "Two", ""), (2, "Third", "")),
+        )
+    )
+    body += '<text:list text:style-name="L">' + item("", "a", inner(item("", "b", third)))
+    body += item(' text:start-value="7"', "c", "") + "</text:list><text:p>between</text:p>"
+    body += '<text:list text:style-name="L" text:continue-numbering="true">'
+    body += "<text:list-header><text:p>head</text:p></text:list-header>" + item("", "d", "")
+    body += '</text:list><text:list text:style-name="L">' + item("", "e", "") + "</text:list>"
+    body += '<text:list text:style-name="B">' + item("", "f", inner(item("", "g", "")))
+    body += "</text:list><text:list>" + item("", "h", "") + "</text:list>"
+    content = opendocument(body).replace("xmlns:office", 'xmlns:style="s" xmlns:office', 1)
+    files = {
+        "content.xml": content,
+        "styles.xml": opendocument(styles).replace(
+            "xmlns:office", 'xmlns:style="s" xmlns:office', 1
+        ),
+    }
+    text = read(write_zip(tmp_path / "a.odt", files)).text
+    assert text.split("\n\n") == [
+        *("# 1. One", "## 1.1 First", "### Plain", "## 1.2 Second", "# No number", "# 2. Two"),
+        *("## 2.1 Third", "1. a", "   (a) b", "       1.a.1 deep", "7. c", "between", "head"),
+        *("8. d", "1. e", "- f", "  IV g", "- h"),
+    ]
+
+
 @pytest.mark.parametrize(
     "name", ["a.odt", "a.docx", "a.pptx", "a.xlsx", "a.fodt", "a.rtf", "a.ipynb"]
 )
@@ -620,6 +665,28 @@ def test_menus_are_left_out_of_pages_of_text_and_kept_on_pages_of_links(tmp_path
     text = "<p>" + "The keeper lit the lamp. " * 20 + "</p>"
     assert "Part" not in text_of(tmp_path / "a.html", menu + text)
     assert "- Part 8" in text_of(tmp_path / "b.html", "<p>Contents</p>" + menu)
+
+
+def test_what_belongs_to_the_main_part_is_read_with_it(tmp_path):
+    text = "<p>" + "The keeper lit the lamp. " * 40 + "</p>"
+    page = """<body><div>{more}</div><div id=page><main><div><header><p>{lead}</p></header>
+        <article><h1>Light</h1>{text}</article>{beside}</div>{far}</main></div></body>"""
+    lead = "A lead that stands above the article, for those in a hurry."
+    links = "".join(
+        f"<article><a href={i}>Teaser {i} of another page</a></article>" for i in range(9)
+    )
+    part = f"<article><table><tr><td>oil<td>12 pints</table>{'of the store ' * 40}</article>"
+    about = "<article>" + "Who wrote this lives by the sea. " * 9 + "</article>"
+    for beside, far, seen in (
+        ("", "<div>" + "Subscribe now. " * 9 + "</div>", (lead, "!Subscribe")),
+        (part, "", ("oil", "12 pints", "The keeper")),
+        (part + about, "", ("oil", "by the sea")),
+        (links, "", ("The keeper", "!Teaser", "!more")),
+    ):
+        source = page.format(lead=lead, text=text, beside=beside, far=far, more="more, and more")
+        found = text_of(tmp_path / "a.html", source)
+        for words in seen:
+            assert (words.lstrip("!") in found) != words.startswith("!"), words
 
 
 def test_elements_that_close_themselves_hide_nothing_in_xhtml(tmp_path):

@@ -1,5 +1,6 @@
 """Folders are walked as git walks them; a path given by the user is listed or is an error."""
 
+import gzip
 import os
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from time import process_time
 import pytest
 from samples import write
 
-from m3mlx.documents import LeftOut, find, read
+from m3mlx.documents import LeftOut, Worker, find, read
 from m3mlx.errors import DocumentError
 
 
@@ -62,6 +63,10 @@ def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_p
     for name in (".hidden.md", ".git/a.md", "a/.b/c.md", "photo.jpg", "movie.xyz", "LICENSE"):
         write(tmp_path / name)
     write(tmp_path / "data.txt", b"zero\0byte")
+    write(tmp_path / "movie.xyz", b"\x1f\x03moving")
+    write(tmp_path / "program", b"\x7fELF")
+    write(tmp_path / "py.typed", b"")
+    write(tmp_path / "backup.tar.gz", b"\x1f\x8b\x08")
     write(tmp_path / "package/__init__.py", "")  # empty code means something
     write(tmp_path / "wide.txt", "wide".encode("utf-16"))
     write(tmp_path / "old.doc", b"\xd0\xcf\x11\xe0\0")
@@ -81,13 +86,51 @@ def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_p
         "data.txt": "binary files",
         "link": "linked folders",
         "link.md": "links",
-        "movie.xyz": ".xyz files",
+        "backup.tar.gz": "archives",
+        "movie.xyz": "binary files",
+        "program": "binary files",
+        "py.typed": "empty files",
         "old.doc": "old Word documents",
         "package/__init__.py": "empty source files",
         "photo.jpg": "pictures",
     }
     advised = {kind for _, kind, advice in left if advice}
-    assert advised == {"linked folders", "links", "old Word documents", "pictures"}
+    assert advised == {"linked folders", "links", "old Word documents", "pictures", "archives"}
+
+
+def test_files_without_a_known_name_are_found_if_they_are_text(tmp_path):
+    texts = {
+        "README.Debian": b"plain",
+        "README.source": "größer, naïve façade".encode("cp1252"),
+        "notes": "naïve — 日本語".encode() * 800,  # cut within a character
+        "log.1": b"\x1b[31mred\x1b[0m\r\n\f",
+        "wide.dat": "wide".encode("utf-16"),
+        "NEWS.gz": gzip.compress(b"* packed"),
+        "changelog.Debian.gz": gzip.compress(b"packed too"),
+        "page.html.gz": gzip.compress(b"<p>a <b>page</b>"),
+    }
+    for name, content in texts.items():
+        write(tmp_path / name, content)
+    for name, content in (("a.gz", b"\0\1"), ("b.bin.gz", b"\x7fELF"), ("c.txt.gz", b"a\0b")):
+        write(tmp_path / name, gzip.compress(content))
+    write(tmp_path / "cut.gz", texts["NEWS.gz"][:12])
+    write(tmp_path / "c", b"\xfe\x93\xff\xe1" * 9)
+    left: list[LeftOut] = []
+    assert names(tmp_path, leave_out=left.append) == sorted(texts)
+    assert len(left) == 5
+    with Worker() as worker:
+        for name, word in (
+            *(("README.source", "größer"), ("log.1", "red"), ("wide.dat", "wide")),
+            *(("NEWS.gz", "* packed"), ("changelog.Debian.gz", "packed too")),
+            ("page.html.gz", "a page"),
+        ):
+            assert word in worker.read(tmp_path / name).text
+        with pytest.raises(DocumentError, match="binary"):
+            worker.read(tmp_path / "c.txt.gz")
+        with pytest.raises(DocumentError, match="broken"):
+            worker.parse("a.md.gz", texts["NEWS.gz"][:-9])
+        with pytest.raises(DocumentError, match="too many for its size"):
+            worker.parse("a.md.gz", gzip.compress(b"a " * 10_000_000))
 
 
 def test_an_empty_text_is_found_so_that_it_can_be_reported(tmp_path):
@@ -106,7 +149,7 @@ def test_a_named_file_is_read_even_if_hidden_or_of_unknown_suffix(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "word"),
     [
-        ("a.jpg", b"\xff\xd8\xff\0", "OCR"),
+        ("a.jpg", b"\xff\xd8\xff\0", "all pictures; --ocr"),
         ("a.txt", b"a\0b", "binary"),
         ("a.doc", b"\xd0\xcf\x11\xe0\0", ".docx"),
         ("a.msg", b"\xd0\xcf\x11\xe0\0", ".eml"),

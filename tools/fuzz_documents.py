@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 LARGEST = 200_000  # bytes of a sample
-SLOW = 5.0  # seconds of one input
+SLOW = 5.0  # seconds of a processor for one input
 WORDS = (*b"< > & \0 { } \\ ]]> <!-- obj %s".split(), b"\n\n", b"From ")
 NUMBERS = tuple(b"-1 0 99999999999 4294967295 1e999 %00 \xff\xfe \xed\xa0\x80".split())
 
@@ -115,7 +115,7 @@ def run(inputs: int, seconds: float, seed: int, folder: Path | None, save: Path)
     from m3mlx.documents import Worker, document, worker
     from m3mlx.errors import DocumentError
 
-    worker.SECONDS = 2 * SLOW
+    worker.SECONDS = SLOW
     mutator = Mutator(samples(folder), seed)
     outcomes: Counter[tuple[str, str]] = Counter()
     longest: dict[str, float] = {}
@@ -141,8 +141,6 @@ def run(inputs: int, seconds: float, seed: int, folder: Path | None, save: Path)
                 outcome = fault = f"traceback: {error!r}"
             took = time.monotonic() - began
             longest[Path(name).suffix] = max(took, longest.get(Path(name).suffix, 0))
-            if took > SLOW and not fault:
-                fault = f"slow: {took:.1f} s"
             outcomes[Path(name).suffix, fault[:60] or outcome] += 1
             faults += bool(fault)
             if fault or "contained" in outcome:
@@ -168,10 +166,10 @@ def guided(inputs: int, folder: Path | None) -> None:
 
     def one(data: bytes) -> None:
         if data:
-            start = time.monotonic()
+            start = time.process_time()
             with suppress(DocumentError):
                 parse(f"/a{suffixes[data[0] % len(suffixes)]}", data[1:])
-            if time.monotonic() - start > SLOW:
+            if time.process_time() - start > SLOW:
                 raise RuntimeError("slow")
 
     with tempfile.TemporaryDirectory() as corpus:

@@ -72,7 +72,8 @@ class _Commands(click.Group):
             message, code = error.format_message(), error.exit_code
             if isinstance(error, click.UsageError):
                 command = error.ctx.command_path if error.ctx else "m3mlx"
-                message = f"{message.rstrip('.')}. See {command} --help."
+                end = "" if message.endswith("?") else "."
+                message = f"{message.rstrip('.')}{end} See {command} --help."
             _echo_error(message)
         except click.Abort as stop:
             if sys.stderr and sys.stderr.isatty():

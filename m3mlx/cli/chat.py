@@ -140,7 +140,7 @@ class _Terminal:
         name = self.assistant.decoder.name
         Progress.of_context().close()
         count = len(self.assistant.documents()) if known else 0
-        note(f"{name}, {count} documents in memory. /help lists commands.")
+        note(f"{name}, {count} document{'s' * (count != 1)} in memory. /help lists commands.")
         if self.session is not None and (kept := history.recent(self.assistant, self.session)):
             self.chat.messages += kept
             note(f"Continuing {self.session}: {len(kept)} messages are read again.")

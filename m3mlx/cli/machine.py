@@ -10,12 +10,13 @@ import click
 from ..config import Options
 from ..text import scrub_line
 from .options import add_options, command, memory_options, open_assistant
-from .render import dim, echo_json, echo_table, human_bytes, note
+from .render import dim, echo_json, echo_table, human_bytes, note, terminal_width
 
 if TYPE_CHECKING:
     from ..models.inventory import CachedModel, Recommended
 
-_WIDTH = 80  # of text below a table
+_WIDTH = 80  # of text below a table, where the terminal is as wide
+LEAST_SPEED = 0.1  # tokens per second that are told apart
 _MARKS = {"ok": "ok    ", "note": "note  ", "broken": "BROKEN"}
 
 
@@ -53,21 +54,22 @@ def models(ctx: click.Context, as_json: bool) -> None:
         return
     _echo_cached(cached)
     echo_table(
-        ("recommended", "download", "memory", "fits", "right answers", "tokens/s", "licence"),
+        ("recommended", "download", "memory", "fits", "right", "tok/s", "licence"),
         [
             (
                 *(model.name, human_bytes(model.download_bytes), human_bytes(model.needs_bytes)),
-                *("yes" if fits else "no", model.answers, _speed_text(model), model.licence),
+                *("yes" if fits else "no", model.answers.replace(" of 100", " %")),
+                *(_speed_text(model), model.licence),
             )
             for model, fits in recommended
         ],
-        optional=("licence", "download", "right answers", "tokens/s"),
+        optional=("licence", "download", "tok/s", "right"),
     )
     _echo_default(default)
     text = (
         f"This machine ({inventory.machine()}) has {human_bytes(total)} of memory. A model fits "
         f"if it takes at most two thirds of it; what it takes here is computed from its weights. "
-        f"Right answers are of 100 public questions (XQuAD), from five memories. Tokens per second "
+        f"Right are answers to 100 public questions (XQuAD), from five memories. Tokens per second "
         f"were measured here, or follow (≈) from another model's. A model is verified at its "
         f"first use: to 1e-06 means that memories are exact up to a millionth of the largest "
         f"logit. Any other model: --model takes a directory, a built-in name or a hub id."
@@ -81,6 +83,8 @@ def _speed_text(model: Recommended) -> str:
     from ..models import rates
 
     measured = rates.rate(model.name, "answering") is not None
+    if speed < LEAST_SPEED:
+        return f"<{LEAST_SPEED}"
     return f"{'' if measured else '≈'}{speed:.{0 if speed >= 10 else 1}f}"
 
 
@@ -119,7 +123,7 @@ def _default() -> dict[str, str]:
 
 
 def _wrapped(text: str) -> str:
-    return click.wrap_text(scrub_line(text), _WIDTH)
+    return click.wrap_text(scrub_line(text), min(_WIDTH, terminal_width()))
 
 
 @command(

@@ -333,6 +333,7 @@ document_options = _gathered(
     *("reading", dict),
     include=("Read only matching files; a pattern as in .gitignore.", ["PATTERN"]),
     exclude=("Skip matching files; a pattern as in .gitignore.", ["PATTERN"]),
+    ocr="Recognize the text in pictures, and in scanned pages of PDFs.",
     collection=("Put the documents into this collection.", "NAME"),
     cold="Write each memory at its first use.",
 )

@@ -6,14 +6,16 @@ formats is in ``formats.py``; each family of formats has one file with its reade
 this package opens a user's file.
 """
 
-from .document import MAX_BYTES, Document, absolute, file_hash, parse, read
+from .document import MAX_BYTES, NO_TEXT, Document, absolute, file_hash, parse, read
 from .folder import LeaveOut, LeftOut, find
-from .formats import format_of
+from .formats import format_of, is_picture
+from .ocr import check as check_ocr
 from .split import Reference, Tokenize, split
 from .worker import Worker
 
 __all__ = [
     "MAX_BYTES",
+    "NO_TEXT",
     "Document",
     "LeaveOut",
     "LeftOut",
@@ -21,9 +23,11 @@ __all__ = [
     "Tokenize",
     "Worker",
     "absolute",
+    "check_ocr",
     "file_hash",
     "find",
     "format_of",
+    "is_picture",
     "parse",
     "read",
     "split",

@@ -22,6 +22,7 @@ from .text import clean
 MAX_BYTES = 200_000_000  # of one file: some hundred thousand pages, which still fit in memory
 MOST_TEXT = 20  # characters for each byte of a file, beyond
 LEAST_TEXT = 10_000_000  # characters, which any file may become
+NO_TEXT = "is empty: there is no text in it"
 PAGE_BREAK = "\n\n"  # an empty line, so that references rather end with their page
 
 
@@ -100,8 +101,11 @@ def file_hash(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read(path: str | Path) -> Document:
+def read(path: str | Path, ocr: bool = False) -> Document:
     """Read one file.
+
+    Args:
+        ocr: recognize the text in pictures.
 
     Raises:
         DocumentError: it cannot be opened, or ``parse`` refuses it.
@@ -114,15 +118,16 @@ def read(path: str | Path) -> Document:
             if (form := format_of(path)) and form.pieces and path.stat().st_size:
                 with mmap(file.fileno(), 0, access=ACCESS_READ) as content:
                     return parse(path, content)
-            return parse(path, file.read(MAX_BYTES + 1))
+            return parse(path, file.read(MAX_BYTES + 1), ocr)
 
 
-def parse(path: str | Path, content: bytes | mmap) -> Document:
+def parse(path: str | Path, content: bytes | mmap, ocr: bool = False) -> Document:
     """Make a document of the bytes of a file; files of an unknown format are read as plain text.
 
     Args:
         path: the document's path, which tells its format; no file need be there.
         content: its bytes; those of a file in the memory map of the system are read by pieces.
+        ocr: recognize the text in pictures.
 
     Raises:
         DocumentError: the content is empty, too large, damaged, encrypted or not text.
@@ -131,7 +136,7 @@ def parse(path: str | Path, content: bytes | mmap) -> Document:
     _check_size(path, len(content))
     if not content:
         raise DocumentError(path, "is empty")
-    form = format_of(path) or PLAIN
+    form = format_of(path, ocr) or PLAIN
     notes: list[str] = []
     try:
         found = form.read(path, cast(bytes, content), notes.append)
@@ -144,7 +149,7 @@ def parse(path: str | Path, content: bytes | mmap) -> Document:
         raise DocumentError(path, f"is broken, it cannot be read as {name} ({error!r})") from error
     pages = [clean(page, notes.append) for page in ([found] if isinstance(found, str) else found)]
     if not any(page.strip() for page in pages):
-        raise DocumentError(path, "is empty: there is no text in it")
+        raise DocumentError(path, NO_TEXT)
     length = sum(map(len, pages))
     if length > max(MOST_TEXT * len(content), LEAST_TEXT) or length > MAX_BYTES:
         raise DocumentError(path, f"becomes {length:,} characters of text, too many for its size")

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DocumentError
+from .archive import head_of_gzip
 from .document import absolute, on_disk, os_errors_as_document_errors
-from .formats import PLAIN, format_of, unread
+from .formats import PACKED, PLAIN, format_of, unread
 from .ignore import Patterns, Rules, ignored, rules_above, rules_of
-from .text import HEAD, is_binary
+from .text import HEAD, is_binary, is_text
 
 
 class LeftOut(NamedTuple):
@@ -38,11 +39,13 @@ def find(
     exclude: Sequence[str] = (),
     near: Iterable[str | Path] | None = None,
     leave_out: LeaveOut = lambda left: None,
+    ocr: bool = False,
 ) -> Iterator[Path | DocumentError]:
     """List the documents in files and folders, each once, in the order of their names.
 
-    In folders, hidden files, what git ignores, links, binary files and files of unknown formats
-    are left out. A path given by the user is listed or is an error.
+    In folders, hidden files, what git ignores, links and binary files are left out; a file whose
+    name tells no format is read if its content is text. A path given by the user is listed or is
+    an error.
 
     Args:
         include: patterns as in .gitignore, relative to the path given; if there are any, only
@@ -51,6 +54,7 @@ def find(
         near: resolved paths; if given, only files at or below these are looked at.
         leave_out: called with each file and folder that is left out, save for what ``include``,
             ``exclude`` and ``near`` rule out.
+        ocr: pictures are documents, for the text in them.
 
     Yields:
         Absolute paths, and an error for each path that cannot be read.
@@ -58,7 +62,7 @@ def find(
     seen: set[str] = set()
     is_near = _near(near)
     for path in map(absolute, paths):
-        for found in _Walk(path, include, exclude, is_near, leave_out):
+        for found in _Walk(path, include, exclude, is_near, leave_out, ocr):
             if isinstance(found, DocumentError):
                 yield found
             elif (real := os.path.realpath(found)) not in seen:
@@ -85,7 +89,9 @@ class _Walk:
         exclude: Sequence[str],
         near: Callable[[Path], bool],
         leave_out: LeaveOut,
+        ocr: bool,
     ) -> None:
+        self.ocr = ocr
         self.top, self.near, self.leave_out = top, near, leave_out
         self.include, self.exclude = include, exclude
 
@@ -144,7 +150,7 @@ class _Walk:
     def _look(self, path: Path, named: bool) -> Iterator[Path | DocumentError]:
         try:
             with os_errors_as_document_errors(path):
-                left = _look_at(path, named)
+                left = _look_at(path, named, self.ocr)
         except DocumentError as error:
             yield error
             return
@@ -154,7 +160,7 @@ class _Walk:
             self.leave_out(left)
 
 
-def _look_at(path: Path, named: bool) -> LeftOut | None:
+def _look_at(path: Path, named: bool, ocr: bool) -> LeftOut | None:
     """Return why a file is no document, or None; empty source files in folders are none.
 
     Args:
@@ -168,7 +174,7 @@ def _look_at(path: Path, named: bool) -> LeftOut | None:
         if named:
             raise DocumentError(path, "is neither a file nor a folder")
         return LeftOut(str(path), "pipes and devices")
-    form = format_of(path)
+    form = format_of(path, ocr)
     if form is None and not named:
         return LeftOut(str(path), *unread(path))
     try:
@@ -176,14 +182,22 @@ def _look_at(path: Path, named: bool) -> LeftOut | None:
     except UnicodeEncodeError as error:
         name = os.fsencode(path).decode(errors="replace")
         raise DocumentError(name, "has a name that is not UTF-8; rename it") from error
-    with open(path, "rb") as file:
-        head = file.read(HEAD)
-    if (form or PLAIN).plain and is_binary(head):
-        kind, advice = unread(path)
-        if named:
-            reason = f"is binary or of an unknown format (among {kind}"
-            raise DocumentError(path, f"{reason}; {advice})" if advice else "is binary, not text")
+    form, head = form or PLAIN, _head(path)
+    if named:
+        if form.plain and is_binary(head):
+            kind, advice = unread(path)
+            reason = f"is not read, as all {kind}; {advice}"
+            raise DocumentError(path, reason if advice else "is binary, not text")
+    elif form.guessed and not is_text(head):
+        return LeftOut(str(path), *(unread(path) if head else ("empty files", "")))
+    elif form.plain and is_binary(head):
         return LeftOut(str(path), "binary files")
-    if form and form.kind == "code" and not head and not named:
+    elif form.kind == "code" and not head:
         return LeftOut(str(path), "empty source files")
     return None
+
+
+def _head(path: Path) -> bytes:
+    """Return the first bytes of a file, or of what is packed in it."""
+    with open(path, "rb") as file:
+        return head_of_gzip(file, HEAD) if path.suffix.lower() == PACKED else file.read(HEAD)

@@ -10,16 +10,18 @@ here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from . import data, epub, html, mail, markup, office, opendocument, pdf, sheets, text
+from . import data, epub, html, mail, markup, ocr, office, opendocument, pdf, sheets, text
+from .archive import unpack_gzip
 from .text import Note
 
 Kind = Literal["prose", "code", "rows"]
 
+PACKED = ".gz"
 CODE = """
     .ada .adb .ads .asm .awk .bash .bat .c .cc .cjs .clj .cljs .cmake .cmd .coffee .cpp .cr .cs
     .css .cu .cuh .cxx .d .dart .el .elm .erl .ex .exs .f .f90 .f95 .fish .for .fs .fsx .glsl .go
@@ -36,6 +38,8 @@ TEXT = """
 """.split()
 
 
+PICTURES = ".png .jpg .jpeg .gif .tif .tiff .bmp .webp"
+
 # what is no document: kind in the plural, what to do, suffixes
 UNREAD = (
     ("old Word documents", "save them as .docx", ".doc .dot .wps"),
@@ -45,11 +49,8 @@ UNREAD = (
     ("iWork documents", "export them as PDF or as .docx, .xlsx or .pptx", ".pages .numbers .key"),
     ("Kindle books", "convert them to .epub", ".mobi .azw .azw3"),
     ("documents to print", "convert them to PDF", ".ps .eps .djvu .xps"),
-    (
-        "pictures",
-        "their text is read once OCR has made PDF or text of them",
-        ".png .jpg .jpeg .gif .heic .tif .tiff .bmp .webp .svg .raw .psd .ico",
-    ),
+    ("pictures", "--ocr reads the text in them", PICTURES),
+    ("other pictures", "their text is read once they are PDF", ".heic .svg .raw .psd .ico"),
     (
         "sounds and films",
         "their text is read once it is transcribed, for example to",
@@ -73,6 +74,7 @@ class Format:
         plain: the file is nothing but text, so that a NUL byte makes it binary.
         pieces: the reader takes the file piece by piece, so that it may be of any size.
         simple: the reader is short and its time linear, so that it needs no process of its own.
+        guessed: the name tells no format; the file is a document if its content is text.
     """
 
     read: Callable[[Path, bytes, Note], str | list[str]]
@@ -81,16 +83,18 @@ class Format:
     plain: bool = True
     pieces: bool = False
     simple: bool = False
+    guessed: bool = False
 
 
 def _read_other(path: Path, data: bytes, note: Note) -> str | None:
     """Read a file that is part of another one; None if its format is not known."""
     form = format_of(path)
-    found = form.read(path, data, note) if form else None
+    found = form.read(path, data, note) if form and not form.guessed else None
     return found if found is None or isinstance(found, str) else "\n\n".join(found)
 
 
 PLAIN = Format(text.read, lined=True, simple=True)
+GUESSED = replace(PLAIN, guessed=True)
 FORMATS = {  # by whole name or suffix, in lower case
     **dict.fromkeys(TEXT, PLAIN),
     **dict.fromkeys(CODE, Format(text.read, kind="code", lined=True, simple=True)),
@@ -119,14 +123,38 @@ FORMATS = {  # by whole name or suffix, in lower case
     ".emlx": Format(partial(mail.read_stored, read_other=_read_other), plain=False),
     ".mbox": Format(partial(mail.read_mailbox, read_other=_read_other), plain=False, pieces=True),
 }
+WITH_OCR = {  # instead of those above, where text in pictures is recognized
+    ".pdf": Format(partial(pdf.read, recognize=ocr.recognize), plain=False),
+    **dict.fromkeys(PICTURES.split(), Format(ocr.read, plain=False)),
+}
 
 
-def format_of(path: Path) -> Format | None:
-    """Return the format that a file's name tells, or None."""
-    return FORMATS.get(path.name.lower()) or FORMATS.get(path.suffix.lower())
+def format_of(path: Path, ocr: bool = False) -> Format | None:
+    """Return the format of a file; None for what is no document.
+
+    Args:
+        ocr: pictures have one too.
+    """
+    name, suffix = path.name.lower(), path.suffix.lower()
+    if suffix == PACKED:
+        if (form := format_of(Path(path.stem), ocr)) is None:
+            return None
+        read = partial(_unpack, form)
+        return replace(form, read=read, pieces=False, simple=False)
+    if form := (ocr and WITH_OCR.get(suffix)) or FORMATS.get(name) or FORMATS.get(suffix):
+        return form
+    return None if suffix in ADVICE else GUESSED
+
+
+def _unpack(form: Format, path: Path, data: bytes, note: Note) -> str | list[str]:
+    return form.read(path.with_suffix(""), unpack_gzip(path, data), note)
+
+
+def is_picture(path: str | Path) -> bool:
+    """Tell by its name that a file is a picture whose text can be recognized."""
+    return Path(path).suffix.lower() in PICTURES.split()
 
 
 def unread(path: Path) -> tuple[str, str]:
     """Return the kind of a file of no format, in the plural, and what to do with it or ""."""
-    suffix = path.suffix.lower()
-    return ADVICE.get(suffix) or (f"{suffix} files" if suffix else "files without a suffix", "")
+    return ADVICE.get(path.suffix.lower()) or ("binary files", "")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .formula import linear
 from .numbering import shown_number
@@ -30,9 +30,10 @@ LINES = re.compile(
 )
 VERBATIM = re.compile("pre|listing|xmp|plaintext")
 TITLES = ("summary", "dt", "legend", "caption")
-UNSEEN = re.compile(  # classes of what is not seen, repeats a formula, or numbers lines of code
+# classes of what is not seen, repeats a formula, numbers lines of code or links to a heading
+UNSEEN = re.compile(
     r"(?:^|\s)(?:sr-only|visually-?hidden|screen-reader-text|katex-html|MathJax_Preview|mjx-chtml"
-    r"|line-?nos?|line-numbers|gutter|blob-num)(?:\s|$)"
+    r"|line-?nos?|line-numbers|gutter|blob-num|headerlink|anchor-link)(?:\s|$)"
 )
 HEADING = re.compile("h([1-6])")
 WHOLE = re.compile(r"-?\d{1,6}")
@@ -54,7 +55,9 @@ BOXES = ("ul", "ol", "div", "section", "aside", "header", "footer", "form", "tab
 LINKS, LINKED = 6, 0.8  # a menu has so many links, and so much of its text in links
 LEAST_PROSE = 500  # characters in paragraphs; a page with less has no main part
 MAIN_PROSE = 0.6  # of the characters in paragraphs are in the main part, where there is one
-MOST_BOXES = 50  # that are looked at for it
+ADDED_PROSE, ADDED_LINKED = 0.5, 0.3  # of the text around it, to be read with it
+LEAST_PART, PART_LINKED = 300, 0.2  # characters of one of several main parts, most share in links
+PAGE = ("body", "html", "-document")
 MOST_ROWS = 1000  # that a cell spans; a few characters could name millions
 MOST_DEEP = 1000  # levels of elements; the parser's time grows with their square
 TAG = re.compile(r"<(/?)([A-Za-z][\w:-]*+)[^<>]*+>")
@@ -343,50 +346,99 @@ def _shallow(source: str) -> str:
     return TAG.sub(keep, source)
 
 
-def _menus(root: LexborNode) -> set[int]:
-    """Return the lists and boxes that are little but links, on a page that is mostly text."""
-    found: set[int] = set()
-    counts = [[0, 0, 0]]  # of each open element: characters, those in links, links
-    links = 0  # depth of nesting
-    stack = [(root, False)]
-    while stack:
-        node, leaving = stack.pop()
-        tag = node.tag or ""
-        if leaving:
-            text, linked, number = counts.pop()
-            counts[-1] = [a + b for a, b in zip(counts[-1], (text, linked, number), strict=True)]
-            links -= tag == "a"
-            if tag in BOXES and number >= LINKS and linked > LINKED * text:
-                found.add(node.mem_id)
-        elif tag == "-text":
-            length = len((node.text_content or "").strip())
-            counts[-1][0] += length
-            counts[-1][1] += length * (links > 0)
-        elif not DROPPED.fullmatch(tag):
-            links += tag == "a"
-            counts.append([0, 0, int(tag == "a")])
-            stack.append((node, True))
-            stack += [(child, False) for child in node.iter(include_text=True)]
-    text, linked, _ = counts[0]
-    return found if 2 * linked < text else set()
+class _Amounts(NamedTuple):
+    """Characters at and below an element, and its links."""
+
+    text: int = 0
+    linked: int = 0
+    prose: int = 0  # in paragraphs, not linked
+    links: int = 0
+
+    def plus(self, other: _Amounts, sign: int = 1) -> _Amounts:
+        return _Amounts(*(a + sign * b for a, b in zip(self, other, strict=True)))
 
 
-def _main(tree: LexborHTMLParser) -> LexborNode | None:
-    """Return the element that holds what the page is about; the whole page where none does."""
-    prose = _prose(tree.root) if tree.root else 0
-    if prose < LEAST_PROSE:
+class _Outline:
+    """How much text and how many links the elements of a page have."""
+
+    def __init__(self, root: LexborNode) -> None:
+        self.of: dict[int, _Amounts] = {}
+        self.tags: dict[int, str] = {}
+        sums, links, paragraphs = [_Amounts()], 0, 0
+        stack = [(root, False)]
+        while stack:
+            node, leaving = stack.pop()
+            tag = node.tag or ""
+            step = -1 if leaving else 1
+            if leaving:
+                self.of[node.mem_id], self.tags[node.mem_id] = sums[-1], tag
+                last = sums.pop()
+                sums[-1] = sums[-1].plus(last)
+            elif tag == "-text":
+                length = len((node.text_content or "").strip())
+                prose = length * (paragraphs > 0 and not links)
+                sums[-1] = sums[-1].plus(_Amounts(length, length * (links > 0), prose))
+                continue
+            elif DROPPED.fullmatch(tag):
+                continue
+            else:
+                sums.append(_Amounts(links=int(tag == "a")))
+                stack.append((node, True))
+                stack += [(child, False) for child in node.iter(include_text=True)]
+            links += step * (tag == "a")
+            paragraphs += step * (tag == "p")
+
+    def at(self, node: LexborNode) -> _Amounts:
+        return self.of.get(node.mem_id, _Amounts())
+
+    def menus(self, root: LexborNode) -> set[int]:
+        """Return the lists and boxes that are little but links, on a page that is mostly text."""
+        all = self.at(root)
+        if 2 * all.linked >= all.text:
+            return set()
+        return {
+            key
+            for key, its in self.of.items()
+            if self.tags[key] in BOXES and its.links >= LINKS and its.linked > LINKED * its.text
+        }
+
+    def main(self, tree: LexborHTMLParser) -> LexborNode | None:
+        """Return the element that holds what the page is about; the whole page where none does."""
+        prose = self.at(tree.root).prose if tree.root else 0
+        if prose < LEAST_PROSE:
+            return tree.root
+        for names in ("article", "main, [role=main]"):
+            found = max(tree.css(names), key=lambda each: self.at(each).prose, default=None)
+            if found is not None and self.at(found).prose >= MAIN_PROSE * prose:
+                return self._with_surroundings(found)
         return tree.root
-    for names in ("article", "main, [role=main]"):
-        found = tree.css(names)[:MOST_BOXES]
-        best = max(found, key=_prose, default=None)
-        if best is not None and _prose(best) >= MAIN_PROSE * prose:
-            return best
-    return tree.root
 
+    def _with_surroundings(self, main: LexborNode) -> LexborNode:
+        """Return the largest element around the main one that adds little but text to it."""
+        node = main
+        while (parent := node.parent) is not None and parent.tag not in PAGE:
+            added = self.at(parent).plus(self.at(main), -1)
+            is_prose = added.prose >= ADDED_PROSE * added.text > 0
+            if (is_prose and added.linked <= ADDED_LINKED * added.text) or self._is_one_of(node):
+                main = parent
+            elif added.text:
+                break
+            node = parent
+        return main
 
-def _prose(node: LexborNode) -> int:
-    """Count the characters of paragraphs below an element."""
-    return sum(len((each.text() or "").strip()) for each in node.css("p"))
+    def _is_one_of(self, article: LexborNode) -> bool:
+        """Tell whether most articles beside this one are text too, as parts of the same."""
+        if article.tag != "article" or article.parent is None:
+            return False
+        others = [each for each in article.parent.iter() if each.tag == "article"]
+        texts = [
+            its
+            for each in others
+            if each.mem_id != article.mem_id
+            and (its := self.at(each)).text >= LEAST_PART
+            and its.linked <= PART_LINKED * its.text
+        ]
+        return len(texts) > 0 and 2 * len(texts) >= len(others) - 1
 
 
 def render(source: str) -> str:
@@ -398,13 +450,14 @@ def render(source: str) -> str:
         source = SELF_CLOSING.sub(r"<\1\2></\1>", source)
     tree = LexborHTMLParser(_shallow(source))
     page = _Page()
-    root = _main(tree)
+    outline = _Outline(tree.root) if tree.root else None
+    root = outline.main(tree) if outline else None
     title = tree.css_first("h1") or tree.css_first("head > title")
     words = title.text().strip() if title is not None else ""
     if words and (root is None or root.css_first("h1") is None):
         page.writer.write(f"# {words}")
         page.writer.break_line(2)
-    menus = _menus(root) if root else set()
+    menus = outline.menus(root) if outline and root else set()
     stack: list[tuple[LexborNode, bool]] = [(root, False)] if root else []
     while stack:
         node, leaving = stack.pop()

@@ -13,14 +13,18 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DocumentError
+from .ocr import MOST_PIXELS
 from .text import Note
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from pypdf import PdfReader
     from pypdfium2 import PdfDocument, PdfPage
 
 HYPHEN = re.compile(r"(\w+)[-\u00ad]\n(\w+)")
 SPACED = re.compile(r"(?<!\w)[^\W\d_](?: [^\W\d_]){4,}(?!\w)")  # letters set wide
+STAMP = 200  # characters; more than a scanner or library writes on the picture of a page
+DOTS, POINTS = 200, 72  # in an inch: of a page that is recognized, and of its size
 GARBLED = 0.1  # share of code points that are no characters
 LINKS, POPUPS, FIELDS = 2, 16, 20  # kinds of annotations
 LISTED = 8  # pages named in a note
@@ -28,9 +32,12 @@ LISTED = 8  # pages named in a note
 _one_at_a_time = Lock()  # PDFium knows no threads
 
 
-def read(path: Path, data: bytes, note: Note) -> list[str]:
+def read(
+    path: Path, data: bytes, note: Note, recognize: Callable[[Image], str] | None = None
+) -> list[str]:
+    """Read a PDF; ``recognize`` returns the text in a picture, for pages that are pictures."""
     with _one_at_a_time:
-        pages = list(_Reading(path, data, note).pages())
+        pages = list(_Reading(path, data, note, recognize).pages())
     words = set(re.findall(r"\w+-\w+", "".join(pages)))
     return [SPACED.sub(_join_letters, _join_hyphens(page, words)) for page in pages]
 
@@ -38,8 +45,10 @@ def read(path: Path, data: bytes, note: Note) -> list[str]:
 class _Reading:
     """One file, in which each page is tried by both libraries."""
 
-    def __init__(self, path: Path, data: bytes, note: Note) -> None:
-        self.path, self.data, self.note = path, data, note
+    def __init__(
+        self, path: Path, data: bytes, note: Note, recognize: Callable[[Image], str] | None
+    ) -> None:
+        self.path, self.data, self.note, self.recognize = path, data, note, recognize
         self._second: PdfReader | None = None
 
     def pages(self) -> Iterator[str]:
@@ -66,12 +75,14 @@ class _Reading:
             elif failed:
                 reason = "is broken: none of its pages can be read"
             else:
-                reason = "holds no text, its pages are pictures; run it through OCR"
+                reason = "holds no text, its pages are pictures"
+                if not self.recognize:
+                    reason += "; --ocr reads the text in them"
             raise DocumentError(self.path, reason)
         for numbers, why in (
             (failed, "cannot be read, they are broken"),
             (garbled, "cannot be read, their fonts do not say which letters they show"),
-            (pictures, "are pictures; their text is read once the file went through OCR"),
+            (pictures, f"are pictures{'' if self.recognize else '; --ocr reads the text in them'}"),
         ):
             if numbers:
                 self.note(f"{len(numbers)} of {count} pages {why}: {_listed(numbers)}")
@@ -120,6 +131,11 @@ class _Reading:
                 raise
             except Exception:
                 pass
+        if self.recognize and document:
+            is_lost = text is None or _is_garbled(text)
+            if is_lost or (has_picture and len(text or "") < STAMP):
+                seen = self.recognize(_picture(document, number))
+                text = seen if is_lost or len(seen) > len(text or "") else text
         return text, has_picture
 
 
@@ -170,6 +186,13 @@ def _has_picture(page: PdfPage) -> bool:
     import pypdfium2.raw as raw
 
     return any(page.get_objects(filter=[raw.FPDF_PAGEOBJ_IMAGE], max_depth=2))
+
+
+def _picture(document: PdfDocument, number: int) -> Image:
+    """Show a page as one reads it on paper; a very large one smaller."""
+    page = document[number]
+    scale = min(DOTS / POINTS, MOST_PIXELS / max(page.get_size()))
+    return page.render(scale=scale).to_pil()
 
 
 def _is_garbled(text: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import codecs
 import re
-import sys
 import unicodedata
 from collections.abc import Callable
 from functools import cache
@@ -58,8 +57,10 @@ CHARACTERS = {  # for str.translate; None removes
         if unicodedata.category(chr(code)) in ("Ll", "Lo")
     },
 }
+LAST_MARK = 0x20000  # none is beyond, and to look there takes a third of a second
 MARKS = 30  # of one letter; longer runs are no writing, and cost the square of their length
 LINES = 5  # named in a note
+CONTROL = re.compile(rb"[\x00-\x07\x0e-\x1a\x1c-\x1f\x7f]")  # what is in no text
 HEAD = 8192  # bytes in which a binary file shows
 VALID = re.compile(rb"[\xc2-\xf4][\x80-\xbf]+")
 
@@ -75,6 +76,19 @@ def read(path: Path, data: bytes, note: Note) -> str:
 def is_binary(head: bytes) -> bool:
     """Tell from its first bytes that a file is no text."""
     return b"\0" in head and not head.startswith(tuple(bom for bom, _ in BOMS))
+
+
+def is_text(head: bytes) -> bool:
+    """Tell from its first bytes that a file of no known format is text."""
+    if head.startswith(tuple(bom for bom, _ in BOMS)):
+        return True
+    if not head or CONTROL.search(head):
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)  # it may end within a character
+    except UnicodeDecodeError:
+        return guess(head) is not None
+    return True
 
 
 def decode(path: Path, data: bytes, note: Note, declared: str = "") -> str:
@@ -189,6 +203,6 @@ def _without_embedded(text: str, note: Note) -> str:
 @cache
 def _long_runs_of_marks() -> re.Pattern[str]:
     """More marks upon one letter than writing has."""
-    marks = [chr(code) for code in range(sys.maxunicode + 1) if unicodedata.combining(chr(code))]
+    marks = [chr(code) for code in range(LAST_MARK) if unicodedata.combining(chr(code))]
     kind = f"[{''.join(marks)}]"
     return re.compile(f"({kind}{{{MARKS}}}){kind}++")

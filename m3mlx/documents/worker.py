@@ -9,6 +9,7 @@ waiting, and when this process ends. Both sides send a line of JSON, then as man
 from __future__ import annotations
 
 import json
+import math
 import os
 import selectors
 import signal
@@ -25,7 +26,9 @@ from ..errors import DocumentError
 from .document import Document, absolute, os_errors_as_document_errors, parse, read
 from .formats import PLAIN, format_of
 
-SECONDS, SECONDS_PER_MB = 60.0, 2.0  # that one file may take
+SECONDS, SECONDS_PER_MB = 60.0, 2.0  # of a processor, that one file may take
+PATIENCE = 5  # times as long, as other programs may need the processor too
+OCR_SLOWER = 60  # times: a page of a scan is some 50 KB, and takes a few seconds
 MEMORY, MEMORY_PER_BYTE = 1_500_000_000, 16  # bytes that one file may take, beyond an idle process
 RENEW = 500_000_000  # bytes; a process that once took so much is not used for another file
 PERIOD = 0.1  # seconds between two looks at a process that works
@@ -40,10 +43,13 @@ class Worker:
     Args:
         while_waiting: called again and again while a file is read; an exception that it raises
             ends the reading.
+        ocr: recognize the text in pictures.
     """
 
-    def __init__(self, while_waiting: Callable[[], object] = lambda: None) -> None:
-        self._while_waiting = while_waiting
+    def __init__(
+        self, while_waiting: Callable[[], object] = lambda: None, ocr: bool = False
+    ) -> None:
+        self._while_waiting, self._ocr = while_waiting, ocr
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Worker:
@@ -72,7 +78,7 @@ class Worker:
         path = absolute(path)
         with os_errors_as_document_errors(path):
             size = path.stat().st_size
-        return read(path) if _is_simple(path) else self._ask(path, size, None)
+        return read(path) if self._is_simple(path) else self._ask(path, size, None)
 
     def parse(self, path: str | Path, content: bytes) -> Document:
         """Make a document of the bytes of a file.
@@ -81,18 +87,23 @@ class Worker:
             DocumentError: as ``parse``, or as ``read`` of this class.
         """
         path = Path(path)
-        if _is_simple(path):
+        if self._is_simple(path):
             return parse(path, content)
         return self._ask(path, len(content), content)
 
+    def _is_simple(self, path: Path) -> bool:
+        return (format_of(path, self._ocr) or PLAIN).simple
+
     def _ask(self, path: Path, size: int, content: bytes | None) -> Document:
-        seconds = SECONDS + SECONDS_PER_MB * size / 1e6
+        slower = OCR_SLOWER if self._ocr else 1
+        seconds = slower * (SECONDS + SECONDS_PER_MB * size / 1e6)
         memory = MEMORY + MEMORY_PER_BYTE * size
         about: dict[str, Any] = {
             "path": str(path),
             "seconds": seconds,
             "memory": memory,
             "sent": content is not None,
+            "ocr": self._ocr,
         }
         try:
             process = self._process = self._process or _start()
@@ -109,10 +120,6 @@ class Worker:
         for name in ("page_starts", "notes"):
             about[name] = tuple(about[name])
         return Document(text=text.decode(), **about)
-
-
-def _is_simple(path: Path) -> bool:
-    return (format_of(path) or PLAIN).simple
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -170,9 +177,8 @@ class _Answer:
     def _check(self) -> None:
         """Refuse the file if it takes more than its share."""
         now = time.monotonic()
-        if now - self.start > self.seconds:
-            reason = f"takes longer than {self.seconds:.0f} seconds to read, the limit for its size"
-            raise DocumentError(self.path, f"{reason}; save it in parts, or as another format")
+        if now - self.start > PATIENCE * self.seconds:
+            raise DocumentError(self.path, _too_long(self.seconds))
         if not LIMITS_DATA and now - self.looked > LOOK:
             self.looked = now
             if _resident(self.process.pid) > self.memory:
@@ -182,9 +188,14 @@ class _Answer:
         code = self.process.wait()
         name = signal.Signals(-code).name if code < 0 else f"code {code}"
         if -code == signal.SIGXCPU:
-            name = f"after {self.seconds:.0f} seconds"
+            raise DocumentError(self.path, _too_long(self.seconds))
         reason = f"made the program crash that reads it ({name}); save it anew or as another format"
         raise DocumentError(self.path, reason)
+
+
+def _too_long(seconds: float) -> str:
+    limit = f"takes longer than {seconds:.0f} seconds to read, the limit for its size"
+    return f"{limit}; save it in parts, or as another format"
 
 
 def _too_much(memory: int) -> str:
@@ -212,13 +223,15 @@ def serve() -> None:
     while line := requests.readline():
         about = json.loads(line)
         content = requests.read(about["bytes"])
-        _limit(resource.RLIMIT_CPU, int(time.process_time() + about["seconds"]) + 2)
+        cores = os.cpu_count() or 1 if about["ocr"] else 1  # its engine uses all of them
+        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time() + cores * about["seconds"]))
         if LIMITS_DATA:
             _limit(resource.RLIMIT_DATA, idle + len(content) + about["memory"])
         text, spent = b"", False
         try:
             path = Path(about["path"])
-            document = parse(path, content) if about["sent"] else read(path)
+            ocr = about["ocr"]
+            document = parse(path, content, ocr) if about["sent"] else read(path, ocr)
             said: dict[str, Any] = {
                 field.name: getattr(document, field.name)
                 for field in fields(document)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from ..config import Progress, no_progress
 from ..errors import DocumentError
 from ..models import rates
 from ..store import MemoryStore, NewReference
-from ..text import nfc
+from ..text import mostly_foreign, nfc
+from .amount import Amount, File
 from .editions import BATCH
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class MemorizeReport:
     left_out: list[documents.LeftOut] = field(default_factory=list)  # in folders: no documents
     notes: list[tuple[str, str]] = field(default_factory=list)  # path, what of it is not read
     pruned: bool = False  # the vanished ones were forgotten
+    foreign: int = 0  # references of which most letters are not Latin
     references: int = 0  # stored: they are found, and their documents can be asked about
     memories: int = 0  # written
     bytes: int = 0  # size of their records
@@ -59,14 +60,6 @@ class MemorizeReport:
         self.memories += written.references
         self.bytes += written.bytes
         self.seconds = (self.seconds or 0.0) + written.seconds
-
-
-class File(NamedTuple):
-    """A file to memorize; ``size`` in bytes."""
-
-    path: str
-    hash: str
-    size: int
 
 
 def _read_whole(
@@ -99,6 +92,7 @@ class MemorizeRun:
         decoder: tokenizes text.
         format: writes each memory with its reference; None leaves all of them cold.
         between_batches: called after each commit.
+        ocr: recognize the text in pictures.
     """
 
     encode: Callable[[Sequence[str]], np.ndarray]
@@ -106,6 +100,7 @@ class MemorizeRun:
     format: MemoryFormat | None
     progress: Progress = no_progress
     between_batches: Callable[[], None] = lambda: None
+    ocr: bool = False
 
     def __post_init__(self) -> None:
         self.report = MemorizeReport()
@@ -119,11 +114,17 @@ class MemorizeRun:
     def find_files(
         self, paths: Iterable[str | Path], include: Sequence[str], exclude: Sequence[str]
     ) -> None:
-        """Find the files and hash them."""
+        """Find the files and hash them.
+
+        Raises:
+            M3Error: text in pictures is to be recognized, and there is no engine for that.
+        """
+        if self.ocr:
+            documents.check_ocr()
         self._tops = [Path(path).expanduser().absolute() for path in paths]
         leave_out = self.report.left_out.append
         for found in documents.find(
-            self._tops, include=include, exclude=exclude, leave_out=leave_out
+            self._tops, include=include, exclude=exclude, leave_out=leave_out, ocr=self.ocr
         ):
             self.progress("looking at files", len(self.files), 0)
             try:
@@ -161,18 +162,24 @@ class MemorizeRun:
     def write(self, store: MemoryStore, edition: int | None = None) -> None:
         """Write new and changed files to an edition (None for the first), a commit for each batch.
 
-        Progress counts bytes of files.
+        Progress counts references; of files that are not read yet it is judged how many they have.
         """
-        total, finished = sum(file.size for file in self.missing), 0
+        amount, finished, pending = Amount(self.missing), 0, 0  # pending: of the present file
         tokenizer = self.decoder.tokenizer_hash
         batch: list[tuple[int, int, documents.Reference]] = []
-        self.progress("memorizing", 0, total)
+
+        def tell(detail: str = "") -> None:
+            what = f"memorizing: {detail}" if detail else "memorizing"
+            # never the end, which takes the bar away
+            self.progress(what, finished, max(finished + pending + amount.waiting(), finished + 1))
 
         def wait() -> None:
-            self.progress("memorizing", finished, total)
+            tell()
             self.between_batches()
 
-        for number, (file, references) in enumerate(self._references(self.missing, wait), 1):
+        tell()
+        files = self._references(self.missing, wait, amount)
+        for number, (file, references) in enumerate(files, 1):
             where = f"{os.path.basename(file.path)}, file {number} of {len(self.missing)}"
             document, have = store.begin(
                 file.path, file.hash, len(references), size=file.size, tokenizer=tokenizer
@@ -181,15 +188,13 @@ class MemorizeRun:
                 batch.append((document, ordinal, reference))
                 if len(batch) == BATCH:
                     self._commit(store, edition, batch)
-                    share = file.size * (ordinal + 1) // len(references)
-                    stored = f"{self.report.references} references"
-                    done = min(finished + share, total)
-                    self.progress(f"memorizing: {where}, {stored}", done, total)
+                    pending = len(references) - ordinal - 1
+                    finished = self.report.references
+                    tell(f"{where}, {self.report.references} references")
                     self.between_batches()
-            finished = min(finished + file.size, total)  # it may have grown
         if batch:
             self._commit(store, edition, batch)
-        self.progress("memorizing", total, total)
+        self.progress("memorizing", 1, 1)
         self.report.seconds = self.report.stored_seconds = perf_counter() - self._start
         rates.note(self.decoder.name, "memorizing" if self.format else "storing", *self._work)
 
@@ -213,30 +218,24 @@ class MemorizeRun:
         Args:
             record_bytes: of one memory; None where none are to be written.
         """
-        sizes: dict[str, Counter[str]] = {"": Counter()}  # by ending; "" for all
-        unread: list[File] = []
+        amount = Amount(self.missing)
         start, tokens = perf_counter(), 0
 
         def sample() -> Iterator[File]:
             for file in sorted(self.missing, key=lambda file: file.hash):  # a fair order
                 if tokens and perf_counter() - start > _LOOKING:
-                    unread.append(file)
-                else:
-                    yield file
+                    return
+                yield file
 
-        for file, references in self._references(sample(), lambda: self.progress("reading", 0, 0)):
+        def wait() -> None:
+            self.progress("reading", 0, 0)
+
+        for _, references in self._references(sample(), wait, amount):
             self.report.references += len(references)
             tokens += sum(len(reference.tokens) for reference in references)
-            for kind in ("", _ending(file)):
-                sizes.setdefault(kind, Counter()).update(
-                    bytes=max(file.size, 1), references=len(references)
-                )
         read = max(self.report.references, 1)
-        for file in unread:
-            known = sizes.get(_ending(file)) or sizes[""]
-            share = file.size / max(known["bytes"], 1)
-            self.report.references += round(share * known["references"])
-        self.report.estimated = bool(unread)
+        self.report.estimated = amount.waiting() > 0
+        self.report.references += amount.waiting()
         total = tokens * self.report.references / read
         stored = rates.seconds(self.decoder.name, "storing", total)
         self.report.seconds = self.report.stored_seconds = stored
@@ -247,15 +246,17 @@ class MemorizeRun:
             self.report.seconds = None if stored is None or written is None else stored + written
 
     def _references(
-        self, files: Iterable[File], wait: Callable[[], None]
+        self, files: Iterable[File], wait: Callable[[], None], amount: Amount
     ) -> Iterator[tuple[File, list[documents.Reference]]]:
         """Read and split files; an unreadable one is reported as failed.
 
         Args:
             wait: called again and again while a file is read.
+            amount: told of each file.
         """
-        with documents.Worker(wait) as worker:
+        with documents.Worker(wait, self.ocr) as worker:
             for file in files:
+                listed = file
                 try:
                     if (content := self._contents.get(file.path)) is not None:
                         document = worker.parse(file.path, content)
@@ -264,12 +265,19 @@ class MemorizeRun:
                         file = File(file.path, document.hash, size)  # as it is by now
                     references = documents.split(document, self.decoder.tokenize)
                 except DocumentError as error:
-                    self.report.failed.append(error)
+                    if error.reason == documents.NO_TEXT and documents.is_picture(file.path):
+                        left = documents.LeftOut(file.path, "pictures without text")
+                        self.report.left_out.append(left)
+                    else:
+                        self.report.failed.append(error)
                     for paths in (self.report.added, self.report.changed):
                         if file.path in paths:
                             paths.remove(file.path)
                     continue
+                finally:
+                    amount.take(listed)
                 self.report.notes += ((file.path, note) for note in document.notes)
+                amount.count(file, len(references))
                 yield file, references
 
     def _records(
@@ -299,12 +307,9 @@ class MemorizeRun:
         ]
         store.add(new, edition=edition)
         self.report.references += len(batch)
+        self.report.foreign += sum(mostly_foreign(reference.text) for _, _, reference in batch)
         if self.format:
             self.report.memories += len(batch)
             self.report.bytes += len(batch) * self.format.record_bytes
         self._work = self._work[0] + tokens, self._work[1] + perf_counter() - start
         batch.clear()
-
-
-def _ending(file: File) -> str:
-    return Path(file.path).suffix.lower() or "."

@@ -368,8 +368,8 @@ class Catalog:
             "SELECT (SELECT count(*) FROM document), (SELECT count(*) FROM reference)"
         ).fetchone()
 
-    def documents(self, edition: int) -> list[StoredDocument]:
-        """All documents by id, with ``bytes`` counted in records."""
+    def documents(self, edition: int, record_bytes: int = 1) -> list[StoredDocument]:
+        """All documents by id; ``record_bytes`` is what a memory takes."""
         rows = self.db.execute(
             f"SELECT count(r.slot), count(m.slot), complete, c.name, {ABOUT} FROM document "
             "LEFT JOIN collection c ON c.document = document.id "
@@ -381,7 +381,7 @@ class Catalog:
         found = []
         for references, warm, complete, collection, id, *columns in rows:
             path, hash, size, added, _ = self.columns.about(id, *columns)
-            counts = (references, warm, bool(complete), added, warm)
+            counts = (references, warm, bool(complete), added, warm * record_bytes)
             name = self.columns.collection(id, collection)
             found.append(StoredDocument(id, path, hash, size, *counts, name))
         return found

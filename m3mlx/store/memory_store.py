@@ -7,7 +7,7 @@ import secrets
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -298,9 +298,14 @@ class MemoryStore:
         """All documents, also those that are not complete, by id."""
         with self._catalog.snapshot():
             known = self._catalog.memories.edition(edition)
-            documents = self._catalog.documents(known.id)
-        record = stride(known.stored_bytes)
-        return [replace(document, bytes=document.warm * record) for document in documents]
+            return self._catalog.documents(known.id, stride(known.stored_bytes))
+
+    def moment(self) -> tuple[object, ...]:
+        """Return a value that is another one once ``documents`` gives something else."""
+        with self._catalog.snapshot():
+            (memories,) = self._catalog.db.execute("SELECT count(*) FROM memory").fetchone()
+            commit = self._catalog.settings()["commit"]
+            return self.id, commit, *self._catalog.counts(), memories
 
     def find_documents(
         self, names: Iterable[str], edition: int | None = None
