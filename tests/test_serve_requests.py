@@ -36,8 +36,8 @@ def refused(parse, **fields):
 # --- harmless fields, and those of the sampler
 
 HARMLESS = (
-    "user metadata store service_tier safety_identifier prompt_cache_key reasoning_effort verbosity "
-    "parallel_tool_calls keep_alive num_ctx options cache_prompt id_slot prediction draft_model "
+    "user metadata store service_tier safety_identifier prompt_cache_key reasoning_effort "
+    "verbosity parallel_tool_calls keep_alive num_ctx options cache_prompt id_slot prediction draft_model "
     "num_draft_tokens add_generation_prompt continue_final_message typical_p frobnicate echo"
 ).split()
 
