@@ -98,7 +98,10 @@ class References:
             f"FROM reference {memory} WHERE slot {IN}" + (" AND edition = ?" if memory else ""),
             [as_json(slots)] + ([warm_in] if memory else []),
         )
-        return {slot: hashlib.sha256(tokens + text).digest() for slot, text, tokens in rows}
+        return {  # of a damaged row a value may be gone
+            slot: hashlib.sha256((tokens or b"") + (text or b"")).digest()
+            for slot, text, tokens in rows
+        }
 
     def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
         """Return those of some slots that exist, int64 ``(n,)``, and their vectors, float32."""
