@@ -128,6 +128,12 @@ class Assistant:
         """Create an assistant with these options; ``others`` are the class's other arguments."""
         return cls(**vars(options), **others)
 
+    def reader(self) -> Assistant:
+        """Return an assistant for another thread, to list and recall; it needs no decoder."""
+        other = Assistant.of(self.options, passphrase=self.passphrase)
+        other._editions = self._editions
+        return other
+
     def __enter__(self) -> Assistant:
         return self
 
@@ -285,7 +291,8 @@ class Assistant:
         for path in self.options.also[len(self._opened) - 1 :]:
             if path.resolve() == self.store_path.resolve():
                 raise StoreError(f"{path}: this is the store itself. Attach others to it.")
-            self._opened.append(MemoryStore.open(path, passphrase=self.passphrase))
+            store = MemoryStore.open(path, passphrase=self.passphrase, attached=True)
+            self._opened.append(store)
         return Stores([(store, self._editions.get(store.path)) for store in self._opened])
 
     def edition(self) -> Edition:

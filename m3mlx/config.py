@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -111,20 +111,33 @@ class Generation:
 
     Attributes:
         max_tokens: maximum length of the answer.
-        temp, top_p: of mlx-lm's sampler; temp 0 takes the likeliest token.
+        temp, top_p, top_k, min_p, xtc_probability, xtc_threshold: of mlx-lm's sampler; temp 0 takes
+            the likeliest token.
+        logits: arguments of mlx-lm's ``make_logits_processors``, such as ``repetition_penalty``.
+        schema: JSON schema that the answer keeps to; needs the extra ``schema``.
         seed: makes a sampled answer repeatable.
         query: what the chunks of a prompt retrieve with: "chunk" for their own words, as in the
             paper, "message" for the whole message.
+        memories: read at a time; None for the assistant's number.
         raw: continue the message itself, without the chat template.
+        prefill: how the answer begins; it is not said again.
         think: ask a thinking model to think before it answers.
     """
 
     max_tokens: int = 256
     temp: float = 0.0
     top_p: float = 0.0
+    top_k: int = 0
+    min_p: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    logits: Mapping[str, Any] = field(default_factory=dict)
+    schema: Mapping[str, Any] | None = None
     seed: int | None = None
     query: str = "message"
+    memories: int | None = None
     raw: bool = False
+    prefill: str = ""
     think: bool = False
 
 
@@ -219,7 +232,7 @@ class MemorySettings:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(cls))
+        return tuple(each.name for each in fields(cls))
 
     @classmethod
     def from_json(cls, data: Mapping, layers: int) -> MemorySettings:

@@ -29,6 +29,7 @@ from .models import inventory as cached
 from .models.verdicts import verdict_of
 from .store import CheckReport, LockedError, MemoryStore
 from .store.sessions import FILE as SESSIONS
+from .text import mostly_foreign
 
 _LIBRARIES = ("mlx", "mlx-lm", "numpy", "usearch", "sqlite-utils", "tokenizers", "transformers")
 _BACK_ENDS = ("mlx-cpu", "mlx-cuda-12", "mlx-cuda-13")
@@ -41,6 +42,7 @@ _MARKED = ((".stfolder", "Syncthing"), (".dropbox", "Dropbox"), (".dropbox.cache
 _NETWORK = ("nfs", "cifs", "smb", "afp", "webdav", "davfs", "sshfs", "fuse.sshfs", "fuse.rclone")
 _LITTLE = 2_000_000_000  # bytes of free memory or disk below which to warn
 _SLOW = 15  # GFLOP/s; a core of a laptop does twice as many and more
+_SAMPLE = 64  # references that are looked at
 _SIDE = 512  # of the matrices multiplied to measure speed
 
 
@@ -327,6 +329,16 @@ def _compared(assistant: Assistant) -> Iterator[Diagnosis]:
         value = f"memories {fitting[0]} are of this model and encoder"
         yield Diagnosis("fingerprint", value)
         yield _exactness(name)
+        yield from _language(store, encoder)
+
+
+def _language(store: MemoryStore, encoder: str) -> Iterator[Diagnosis]:
+    """Look at some references for letters that the encoder hardly knows."""
+    slots = store.slots(count=_SAMPLE)
+    foreign = sum(mostly_foreign(reference.text) for reference in store.references(slots))
+    if 2 * foreign > len(slots) and (advice := models.encoder_advice(encoder)):
+        value = f"{foreign} of {len(slots)} references are not in Latin letters"
+        yield Diagnosis("language", value, "note", advice)
 
 
 def _exactness(name: str) -> Diagnosis:

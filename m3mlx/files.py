@@ -49,30 +49,6 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def check_plain(folder: Path, *, write: bool = False) -> None:
-    """Raise StoreError if a folder holds anything but plain files and folders.
-
-    A link or a device in a store of somebody else would lead out of it.
-
-    Args:
-        write: whether files are to be changed, so that none may be a file elsewhere too.
-    """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                continue
-            if not entry.is_file(follow_symlinks=False):
-                raise StoreError(
-                    f"{entry.path}: it is a link or no plain file, which a store never has. "
-                    f"Remove it, or put the file itself there."
-                )
-            if write and entry.stat(follow_symlinks=False).st_nlink > 1:
-                raise StoreError(
-                    f"{entry.path}: it is a file elsewhere too (a hard link), which would change "
-                    f"with it. Put a copy of its own there."
-                )
-
-
 def is_writable(path: Path) -> bool:
     """Return whether a file or folder, and the disk that it is on, can be written to."""
     return os.access(path, os.W_OK)

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from m3mlx.store import MemoryStore
 from m3mlx.store import cipher as ciphers
-from m3mlx.store.catalog import _checksum
+from m3mlx.store.catalog_references import checksum_of
 from m3mlx.store.record_file import CHECKSUM, PAGE, Identity, stride
 
 
@@ -66,7 +66,7 @@ def _unseal(db, cipher):
     for slot, path, document, ordinal, *place, text, tokens, vector in rows:
         clear = cipher.decrypt(text, "text", document, ordinal, *place)
         text = cipher.encrypt(clear, "text", document, ordinal)
-        checksum = _checksum(slot, path, [ordinal, *place, text, tokens, vector])
+        checksum = checksum_of(slot, path, [ordinal, *place, text, tokens, vector])
         db.execute(
             "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?", [text, checksum, slot]
         )

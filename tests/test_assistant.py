@@ -14,7 +14,7 @@ from tiny import save_adapter, save_encoder, save_model
 from m3mlx import Assistant, MemoryStore
 from m3mlx.chat.chat import collect
 from m3mlx.cli import main
-from m3mlx.config import MemoryConfig, Options
+from m3mlx.config import NOTHING_FITS, MemoryConfig, Options
 from m3mlx.errors import FingerprintError, M3Error, ModelError, StoreError
 from m3mlx.memorize.run import BATCH
 from m3mlx.models import decoder as models
@@ -49,6 +49,20 @@ def make(world, tmp_path, monkeypatch):
 
 def tokens(steps):
     return [(step.token, step.span, [hit.slot for hit in step.sources]) for step in steps]
+
+
+@pytest.mark.parametrize("query", ["chunk", "message"])
+@pytest.mark.parametrize("memory", ["explicit", "text"])
+def test_what_fits_badly_is_not_read_however_it_is_searched(
+    make, world, monkeypatch, memory, query
+):
+    with make() as assistant:
+        assistant.memorize([world / "notes"], cold=True)
+        asked = {"memory": memory, "query": query, "max_tokens": 2}
+        assert assistant.ask("Where is the boat?", **asked).sources
+        monkeypatch.setattr(Assistant, "floor", 9.0)
+        answer = assistant.ask("Where is the boat?", **asked)
+        assert (answer.sources, answer.note) == ([], NOTHING_FITS)
 
 
 def test_cold_and_warm_memories_give_the_same_tokens(make, world):

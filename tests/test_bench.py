@@ -115,6 +115,8 @@ def test_a_run_is_json_with_a_ratio_for_each_claim(options):
         "ask 8, first token: explicit warm / off",
         "ask 8, first token: explicit warm / text",
         "decode 20: speed with memories and a refresh every 64 tokens / without",
+        "decode 20: speed with memories and a refresh every 64 tokens / mlx-lm",
+        "decode 20: speed without memories / mlx-lm",
         "memorize 2, batch: attention / plain prefill",
     ):
         value = report["ratios"][wanted]

@@ -62,6 +62,8 @@ def test_a_whole_run_is_json_with_a_ratio_for_each_claim(workload, monkeypatch):
         "ask 8, first token: explicit warm / text",
         "answer 66, 66 tokens: explicit warm / text refreshed",
         "decode 20: speed with memories and a refresh every 64 tokens / without",
+        "decode 20: speed with memories and a refresh every 64 tokens / mlx-lm",
+        "decode 20: speed without memories / mlx-lm",
         "memorize 2, batch: attention / plain prefill",
         "peers 64, first token: m3mlx, explicit warm / mlx-lm, saved prompt cache",
         "growth 90, first token but for the search: of 60",

@@ -9,7 +9,7 @@ from small_store import fill, matching, memory, references, vector
 from sqlite_utils import Database, Migrations
 
 from m3mlx.errors import StoreError
-from m3mlx.store import database, migrations
+from m3mlx.store import migrations
 from m3mlx.store.catalog import Catalog
 
 # the schema of the first release as its users have it: never to be edited
@@ -54,7 +54,7 @@ def test_a_catalog_of_the_oldest_schema_opens_and_works(tmp_path):
     db.close()
     catalog = Catalog(tmp_path / "c", write=True)
     with catalog.snapshot():
-        old = catalog.references([7], 1)[7]
+        old = catalog.references.read([7], 1)[7]
         assert (old.path, old.text, old.tokens, old.line) == (
             *("/old.txt", "old words"),
             *((5, 131071), 1),
@@ -81,7 +81,7 @@ def test_a_newer_schema_is_refused_by_name(tmp_path, monkeypatch):
         newer(name=name)(getattr(migrations, name))
     newer(name="m999_future")(lambda db: db.execute("CREATE TABLE future (x)"))
     with monkeypatch.context() as patch:
-        patch.setattr(database, "migrations", newer)
+        patch.setattr(migrations, "migrations", newer)
         Catalog.create(tmp_path / "c", {})
     with pytest.raises(StoreError, match="newer m3mlx"):
         Catalog(tmp_path / "c", write=True)
@@ -93,9 +93,9 @@ def test_an_older_schema_is_brought_up_to_date_by_the_first_writer(tmp_path, mon
     for name in [step.name for step in migrations.migrations.pending(Database(memory=True))]:
         newer(name=name)(getattr(migrations, name))
     newer(name="m999_next")(lambda db: db.execute("CREATE TABLE next (x)"))
-    monkeypatch.setattr(database, "migrations", newer)
     monkeypatch.setattr(migrations, "migrations", newer)
     before = (tmp_path / "c").read_bytes()
+    migrations.steps.cache_clear()
     migrations.schema.cache_clear()
     for outdated in (True, False):
         with closing(Catalog(tmp_path / "c")) as catalog:  # at first in memory alone
@@ -104,7 +104,15 @@ def test_an_older_schema_is_brought_up_to_date_by_the_first_writer(tmp_path, mon
         if outdated:
             assert (tmp_path / "c").read_bytes() == before
         Catalog(tmp_path / "c", write=True).close()
+    migrations.steps.cache_clear()
     migrations.schema.cache_clear()
+
+
+@pytest.mark.parametrize("settings", [{"cipher": None}, {"cipher": {"key": "wrapped"}}])
+def test_the_present_schema_is_known_by_its_digest(tmp_path, monkeypatch, settings):
+    Catalog.create(tmp_path / "c", settings)
+    monkeypatch.setattr(migrations, "schema", None)
+    Catalog(tmp_path / "c").close()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +181,7 @@ def test_a_changed_row_is_never_given_out(catalog, column, value):
     catalog.db.execute(f'UPDATE reference SET "{column}" = ?{ordinal} WHERE slot = 0', [value])
     slot = value if column == "slot" else 0
     with pytest.raises(StoreError, match=r"damaged\. Forget"), catalog.snapshot():
-        catalog.references([slot], 1)
+        catalog.references.read([slot], 1)
 
 
 def test_a_name_that_is_no_unicode_is_refused_by_name(catalog):
@@ -187,7 +195,7 @@ def test_vectors_come_back_bit_for_bit_and_only_of_complete_documents(catalog):
         document, _ = catalog.begin("/b", "h", 1, 2, "t")
         catalog.insert(6, references(document, ["three"]))
     with catalog.snapshot():
-        slots, vectors = catalog.vectors(catalog.visible_slots(), 16)
+        slots, vectors = catalog.references.vectors(catalog.visible_slots(), 16)
     assert slots.tolist() == [4, 5]
     assert (vectors[0] == vector("one")).all()
     assert (vectors[1] == vector("two")).all()

@@ -174,13 +174,13 @@ def test_a_message_retrieves_as_a_whole_when_asked_to(world):
 def test_the_template_is_no_part_of_a_query(world):
     turn = world.template.turn("my words", system="Be brief.")
     world.generate(world.conversation(), turn, 1)
-    assert world.queries == [["Be brief.\n\nmy words"]]
+    assert world.queries == [["my words"]]
 
 
 def test_the_end_of_a_turn_stops_the_answer_and_is_not_part_of_it(world):
     eos = next(iter(world.decoder.tokenizer.eos_token_ids))
     turn = world.template.turn("hi")
-    sampler = iter([*world.template.encode("AB"), eos])
+    sampler = iter([*world.template.encode("AB"), eos, eos])
     steps = list(
         world.conversation().stream(turn, sampler=lambda logprobs: mx.array([next(sampler)]))
     )
@@ -190,9 +190,24 @@ def test_the_end_of_a_turn_stops_the_answer_and_is_not_part_of_it(world):
     assert steps[-1].generation_tokens == 2 and steps[-1].prompt_tokens == len(turn.tokens)
 
 
+def test_a_token_is_fed_before_it_is_read(world):
+    conversation, drawn = world.conversation(), []
+    turn = plain_turn(world, "short")
+
+    def draw(logprobs):
+        drawn.append(len(world.fed))
+        return mx.argmax(logprobs, axis=-1)
+
+    world.decoder.tokenizer._eos_token_ids = set()
+    steps = conversation.stream(turn, max_tokens=70, sampler=draw)
+    ahead = [len(drawn) - n for n, step in enumerate(steps, 1) if step.token is not None]
+    # not of the first token, nor of the 65th, after which memories change, nor of the last
+    assert ahead == [0, *[1] * 63, 0, *[1] * 4, 0]
+
+
 def test_text_of_several_tokens_to_a_character_is_whole(world):
     tokens = world.template.encode("naïve 🦉 café")
-    sampler = iter([*tokens, next(iter(world.decoder.tokenizer.eos_token_ids))])
+    sampler = iter([*tokens, *2 * [next(iter(world.decoder.tokenizer.eos_token_ids))]])
     stream = world.conversation().stream(
         world.template.turn("hi"), sampler=lambda logprobs: mx.array([next(sampler)])
     )
@@ -306,6 +321,7 @@ def test_each_source_has_its_share_of_the_attention(world):
     turn, passes = plain_turn(world, "short"), []
     tokens, steps = world.generate(world.conversation(), turn, 20)
     watched = world.conversation()
+    watched.reads_ahead = False
     attention = AttentionShares(world._model, len(world.template.prefix), lambda: 2)
     with attention.observe():
         for step in watched.stream(turn, max_tokens=20):

@@ -220,3 +220,25 @@ def test_network_drives_are_known_by_the_nearest_mount(tmp_path):
     assert doctor.network_drive(tmp_path / "disk" / "store", mounts) == ""
     assert doctor.network_drive(tmp_path / "store", [("/", "smbfs")]) == "smbfs"
     assert doctor.network_drive(Path(__file__), doctor._mounts()) == ""
+
+
+def test_a_store_in_another_script_is_told_of_a_multilingual_encoder(world, monkeypatch):
+    runner = CliRunner()
+
+    def run(*args):
+        return runner.invoke(main, [*map(str, args), "--store", str(world / "store")])
+
+    assert "language" not in {finding.part for finding in examine(world)}
+    (world / "notes").mkdir()
+    for n in range(2):
+        (world / "notes" / f"{n}.md").write_text(f"Лодка {n} синяя.")
+    result = run("memorize", world / "notes")
+    assert result.exit_code == 0
+    assert "all-minilm-l6-v2 hardly knows. A multilingual encoder" in result.stderr
+    assert "multilingual" not in run("memorize", world / "notes").stderr  # nothing is new
+    (told,) = [finding for finding in examine(world) if finding.part == "language"]
+    assert told.state == "note" and told.value == "2 of 3 references are not in Latin letters"
+    monkeypatch.setattr("m3mlx.models.encoder.FOREIGN", 0)  # as if it knew more scripts
+    assert "language" not in {finding.part for finding in examine(world)}
+    (world / "notes" / "3.md").write_text("Кошка старая.")
+    assert "multilingual" not in run("memorize", world / "notes").stderr

@@ -31,6 +31,7 @@ CONFIG = {
     "max_position_embeddings": 24,
     "type_vocab_size": 2,
 }
+BGE = "Represent this sentence for searching relevant passages: "
 TEXTS = ["", "a", "abc def", "j i h g f e d c b a", "zzz", "a" * 200, "abc"]
 
 
@@ -120,7 +121,8 @@ def reference(weights, config, ids, pooling):
         return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
 
     x = w["embeddings.word_embeddings.weight"][ids]
-    x = x + w["embeddings.position_embeddings.weight"][: len(ids)]
+    first = 0 if config["model_type"] == "bert" else config["pad_token_id"] + 1
+    x = x + w["embeddings.position_embeddings.weight"][first : first + len(ids)]
     x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")
     heads = config["num_attention_heads"]
     for n in range(config["num_hidden_layers"]):
@@ -157,6 +159,35 @@ def test_vectors_are_those_of_a_plain_forward_pass(pooling, activation, tmp_path
     for text, vector in zip(TEXTS, vectors, strict=True):
         expected = reference(weights, config, ids_of(folder, text), pooling)
         np.testing.assert_allclose(vector, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "roberta", "camembert"])
+def test_positions_of_roberta_begin_behind_that_of_the_padding(kind, tmp_path):
+    changes = {"model_type": kind, "pad_token_id": 1, "type_vocab_size": 1}
+    config = CONFIG | changes
+    weights = random_weights(config)
+    named = {f"roberta.{name}": array for name, array in weights.items()}
+    named["lm_head.bias"] = np.zeros(len(WORDS), np.float32)
+    folder = write(tmp_path, weights=named, limit=512, **changes)
+    encoder = embed.load(folder)
+    assert encoder.max_tokens == CONFIG["max_position_embeddings"] - 2
+    for text, vector in zip(TEXTS, encoder.encode(TEXTS), strict=True):
+        expected = reference(weights, config, ids_of(folder, text, 22), "mean_tokens")
+        np.testing.assert_allclose(vector, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("letters", "latin_only"), [("abcdefghij", True), ("абвгдежзий", False)])
+def test_a_vocabulary_tells_the_scripts_that_are_read(letters, latin_only, tmp_path):
+    write(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = whole["model"]["vocab"]
+    replaced = str.maketrans("abcdefghij", letters)
+    whole["model"]["vocab"] = {
+        word if word.startswith("[") else word.translate(replaced): n
+        for word, n in vocabulary.items()
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(whole))
+    assert bool(embed.load(tmp_path).advice) == bool(embed.advice(tmp_path)) == latin_only
 
 
 @pytest.fixture(scope="module")
@@ -225,21 +256,24 @@ def test_query_prefix_comes_from_the_prompts(tmp_path, tiny):
 
 
 @pytest.mark.parametrize(
-    ("name", "prefixed"),
+    ("name", "query", "document"),
     [
-        ("bge-small-en-v1.5", True),
-        ("models--BAAI--bge-base-en/snapshots/0123abc", True),
-        ("bge-small-zh", False),
-        ("bge-m3", False),
-        ("minilm", False),
+        ("bge-small-en-v1.5", BGE, ""),
+        ("models--BAAI--bge-base-en/snapshots/0123abc", BGE, ""),
+        ("bge-small-zh", "", ""),
+        ("bge-m3", "", ""),
+        ("minilm", "", ""),
+        ("multilingual-e5-small", "query: ", "passage: "),
+        ("models--intfloat--e5-base-v2/snapshots/0123abc", "query: ", "passage: "),
+        ("multilingual-e5-large-instruct", "", ""),
     ],
 )
-def test_english_bge_models_use_their_query_instruction(name, prefixed, tmp_path, tiny):
+def test_models_whose_card_wants_them_have_prefixes(name, query, document, tmp_path, tiny):
     encoder = embed.load(write(tmp_path / name))
-    prefix = "Represent this sentence for searching relevant passages: " if prefixed else ""
     asked = encoder.encode(["abc"], query=True)
-    np.testing.assert_allclose(asked, tiny.encode([prefix + "abc"]), atol=1e-6)
-    np.testing.assert_allclose(encoder.encode(["abc"]), tiny.encode(["abc"]), atol=1e-6)
+    np.testing.assert_allclose(asked, tiny.encode([query + "abc"]), atol=1e-6)
+    np.testing.assert_allclose(encoder.encode(["abc"]), tiny.encode([document + "abc"]), atol=1e-6)
+    assert (encoder.identity == tiny.identity) == (not document)
 
 
 def test_identity_follows_every_file_that_decides_a_vector(tmp_path, tiny):
@@ -279,7 +313,7 @@ def test_wrong_weights_are_refused_by_name(message, tmp_path):
     ("changes", "message"),
     [
         ({"model_type": "mpnet"}, "encoder type mpnet is not supported"),
-        ({"model_type": "xlm-roberta"}, "encoder type xlm-roberta"),
+        ({"model_type": "new"}, "encoder type new is not .*; use a sentence encoder of the BERT"),
         ({"hidden_act": "swish"}, "hidden_act swish"),
         ({"position_embedding_type": "relative_key"}, "position embedding relative_key"),
         ({"pooling": "mean_sqrt_len_tokens"}, "pooling pooling_mode_mean_sqrt_len_tokens"),

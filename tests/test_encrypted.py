@@ -25,7 +25,7 @@ from m3mlx.export.portable import Export
 from m3mlx.export.transfer import read_export, write_export
 from m3mlx.store import LockedError, MemoryStore, cipher, index, record_file
 from m3mlx.store import words as words_module
-from m3mlx.store.catalog import _checksum
+from m3mlx.store.catalog_references import checksum_of
 
 PATH = "/home/quix/zeppelin.md"
 HASH = "f00d" * 16
@@ -196,7 +196,7 @@ def test_records_and_rows_cannot_change_places(store, path):
         ).fetchone()
         db.execute(
             "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?",
-            [second[1], _checksum(first[0], stored, [*place, tokens, vector]), first[0]],
+            [second[1], checksum_of(first[0], stored, [*place, tokens, vector]), first[0]],
         )
     db.close()
     with reopened(path) as store, pytest.raises(StoreError, match="not what was encrypted"):
@@ -204,7 +204,7 @@ def test_records_and_rows_cannot_change_places(store, path):
     with reopened(path, write=True) as store:
         file = store._records.file(1)
         moved = file.raw(1)[: file.record_bytes]
-        digests = store._catalog.digests([2])
+        digests = store._catalog.references.digests([2])
         owner = file.identity.owners(2, digests[2])[0]
         file._put(2, moved + record_file._checksum(owner, moved))
         with pytest.raises(StoreError, match="zeppelin"):

@@ -220,7 +220,7 @@ def test_the_same_references_are_pasted_and_read(options, monkeypatch):
         assert pasted == "\n\n".join([*read, asked]) and len(read) == 2 and not none
 
 
-def test_recall_counts_passages_whose_answer_is_found(options):
+def test_recall_counts_passages_whose_answer_is_found(options, monkeypatch):
     """Of two passages of one document, in references of their own, the other does not count."""
     made = Collection()
     parts = ["x " * 60 + "green boat", "y " * 60 + "old cat", "z " * 60 + "green door"]
@@ -230,11 +230,35 @@ def test_recall_counts_passages_whose_answer_is_found(options):
     with EvaluationStore(options, "uniform:4") as store:
         store.memorize(made.documents)
         asked = answers._Asked(store, made, How(), Kept(None), {})
-        assert asked.recall()[20].value == 1
+        assert asked.recall()[0][20].value == 1
         # a search that finds the third part for all
         third = [hit for hit in asked.hits(20)[0][2] if "door" in hit.text]
-        asked._found[20] = [third] * 3, [0.0] * 3
-        assert asked.recall()[1].value == pytest.approx(1 / 3)
+        monkeypatch.setattr(store, "recall", lambda *args: third)
+        assert asked.recall()[0][1].value == pytest.approx(1 / 3)
+
+
+def test_references_that_fit_badly_are_neither_read_nor_pasted(options, monkeypatch):
+    """The best score of each question among the three documents is between two floors."""
+    made = collection()
+    with EvaluationStore(options, "uniform:4") as store:
+        store.memorize(made.documents)
+        scores = [store.recall(q.question, 3)[0].score for q in made.questions]
+    floor = (sorted(scores)[-1] + sorted(scores)[-2]) / 2
+    monkeypatch.setattr(Assistant, "floor", floor)
+    read = []
+    begin = EvaluationStore.begin
+
+    def begun(store, message, hits):
+        read.append((message.count("\n"), len(hits)))
+        return begin(store, message, hits)
+
+    monkeypatch.setattr(EvaluationStore, "begin", begun)
+    how = How(modes=("text", "explicit"), memories=(3,), answer_tokens=2)
+    report = evaluate.evaluate(made, options, how, budgets=("uniform:4",))
+    best = [int(score > floor) for score in scores]
+    assert [newlines // 2 for newlines, _ in read[:3]] == [hits for _, hits in read[3:]] == best
+    assert report.fitting.value == pytest.approx(1 / 3)
+    assert report.recall[20].value == 1  # the search is judged with all that it finds
 
 
 def test_only_the_documents_of_a_question_are_searched(options):
@@ -250,7 +274,7 @@ def test_only_the_documents_of_a_question_are_searched(options):
             ["one/a.txt"],
             ["two/a.txt"],
         ]
-        assert asked.recall()[1].value == 1
+        assert asked.recall()[0][1].value == 1
 
 
 def test_of_a_long_document_the_reference_that_answers_is_pasted(options):

@@ -6,6 +6,7 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from older import third_format
 from small_store import A, B, everything, expected, memorize, new_store
 
 from m3mlx.errors import StoreError
@@ -77,12 +78,17 @@ def test_a_file_that_is_elsewhere_too_is_not_written(path, tmp_path):
         "DROP TRIGGER reference_added; CREATE TRIGGER reference_added AFTER INSERT ON reference "
         "BEGIN DELETE FROM words; END",
         "DROP TABLE collection",
+        "CREATE TRIGGER t AFTER INSERT ON _sqlite_migrations BEGIN DELETE FROM document; END",
+        "CREATE TRIGGER t AFTER UPDATE ON setting BEGIN DELETE FROM document; END; "
+        "PRAGMA writable_schema=ON; UPDATE sqlite_master SET name = 'sqlite_t' WHERE name = 't'",
+        "DROP TABLE _sqlite_migrations; CREATE VIEW _sqlite_migrations AS "
+        "SELECT 'm3mlx.store' AS migration_set, 'm001_first' AS name",
     ],
 )
 def test_a_schema_that_is_not_ours_is_refused(path, statement):
     with closing(sqlite3.connect(path / "catalog.sqlite")) as db:
         db.executescript(statement)
-    refuse(path, "no m3mlx has made|it has no")
+    refuse(path, "no m3mlx has made|it has no|not a catalog")
 
 
 @pytest.mark.parametrize("statement", ["CREATE VIEW v AS SELECT 1", "CREATE TABLE t (x)"])
@@ -117,3 +123,50 @@ def test_what_cannot_be_written_is_read(path, tmp_path, monkeypatch):
     (path / "catalog.sqlite-wal").write_bytes(b"")
     MemoryStore.open(path).close()
     shutil.rmtree(path)
+
+
+def _contents(path):
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+
+
+def _with_log(path, *, shm):
+    """Leave what a writer leaves that dies behind a commit."""
+    store = MemoryStore.open(path, write=True)
+    memorize(store, "/b", B)
+    names = ["catalog.sqlite", "catalog.sqlite-wal", "memories.kv"]
+    kept = {name: (path / name).read_bytes() for name in names + ["catalog.sqlite-shm"] * shm}
+    store.close()
+    for name, data in kept.items():
+        (path / name).write_bytes(data)
+
+
+@pytest.mark.parametrize("left", ["nothing", "log", "older"])
+def test_an_attached_store_keeps_every_byte(tmp_path, path, left):
+    if left == "log":
+        _with_log(path, shm=False)
+    elif left == "older":
+        third_format(path)
+    before = _contents(path)
+    with MemoryStore.open(path, attached=True) as store:
+        assert _contents(path) == before
+        found = everything(store)
+    assert _contents(path) == before
+    assert found == expected({"/a": A, "/b": B} if left == "log" else {"/a": A})
+
+
+@pytest.mark.parametrize("shm", [False, True])
+def test_a_log_on_a_read_only_disk_is_read(path, shm, monkeypatch):
+    _with_log(path, shm=shm)
+    monkeypatch.setattr("m3mlx.files.is_writable", lambda path: False)
+    with MemoryStore.open(path) as store:
+        assert everything(store) == expected({"/a": A, "/b": B})
+
+
+def test_an_attached_store_shows_what_its_owner_writes(path):
+    with MemoryStore.open(path, attached=True) as reader:
+        assert everything(reader) == expected({"/a": A})
+        with MemoryStore.open(path, write=True) as store:
+            memorize(store, "/b", B)
+            assert everything(reader) == expected({"/a": A, "/b": B})
+            store.forget([1])
+        assert everything(reader) == expected({"/b": B})

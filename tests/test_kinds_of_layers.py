@@ -1,5 +1,8 @@
 """A tiny model of each kind of layers, from a document to an answer."""
 
+from itertools import count
+
+import mlx.core as mx
 import numpy as np
 import pytest
 from tiny import KINDS, save_encoder, save_model
@@ -33,6 +36,38 @@ def test_it_memorizes_answers_and_opens_again(family, tmp_path):
     assert last.span == 1 or len(tokens) < 66  # memories were refreshed after 64 tokens
     assert last.timings.retrievals and len(last.sources) == 5
     assert answer(4)[0][:4] == tokens[:4]
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_a_token_that_is_fed_before_it_is_read_can_be_taken_back(family, tmp_path, monkeypatch):
+    model = str(save_model(tmp_path / "model", family))
+    encoder = str(save_encoder(tmp_path / "encoder"))
+    with Assistant(model, tmp_path / "store", encoder=encoder, tokens_per_head=4) as assistant:
+        assistant.memorize(contents=TEXTS)
+        ends = mx.array(list(assistant.decoder.tokenizer.eos_token_ids))
+
+        def answer(chat, length):
+            """The steps of an answer that ends its turn after so many tokens."""
+            drawn = count()
+
+            def draw(logprobs):
+                if next(drawn) == length:
+                    return ends[:1]
+                logprobs[:, ends] = -mx.inf
+                return mx.argmax(logprobs, axis=-1)
+
+            monkeypatch.setattr("m3mlx.chat.chat.make_sampler", lambda *_: draw)
+            return list(chat.send("Which kite?", temp=1))
+
+        heard = []
+        for reads_ahead in (True, False):
+            chat = assistant.chat()
+            chat.reads_ahead = reads_ahead
+            heard.append([step for length in (7, 30, 4, 70, 1) for step in answer(chat, length)])
+    assert [step.finish_reason for step in heard[0]].count("stop") == 5
+    for ahead, behind in zip(*heard, strict=True):
+        assert ahead.token == behind.token
+        assert ahead.token is None or mx.array_equal(ahead.logprobs, behind.logprobs)
 
 
 @pytest.mark.parametrize("family", KINDS)

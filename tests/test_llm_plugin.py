@@ -81,6 +81,20 @@ def test_a_conversation_goes_on_with_what_was_said(ask, world):
     assert goes_on["input_tokens"] > plain["input_tokens"] + len("And when?")
 
 
+def test_a_conversation_goes_on_with_the_store_it_began_with(ask, world, monkeypatch, tmp_path):
+    given = options(world, store=world / "store", model=world / "decoder", memory="text")
+    assert ask("-m", "m3mlx", "Where is the boat?", *given).exit_code == 0
+    monkeypatch.setenv("M3MLX_STORE", str(tmp_path / "none"))
+    monkeypatch.delenv("M3MLX_MODEL")
+    done = ask("-c", "And when?", "-o", "max_tokens", "3")
+    assert done.exit_code == 0, done.output
+    last = max(logged(ask), key=lambda entry: entry["id"])["response_json"]
+    last = json.loads(last) if isinstance(last, str) else last
+    assert last["sources"][0]["path"] == str(world / "boat.txt")
+    other = ask("-c", "And there?", *options(world, store=tmp_path / "none"))
+    assert other.exit_code == 1 and "m3mlx memorize" in other.output
+
+
 def test_each_prompt_chooses_memory_and_store(ask, world, tmp_path):
     off = ask("-m", "m3mlx", "Hello?", *options(world, memory="off", store=tmp_path / "none"))
     assert off.exit_code == 0, off.output

@@ -69,9 +69,15 @@ async def use(client, world):
     _, text, _ = await call("ask", question="Which colour has the boat?", max_tokens=4)
     assert "untrusted" in text and "text:boat:1" in text and "boiler.md:1" in text
 
-    _, _, listed = await call("list_documents")
+    _, text, twice = await call("list_documents")
+    listed = json.loads(text)
     numbers = {document["path"]: document["id"] for document in listed["documents"]}
-    assert len(numbers) == 2
+    assert len(numbers) == listed["total"] == 2 and listed["next_offset"] is None and twice is None
+    pages = [json.loads((await call("list_documents", limit=1, offset=n))[1]) for n in (0, 1, 2)]
+    assert [page["next_offset"] for page in pages] == [1, None, None]
+    assert [each["path"] for page in pages for each in page["documents"]] == list(numbers)
+    found = json.loads((await call("list_documents", words="boat TEXT"))[1])
+    assert [each["path"] for each in found["documents"]] == ["text:boat"]
     _, _, gone = await call("forget", document=numbers["text:boat"])
     assert gone["forgotten"][0]["path"] == "text:boat"
     await refused("no document", "forget", document=numbers["text:boat"])
@@ -85,6 +91,8 @@ async def use(client, world):
         ("recall", {}),
         ("ask", {"question": "x", "memory": "some"}),
         ("forget", {"document": "boat"}),
+        ("list_documents", {"limit": 0}),
+        ("list_documents", {"offset": -1}),
         ("memorize_text", {"text": ""}),
     ):
         await refused("validation error", tool, **arguments)
@@ -131,6 +139,33 @@ def test_every_tool_over_http(world, tmp_path):
         ):
             response = httpx.post(f"{url}/mcp", json=hello, headers={**headers, **wrong})
             assert response.status_code == status, response.text
+
+
+def test_an_answer_whose_client_has_gone_ends(world, tmp_path):
+    def make():
+        assistant = tiny_assistant(world, tmp_path / "store")
+        assistant.decoder.tokenizer._eos_token_ids = set()  # answers go on until their limit
+        return assistant
+
+    def app(thread):
+        return Guarded(mcp.application(thread, Roots()), Guard())
+
+    with running_http(make, app) as (url, thread):
+
+        async def talk():
+            async with Client(f"{url}/mcp", read_timeout_seconds=120) as client:
+                question = {"question": "Where?", "memory": "off", "max_tokens": 4000}
+                asking = asyncio.ensure_future(client.call_tool("ask", question))
+                while not thread.pending():
+                    await asyncio.sleep(0.01)
+                await client.call_tool("status", {})  # meanwhile
+                assert thread.pending() == 1
+                asking.cancel()
+                async with asyncio.timeout(20):
+                    while thread.pending():
+                        await asyncio.sleep(0.01)
+
+        asyncio.run(talk())
 
 
 def test_a_document_cannot_close_its_own_marks():

@@ -1,6 +1,7 @@
 """Libraries are found without importlib.metadata, which takes a tenth of a second."""
 
 import os
+import subprocess
 import sys
 from importlib.metadata import distribution
 
@@ -26,3 +27,14 @@ def test_what_the_package_brings_comes_first_and_exists():
     ]
     assert all(map(os.path.isfile, first))
     assert openblas.load()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux needs it")
+@pytest.mark.parametrize("first", ["m3mlx", "mlx.core"])
+def test_mlx_that_is_imported_too_early_is_told(first):
+    if openblas._dist_info("ngsolve-openblas") is None:
+        pytest.skip("ngsolve-openblas is not installed")
+    program = f"import {first}, m3mlx; import m3mlx.models.linux_cpu.openblas as b; b.load()"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.count("import m3mlx first") == (first == "mlx.core")

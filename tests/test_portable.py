@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_store import DIMENSIONS, RECORD_BYTES, memory, unit, vector
 
+from m3mlx import files
 from m3mlx.errors import M3Error, StoreError
 from m3mlx.export import container, signature
 from m3mlx.export.container import Container, ExportError, canonical
@@ -204,6 +205,18 @@ def test_nobody_can_read_it_while_it_is_written(path, tmp_path):
     finally:
         os.umask(old)
     assert modes == [0o600, 0o600]
+
+
+@pytest.mark.skipif(not files.fcntl, reason="needs locks")
+def test_what_a_killed_export_left_is_removed_by_the_next(path, tmp_path):
+    left, foreign, running = (tmp_path / f"{n}.m3.{n * 8}.new" for n in "abc")
+    left.write_bytes(b"m3mlx.ex" + bytes(56) + b"a text")
+    foreign.write_bytes(b"somebody's own")
+    running.write_bytes(left.read_bytes())
+    with running.open("rb") as file:
+        files.fcntl.flock(file, files.fcntl.LOCK_EX)
+        write(path)
+    assert {file.name for file in tmp_path.iterdir()} == {path.name, foreign.name, running.name}
 
 
 def test_a_neighbour_called_new_is_left_alone(path):

@@ -1,12 +1,18 @@
 """What the server lets through: names, origins, tokens, sizes, folders, slow clients."""
 
 import asyncio
+import socket
+import threading
 
+import httpx
 import pytest
+from serving import wait_until
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 
 from m3mlx.errors import M3Error
+from m3mlx.serve import listen
+from m3mlx.serve.connections import http_server
 from m3mlx.serve.errors import BadRequest, BoundaryError
 from m3mlx.serve.guard import HEADERS, JSON_BYTES, Guard, Guarded, Roots, is_loopback
 
@@ -227,3 +233,63 @@ def test_roots_resolve_links_and_dots(tmp_path):
 def test_loopback_is_this_machine_only():
     assert all(map(is_loopback, ("localhost", "127.0.0.1", "127.9.9.9", "::1")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.1.9", "evil.example", "")))
+
+
+def test_connections_without_a_request_are_closed_and_keep_nobody_out(monkeypatch):
+    """Half a head is no request, and of many that wait the oldest are closed."""
+    monkeypatch.setattr("m3mlx.serve.connections.IDLE", 20)
+    listener = listen("127.0.0.1", 0)
+    server = http_server(Guarded(PlainTextResponse("hello"), Guard()), head_seconds=1.5)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    place = listener.getsockname()
+    try:
+        wait_until(lambda: server.started)
+        halves = [socket.create_connection(place, timeout=30) for _ in range(30)]
+        for half in halves:
+            half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: ")
+        url = f"http://127.0.0.1:{place[1]}/"
+        with httpx.Client() as client:
+            assert client.get(url).text == "hello"
+            assert [closed(half) for half in halves] == [True] * 30
+            assert client.get(url).text == "hello"  # a connection that is used stays
+        half = socket.create_connection(place, timeout=30)
+        half.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        answer = b""
+        while not answer.endswith(b"hello"):
+            answer += half.recv(9000)
+        half.sendall(b"GET")  # and then half of the next one
+        assert closed(half)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+
+
+def closed(connection):
+    """Wait until the other side closes a connection."""
+    with connection:
+        try:
+            return connection.recv(1) == b""
+        except ConnectionResetError:
+            return True
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_given_up(monkeypatch):
+    monkeypatch.setattr("m3mlx.serve.guard.SLOWEST", 1000)
+
+    async def receive():
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def send(message):
+        pass
+
+    async def app(scope, receive, send):
+        while (await receive()).get("more_body"):
+            pass
+
+    scope = {"type": "http", "method": "POST", "path": "/", "query_string": b""}
+    scope["headers"] = [(b"host", b"localhost")]
+    with pytest.raises(M3Error, match="did not come to its end"):
+        asyncio.run(Guarded(app, Guard(), patience=0.2)(scope, receive, send))

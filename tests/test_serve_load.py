@@ -9,8 +9,6 @@ import httpx
 import pytest
 from serving import serving, tiny_assistant, tiny_world, wait_until
 
-from m3mlx.serve.conversations import CACHED_TOKENS
-
 
 def resident():
     """Bytes of memory that this process holds."""
@@ -88,7 +86,8 @@ def check(server, count):
     assert sorted(number for number, _ in outcomes) == list(range(count))  # nobody was lost
     assert sum(what == "answered" for _, what in outcomes) >= count * 2 // 3
     wait_until(lambda: server.thread.pending() == 0)
-    assert sum(kept.tokens for kept in server.endpoints.conversations._cached) <= CACHED_TOKENS
+    kept = server.endpoints.conversations
+    assert kept.nbytes <= kept.limit
     assert threading.active_count() < 50
     whole = server.post("/v1/chat/completions", **body(0))
     assert whole.status_code == 200

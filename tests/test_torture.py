@@ -2,12 +2,14 @@
 
 import os
 import random
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from torture import crashes, damages, power, readers
+from torture import crashes, damages, denials, power, readers, strangers
 from torture.apart import apart
 
 from m3mlx.store.record_file import RecordFile
@@ -31,6 +33,33 @@ def test_no_damage_gives_a_wrong_answer(tmp_path):
     report = damages.torture(tmp_path, 40, seed=1)
     assert report["failures"] == []
     assert {label.split(",")[0] for label in report["outcomes"]} >= {"right", "error"}
+
+
+@pytest.fixture
+def reachable():
+    """A folder to which also those find a way who have no rights to pytest's."""
+    folder = Path(tempfile.mkdtemp())
+    yield folder
+    shutil.rmtree(folder)
+
+
+def test_no_strange_store_gives_a_wrong_answer(reachable):
+    report = strangers.torture(reachable, 30, seed=1)
+    assert report["failures"] == []
+    kinds = {label.split(":")[0] for label in report["outcomes"]}
+    assert kinds == set(strangers.KINDS)
+
+
+def test_a_call_that_fails_is_told_in_a_sentence(tmp_path):
+    report = denials.torture(tmp_path, 6, seed=1)
+    assert report["failures"] == []
+    assert report["outcomes"]["denied call: told as an error"] > 20
+
+
+@pytest.mark.slow
+def test_no_strange_store_of_many_gives_a_wrong_answer(reachable):
+    assert strangers.torture(reachable, 300, seed=2)["failures"] == []
+    assert denials.torture(reachable, denials.PAIRS, seed=2)["failures"] == []
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +146,7 @@ def test_a_store_that_checks_no_record_is_found_out(tmp_path, monkeypatch):
         return np.stack([np.frombuffer(record, dtype=np.uint8) for record in padded])
 
     monkeypatch.setattr(RecordFile, "read", trusting)
-    failures = damages.torture(tmp_path, 60, seed=3)["failures"]
+    failures = damages.torture(tmp_path, 40, seed=3)["failures"]
     assert any("WRONG" in failure for failure in failures)
 
 

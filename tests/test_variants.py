@@ -51,6 +51,7 @@ PAGES = {
         '<p>So <script type="math/tex">E=mc^2</script> it is',
         "So E=mc^2 it is",
     ),
+    "link to a heading": ('<h2>A<a class="headerlink" href="#a">¶</a></h2><p>b', "## A\n\nb"),
     "formula shown twice": (
         '<p><span class="katex"><math><mi>x</mi></math>'
         '<span class="katex-html" aria-hidden="true">x</span></span></p>',

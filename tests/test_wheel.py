@@ -45,7 +45,7 @@ def test_the_wheel_holds_all_files_of_both_packages_and_nothing_else(wheel):
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    assert {"m3mlx/py.typed", "m3mlx/serve/page/page.js", "m3mlx/data/demo.json"} <= wanted
+    assert {"m3mlx/py.typed", "m3mlx/serve/page/main.js", "m3mlx/data/demo.json"} <= wanted
     assert held == wanted
 
 

@@ -65,7 +65,7 @@ def test_no_query_raises_and_stored_texts_find_themselves(catalog):
         if words:
             assert matching(catalog, words[0]) == [0]
         with catalog.transaction():
-            assert catalog.references([0], 1)[0].text == stored
+            assert catalog.references.read([0], 1)[0].text == stored
             catalog.remove([document])
             catalog.memories.clear_leftovers(1)
 

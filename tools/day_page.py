@@ -32,13 +32,32 @@ class Page:
     def open(self, url: str) -> None:
         self.browser.get(url)
         until(lambda: self.all("#about")[0].text and self.all("#list li"), 120)
+        self.browser.execute_script("document.querySelector('#reset').click()")
 
     def shot(self, name: str) -> None:
         self.browser.save_screenshot(str(self.shots / f"{name}.png"))
 
     def listed(self) -> list[str]:
+        """The names on all pages of the list."""
+        names: list[str] = []
         script = "return [...document.querySelectorAll('#list .name')].map(n => n.textContent)"
-        return self.browser.execute_script(script)
+        while True:
+            names += (shown := self.browser.execute_script(script))
+            turned = "const on = document.getElementById('later'); if (on.disabled) return false;"
+            if not self.browser.execute_script(f"{turned} on.click(); return true"):
+                break
+            until(lambda before=shown: self.browser.execute_script(script) != before, 60)
+        self.find("")  # back to the first page
+        return names
+
+    def find(self, words: str) -> None:
+        """Search the list of documents."""
+        self.browser.execute_script(
+            "const find = document.getElementById('find'); find.value = arguments[0];"
+            "find.dispatchEvent(new Event('input'))",
+            words,
+        )
+        time.sleep(1)
 
     def ask(self, question: str) -> list[str]:
         """Ask a question; return the paths of the answer's sources."""
@@ -52,14 +71,16 @@ class Page:
         )
 
     def open_sources(self) -> None:
-        self.all(".sources summary")[-1].click()
-        script = "arguments[0].scrollIntoView({block: 'center'})"
+        script = (
+            "for (const more of document.querySelectorAll('.sources details')) more.open = true;"
+            "arguments[0].scrollIntoView({block: 'center'})"
+        )
         self.browser.execute_script(script, self.all(".passage")[0])
 
     def inside(self) -> str:
         """Open the view of the first source's memory; return the document that it names."""
         here = self.browser.current_window_handle
-        self.all(".passage li button")[0].click()
+        self.all(".passage button")[0].click()
         until(lambda: len(self.browser.window_handles) == 2, 60)
         self.browser.switch_to.window(self.browser.window_handles[-1])
         until(lambda: self.browser.title.startswith("m3mlx: "), 60)
@@ -76,6 +97,7 @@ class Page:
         self.browser.execute_script("document.querySelector('input[value=compare]').click()")
 
     def forget(self, name: str) -> None:
+        self.find(name)
         (button,) = self.all(f"#list button[aria-label='Forget {name}']")
         self.browser.execute_script("arguments[0].scrollIntoView()", button)
         button.click()

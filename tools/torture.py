@@ -1,15 +1,18 @@
 """Try for long to make a store lose, lie or crash: kills, damage, power cuts, readers.
 
-    python tools/torture.py [--kills 1000] [--faults 600] [--damages 10000] [--cuts 10000]
-                            [--seconds 120] [--minutes M] [--jobs 2] [--seed 0] [--folder DIR]
+    python tools/torture.py [--kills 1000] [--faults 600] [--damages 10000] [--strange 3000]
+                            [--cuts 10000] [--seconds 120] [--minutes M] [--jobs 2] [--seed 0]
+                            [--folder DIR]
 
 Writers are killed at every named step of the order of writing, at calls of the system and at random
 moments; calls of Python, and with a C compiler on Linux also those of SQLite and USearch, fail or
-write half; files are damaged at random and checked and repaired; what a writer does is written
-down and replayed up to any moment, as after a power cut, with what did not have to be on the disk
-left out or torn; four processes read while one writes. Any loss, wrong answer, crash, hang or
-unnamed error stops it with exit code 1. Prints a table, and one JSON line last. The short form of
-the same harnesses runs with the tests.
+write half; files are damaged at random and checked and repaired; files of several moments, copies
+and stores are put together, catalogs are crafted, links, pipes, sockets and folders take the places
+of files, rights are taken away; each call about a file fails once, whatever a user does; what a
+writer does is written down and replayed up to any moment, as after a power cut, with what did not
+have to be on the disk left out or torn; four processes read while one writes. Any loss, wrong
+answer, crash, hang or unnamed error stops it with exit code 1. Prints a table, and one JSON line
+last. The short form of the same harnesses runs with the tests.
 """
 
 from __future__ import annotations
@@ -24,13 +27,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from torture import crashes, damages, power, readers  # noqa: E402
+from torture import crashes, damages, denials, power, readers, strangers  # noqa: E402
 from torture.apart import Apart  # noqa: E402
 
 SHIM = "M3MLX_FAULTS"  # tells the process that it was started with faults.c
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--faults", type=int, default=600)
     parser.add_argument("--damages", type=int, default=10_000)
+    parser.add_argument("--strange", type=int, default=3000, help="stores of odd files")
     parser.add_argument("--cuts", type=int, default=10_000, help="of the power; needs a compiler")
     parser.add_argument("--seconds", type=float, default=120, help="of reading and writing")
     parser.add_argument("--minutes", type=float, help="for all but readers; then stop")
@@ -77,7 +80,12 @@ def main() -> None:
     started = time.time()
     arguments.until = started + 60 * arguments.minutes if arguments.minutes else math.inf
     report = {}
-    work = [("crashes", crashing), ("damages", {"damages": arguments.damages})]
+    work = [
+        ("crashes", crashing),
+        ("damages", {"damages": arguments.damages}),
+        ("strangers", {"strange": arguments.strange}),
+        ("denials", {"pairs": denials.PAIRS if arguments.strange else 0}),
+    ]
     if system:
         work.append(("power", {"cuts": arguments.cuts}))
     for name, counts in work:
@@ -102,7 +110,7 @@ def spread(
     arguments: argparse.Namespace, folder: Path, name: str, counts: dict[str, int]
 ) -> dict[str, int]:
     """Share the work out to processes, each with a seed and a store of its own."""
-    task: Callable = {"crashes": crash, "damages": hurt, "power": cut}[name]
+    tasks = {"crashes": crash, "damages": hurt, "strangers": mix, "denials": deny, "power": cut}
     running = []
     for job in range(arguments.jobs):
         share = {
@@ -111,7 +119,7 @@ def spread(
         }
         place = made(folder / f"{name}-{job}")
         seed = arguments.seed * 1000 + job
-        running.append(Apart(task, str(place), share, seed, arguments.until))
+        running.append(Apart(tasks[name], str(place), share, seed, arguments.until))
     total: Counter[str] = Counter()
     for process in running:
         outcome = process.outcome(24 * 3600)
@@ -128,6 +136,14 @@ def crash(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[
 
 def hurt(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:
     return outcomes(damages.torture(Path(folder), counts["damages"], seed, told, until), seed)
+
+
+def mix(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:
+    return outcomes(strangers.torture(Path(folder), counts["strange"], seed, told, until), seed)
+
+
+def deny(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:
+    return outcomes(denials.torture(Path(folder), counts["pairs"], seed, told, until), seed)
 
 
 def cut(folder: str, counts: dict[str, int], seed: int, until: float) -> dict[str, int]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 import mlx.core as mx
+from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
 
 from ..chat.conversation import Conversation
@@ -45,13 +46,16 @@ def decode(
 ) -> list[Figure]:
     """Measure seconds of one decoding step with and without five memories, and of a refresh.
 
+    "mlx-lm" is its own loop, ``generate_step``, behind the same tokens.
+
     Args:
         contexts: tokens before the step.
     """
     figures = []
     for context in contexts:
         off = workload.conversation(Stopwatch(), "off")
-        logits = off.prefill(workload.prompt(max(context, 1)))
+        turn = workload.prompt(max(context, 1))
+        logits = off.prefill(turn)
         explicit = off.fork()
         refresh = partial(_refresh, workload, explicit)
         refresh()
@@ -59,6 +63,7 @@ def decode(
             "off": partial(_steps, workload, off, logits),
             "explicit": partial(_steps, workload, explicit, logits),
             "refresh": refresh,
+            "mlx-lm": partial(_plain_steps, workload, turn.tokens),
         }
         found = take_turns("decode", context, turns, rounds, progress)
         for figure in found:
@@ -84,6 +89,17 @@ def _steps(workload: Workload, conversation: Conversation, logits: mx.array) -> 
     fork, watch = conversation.fork(), Stopwatch()
     for number, _ in enumerate(fork.decode(logits, STEPS + 1, workload.sampler)):
         if number == 0:  # its logits are given; it copies what was forked
+            watch = Stopwatch()
+    watch.lap("step")
+    return watch
+
+
+def _plain_steps(workload: Workload, tokens: Sequence[int]) -> Stopwatch:
+    decoder, watch = workload.assistant.decoder, Stopwatch()
+    prompt = mx.array([*workload.assistant.format.config.prefix, *tokens])
+    steps = generate_step(prompt, decoder.model, max_tokens=STEPS + 1, sampler=workload.sampler)
+    for number, _ in enumerate(steps):
+        if number == 0:
             watch = Stopwatch()
     watch.lap("step")
     return watch

@@ -12,7 +12,6 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import numpy as np
 
 from ..memory.cache import MemoryCache
 from ..models.caches import leaves
@@ -46,11 +45,13 @@ class AttentionShares:
             count = min(layers, len(having))
             self._watched = {having[(2 * n + 1) * len(having) // (2 * count)] for n in range(count)}
 
-    def mean(self) -> np.ndarray:
-        """Mean over the layers of the last pass, float32: each memory, the prefix, the context."""
-        if not self._layers:
-            return np.zeros(self._memories() + 2, np.float32)
-        return np.array(mx.stack(list(self._layers.values())).mean(axis=0))
+    def mean(self) -> mx.array | None:
+        """Mean over the layers of the last pass, float32: each memory, the prefix, the context.
+
+        None if no layer was watched; not computed before somebody looks.
+        """
+        layers = list(self._layers.values())
+        return mx.stack(layers).mean(axis=0) if layers else None
 
     def _observe(
         self, queries: mx.array, keys: Any, values: Any, cache: Any, scale: float, mask: Any

@@ -110,6 +110,8 @@ def memorize(
                 found["dropped"] = assistant.set_bound(max_bytes or None)
         if not as_json:
             _echo_done(found, max_bytes, dry_run=dry_run)
+            if "memorized" in found:
+                _advise_encoder(assistant, found["memorized"])
         if written_later:
             found["written"] = _write_memories(assistant, found.get("memorized"), as_json)
         if as_json:
@@ -164,6 +166,12 @@ def _echo_done(found: Mapping[str, Any], max_bytes: int | None, *, dry_run: bool
         _echo_written(found["rebuilt"])
     if "memorized" in found:
         echo_memorized(found["memorized"], dry_run=dry_run, verbose=is_verbose())
+
+
+def _advise_encoder(assistant: Assistant, done: MemorizeReport) -> None:
+    """Recommend another encoder where the documents are in a script that it hardly knows."""
+    if 2 * done.foreign > done.references and (advice := assistant.encoder.advice):
+        note(advice)
 
 
 def _memorized_json(found: Mapping[str, Any], dry_run: bool) -> dict:

@@ -149,7 +149,8 @@ def _questions(
     recall = ", ".join(f"{found} among the first {k}" for k, found in report.recall.items())
     explanations = [
         f"{report.questions} questions about {report.documents} documents of {report.tokens} "
-        f"tokens. Of their passages the search finds {recall or 'none, as none are named'}. "
+        f"tokens. Of their passages the search finds {recall or 'none, as none are named'}; "
+        f"something fits {report.fitting} of the questions. "
         + (_ANSWERED if asking["answer_tokens"] else _LIKELIHOOD)
     ]
     for row in report.rows:

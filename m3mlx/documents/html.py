@@ -30,9 +30,10 @@ LINES = re.compile(
 )
 VERBATIM = re.compile("pre|listing|xmp|plaintext")
 TITLES = ("summary", "dt", "legend", "caption")
-UNSEEN = re.compile(  # classes of what is not seen, repeats a formula, or numbers lines of code
+# classes of what is not seen, repeats a formula, numbers lines of code or links to a heading
+UNSEEN = re.compile(
     r"(?:^|\s)(?:sr-only|visually-?hidden|screen-reader-text|katex-html|MathJax_Preview|mjx-chtml"
-    r"|line-?nos?|line-numbers|gutter|blob-num)(?:\s|$)"
+    r"|line-?nos?|line-numbers|gutter|blob-num|headerlink|anchor-link)(?:\s|$)"
 )
 HEADING = re.compile("h([1-6])")
 WHOLE = re.compile(r"-?\d{1,6}")

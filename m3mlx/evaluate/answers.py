@@ -85,6 +85,7 @@ class Report:
 
     Attributes:
         recall: mean share of the gold passages that the search finds among the first references.
+        fitting: share of the questions for which a reference fits well enough to be read.
     """
 
     rows: list[Row]
@@ -92,6 +93,7 @@ class Report:
     documents: int
     tokens: int
     recall: dict[int, Estimate]
+    fitting: Estimate
     model: str
     adapter: str
     machine: str
@@ -153,6 +155,7 @@ def evaluate(
     baselines: dict[str, list[float]] = {}
     decoder: Decoder | None = None
     recall: dict[int, Estimate] = {}
+    fitting: Estimate | None = None
     ways = list(product(budgets, selections, codecs))[: None if "explicit" in how.modes else 1]
     for number, (budget, selection, codec) in enumerate(ways):
         chosen = replace(options, selection=selection, codec=codec)
@@ -167,12 +170,14 @@ def evaluate(
                     if report:
                         report(rows[-1])
             decoder = store.assistant.decoder
-            recall = recall or asked.recall()
+            if fitting is None:
+                recall, fitting = asked.recall()
     assert decoder is not None
     versions = {name: version(name) for name in ("m3mlx", "mlx", "mlx-lm")}
     adapter = str(decoder.adapter_path or "none")
     sizes = len(collection.questions), len(collection.documents), asked.tokens
-    return Report(rows, *sizes, recall, decoder.name, adapter, str(machine()), versions)
+    assert fitting is not None
+    return Report(rows, *sizes, recall, fitting, decoder.name, adapter, str(machine()), versions)
 
 
 class _Asked:
@@ -199,7 +204,7 @@ class _Asked:
         self._found: dict[int, tuple[list[list[Hit]], list[float]]] = {}
 
     def hits(self, count: int) -> tuple[list[list[Hit]], list[float]]:
-        """Return the references found for each question, and the seconds of each search.
+        """Return the references read for each question, and the seconds of each search.
 
         What is found first depends a little on how many are asked for, as in the product.
         """
@@ -237,18 +242,21 @@ class _Asked:
             self._describe(row, budget)
         return row
 
-    def recall(self) -> dict[int, Estimate]:
-        """Return the mean share of the gold passages among the first references, by their number.
+    def recall(self) -> tuple[dict[int, Estimate], Estimate]:
+        """Return ``recall`` and ``fitting`` of a report.
 
         A passage that holds an answer is found if a reference of it does that holds one too.
         """
         found: dict[int, list[float]] = {rank: [] for rank in RANKS}
-        hits_of_all, _ = self.hits(max(RANKS))
-        for question, hits in zip(self.questions, hits_of_all, strict=True):
+        fitting = []
+        for question in self.store.each(self.questions, "searching"):
+            hits = self.store.recall(question.question, max(RANKS), question.folder)
+            fitting.append(any(hit.score >= self.store.assistant.floor for hit in hits))
             ranks = [self._rank(passage, question, hits) for passage in question.passages]
             for rank in RANKS if ranks else ():
                 found[rank].append(mean(place < rank for place in ranks))
-        return {rank: wilson(shares) for rank, shares in found.items() if shares}
+        recall = {rank: wilson(shares) for rank, shares in found.items() if shares}
+        return recall, wilson(fitting)
 
     def _rank(self, passage: Passage, question: Question, hits: Sequence[Hit]) -> float:
         text = self.documents[passage.path]
@@ -291,6 +299,8 @@ class _Asked:
         if mode != "off":
             search = assistant.encoder.identity, assistant.options.retrieval
             named += [*search, self.name]
+        if mode in ("text", "explicit") and assistant.floor:
+            named.append(assistant.floor)
         if mode == "explicit":
             named += [known, config.to_json(), assistant.decoder.memory_temperature]
         return digest(named)
@@ -325,7 +335,7 @@ class _Asked:
         """Return the gold passages; of a document as a whole the reference that answers."""
         texts = []
         for passage in question.passages:
-            hits = [] if passage.text else self.store.search(question.question, 1000, passage.path)
+            hits = [] if passage.text else self.store.recall(question.question, 1000, passage.path)
             held = [hit.text for hit in hits if _holds(hit.text, question)]
             texts.append(passage.text or next(iter([*held, *(hit.text for hit in hits)])))
         return list(dict.fromkeys(texts))

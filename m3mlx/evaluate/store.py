@@ -138,14 +138,24 @@ class EvaluationStore:
 
     # --- questions
 
-    def search(self, text: str, k: int | None = None, folder: str = "") -> list[Hit]:
-        """Return the best references, as many as a chunk reads if ``k`` is None.
+    def recall(self, text: str, k: int, folder: str = "") -> list[Hit]:
+        """Return the best references, however badly they fit.
 
         Args:
             folder: search only the documents below it; "" for all.
         """
         only = Filter(paths=(folder,)) if folder else None
-        return self.assistant.recall(text, k or self.assistant.memories, only=only)
+        return self.assistant.recall(text, k, only=only)
+
+    def search(self, text: str, k: int | None = None, folder: str = "") -> list[Hit]:
+        """Return the references that an answer reads: the best ones that fit well enough.
+
+        Args:
+            k: how many at most; None for as many as a chunk reads.
+            folder: as of ``recall``.
+        """
+        hits = self.recall(text, k or self.assistant.memories, folder)
+        return [hit for hit in hits if hit.score >= self.assistant.floor]
 
     def conversation(self, hits: Sequence[Hit]) -> Conversation:
         """Begin a conversation that reads just these memories, or none."""

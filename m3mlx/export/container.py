@@ -19,17 +19,19 @@ import hashlib
 import io
 import json
 import os
+import re
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from ..errors import StoreError
-from ..files import NEW, replacing
+from ..files import NEW, fcntl, os_errors_as_store_errors, replacing
+from ..store.lock import try_lock
 from . import signature
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ LONGEST_MANIFEST = 2**24
 LONGEST_LINE = 2**24
 _HEADER = struct.Struct("<8sIIQQ32s")
 _BLOCK = 2**20
+_UNFINISHED = re.compile(r".*\.[0-9a-f]{8}\.new", re.DOTALL)
 
 
 class ExportError(StoreError):
@@ -80,9 +83,16 @@ def write(
         sections: name and content of each.
         key: to sign with.
     """
+    _sweep(path.parent)
     ending = f".{secrets.token_hex(4)}{NEW}"  # unique among programs that write here
-    with replacing(path, ending=ending) as new, new.open("r+b") as file:
-        file.write(bytes(_HEADER.size))
+    with (
+        os_errors_as_store_errors(path),
+        replacing(path, ending=ending) as new,
+        new.open("r+b") as file,
+    ):
+        try_lock(file.fileno())
+        file.write(MAGIC.ljust(_HEADER.size, b"\0"))
+        file.flush()  # so that it is known as one of these wherever this is cut off
         table = []
         for name, content in sections:
             length, hash = 0, hashlib.sha256()
@@ -101,6 +111,18 @@ def write(
             file.write(signature.sign(key, header))
         file.seek(0)
         file.write(header)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the unfinished files of programs that were killed, which hold documents."""
+    if fcntl is None:
+        return
+    with suppress(OSError):
+        for left in folder.iterdir():
+            if _UNFINISHED.fullmatch(left.name) and left.is_file() and not left.is_symlink():
+                with left.open("rb") as file:
+                    if file.read(len(MAGIC)) == MAGIC and try_lock(file.fileno()):
+                        left.unlink()
 
 
 class Container:
@@ -133,7 +155,7 @@ class Container:
 
     def _prove(self, trusted: Sequence[str]) -> None:
         size = os.fstat(self._file.fileno()).st_size
-        header = self._at(0, _HEADER.size)
+        header = self.read(0, _HEADER.size)
         if not header.startswith(MAGIC):
             raise ExportError(f"{self.path}: this is no file that `m3mlx export` has written.")
         if len(header) < _HEADER.size:
@@ -150,12 +172,12 @@ class Container:
         known = length <= LONGEST_MANIFEST and _HEADER.size <= start <= size
         if not known or signed not in (0, signature.LENGTH):
             raise self.damaged("its header is wrong")
-        manifest = self._at(start, length)
+        manifest = self.read(start, length)
         if hashlib.sha256(manifest).digest() != sha256:
             raise self.damaged("its manifest is not the one that was written")
         self.signer = None
         if signed:
-            self.signer = signature.signer(self._at(start + length, signed), header)
+            self.signer = signature.signer(self.read(start + length, signed), header)
             if self.signer is None:
                 raise self.damaged("its signature is wrong")
         if trusted and self.signer not in trusted:
@@ -184,12 +206,14 @@ class Container:
         self.sections = tuple(self._table)
         self.done, self.total = 0, end - _HEADER.size
 
-    def _at(self, offset: int, length: int) -> bytes:
-        return os.pread(self._file.fileno(), length, offset)
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file, none of them proved."""
+        with os_errors_as_store_errors(self.path):
+            return os.pread(self._file.fileno(), length, offset)
 
     def open(self, name: str) -> io.BufferedReader:
         """A section's content from its start; what was read is proved when its end is reached."""
-        return io.BufferedReader(_Section(self, self._file.fileno(), *self._table[name]), _BLOCK)
+        return io.BufferedReader(_Section(self, *self._table[name]), _BLOCK)
 
     def lines(self, name: str) -> Iterator[Any]:
         """Yield the values of a section of JSON lines."""
@@ -220,8 +244,8 @@ class Container:
 class _Section(io.RawIOBase):
     """The bytes of a section, each read once, in order, and hashed."""
 
-    def __init__(self, container: Container, descriptor: int, start: int, length: int, sha256: str):
-        self._container, self._descriptor = container, descriptor
+    def __init__(self, container: Container, start: int, length: int, sha256: str):
+        self._container = container
         self._at, self._end = start, start + length
         self._wanted, self._sha256 = sha256, hashlib.sha256()
 
@@ -230,7 +254,7 @@ class _Section(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer)
-        data = os.pread(self._descriptor, min(len(view), self._end - self._at), self._at)
+        data = self._container.read(self._at, min(len(view), self._end - self._at))
         if self._at < self._end and not data:
             raise self._container.damaged("it was cut short while it was read")
         view[: len(data)] = data

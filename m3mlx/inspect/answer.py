@@ -31,6 +31,7 @@ class AnswerView:
         model = chat.assistant.decoder.model
         self._shares = AttentionShares(model, prefix, lambda: len(chat.attached))
         self._spans: list[_GrowingSpan] = []
+        chat.reads_ahead = False  # a look at each pass
 
     def watch(self, steps: Iterator[Step]) -> Generator[Step]:
         """Yield the steps of an answer of the chat; it must not have begun."""
@@ -41,7 +42,9 @@ class AnswerView:
                     if step.span == len(self._spans):
                         self._spans.append(_GrowingSpan(list(self._chat.attached)))
                     self._spans[-1].tokens.append(text)
-                    self._spans[-1].shares.append(self._shares.mean())
+                    mean = self._shares.mean()
+                    nothing = np.zeros(len(self._chat.attached) + 2, np.float32)
+                    self._spans[-1].shares.append(nothing if mean is None else np.array(mean))
                 elif self._spans and text:
                     self._spans[-1].tokens[-1] += text
                 yield step

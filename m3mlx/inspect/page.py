@@ -14,21 +14,25 @@ from ..text import scrub
 
 _CELL = 14  # pixels of a head in the map
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfdfb; --line: #d9d9d2; --dim: #66665e;
-  --kept: 214, 110, 0; --prefix: #7a7f8c; --context: #2f7d6b; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8e8e4; --paper: #17181a; --line: #3a3c40;
-  --dim: #a2a29a; --kept: 255, 160, 40; --prefix: #9aa0ae; --context: #58b39c; } }
-body { font: 16px/1.6 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.3rem; } h2 { font-size: 1rem; margin-top: 2.2rem; }
+:root { color-scheme: light dark; --ink: #23262b; --paper: #fbfaf7; --raised: #ffffff;
+  --line: #e3e0d8; --dim: #5c616a; --kept: 214, 110, 0; --prefix: #7a7f8c; --context: #1a6763; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e4df; --paper: #17191c; --raised: #1f2226;
+  --line: #33373d; --dim: #a4a9b2; --kept: 178, 98, 0; --prefix: #9aa0ae; --context: #6fc3bb; } }
+* { box-sizing: border-box; }
+body { font: 16px/1.6 system-ui, -apple-system, "Segoe UI", sans-serif; color: var(--ink);
+  background: var(--paper); max-width: 60rem; margin: 0 auto; padding: 1.6rem 1.4rem;
+  overflow-wrap: anywhere; }
+h1 { font-size: 1.35rem; line-height: 1.3; letter-spacing: -.01em; margin: 0 0 .4rem; }
+h2 { font-size: 1rem; margin: 2rem 0 .5rem; }
 p.dim, figcaption, td, th, summary { color: var(--dim); font-size: .85rem; }
-.text { white-space: pre-wrap; border-left: 3px solid var(--line); padding-left: 1rem; }
-.text span { border-radius: 2px; }
+.text { white-space: pre-wrap; background: var(--raised); border: 1px solid var(--line);
+  border-radius: 12px; padding: .8rem 1rem; unicode-bidi: plaintext; }
+.text span { border-radius: 3px; }
 figure { margin: 1rem 0; overflow-x: auto; } svg text { fill: var(--dim); font: 10px sans-serif; }
 rect.cell { stroke: var(--line); stroke-width: .5; }
-table { border-collapse: collapse; width: 100%; } td, th { text-align: left; padding: .2rem .6rem
-  .2rem 0; vertical-align: top; } td.number { text-align: right; white-space: nowrap; }
-.bar { display: flex; height: 1.1rem; border-radius: 3px; overflow: hidden; margin: .4rem 0; }
+table { border-collapse: collapse; width: 100%; } td, th { text-align: start; padding: .2rem .6rem
+  .2rem 0; vertical-align: top; } td.number { text-align: end; white-space: nowrap; }
+.bar { display: flex; height: 1.1rem; border-radius: 6px; overflow: hidden; margin: .4rem 0; }
 .bar div { height: 100%; border-right: 1px solid var(--paper); box-sizing: border-box; }
 """
 

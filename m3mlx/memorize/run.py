@@ -17,7 +17,7 @@ from ..config import Progress, no_progress
 from ..errors import DocumentError
 from ..models import rates
 from ..store import MemoryStore, NewReference
-from ..text import nfc
+from ..text import mostly_foreign, nfc
 from .amount import Amount, File
 from .editions import BATCH
 
@@ -42,6 +42,7 @@ class MemorizeReport:
     left_out: list[documents.LeftOut] = field(default_factory=list)  # in folders: no documents
     notes: list[tuple[str, str]] = field(default_factory=list)  # path, what of it is not read
     pruned: bool = False  # the vanished ones were forgotten
+    foreign: int = 0  # references of which most letters are not Latin
     references: int = 0  # stored: they are found, and their documents can be asked about
     memories: int = 0  # written
     bytes: int = 0  # size of their records
@@ -306,6 +307,7 @@ class MemorizeRun:
         ]
         store.add(new, edition=edition)
         self.report.references += len(batch)
+        self.report.foreign += sum(mostly_foreign(reference.text) for _, _, reference in batch)
         if self.format:
             self.report.memories += len(batch)
             self.report.bytes += len(batch) * self.format.record_bytes

@@ -161,6 +161,20 @@ class MemoryCache(LayerCache):
     def state(self) -> Any:
         return self.base.state
 
+    def is_trimmable(self) -> bool:
+        return self.base.is_trimmable()
+
+    def trim(self, n: int) -> int:
+        """Forget the last tokens."""
+        trimmed = self.base.trim(n)
+        if self.context < self.before:  # the place of the gap is forgotten too
+            self.gap = self.before = 0
+        return trimmed
+
+    @property
+    def nbytes(self) -> int:
+        return 0 if self.base.empty() else self.base.nbytes
+
     def __getattr__(self, name: str) -> Any:
         if name in ("bits", "group_size"):  # by which mlx-lm knows quantized keys and values
             return getattr(self.base, name)
@@ -268,6 +282,10 @@ class WindowedCache(LocalCache):
     def make_mask(self, *args: Any, **kwargs: Any) -> mx.array | str | None:
         return self.base.make_mask(*args, **kwargs)
 
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + (self.keys.nbytes + self.values.nbytes if self.length else 0)
+
     def _tokens(self, queries: int) -> mx.array:
         base, size = self.base, self.base.max_size
         if queries > 1:  # a pass over several tokens puts the buffer in order, and trims it first
@@ -308,13 +326,18 @@ def _prepend(memory: mx.array, context: mx.array) -> mx.array:
     return mx.concatenate([memory.astype(context.dtype), context], axis=-2)
 
 
+def known_tokens(model: nn.Module) -> int:
+    """Return how many token ids a model has embeddings for."""
+    embeddings = (nn.Embedding, nn.QuantizedEmbedding)
+    return next(m for m in model.modules() if isinstance(m, embeddings)).weight.shape[0]
+
+
 def check_tokens(model: nn.Module, tokens: Iterable[int]) -> None:
     """Raise ModelError for token ids that the model does not know.
 
     MLX would read beyond its embeddings, or kill the process. An imported file may hold any ids.
     """
-    embeddings = (nn.Embedding, nn.QuantizedEmbedding)
-    known = next(m for m in model.modules() if isinstance(m, embeddings)).weight.shape[0]
+    known = known_tokens(model)
     if foreign := [token for token in tokens if not 0 <= token < known]:
         raise ModelError(
             f"token {foreign[0]} is not one of this model's {known}; the store was damaged or "
@@ -329,10 +352,13 @@ class _PrefixCache(ConcatenateKVCache, LayerCache):
 def read_prefix(model: nn.Module, prefix: Sequence[int]) -> PrefixStates:
     """Compute keys and values of the constant prefix at every layer (section 3.2 of the paper).
 
-    Layers with a recurrent or convolutional state give that state after the prefix.
+    Layers with a recurrent or convolutional state give that state after the prefix. Without a
+    prefix there are no keys and values.
     """
     check_tokens(model, prefix)
     made = make_prompt_cache(model)
+    if not prefix:
+        return PrefixStates((), made)
     caches = replaced(made, lambda cache: cache if keeps_state(cache) else _PrefixCache())
     model(mx.array([list(prefix)]), cache=caches)
     pairs = [(c.keys, c.values) for c in leaves(caches) if not keeps_state(c)]
@@ -347,7 +373,8 @@ def make_cache(model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = 
 
     Args:
         prefix: from ``read_prefix``.
-        kv_bits: 8 or 4 to quantize the context; layers with a sliding window stay as they are.
+        kv_bits: 8 or 4 to quantize the context; layers with a sliding window stay as they are, and
+            all do without a prefix.
 
     Raises:
         ModelError: the head dimension does not allow a quantized context.
@@ -355,22 +382,40 @@ def make_cache(model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = 
     widen_masks(model)
     caches: list[MemoryCache] = []
     bases = [cache for cache in leaves(make_prompt_cache(model)) if not keeps_state(cache)]
-    for base, (keys, values) in zip(bases, prefix, strict=True):
+    for base, pair in zip(bases, prefix or [None] * len(bases), strict=True):
         near = nearness(base)
         if isinstance(base, ChunkedKVCache):
             base = KVCache()
-        elif kv_bits and isinstance(base, KVCache):
-            base = QuantizedKVCache(group_size=_group_size(keys, values), bits=kv_bits)
-        base.update_and_fetch(keys, values)
+        elif kv_bits and pair and isinstance(base, KVCache):
+            base = QuantizedKVCache(group_size=_group_size(*pair), bits=kv_bits)
+        if pair:
+            base.update_and_fetch(*pair)
         if near is None:
             caches.append(MemoryCache(base))
         else:
             kind = WindowedCache if isinstance(base, RotatingKVCache) else LocalCache
             caches.append(kind(base, near))
     arranged = arrange(caches, prefix)
-    if kv_bits:
+    if kv_bits and prefix:
         _check_quantized(model, arranged)
     return arranged
+
+
+def take_back(caches: Sequence[Any]) -> Callable[[], None]:
+    """Return a function that undoes the next pass, if that is over one token.
+
+    What a full window overwrites then is out of sight for the tokens that follow.
+    """
+    states = [(cache, list(cache.cache)) for cache in leaves(caches) if keeps_state(cache)]
+
+    def undo() -> None:
+        for cache in leaves(caches):
+            if not keeps_state(cache):
+                cache.base.trim(1)
+        for cache, state in states:
+            cache.cache = state
+
+    return undo
 
 
 def _group_size(keys: mx.array, values: mx.array) -> int:
@@ -421,6 +466,12 @@ class Layout:
                 real[head, :count] = True
                 start += count
             self.rows.append((index, real) if index.size else None)
+
+    def reserve(self, caches: Sequence[Any]) -> None:
+        """Leave positions for references in front of what follows."""
+        for cache in leaves(caches):
+            if isinstance(cache, MemoryCache):
+                cache.reserve(self.gap)
 
     def attach(
         self,

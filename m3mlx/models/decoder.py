@@ -286,6 +286,11 @@ def encoder_identity(name: str) -> str:
     return encoder.identity(_find(name, "encoder", no_progress))
 
 
+def encoder_advice(name: str) -> str:
+    """Return what ``Encoder.advice`` of an encoder on this machine is, without loading it."""
+    return encoder.advice(_find(name, "encoder", no_progress))
+
+
 def _load_model(name: str, path: Path) -> tuple[nn.Module, dict[str, Any], tuple[MemoryLayer, ...]]:
     """Load a model in the type that this machine computes fast; also its config and geometry.
 

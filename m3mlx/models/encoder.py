@@ -1,6 +1,7 @@
 """Text to unit vectors: BERT-family sentence encoders in MLX.
 
-A directory has the layout of sentence-transformers: ``config.json`` and safetensors for BERT,
+A directory has the layout of sentence-transformers: ``config.json`` and safetensors for BERT or
+XLM-RoBERTa, whose positions begin behind that of the padding,
 ``1_Pooling/config.json`` for the pooling, ``sentence_bert_config.json`` for the length,
 ``config_sentence_transformers.json`` for prompts, ``tokenizer.json``.
 """
@@ -21,14 +22,19 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..errors import ModelError
+from ..text import has_foreign
 from .arrays import load_arrays
 from .hashes import file_sha256
 from .linux_cpu import ops
 from .weights import map_array
 
-# From the model cards; the models' own files do not have it.
-BGE_QUERY = "Represent this sentence for searching relevant passages: "
-BGE = re.compile(r"bge-(small|base|large)-en", re.IGNORECASE)
+# Prefixes of queries and documents from the model cards; the models' own files do not have them.
+PREFIXES = (
+    (r"bge-(small|base|large)-en", "Represent this sentence for searching relevant passages: ", ""),
+    (r"\be5-(small|base|large)(?!.*instruct)", "query: ", "passage: "),
+)
+TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
+FOREIGN = 0.2  # share of words in other letters than Latin of who knows several scripts
 
 ACTIVATIONS = {"gelu": ops.gelu, "gelu_new": nn.gelu_approx, "relu": nn.relu}
 POOLINGS = {
@@ -36,8 +42,9 @@ POOLINGS = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
 }
+BEFORE = re.compile(r"^(bert|roberta)\.")
 WORDS = "embeddings.word_embeddings.weight"
-IGNORED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*")
+IGNORED = re.compile(r"embeddings\.position_ids|pooler\..*|cls\..*|lm_head\..*")
 HASHED = (
     *("config.json", "modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
     *("config_sentence_transformers.json", "tokenizer.json"),
@@ -54,6 +61,7 @@ class _Bert:
         self.weights, self.words = weights, words
         self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
         self.activation, self.eps = ACTIVATIONS[config["hidden_act"]], config["layer_norm_eps"]
+        self.first = _first_position(config)
 
     def __call__(self, ids: mx.array, real: mx.array) -> mx.array:  # both (batch, tokens)
         places, types = (
@@ -61,7 +69,8 @@ class _Bert:
             for kind in ("position", "token_type")
         )
         words = mx.array(self.words[np.array(ids)]).astype(mx.float32)
-        x = self._norm("embeddings", words + places[: ids.shape[1]] + types[0])
+        places = places[self.first : self.first + ids.shape[1]]
+        x = self._norm("embeddings", words + places + types[0])
         for n in range(self.layers):
             at = f"encoder.layer.{n}"
             x = self._norm(f"{at}.attention.output", x + self._attend(f"{at}.attention", x, real))
@@ -85,6 +94,11 @@ class _Bert:
     def _norm(self, name: str, x: mx.array) -> mx.array:
         weight, bias = (self.weights[f"{name}.LayerNorm.{part}"] for part in ("weight", "bias"))
         return mx.fast.layer_norm(x, weight, bias, self.eps)
+
+
+def _first_position(config: dict[str, Any]) -> int:
+    """Return the place of a text's first token in the table of positions."""
+    return 0 if config["model_type"] == "bert" else config.get("pad_token_id", 1) + 1
 
 
 def _shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -133,21 +147,34 @@ class Encoder:
         """Length of a vector."""
         return self.bert.words.shape[1]
 
+    @property
+    def advice(self) -> str:
+        """What to do where most of the text is not in Latin letters; "" for nothing."""
+        return _advice(self.name, self.tokenizer)
+
     def encode(
-        self, texts: Sequence[str], *, query: bool = False, batch_size: int = 32
+        self,
+        texts: Sequence[str | list[int]],
+        *,
+        query: bool = False,
+        batch_size: int = 32,
+        whole: bool = False,
     ) -> np.ndarray:
         """Embed texts.
 
         Args:
-            texts: cut to ``max_tokens``; may be empty.
+            texts: cut to ``max_tokens``; may be empty. Token ids stand for themselves.
             query: put the model's query prefix before each text.
             batch_size: texts in one forward pass; the result does not depend on it.
+            whole: read longer texts in pieces too, and give the mean of their vectors, weighted
+                by their lengths.
 
         Returns:
             float32 (texts, dimensions), rows of length 1, in the order of the texts.
         """
         prefix = self.query_prefix if query else self.document_prefix
-        tokens = [e.ids for e in self.tokenizer.encode_batch([prefix + t for t in texts])]
+        read = self._pieces([prefix + t if isinstance(t, str) else t for t in texts], whole)
+        tokens = [ids for pieces in read for ids in pieces]
         vectors = np.empty((len(tokens), self.dimensions), np.float32)
         # Texts of similar length go together, so that little padding is computed.
         order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
@@ -155,11 +182,36 @@ class Encoder:
             rows = order[start : start + batch_size]
             parts = ops.split_over_cores(self._forward, [tokens[i] for i in rows])
             vectors[rows] = np.concatenate(parts)
-        return vectors
+        if len(tokens) == len(texts):
+            return vectors
+        starts = np.cumsum([0, *map(len, read[:-1])])
+        lengths = np.array([len(ids) for ids in tokens], np.float32)
+        sums = np.add.reduceat(vectors * lengths[:, None], starts, axis=0)
+        return sums / np.linalg.norm(sums, axis=1, keepdims=True)
 
-    def count(self, texts: Sequence[str]) -> int:
-        """Return the number of tokens read from texts, with special tokens."""
-        return sum(len(encoded.ids) for encoded in self.tokenizer.encode_batch(list(texts)))
+    def count(self, texts: Sequence[str | list[int]], *, whole: bool = False) -> int:
+        """Return the number of tokens read from texts, with special tokens; see ``encode``."""
+        return sum(len(ids) for pieces in self._pieces(texts, whole) for ids in pieces)
+
+    def _pieces(self, texts: Sequence[str | list[int]], whole: bool) -> list[list[list[int]]]:
+        """Return the token ids of each text: of its beginning, or of all its pieces."""
+        encoded = iter(self.tokenizer.encode_batch([t for t in texts if isinstance(t, str)]))
+        pieces = []
+        for text in texts:
+            if isinstance(text, str):
+                each = next(encoded)
+                pieces.append([each.ids, *(more.ids for more in each.overflowing if whole)])
+            else:
+                pieces.append(self._enclosed(text, whole))
+        return pieces
+
+    def _enclosed(self, tokens: list[int], whole: bool) -> list[list[int]]:
+        """Return token ids in pieces, each between the special tokens of a text."""
+        around = self.tokenizer.encode("").ids
+        before, after = around[: len(around) // 2], around[len(around) // 2 :]
+        room = self.max_tokens - len(around)
+        starts = range(0, len(tokens) if whole else 1, room)
+        return [[*before, *tokens[start : start + room], *after] for start in starts]
 
     def _forward(self, batch: Sequence[list[int]]) -> np.ndarray:
         width = max(map(len, batch))
@@ -191,7 +243,7 @@ def load(directory: str | Path) -> Encoder:
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(f"{directory}/tokenizer.json is broken ({error}).") from error
     bert = _bert(directory, config)
-    max_tokens = config["max_position_embeddings"]
+    max_tokens = config["max_position_embeddings"] - _first_position(config)
     limit = (_json(directory, "sentence_bert_config.json") or {}).get("max_seq_length")
     max_tokens = min(limit or max_tokens, max_tokens)
     tokenizer.enable_truncation(max_tokens)
@@ -199,16 +251,32 @@ def load(directory: str | Path) -> Encoder:
     if not tokenizer.encode("").ids:
         raise ModelError(f"{directory}/tokenizer.json adds no [CLS] and [SEP] around a text.")
     prompts = (_json(directory, "config_sentence_transformers.json") or {}).get("prompts") or {}
-    query_prefix = prompts.get("query") or (BGE_QUERY if _is_bge(directory, config) else "")
+    for_query, for_document = _prefixes(directory, config)
     return Encoder(
         bert,
         tokenizer,
         pooling=_pooling(directory),
         max_tokens=max_tokens,
-        query_prefix=query_prefix,
-        document_prefix=prompts.get("document") or prompts.get("passage") or "",
+        query_prefix=prompts.get("query") or for_query,
+        document_prefix=prompts.get("document") or prompts.get("passage") or for_document,
         identity=identity(directory),
         name=_name(directory),
+    )
+
+
+def advice(directory: Path) -> str:
+    """Return what ``Encoder.advice`` is, of an encoder that is not loaded."""
+    return _advice(_name(directory), Tokenizer.from_file(str(directory / "tokenizer.json")))
+
+
+def _advice(name: str, tokenizer: Tokenizer) -> str:
+    known = tokenizer.get_vocab()
+    if sum(map(has_foreign, known)) >= FOREIGN * len(known):
+        return ""
+    return (
+        f"Most of the text is in letters that {name} hardly knows. A multilingual encoder finds "
+        f"more: memorize into another store, with --store and --encoder "
+        f"(docs/models-and-converting.md)."
     )
 
 
@@ -224,9 +292,10 @@ def _json(directory: Path, name: str) -> Any:
 
 def _refuse_unsupported(directory: Path, config: dict) -> None:
     def refuse(what: str) -> None:
-        raise ModelError(f"{directory}: {what} is not supported; use a BERT sentence encoder.")
+        advice = "use a sentence encoder of the BERT or XLM-RoBERTa kind"
+        raise ModelError(f"{directory}: {what} is not supported; {advice}.")
 
-    if config.get("model_type") != "bert":
+    if config.get("model_type") not in TYPES:
         refuse(f"encoder type {config.get('model_type')}")
     if config.get("hidden_act") not in ACTIVATIONS:
         refuse(f"hidden_act {config.get('hidden_act')}")
@@ -252,9 +321,13 @@ def _name(directory: Path) -> str:
     return directory.resolve().name
 
 
-def _is_bge(directory: Path, config: dict) -> bool:
-    names = [_name(directory), str(config.get("_name_or_path", ""))]
-    return any(BGE.search(name) for name in names)
+def _prefixes(directory: Path, config: dict) -> tuple[str, str]:
+    """Return the prefixes of queries and documents that a model is known to want."""
+    names = f"{_name(directory)} {config.get('_name_or_path', '')}"
+    for pattern, *prefixes in PREFIXES:
+        if re.search(pattern, names, re.IGNORECASE):
+            return prefixes[0], prefixes[1]
+    return "", ""
 
 
 def _bert(directory: Path, config: dict) -> _Bert:
@@ -264,7 +337,7 @@ def _bert(directory: Path, config: dict) -> _Bert:
     try:
         shapes = _shapes(config)
         places = {
-            name.removeprefix("bert."): (file, name, array.astype(mx.float32))
+            BEFORE.sub("", name): (file, name, array.astype(mx.float32))
             for file in files
             for name, array in load_arrays(file).items()
         }
@@ -289,9 +362,9 @@ def _bert(directory: Path, config: dict) -> _Bert:
 
 
 def identity(directory: Path) -> str:
-    """Return the SHA-256 over all files of an encoder that decide a vector; nothing is loaded."""
+    """Return the SHA-256 over all that decides a vector of a document; nothing is loaded."""
     files = [directory / name for name in HASHED if (directory / name).is_file()]
-    whole = hashlib.sha256()
+    whole = hashlib.sha256(_prefixes(directory, _json(directory, "config.json") or {})[1].encode())
     for file in [*files, *sorted(directory.glob("model*.safetensors"))]:
         whole.update(f"{file.relative_to(directory)} {file_sha256(file)}\n".encode())
     return whole.hexdigest()

@@ -10,23 +10,43 @@ words.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from ..errors import ModelError
+from ..text import shared_length
 
 _USER, _ANSWER, _NEXT = "m3mlxfirstuser", "m3mlxfirstanswer", "m3mlxseconduser"
+_SYSTEM = "m3mlxsystem"
+_MARK = re.compile(r"m3mlxmark(\d+)x")
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Token ids of one user turn, and the half-open range of the user's own words in them."""
+    """Token ids of one user turn, or of a whole conversation that ends with one.
+
+    Attributes:
+        words: half-open range of the user's own words in them.
+        head: number of tokens at the beginning that every conversation with the same system
+            prompt and tools has.
+        start: where the last turn begins; below 0 if it began before.
+    """
 
     tokens: tuple[int, ...]
     words: tuple[int, int]
+    head: int = 0
+    start: int = 0
+
+    def rest(self, count: int) -> Turn:
+        """Return it without the first ``count`` tokens."""
+        first, last = (max(place - count, 0) for place in self.words)
+        return Turn(
+            self.tokens[count:], (first, last), max(self.head - count, 0), self.start - count
+        )
 
 
 class Template:
@@ -100,6 +120,15 @@ class Template:
         """Return the token ids of what a template wrote, its control tokens included."""
         return self._tokenizer.encode(text, add_special_tokens=False)
 
+    def continued(self, text: str, begins: bool) -> list[int]:
+        """Return the token ids of a text that is to be continued as it stands.
+
+        Args:
+            begins: nothing is before it, so it begins as the model's texts do.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=begins)
+        return ids or [self._tokenizer.bos_token_id or self._tokenizer.eos_token_id]
+
     def tokenize(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the token ids of what a person wrote, and their character offsets.
 
@@ -145,50 +174,171 @@ class Template:
         Args:
             think: ask a thinking model to think before it answers.
         """
-        return self._turn(message, self._after_to_think if think else self._after, system, first)
+        return self._turn(message, self._behind((), think), system if first else None, "", first)
 
-    def _turn(self, message: str, after_words: str, system: str | None, first: bool) -> Turn:
-        head = self._head if first else self._between
-        if system and first:
-            message = f"{system}\n\n{message}"
-        before, after = map(self.encode_rendered, (head, after_words))
-        words, start = self.encode(message), len(before)
-        return Turn((*before, *words, *after), (start, start + len(words)))
+    def _turn(
+        self, message: str, behind: Sequence[int], system: str | None, tools: str, first: bool
+    ) -> Turn:
+        head = self.encode_rendered(self._head if first else self._between)
+        start = len(head)
+        if system:
+            head += self.encode(f"{system}\n\n")
+        if tools:
+            head += self.encode_rendered(f"{tools}\n\n")
+        words = self.encode(message)
+        place = len(head)
+        shared = place if place > start else 0
+        return Turn((*head, *words, *behind), (place, place + len(words)), shared)
+
+    def _behind(self, exchange: Sequence[Mapping[str, Any]], think: bool) -> list[int]:
+        """Return the tokens between a user's words and the answer that follows."""
+        if exchange:
+            return self._exchange(exchange, think)
+        return self.encode_rendered(self._after_to_think if think else self._after)
 
     def resume(
         self,
-        said: Sequence[Mapping[str, str]],
+        said: Sequence[Mapping[str, Any]],
         message: str,
         *,
         system: str | None = None,
+        tools: str = "",
         think: bool = False,
+        exchange: Sequence[Mapping[str, Any]] = (),
+        prefill: str = "",
     ) -> Turn:
         """Render earlier messages and a new one as one turn, whose words are the new message's.
 
         Earlier answers stand without thoughts, as templates of thinking models have it.
 
         Args:
+            said: earlier messages as role and content, the user's and the answers in turn. A
+                user's message may have an ``exchange``, an answer the ``tokens`` that were drawn.
+            tools: from ``describe``.
             think: see ``turn``.
-            said: earlier messages as role and content, the user's and the answers in turn.
+            exchange: calls of tools and their results since the new message, as OpenAI has them.
+            prefill: how the answer begins.
         """
         tokens: list[int] = []
-        after = self._after
-        if self.opens_thought(self.encode_rendered(after)):
-            after = self._answered  # the thought that followed is gone
+        head = 0
+        after = self.encode_rendered(self._after)
+        if self.opens_thought(after):
+            after = self.encode_rendered(self._answered)  # the thought that followed is gone
         for asked, answered in zip(said[::2], said[1::2], strict=True):
-            turn = self._turn(asked["content"], after, system, not tokens)
-            tokens += [*turn.tokens, *self.encode(answered["content"])]
-        last = self.turn(message, system=system, first=not tokens, think=think)
-        start, end = (len(tokens) + place for place in last.words)
-        return Turn((*tokens, *last.tokens), (start, end))
+            called = asked.get("exchange")
+            behind = self._exchange(called, False) if called else after
+            about = ("", "") if tokens else (system or "", tools)
+            turn = self._turn(asked["content"], behind, *about, not tokens)
+            head = head or turn.head
+            tokens += [*turn.tokens, *(answered.get("tokens") or self.encode(answered["content"]))]
+        about = ("", "") if tokens else (system or "", tools)
+        last = self._turn(message, self._behind(exchange, think), *about, not tokens)
+        first, end = (len(tokens) + place for place in last.words)
+        whole = (*tokens, *last.tokens, *self.encode(prefill))
+        return Turn(whole, (first, end), head or last.head, len(tokens))
+
+    def describe(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        """Return what the chat template writes about tools; "" if it knows none."""
+        if not tools or not getattr(self._tokenizer, "chat_template", None):
+            return ""
+        asked = [{"role": "user", "content": _USER}]
+        for said in ([{"role": "system", "content": _SYSTEM}, *asked], asked):
+            try:
+                plain, told = self._apply(said), self._apply(said, tools=list(tools))
+            except Exception:  # a template may raise anything, for roles that it does not know
+                continue
+            places = re.compile(f"{_SYSTEM}|{_USER}")
+            parts = zip(places.split(plain)[:-1], places.split(told)[:-1], strict=False)
+            added = (_added(one, other).strip() for one, other in parts)
+            return "\n\n".join(text for text in added if text)
+        return ""
+
+    def _exchange(self, messages: Sequence[Mapping[str, Any]], think: bool) -> list[int]:
+        """Return the tokens of calls and their results, to the beginning of the next answer.
+
+        The template writes them; their texts are put in its place afterwards, as text.
+        """
+        texts: list[str] = []
+
+        def mark(text: str) -> str:
+            texts.append(text)
+            return f"m3mlxmark{len(texts) - 1}x"
+
+        marked = [_marked(message, mark, self._controls) for message in messages]
+        try:
+            rendered = self._apply([{"role": "user", "content": _USER}, *marked], think=think)
+            parts = _MARK.split(rendered.partition(_USER)[2])
+            shown = [int(number) for number in parts[1::2]] == list(range(len(texts)))
+        except Exception:  # a template may raise anything, for roles that it does not know
+            shown = False
+        if not shown:
+            texts.clear()
+            after = self._after_to_think if think else self._after
+            parts = self._plainly(messages, mark, after)
+        return [
+            token
+            for number, part in enumerate(parts)
+            for token in (
+                self.encode(texts[int(part)]) if number % 2 else self.encode_rendered(part)
+            )
+        ]
+
+    def _plainly(
+        self, messages: Iterable[Mapping[str, Any]], mark: Callable[[str], str], after: str
+    ) -> list[str]:
+        """Render calls and results for a template that does not know them, as ordinary turns."""
+        text, answering = self._after, True
+        for message in messages:
+            called = [json.dumps(each["function"]) for each in message.get("tool_calls") or ()]
+            said = mark("\n".join([*filter(None, [message.get("content")]), *called]))
+            if message["role"] == "assistant":
+                text += said if answering else f"{self._after}{said}"
+            else:
+                text += f"{self._between}{said}" if answering else f"\n\n{said}"
+            answering = message["role"] == "assistant"
+        return _MARK.split(text + ("" if answering else after))
 
     def _render(self, messages: list[tuple[str, str]], think: bool = False) -> str:
+        return self._apply([{"role": role, "content": text} for role, text in messages], think)
+
+    def _apply(
+        self, messages: Sequence[Mapping[str, Any]], think: bool = False, **others: Any
+    ) -> str:
         return self._tokenizer.apply_chat_template(
-            [{"role": role, "content": content} for role, content in messages],
-            tokenize=False,
-            add_generation_prompt=True,
-            enable_thinking=think,
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=think, **others
         )
+
+
+def _added(plain: str, told: str) -> str:
+    """Return what a text has between its beginning and end that another one shares with it."""
+    start = shared_length(plain, told)
+    end = 0
+    while end < min(len(plain), len(told)) - start and plain[-1 - end] == told[-1 - end]:
+        end += 1
+    return told[start : len(told) - end]
+
+
+def _marked(
+    message: Mapping[str, Any], mark: Callable[[str], str], controls: re.Pattern[str] | None
+) -> dict[str, Any]:
+    """Return a message with marks for its text, and for texts in calls with control tokens."""
+
+    def shielded(value: Any) -> Any:
+        match value:
+            case str():
+                unsafe = controls is not None and controls.search(value)
+                return mark(json.dumps(value, ensure_ascii=False)[1:-1]) if unsafe else value
+            case dict():
+                return {shielded(name): shielded(each) for name, each in value.items()}
+            case list():
+                return [shielded(each) for each in value]
+        return value
+
+    copied = dict(message)
+    copied["content"] = mark(text) if (text := message.get("content")) else ""
+    if message.get("tool_calls"):
+        copied["tool_calls"] = shielded(message["tool_calls"])
+    return copied
 
 
 def _controls(tokenizer: Any) -> tuple[set[int], re.Pattern[str] | None]:

@@ -1,10 +1,18 @@
 """A server for existing clients: OpenAI's interface, documents, a chat page, and MCP.
 
-model_thread    the one thread that touches MLX and the store, and its queue
+model_thread    the thread that answers and memorizes, its queue, and a thread for what only reads
+connections     the HTTP server and its connections
 guard           which requests are accepted
 documents       list, recall, memorize, view, forget
+sessions        conversations that the page keeps
+facts           what the page tells about the model, and what one could ask
 conversations   answers, and the caches of the last conversations
+chances         how likely tokens were
+tool_calls      calls of tools in answers
+fields          fields of requests
+messages        messages of requests
 openai          requests and answers in OpenAI's shape
+responses       the same for /v1/responses
 app             the endpoints
 mcp             the same as tools of the Model Context Protocol
 page/           the page at /
@@ -13,7 +21,6 @@ page/           the page at /
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import socket
 import threading
@@ -28,12 +35,13 @@ from starlette.types import ASGIApp
 from ..assistant import Assistant
 from ..errors import M3Error
 from .app import Endpoints
+from .connections import http_server
+from .facts import about
 from .guard import Guard, Guarded, Roots, is_loopback
 from .model_thread import ModelThread
 
-CONNECTIONS = 1024  # maximum at the same time; the guard answers fewer
+TOOL = {"type": "function", "function": {"name": "m3mlxtool", "parameters": {"type": "object"}}}
 TOKEN_CHARACTERS = 16  # minimum length of a token
-KEEP_ALIVE = 30  # seconds that a connection may idle
 
 
 def prepare(assistant: Assistant) -> None:
@@ -83,6 +91,7 @@ class Settings:
         roots: folders from which clients may have files read.
         upload_bytes: maximum size of an upload.
         waiting: maximum number of requests that wait.
+        cache_bytes: of the caches of conversations together; None for a share of the memory.
         collection: restricts all requests; None lets each name its own.
         cold: write each memory at its first use only, and not also while nothing is asked.
     """
@@ -94,6 +103,7 @@ class Settings:
     roots: Sequence[str] = ()
     upload_bytes: int = 50_000_000
     waiting: int = 16
+    cache_bytes: int | None = None
     collection: str | None = None
     cold: bool = False
 
@@ -153,6 +163,9 @@ def serve(
             roots=roots,
             guard=guard,
             collection=settings.collection,
+            cache_bytes=settings.cache_bytes,
+            knows_tools=bool(assistant.decoder.template.describe([TOOL])),
+            known=about(assistant),
         )
         apps.append(endpoints.app())
 
@@ -167,26 +180,6 @@ def serve(
     finally:
         listener.close()
         thread.stop()
-
-
-def http_server(app: ASGIApp) -> uvicorn.Server:
-    """Return an HTTP server with its limits set."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    config = uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="auto",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=32_768,
-    )
-    return uvicorn.Server(config)
 
 
 @contextmanager

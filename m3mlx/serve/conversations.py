@@ -1,26 +1,36 @@
 """Answers to conversations that arrive whole with every request. Runs on the model thread.
 
-A client sends the whole conversation each time. The caches of the last conversations are kept, so
-that one that goes on is not read again, if its earlier messages are the same word for word.
+A client sends the whole conversation each time. The caches of the last conversations are kept, and
+a request reads only what none of them has read: what follows a common system prompt, an answer
+that is to be another, a last message that was edited. mlx-lm's own store of prompt caches knows a
+conversation by its tokens alone; here it also counts what was read beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
+
+import mlx.core as mx
 
 from ..assistant import Assistant
 from ..chat.chat import Chat, Source
-from ..chat.conversation import Step, Timings
+from ..chat.conversation import Step
 from ..config import NOTHING_FITS, Generation
+from ..memory.cache import known_tokens
+from ..text import shared_length
+from .chances import Chances, TokenChance
 from .documents import collection_filter
 from .errors import BadRequest
 from .model_thread import Job
+from .tool_calls import ToolCalls
 
 CONTEXT_TOKENS = 16_384  # maximum length of one conversation
-CACHED_TOKENS = 8_192  # maximum length of all cached conversations together
+SHARE = 8  # of the machine's memory that caches may take: one part of so many
+MOST_BYTES = 4_000_000_000  # of all cached conversations together
+MOST_KEPT = 64  # conversations
 
 
 @dataclass(frozen=True)
@@ -29,22 +39,30 @@ class ChatRequest:
 
     Attributes:
         message: the user's last message.
-        earlier: the messages before it, beginning with the user's, as role and content.
+        earlier: the messages before it, beginning with the user's, as role and content, and with
+            an ``exchange`` where tools were called.
+        exchange: calls of tools and their results since the message.
+        tools: that may be called.
+        tokens: the text as token ids, used instead of ``message``.
         memory: "explicit", "text", "off"; None for explicit where there is a store.
         collection: the only one that is searched; None for all documents.
-        usage: end a stream with the numbers of tokens.
         stop: the answer ends before the first of these.
+        chances: tell how likely each token was, and so many of the likeliest; None for nothing.
+        echo: begin the answer with the text itself.
         generation: how to answer; with ``raw`` the message is continued as it stands.
     """
 
     message: str
-    earlier: tuple[dict[str, str], ...] = ()
+    earlier: tuple[dict[str, Any], ...] = ()
     system: str | None = None
+    exchange: tuple[dict[str, Any], ...] = ()
+    tools: tuple[dict[str, Any], ...] = ()
+    tokens: tuple[int, ...] | None = None
     memory: str | None = None
     collection: str | None = None
-    stream: bool = False
-    usage: bool = False
     stop: tuple[str, ...] = ()
+    chances: int | None = None
+    echo: bool = False
     generation: Generation = field(default_factory=Generation)
 
 
@@ -56,9 +74,13 @@ class AnswerPart:
         m3mlx: fields of our own: in the first part the memory mode; with the first text of each
             span of 64 tokens its number and sources; in the last part timings, all sources with
             their shares of the attention, and a note if nothing in memory fits.
-        reasoning: thoughts of the model; a part has these or text.
-        reason: "stop" or "length", in the last part.
+        reason: "stop", "length" or "tool_calls", in the last part.
         usage: numbers of tokens as OpenAI names them, in the last part.
+        reasoning: thoughts of the model; a part has these or text.
+        calls: of tools, as OpenAI has them; ``first_call`` is the number of the first.
+        chances: of the tokens that were drawn.
+        index: which of the answers to a request it belongs to.
+        total: usage of all answers together, in the last part of the last one.
     """
 
     text: str = ""
@@ -66,23 +88,60 @@ class AnswerPart:
     reason: str | None = None
     usage: dict[str, Any] = field(default_factory=dict)
     reasoning: str = ""
-
-
-@dataclass
-class _Cached:
-    chat: Chat
-    tokens: int = 0  # in its caches
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    first_call: int = 0
+    chances: list[TokenChance] = field(default_factory=list)
+    index: int = 0
+    total: dict[str, Any] = field(default_factory=dict)
 
 
 class ConversationCache:
-    """Answers conversations, and keeps the caches of the last ones."""
+    """Answers conversations, and keeps the caches of the last ones.
 
-    def __init__(self) -> None:
-        self._cached: list[_Cached] = []  # the last used one last
+    Args:
+        limit: bytes of all caches together; the last conversation is kept even beyond it. None
+            for a share of the machine's memory.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
+        self._kept: list[Chat] = []  # the last used one last
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all kept caches."""
+        return sum(chat.nbytes for chat in self._kept)
+
+    @property
+    def limit(self) -> int:
+        """Bytes that the caches may take together."""
+        if self._limit is None:
+            memory = int(mx.device_info().get("memory_size", 0)) or MOST_BYTES
+            self._limit = min(MOST_BYTES, memory // SHARE)
+        return self._limit
 
     def clear(self) -> None:
         """Drop all: a document was forgotten, and caches may hold text read beside it."""
-        self._cached.clear()
+        self._kept.clear()
+
+    def answers(
+        self, assistant: Assistant, job: Job, requests: Sequence[ChatRequest], count: int = 1
+    ) -> Iterator[AnswerPart]:
+        """Yield the parts of answers, one after the other: so many to each request."""
+        total: dict[str, Any] = {}
+        for index in range(len(requests) * count):
+            number, again = divmod(index, count)
+            request = requests[number]
+            seed = request.generation.seed
+            if again and seed is not None:  # another answer to the same, and not the same again
+                how = replace(request.generation, seed=(seed + again) % 2**64)
+                request = replace(request, generation=how)
+            for part in self.answer(assistant, job, request):
+                part.index = index
+                if part.usage:
+                    _add_usage(total, part.usage, again > 0)
+                    part.total = total if index == len(requests) * count - 1 else {}
+                yield part
 
     def answer(self, assistant: Assistant, job: Job, request: ChatRequest) -> Iterator[AnswerPart]:
         """Yield the parts of an answer.
@@ -91,83 +150,163 @@ class ConversationCache:
             BadRequest: the conversation is too long.
             M3Error: see ``Chat.send``.
         """
+        template = assistant.decoder.template
+        how, raw = request.generation, request.generation.raw
+        request = _readable(assistant, request)
         room = _room(assistant, request)
-        conversation = self._take(assistant, request)
-        chat, cached = conversation.chat, conversation.tokens
-        length = min(request.generation.max_tokens, room)
-        steps = chat.send(request.message, request.generation, max_tokens=length)
-        stop, reason, timings = _StopFilter(request.stop), "length", Timings()
-        spans: dict[int, Step] = {}  # the last step of each
-        thought = False
+        chat = self._take(assistant, request)
+        chances = Chances(assistant.decoder.tokenizer, request.chances)
+        scored = raw and request.echo and request.chances is not None
+        steps = chat.send(
+            request.message,
+            how,
+            announce=how.max_tokens > 0 and not request.echo,
+            exchange=request.exchange,
+            tokens=request.tokens,
+            blank=True,
+            observe=chances.observe if scored else None,
+            while_reading=job.check,
+            max_tokens=max(min(how.max_tokens, room), 1),
+            think=how.think and template.can_think,
+        )
+        calls = ToolCalls(assistant.decoder.tokenizer, request.tools)
+        answer = _Answer(request, chat, calls)
         yield AnswerPart(m3mlx={"memory": chat.memory})
         try:
             with closing(steps):
-                for step in steps:
-                    timings = step.timings
-                    # the caches hold all but the last drawn token
-                    drawn = max(timings.generated_tokens - 1, 0)
-                    conversation.tokens = cached + timings.prompt_tokens + drawn
-                    thought = thought or step.thought
-                    text, reasoning = ("", step.text) if step.thought else (step.text, "")
-                    text = stop.feed(text, last=step.finish_reason is not None)
-                    part = AnswerPart(text, reasoning=reasoning)
-                    if step.span not in spans:
-                        part.m3mlx = {"span": step.span, "sources": _sources([step])}
-                    spans[step.span] = step
-                    if part.m3mlx or text or reasoning:
-                        yield part
-                    reason = "stop" if stop.found else step.finish_reason or reason
-                    if stop.found:
+                for number, step in enumerate(steps):
+                    if request.echo and not number:
+                        known = chances.prompt(request.tokens)
+                        yield AnswerPart(request.message, chances=known)
+                    yield from answer.parts(step, chances) if how.max_tokens else ()
+                    if answer.stopped or not how.max_tokens:
                         break
         finally:
-            # an error has reset the chat, so it has no messages; thoughts are not kept in caches
-            kept = not (thought or request.generation.raw)
-            if kept and chat.messages and conversation.tokens > cached:
-                self._keep(conversation)
-        prompt, completion = cached + timings.prompt_tokens, timings.generated_tokens
+            # an error has reset the chat, so it has no messages
+            if not raw and chat.messages:
+                self._keep(chat)
+        yield answer.end()
+
+    def _take(self, assistant: Assistant, request: ChatRequest) -> Chat:
+        """Return a chat with the earlier messages, and with the caches that share most of them."""
+        memory = request.memory or ("explicit" if assistant.has_store() else "off")
+        only = collection_filter(request.collection)
+        tools = assistant.decoder.template.describe(request.tools)
+        if request.generation.raw:
+            return assistant.chat(memory=memory, only=only)
+        wanted = memory, only, request.system, tools
+        asked = [*request.earlier, _asked(request)]
+        chat, shared = None, -1
+        for kept in reversed(self._kept):
+            if (kept.memory, kept.only, kept.system, kept.tools) == wanted:
+                count = shared_length(kept.messages, asked)
+                if count > shared:
+                    chat, shared = kept, count
+        if chat is None:
+            chat = assistant.chat(memory=memory, only=only, system=request.system)
+            chat.tools = tools
+        elif shared >= len(chat.messages) - 1 or 0 < shared == len(chat.messages) - 2:
+            self._kept.remove(chat)  # it goes on, or its last turn is to be another
+        else:
+            chat = chat.fork()
+        chat.go_back(request.earlier)
+        return chat
+
+    def _keep(self, chat: Chat) -> None:
+        self._kept.append(chat)
+        while len(self._kept) > 1 and (len(self._kept) > MOST_KEPT or self.nbytes > self.limit):
+            self._kept.pop(0)
+
+
+class _Answer:
+    """One answer as it grows: what of each step is told, and the usage at its end.
+
+    Attributes:
+        drawn: number of tokens.
+        reason: why it ended.
+    """
+
+    def __init__(self, request: ChatRequest, chat: Chat, tools: ToolCalls):
+        self._request, self._chat, self._tools = request, chat, tools
+        self._stop = _StopFilter(request.stop)
+        self._spans: dict[int, Step] = {}  # the last step of each
+        self._calls = 0
+        self.drawn, self.reason = 0, "length"
+
+    @property
+    def stopped(self) -> bool:
+        """A stop word was found."""
+        return self._stop.found
+
+    def parts(self, step: Step, chances: Chances) -> Iterator[AnswerPart]:
+        """Yield what a step adds."""
+        last = step.finish_reason is not None
+        text, reasoning = ("", step.text) if step.thought else (step.text, "")
+        text, calls = self._tools.feed(text, last)
+        text = self._stop.feed(text, last)
+        part = AnswerPart(text, reasoning=reasoning, calls=calls, first_call=self._calls)
+        self._calls += len(calls)
+        if step.token is not None:
+            self.drawn += 1
+            part.chances = chances.drawn(step.token, step.logprobs)
+        if step.span not in self._spans:
+            part.m3mlx = {"span": step.span, "sources": _sources([step])}
+        self._spans[step.span] = step
+        if part.m3mlx or text or reasoning or calls or part.chances:
+            yield part
+        self.reason = "stop" if self._stop.found else step.finish_reason or self.reason
+
+    def end(self) -> AnswerPart:
+        """Return the last part."""
+        timings, cached = self._chat.timings, self._chat.cached
+        prompt = cached + timings.prompt_tokens
         usage = {
             "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
+            "completion_tokens": self.drawn,
+            "total_tokens": prompt + self.drawn,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-        about: dict[str, Any] = {"sources": _sources(spans.values()), "timings": asdict(timings)}
-        if chat.memory != "off" and not about["sources"]:
+        sources = _sources(self._spans.values())
+        about: dict[str, Any] = {"sources": sources, "timings": asdict(timings)}
+        if self._chat.memory != "off" and not sources:
             about["note"] = NOTHING_FITS
-        yield AnswerPart(m3mlx=about, reason=reason, usage=usage)
-
-    def _take(self, assistant: Assistant, request: ChatRequest) -> _Cached:
-        """Take the cached conversation that the request continues, or begin a new one."""
-        memory = request.memory or ("explicit" if assistant.has_store() else "off")
-        wanted = memory, collection_filter(request.collection), request.system
-        for cached in () if request.generation.raw or not request.earlier else self._cached:
-            chat = cached.chat
-            same = (chat.memory, chat.only, chat.system) == wanted
-            if same and chat.messages == [*request.earlier]:
-                self._cached.remove(cached)
-                return cached
-        chat = assistant.chat(memory=memory, only=wanted[1], system=request.system)
-        chat.messages += map(dict, request.earlier)
-        return _Cached(chat)
-
-    def _keep(self, conversation: _Cached) -> None:
-        self._cached.append(conversation)
-        while self._cached and sum(each.tokens for each in self._cached) > CACHED_TOKENS:
-            self._cached.pop(0)
+        reason = "tool_calls" if self._calls and self.reason == "stop" else self.reason
+        return AnswerPart(m3mlx=about, reason=reason, usage=usage)
 
 
-def join_turns(messages: Iterable[tuple[str, str]]) -> tuple[list[str], list[dict[str, str]]]:
-    """Split messages, as role and text, into system prompts and turns; one role's are joined."""
-    system: list[str] = []
-    turns: list[dict[str, str]] = []
-    for role, text in messages:
-        if role == "system":
-            system.append(text)
-        elif turns and turns[-1]["role"] == role:
-            turns[-1]["content"] += f"\n\n{text}"
-        else:
-            turns.append({"role": role, "content": text})
-    return system, turns
+def _asked(request: ChatRequest) -> dict[str, Any]:
+    """Return the message that a request asks, as chats keep it."""
+    exchange = {"exchange": list(request.exchange)} if request.exchange else {}
+    return {"role": "user", "content": request.message, **exchange}
+
+
+def _add_usage(total: dict[str, Any], usage: Mapping[str, Any], again: bool) -> None:
+    """Add the usage of an answer; a prompt that is answered again counts once."""
+    for name, value in usage.items():
+        if name == "prompt_tokens_details":
+            _add_usage(total.setdefault(name, {}), value, again)
+        elif not again or name == "completion_tokens":
+            total[name] = total.get(name, 0) + value
+    if "completion_tokens" in total:
+        total["total_tokens"] = total["prompt_tokens"] + total["completion_tokens"]
+
+
+def _readable(assistant: Assistant, request: ChatRequest) -> ChatRequest:
+    """Return a request with the text of its tokens; raises BadRequest for foreign tokens."""
+    known = known_tokens(assistant.decoder.model)
+    bias = request.generation.logits.get("logit_bias", ())
+    for name, tokens in (("prompt", request.tokens or ()), ("logit_bias", bias)):
+        if foreign := [token for token in tokens if not 0 <= token < known]:
+            raise BadRequest(f"Token {foreign[0]} is not one of this model's {known}.", name)
+    if request.tokens is None:
+        if request.generation.raw:
+            memory = request.memory or ("explicit" if assistant.has_store() else "off")
+            begins = memory == "off"
+            tokens = assistant.decoder.template.continued(request.message, begins)
+            return replace(request, tokens=tuple(tokens))
+        return request
+    text = assistant.decoder.tokenizer.decode(list(request.tokens))
+    return replace(request, message=text)
 
 
 def _sources(steps: Iterable[Step]) -> list[dict[str, Any]]:
@@ -177,9 +316,15 @@ def _sources(steps: Iterable[Step]) -> list[dict[str, Any]]:
 def _room(assistant: Assistant, request: ChatRequest) -> int:
     """Return how many tokens the answer may have."""
     limit = min(assistant.decoder.context_tokens or CONTEXT_TOKENS, CONTEXT_TOKENS)
-    earlier = (message["content"] for message in request.earlier)
-    texts = [request.system or "", *earlier, request.message]
-    count = sum(len(assistant.decoder.template.encode(text)) for text in texts)
+    encode = assistant.decoder.template.encode
+    if request.tokens is not None:
+        count = len(request.tokens)
+    else:
+        messages = [*request.earlier, _asked(request)]
+        called = (each for message in messages for each in message.get("exchange", ()))
+        texts = [request.system or "", request.generation.prefill]
+        texts += [message["content"] for message in (*messages, *called)]
+        count = sum(len(encode(text)) for text in texts)
     if count >= limit:
         raise BadRequest(
             f"This conversation has {count} tokens; {limit} is the limit. Begin a new one.",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,6 +21,8 @@ from .model_thread import Job
 
 TITLE = 80  # maximum characters of a title taken from the text
 NAME = 200  # maximum characters of a name
+FOLDERS = 8  # maximum number of folders in the name of an upload
+PAGE = 50  # documents of a page, unless a request says how many
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069/\\]+")
 
 
@@ -38,8 +43,13 @@ def text_contents(text: str, title: str | None) -> dict[str, bytes]:
     return {f"text:{_plain(title) or 'untitled'}": text.encode("utf-8", "replace")}
 
 
-def upload_name(given: str | None) -> str:
-    """Name an upload, without folders; raises BadRequest for types that are not read."""
+def upload_name(given: str | None, folder: str | None = None) -> str:
+    """Name an upload; raises BadRequest for types that are not read.
+
+    Args:
+        given: name of the file, whose own folders are left out.
+        folder: in which it was, below the folder that was dropped on the page.
+    """
     name = _plain(PurePosixPath((given or "").replace("\\", "/")).name)
     reason = None
     form = format_of(Path(name))
@@ -50,7 +60,9 @@ def upload_name(given: str | None) -> str:
     if reason:
         message = f"{name or 'A file without a name'}: {reason}"
         raise BadRequest(message, "file", "unsupported_type", 415)
-    return f"upload:{name}"
+    parts = re.split(r"[/\\]", folder or "")
+    places = [part for part in map(_plain, parts) if part.strip(".")]
+    return f"upload:{'/'.join([*places[-FOLDERS:], name])}"
 
 
 def _plain(name: str) -> str:
@@ -62,14 +74,138 @@ def collection_filter(collection: str | None) -> Filter | None:
     return None if collection is None else Filter(collection)
 
 
-def _stored(assistant: Assistant, collection: str | None = None) -> list[StoredDocument]:
+def stored(assistant: Assistant, collection: str | None = None) -> list[StoredDocument]:
+    """Return all documents, or those of a collection; none where there is no store."""
     found = assistant.documents() if assistant.has_store() else []
     return [d for d in found if collection is None or d.collection == collection]
 
 
 def list_documents(assistant: Assistant, collection: str | None = None) -> list[dict[str, Any]]:
     """List all documents, or those of a collection; none where there is no store."""
-    return [_document_json(document) for document in _stored(assistant, collection)]
+    return [_document_json(document) for document in stored(assistant, collection)]
+
+
+def plain_name(path: str) -> str:
+    """Return the last part of a document's path, without what tells where it came from."""
+    return re.sub(r"^(upload|text|demo|chat):", "", path).replace("\\", "/").rpartition("/")[2]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which documents a page of the list shows, and in which order.
+
+    Attributes:
+        words: that the path contains, all of them, whatever their case.
+        only: what else is known of them.
+        sort: "newest", "oldest", "name" or "largest" first.
+    """
+
+    words: tuple[str, ...] = ()
+    only: Filter = field(default_factory=Filter)
+    sort: str = "newest"
+    offset: int = 0
+    limit: int = PAGE
+
+    @classmethod
+    def of(cls, query: Mapping[str, str], collection: str | None) -> Listing | None:
+        """Parse the query of a request; None where it asks for the whole list.
+
+        Raises:
+            BadRequest: a value is none that is known.
+        """
+        if not query.keys() & {"limit", "offset", "q", "type", "since", "sort"}:
+            return None
+        sort, since = query.get("sort", "newest"), query.get("since")
+        if sort not in _ORDERS:
+            raise BadRequest(f"sort is one of {', '.join(_ORDERS)}.", "sort")
+        try:
+            offset, limit = int(query.get("offset", 0)), int(query.get("limit", PAGE))
+            if since is not None:
+                moment = datetime.fromisoformat(since)
+                moment = moment.replace(tzinfo=moment.tzinfo or UTC).astimezone(UTC)
+                since = moment.isoformat(timespec="seconds")
+        except ValueError as error:
+            message = "offset and limit are numbers, since is a time in ISO 8601."
+            raise BadRequest(message, "since") from error
+        if offset < 0 or limit < 1:
+            raise BadRequest("offset is at least 0, limit at least 1.", "limit")
+        kinds = (query["type"],) if query.get("type") else ()
+        only = Filter(collection, types=kinds, since=since)
+        return cls(tuple(query.get("q", "").casefold().split()), only, sort, offset, limit)
+
+    @property
+    def wants_all(self) -> bool:
+        return not self.words and self.only == Filter()
+
+    def matches(self, document: StoredDocument) -> bool:
+        path = document.path.casefold()
+        return all(word in path for word in self.words) and self.only.matches(
+            document.path, document.collection, document.added
+        )
+
+
+_ORDERS: dict[str, tuple[Callable[[StoredDocument], Any], bool]] = {
+    "newest": (lambda document: (document.added, document.id), True),
+    "oldest": (lambda document: (document.added, document.id), False),
+    "name": (lambda document: (plain_name(document.path).casefold(), document.id), False),
+    "largest": (lambda document: (document.references, document.size or 0), True),
+}
+
+
+class DocumentList:
+    """The documents of the store, which are read again only after they have changed.
+
+    Args:
+        collection: that the server is restricted to.
+    """
+
+    def __init__(self, collection: str | None = None) -> None:
+        self._collection = collection
+        self._moment: tuple[object, ...] = ()
+        self._every: list[StoredDocument] = []
+        self._counts: dict[str, dict[str, int]] = {}
+
+    def page(self, assistant: Assistant, listing: Listing) -> dict[str, Any]:
+        """Return a page of the list, with what the filters can be."""
+        found = every = self.documents(assistant)
+        if not listing.wants_all:
+            found = list(filter(listing.matches, found))
+        key, backwards = _ORDERS[listing.sort]
+        found = sorted(found, key=key, reverse=backwards)
+        shown = found[listing.offset : listing.offset + listing.limit]
+        data = list(map(_document_json, shown))
+        counts = {"total": len(found), "all": len(every), **self._counts}
+        return {"object": "list", "data": data, **counts}
+
+    def documents(self, assistant: Assistant) -> list[StoredDocument]:
+        """Return all of them, by id."""
+        moment = assistant.store().moment() if assistant.has_store() else ()
+        if moment and moment == self._moment:
+            return self._every
+        self._moment, self._every = moment, stored(assistant, self._collection)
+        kinds = Counter(os.path.splitext(each.path)[1].lower()[1:] for each in self._every)
+        collections = Counter(each.collection for each in self._every)
+        self._counts = {
+            "types": {kind: number for kind, number in kinds.most_common() if kind},
+            "collections": dict(sorted(collections.items())),
+        }
+        return self._every
+
+    def quotes(
+        self, assistant: Assistant, wanted: Sequence[tuple[int, int]]
+    ) -> list[dict[str, Any] | None]:
+        """Return path and text of references, as document and start; None where one is gone."""
+        asked = {id for id, _ in wanted}
+        paths = {each.id: each.path for each in self.documents(assistant) if each.id in asked}
+        texts: dict[tuple[int, int], str] = {}
+        for id in paths:
+            store = assistant.store()
+            for reference in store.references(store.slots_of(id)):
+                texts[id, reference.start] = reference.text
+        return [
+            {"path": paths[id], "text": texts[id, start]} if (id, start) in texts else None
+            for id, start in wanted
+        ]
 
 
 def status(assistant: Assistant) -> dict[str, Any]:
@@ -110,7 +246,7 @@ def memorize(
     Raises:
         DocumentError: the only text or upload cannot be read.
     """
-    known = {document.id for document in (_stored(assistant) if contents else ())}
+    known = {document.id for document in (stored(assistant) if contents else ())}
     try:
         report = assistant.memorize(
             paths,
@@ -121,7 +257,7 @@ def memorize(
             between_batches=job.between_batches,
         )
     except BaseException:
-        begun = [d for d in _stored(assistant) if contents and d.path in contents]
+        begun = [d for d in stored(assistant) if contents and d.path in contents]
         partial = [str(d.id) for d in begun if d.id not in known and not d.complete]
         if partial:
             assistant.forget(partial)
@@ -133,15 +269,15 @@ def memorize(
     yield {**_fields(report, names), "failed": failed}
 
 
-def _require(assistant: Assistant, id: int, collection: str | None) -> None:
-    """Raise BadRequest if there is no such document, or not in the collection."""
-    if id not in {document.id for document in _stored(assistant, collection)}:
+def _require(id: int, there: Collection[int]) -> None:
+    """Raise BadRequest if a document is not among those that there are."""
+    if id not in there:
         raise BadRequest(f"There is no document {id}.", "id", "not_found", 404)
 
 
 def view(assistant: Assistant, id: int, start: int | None, collection: str | None) -> str:
     """Return the HTML page of a document's memories, or of the reference that starts there."""
-    _require(assistant, id, collection)
+    _require(id, {document.id for document in stored(assistant, collection)})
     name = str(id)
     if start is not None:
         store = assistant.store()
@@ -154,11 +290,13 @@ def view(assistant: Assistant, id: int, start: int | None, collection: str | Non
 
 
 def forget(
-    assistant: Assistant, id: int, verify: bool, collection: str | None = None
+    assistant: Assistant, ids: Sequence[int], verify: bool, collection: str | None = None
 ) -> dict[str, Any]:
-    """Erase one document; with ``verify`` also search for traces of it."""
-    _require(assistant, id, collection)
-    report = assistant.forget([str(id)], verify=verify)
+    """Erase documents; with ``verify`` also search for traces of them."""
+    there = {document.id for document in stored(assistant, collection)}
+    for id in ids:
+        _require(id, there)
+    report = assistant.forget(map(str, ids), verify=verify)
     return {
         "forgotten": [_document_json(document) for document in report.documents],
         "found": None if report.remnants is None else [asdict(each) for each in report.remnants],

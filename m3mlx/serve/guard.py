@@ -27,7 +27,9 @@ from .errors import BadRequest, BoundaryError, FullError, handle
 JSON_BYTES = 2_000_000  # maximum body of a request that is no upload
 REQUESTS = 256  # maximum number at the same time
 PATIENCE = 60.0  # seconds for a client to send or take the next part
-PUBLIC = ("/", "/page.css", "/page.js", "/health")  # hold nothing of the user's
+SLOWEST = 2000  # bytes a second that a client sends at least, beside that patience
+PUBLIC = ("/", "/health")  # hold nothing of the user's
+PAGE = "/page/"  # as little do the files below it
 UPLOADS = "/v1/memories"
 TICKETS = "/view/"  # a path below it is a secret of its own
 
@@ -56,6 +58,11 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
+
+
+def media_type(headers: Headers) -> str:
+    """Return the media type that a request declares, without parameters, in small letters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 class Roots:
@@ -117,7 +124,8 @@ class Guard:
         if not same_origin or not (same_site or visit):
             message = "Pages of another origin may not ask this server."
             raise BadRequest(message, code="wrong_origin", status=403)
-        if self.token is not None and path not in PUBLIC and not path.startswith(TICKETS):
+        open_to_all = path in PUBLIC or path.startswith((PAGE, TICKETS))
+        if self.token is not None and not open_to_all:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             right = hmac.compare_digest(given.strip().encode(), self.token.encode())
             if scheme.lower() != "bearer" or not right:
@@ -130,8 +138,8 @@ class Guard:
     def check_size(self, scope: Scope, size: int) -> None:
         """Raise BadRequest if the body of a request is too large."""
         limit = JSON_BYTES
-        kind = Headers(scope=scope).get("content-type", "")
-        if scope["path"] == UPLOADS and kind.startswith("multipart/form-data"):
+        kind = media_type(Headers(scope=scope))
+        if scope["path"] == UPLOADS and kind == "multipart/form-data":
             limit = self.upload_bytes + 10_000  # for what surrounds the file
         if size > limit:
             raise BadRequest(f"More than {limit} bytes.", code="too_large", status=413)
@@ -163,6 +171,7 @@ class Guarded:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         size, complete = 0, False
+        begun = asyncio.get_running_loop().time()
 
         async def guarded_send(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -179,8 +188,10 @@ class Guarded:
             nonlocal size, complete
             if complete:  # waits until the client disconnects
                 return await receive()
+            latest = begun + self.patience + size / SLOWEST
+            next_part = asyncio.get_running_loop().time() + self.patience
             try:
-                async with asyncio.timeout(self.patience):
+                async with asyncio.timeout_at(min(latest, next_part)):
                     message = await receive()
             except TimeoutError:
                 raise BadRequest("The request did not come to its end.", status=408) from None

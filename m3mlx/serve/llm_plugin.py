@@ -5,7 +5,10 @@ Sources are kept in llm's log, with each response.
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -19,7 +22,9 @@ from ..assistant import Assistant
 from ..chat.chat import Source
 from ..chat.conversation import Step
 from ..errors import M3Error
-from .conversations import join_turns
+from .messages import Turns, turns_of
+
+CARRIED = {"store", "model", "encoder", "adapter_path", "memory"}  # from prompt to prompt
 
 
 @llm.hookimpl
@@ -56,15 +61,14 @@ class M3(llm.Model):
         response: llm.Response,
         conversation: llm.Conversation | None,
     ) -> Iterator[str]:
-        options = prompt.options
-        assert isinstance(options, M3.Options)
-        system, earlier, message = _conversation(prompt)
+        options = _continued(prompt.options, conversation)
+        said = _turns(prompt)
         spans: dict[int, Step] = {}  # the last step of each
         try:
-            chat = self._open(options).chat(memory=options.memory, system=system)
-            chat.messages += earlier
+            chat = self._open(options).chat(memory=options.memory, system=said.system)
+            chat.messages += said.earlier
             for step in chat.send(
-                message,
+                said.message,
                 max_tokens=options.max_tokens,
                 temp=options.temperature,
                 top_p=options.top_p,
@@ -98,15 +102,35 @@ class M3(llm.Model):
         return self._assistant
 
 
-def _conversation(prompt: llm.Prompt) -> tuple[str | None, list[dict[str, str]], str]:
-    """Return the system prompt, the earlier turns, and the message to answer."""
+def _continued(options: llm.Options, conversation: llm.Conversation | None) -> M3.Options:
+    """Return options with those of earlier prompts, which llm logs and does not carry on."""
+    given: dict[str, object] = {}
+    for chosen in (*_logged(conversation), options.model_dump(exclude_unset=True)):
+        given |= {name: chosen[name] for name in CARRIED & chosen.keys() if chosen[name]}
+    return M3.Options(**{**options.model_dump(exclude_unset=True), **given})
+
+
+def _logged(conversation: llm.Conversation | None) -> list[dict[str, object]]:
+    """Return the options of a conversation's prompts so far, the first one first."""
+    if conversation is None:
+        return []
+    if conversation.responses:  # asked by this process, or logged by an earlier llm
+        chosen = [each.prompt.options for each in conversation.responses]
+        return [each.model_dump(exclude_unset=True) for each in chosen]
+    words = ["logs", "--cid", conversation.id, "-n", "0", "--json"]
+    command = [sys.executable, "-m", "llm", *words]  # as its log's form is its own
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    rows = json.loads(done.stdout) if done.returncode == 0 else []
+    logged = [row["options_json"] for row in rows]
+    return [json.loads(each) if isinstance(each, str) else each or {} for each in logged]
+
+
+def _turns(prompt: llm.Prompt) -> Turns:
+    """Return the conversation that a prompt continues."""
     messages = []
     for message in prompt.messages:
         texts = [part.text for part in message.parts if isinstance(part, llm.parts.TextPart)]
         if len(texts) < len(message.parts):
             raise llm.ModelError("m3mlx takes text only, no tools and no attachments")
-        messages.append((message.role, "".join(texts)))
-    system, turns = join_turns(messages)
-    if [turn["role"] for turn in turns] != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise llm.ModelError("a conversation begins and ends with a message of the user")
-    return "\n\n".join(dict.fromkeys(system)) or None, turns[:-1], turns[-1]["content"]
+        messages.append({"role": message.role, "content": "".join(texts)})
+    return turns_of(messages)

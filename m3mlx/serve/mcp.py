@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from functools import partial, wraps
 from typing import Annotated, Any, Literal
@@ -25,12 +25,14 @@ from starlette.applications import Starlette
 
 from .. import __version__
 from ..assistant import Assistant
+from ..chat.chat import collect
+from ..chat.conversation import Step
 from ..config import Generation
 from ..errors import M3Error
 from ..text import cite
 from . import documents
 from .guard import Roots
-from .model_thread import ModelThread
+from .model_thread import Job, ModelThread
 
 INSTRUCTIONS = (
     "A memory of the user's own documents, on the user's machine. recall finds passages; ask has "
@@ -75,6 +77,7 @@ class Tools:
 
     def __init__(self, thread: ModelThread, roots: Roots):
         self._thread, self._roots = thread, roots
+        self._listed = documents.DocumentList()
 
     def server(self) -> MCPServer:
         """Return an MCP server with all tools."""
@@ -91,7 +94,9 @@ class Tools:
             self.status: READS,
         }
         for tool, hints in tools.items():
-            server.add_tool(_with_tool_errors(tool), annotations=hints)
+            # structured output would send a list twice, as text too
+            once = False if tool == self.list_documents else None
+            server.add_tool(_with_tool_errors(tool), annotations=hints, structured_output=once)
         return server
 
     async def _memorize(self, context: Context, **what: Any) -> dict[str, Any]:
@@ -123,7 +128,7 @@ class Tools:
 
     async def recall(self, query: Query, k: Annotated[int, Field(ge=1, le=100)] = 5) -> str:
         """Find the passages of the user's documents that fit a query best."""
-        hits = await self._thread.call(
+        hits = await self._thread.reader.call(
             lambda assistant: assistant.recall(query, k) if assistant.has_store() else []
         )
         if not hits:
@@ -138,25 +143,42 @@ class Tools:
     ) -> str:
         """Have the small local model answer a question from the user's documents."""
         how = Generation(max_tokens=max_tokens)
-        answer = await self._thread.call(
-            lambda assistant: assistant.ask(question, memory=memory, generation=how)
-        )
+
+        def answered(assistant: Assistant, job: Job) -> Iterator[Step]:
+            chat = assistant.chat(memory=memory)
+            yield from chat.send(question, how, while_reading=job.check)
+
+        async with aclosing(self._thread.stream(answered)) as steps:
+            answer = collect([step async for step in steps], memory)
         places = ", ".join(dict.fromkeys(cite(each) for each in answer.sources if each.used))
         return untrusted([(f"answer, drawn from {places or 'nothing'}", answer.text)])
 
-    async def list_documents(self) -> dict[str, Any]:
-        """List the documents in memory, with the numbers that forget takes."""
-        return {"documents": await self._thread.call(documents.list_documents)}
+    async def list_documents(
+        self,
+        limit: Annotated[int, Field(ge=1, le=200)] = 50,
+        offset: Annotated[int, Field(ge=0)] = 0,
+        words: Annotated[str, Field(max_length=200)] = "",
+    ) -> str:
+        """List documents in memory, the newest first, with the numbers that forget takes.
+
+        A page at a time: total says how many there are, and next_offset where the next page
+        begins. With words, only documents whose path has all of them.
+        """
+        listing = documents.Listing(tuple(words.casefold().split()), offset=offset, limit=limit)
+        found = await self._thread.reader.call(partial(self._listed.page, listing=listing))
+        last = offset + len(found["data"])
+        told = {"documents": found["data"], "total": found["total"]}
+        return json.dumps({**told, "next_offset": last if last < found["total"] else None})
 
     async def forget(self, document: Annotated[int, Field(ge=1)]) -> dict[str, Any]:
         """Erase one document from memory, by its number; its file stays where it is."""
-        forget = partial(documents.forget, id=document, verify=False)
+        forget = partial(documents.forget, ids=[document], verify=False)
         return {"forgotten": (await self._thread.call(forget, writes=True))["forgotten"]}
 
     async def status(self) -> dict[str, Any]:
         """How much is in memory, and from which folders files may be memorized."""
         folders = [str(folder) for folder in self._roots.folders]
-        return {**await self._thread.call(documents.status), "roots": folders}
+        return {**await self._thread.reader.call(documents.status), "roots": folders}
 
 
 def application(thread: ModelThread, roots: Roots) -> Starlette:

@@ -3,7 +3,8 @@
 MLX arrays belong to the thread that made them, so all work runs as tasks on this one thread, in
 the order of arrival. One exception: between the batches of a task that memorizes, waiting tasks
 that only read run, so that nobody waits for a large file. While nothing is asked, the thread does
-idle work, a small piece at a time.
+idle work, a small piece at a time. What needs the store and the encoder only, and takes moments,
+runs on a second such thread with an assistant of its own, and waits for no answer.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .errors import FullError
 
 _END = object()
 QUIET = 5.0  # seconds after a task until idle work goes on
+READERS = 4  # times as many may wait to read
 _AGAIN = 60.0  # seconds until somebody looks whether there is idle work anew
 log = logging.getLogger("m3mlx.serve")
 
@@ -43,15 +45,18 @@ class Job:
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Send progress to the client."""
-        if self.cancelled.is_set():
-            raise _Cancelled
+        self.check()
         task, _, detail = what.partition(": ")
         self.send({"progress": task, "detail": detail, "done": done, "total": total})
 
-    def between_batches(self) -> None:
-        """Run the waiting tasks that only read; to be called while the store can be read."""
+    def check(self) -> None:
+        """End the task if its client has disconnected."""
         if self.cancelled.is_set():
             raise _Cancelled
+
+    def between_batches(self) -> None:
+        """Run the waiting tasks that only read; to be called while the store can be read."""
+        self.check()
         self._run_readers()
 
     def send(self, result: object) -> None:
@@ -87,6 +92,7 @@ class ModelThread:
         self._ending = False
         self._ready = threading.Event()
         self._failure: BaseException | None = None
+        self._reader: ModelThread | None = None
 
     def start(self, prepare: Callable[[Assistant], None]) -> None:
         """Start the thread, wait until ``prepare`` has run on it, and raise what it raised."""
@@ -103,6 +109,8 @@ class ModelThread:
             for job in (*self._queue, *self._running):
                 job.cancelled.set()
             self._change.notify()
+        if self._reader:
+            self._reader.stop()
         self._thread.join()
 
     def pending(self) -> int:
@@ -147,6 +155,17 @@ class ModelThread:
 
         async with aclosing(self.stream(task, writes=writes)) as results:
             return await anext(results, None)
+
+    @property
+    def reader(self) -> ModelThread:
+        """The thread for what only reads the store, started at its first use.
+
+        Its assistant shares no arrays with that of this thread, and loads no decoder.
+        """
+        if self._reader is None:
+            self._reader = ModelThread(self._assistant.reader, self.waiting * READERS)
+            self._reader.start(lambda assistant: None)
+        return self._reader
 
     # --- on the thread
 

@@ -1,7 +1,7 @@
-"""OpenAI's requests and answers as JSON.
+"""OpenAI's chats, completions and embeddings: their requests and answers as JSON.
 
-A field that would change the answer and is not supported is refused by name; none is ignored
-silently. Parsing raises BadRequest where a request is malformed or asks for something unsupported.
+A field that would change the answer and is not supported is refused by name. Others that are not
+known are left, and named in a header of the response. Parsing raises BadRequest.
 """
 
 from __future__ import annotations
@@ -10,184 +10,296 @@ import base64
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from itertools import starmap
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..config import MEMORY_MODES, Generation
-from .conversations import AnswerPart, ChatRequest, join_turns
+from .chances import TokenChance
+from .conversations import AnswerPart, ChatRequest
 from .errors import BadRequest
+from .fields import Fields
+from .messages import choose_tools, read_messages, read_tools, turns_of
 
 MAX_TOKENS = 4096  # of an answer; bounds what a slow client can leave in memory
 DEFAULT_TOKENS = 512
-MAX_TEXTS = 256  # of one request for embeddings
-MAX_TEXT = 100_000  # characters of each
+MAX_CHOICES = 128  # answers to one request
+MAX_TOP = 20  # likeliest tokens that are told of each
+MAX_STOPS = 64
+MAX_MEMORIES = 20  # that an answer reads at a time
+MAX_TEXTS = 2048  # of one request for embeddings
 
-# fields that do not change the answer
-IGNORED = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
-# fields of chats and completions, the last two of our own
-SHARED = {"model", "temperature", "top_p", "seed", "stop", "max_tokens", "stream"}
-SHARED |= {"stream_options", "memory", "collection"}
-# fields of which only the values that change nothing are accepted
-NEUTRAL: dict[str, tuple] = {
-    "n": (1,),
-    "best_of": (1,),
-    "echo": (False,),
-    "logprobs": (False, 0),
-    "top_logprobs": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "tools": ([],),
-    "functions": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "suffix": ("",),
+# Of mlx-lm's processors of logits: our names of their arguments, and others that clients use.
+PENALTIES = {
+    "repetition_penalty": ("repetition_penalty", "repeat_penalty"),
+    "presence_penalty": ("presence_penalty",),
+    "frequency_penalty": ("frequency_penalty",),
+}
+CONTEXTS = {
+    "repetition_context_size": ("repetition_context_size", "repeat_last_n"),
+    "presence_context_size": ("presence_context_size",),
+    "frequency_context_size": ("frequency_context_size",),
 }
 
 
-def chat(body: Mapping, models: Sequence[str]) -> ChatRequest:
+@dataclass(frozen=True)
+class Asked:
+    """What a client asks for, and how the answer is to be told.
+
+    Attributes:
+        requests: what is to be answered, one after the other.
+        count: number of answers to each.
+        stream: tell them as they grow.
+        usage: end a stream with the numbers of tokens.
+        ignored: fields of the request that were left.
+    """
+
+    requests: tuple[ChatRequest, ...]
+    count: int = 1
+    stream: bool = False
+    usage: bool = False
+    ignored: tuple[str, ...] = ()
+
+
+def chat(body: Mapping[str, Any]) -> Asked:
     """Parse a request to /v1/chat/completions."""
-    known = {"messages", "max_completion_tokens", "chat_template_kwargs"}
-    _check_fields(body, known | SHARED, models)
-    messages = body.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise BadRequest("messages is a list with at least one message.", "messages")
-    system, turns = join_turns(starmap(_message, enumerate(messages)))
-    if not turns or turns[0]["role"] != "user" or turns[-1]["role"] != "user":
-        raise BadRequest("A conversation begins and ends with a message of the user.", "messages")
-    message = turns.pop()["content"]
-    if not message.strip():
-        raise BadRequest("The last message is empty.", "messages")
-    return _request(body, message, tuple(turns), "\n\n".join(system) or None)
+    fields = Fields(body)
+    turns = turns_of(read_messages(fields.get("messages")))
+    tools = read_tools(fields, fields.get("tools"))
+    tools += read_tools(fields, fields.get("functions"), "functions")
+    top = fields.whole("top_logprobs", -1, -1, MAX_TOP)
+    told = fields.flag("logprobs") or top > 0
+    if "audio" in (fields.get("modalities") or ()):
+        raise fields.unsupported("modalities", ": answers are text")
+    request = ChatRequest(
+        turns.message,
+        turns.earlier,
+        turns.system,
+        exchange=tuple(turns.exchange),
+        tools=tuple(choose_tools(fields, tools)),
+        chances=max(top, 0) if told else None,
+        **_shared(fields, prefill=turns.prefill),
+    )
+    return _asked(fields, [request])
 
 
-def completion(body: Mapping, models: Sequence[str]) -> ChatRequest:
-    """Parse a request to /v1/completions: a text to continue as it stands."""
-    _check_fields(body, {"prompt"} | SHARED, models)
-    prompt = body.get("prompt")
-    if isinstance(prompt, list) and len(prompt) == 1:
-        prompt = prompt[0]
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise BadRequest("prompt is one text that is not empty; tokens are not taken.", "prompt")
-    return _request(body, prompt, raw=True)
-
-
-def embeddings(body: Mapping, model: str) -> tuple[list[str], bool, bool]:
-    """Parse a request to /v1/embeddings: texts, are they queries, is the answer in base64."""
-    _check_fields(body, {"model", "input", "encoding_format", "input_type"}, [model])
-    texts = body.get("input")
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
-        raise BadRequest("input is a text or a list of texts; tokens are not taken.", "input")
-    if len(texts) > MAX_TEXTS or max(map(len, texts)) > MAX_TEXT:
-        raise BadRequest(f"At most {MAX_TEXTS} texts of {MAX_TEXT} characters.", "input")
-    encoding = _one_of(body, "encoding_format", ("float", "base64"), "float")
-    queries = _one_of(body, "input_type", ("document", "query"), "document") == "query"
-    return texts, queries, encoding == "base64"
-
-
-def _check_fields(body: Mapping, known: set[str], models: Sequence[str]) -> None:
-    """Refuse fields that would change the answer, and other models."""
-    for name, value in body.items():
-        if name in known or name in IGNORED or value is None:
-            continue
-        if name not in NEUTRAL:
-            raise BadRequest(f"{name} is not known here.", name, "unknown_parameter")
-        if value not in NEUTRAL[name]:
-            raise BadRequest(f"{name} is not supported here.", name, "unsupported_parameter")
-    model = body.get("model", models[0])
-    if model not in models:
-        raise BadRequest(
-            f"The model {model!r:.80} is not served here; this server has {models[0]}, and a "
-            f"request cannot change it.",
-            *("model", "model_not_found", 404),
+def completion(body: Mapping[str, Any]) -> Asked:
+    """Parse a request to /v1/completions: texts or tokens to continue as they stand."""
+    fields = Fields(body)
+    prompts = _prompts(fields)
+    chances = fields.get("logprobs")
+    if type(chances) is bool:
+        chances = 0 if chances else None
+    elif chances is not None:
+        chances = fields.whole("logprobs", None, 0, MAX_TOP)
+    if fields.get("suffix"):
+        raise fields.unsupported("suffix")
+    shared = _shared(fields, raw=True)
+    echo = fields.flag("echo")
+    requests = [
+        ChatRequest(
+            prompt if isinstance(prompt, str) else "",
+            tokens=None if isinstance(prompt, str) else tuple(prompt),
+            chances=chances,
+            echo=echo,
+            **shared,
         )
+        for prompt in prompts
+    ]
+    return _asked(fields, requests)
 
 
-def _message(number: int, message: Any) -> tuple[str, str]:
-    """Return role and text of a message."""
-    place = f"messages[{number}]"
-    if not isinstance(message, dict):
-        raise BadRequest(f"{place} is no object.", place)
-    role, text = message.get("role"), _text(message, place)
-    if role not in ("system", "developer", "user", "assistant"):
-        raise BadRequest(f"The role {role!r:.40} is not taken here.", f"{place}.role")
-    return "system" if role == "developer" else role, text
+def _prompts(fields: Fields) -> list[str | list[int]]:
+    """Return the prompts of a request, each a text or tokens."""
+    prompt = fields.get("prompt")
+    if isinstance(prompt, str) or _are_tokens(prompt):
+        return [prompt]
+    if isinstance(prompt, list) and 0 < len(prompt) <= MAX_CHOICES:
+        texts = all(isinstance(each, str) for each in prompt)
+        if texts or all(map(_are_tokens, prompt)):
+            return prompt
+    raise fields.wrong("prompt", f"a text, a list of tokens, or up to {MAX_CHOICES} of either")
 
 
-def _text(message: Mapping, place: str) -> str:
-    """Return the text of a message, which may come in parts."""
-    content = message.get("content")
-    for name in ("tool_calls", "function_call", "audio"):
-        if message.get(name):
-            raise BadRequest(f"{name} is not supported here.", f"{place}.{name}")
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise BadRequest("The content of a message is text.", f"{place}.content")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            raise BadRequest(
-                f"Only text is taken here, not {kind!r:.40}.",
-                *(f"{place}.content", "unsupported_content"),
-            )
-        texts.append(part["text"])
-    return "".join(texts)
+def _are_tokens(value: Any) -> bool:
+    """Tell a list of token ids from other values."""
+    return isinstance(value, list) and bool(value) and all(type(each) is int for each in value)
 
 
-def _request(
-    body: Mapping,
-    message: str,
-    earlier: tuple[dict[str, str], ...] = (),
-    system: str | None = None,
-    raw: bool = False,
-) -> ChatRequest:
-    """Add the fields that both kinds of request share."""
-    length = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
-    generation = Generation(
-        max_tokens=_number(body, length, (int,), DEFAULT_TOKENS, 1, MAX_TOKENS),
-        temp=float(_number(body, "temperature", (int, float), 0, 0, 2)),
-        top_p=float(_number(body, "top_p", (int, float), 1, 0, 1)),
-        seed=_number(body, "seed", (int,), None, 0, 2**64 - 1),
-        raw=raw,
-        think=_think(body),
-    )
-    stop = body.get("stop") or ()
-    stop = (stop,) if isinstance(stop, str) else stop
-    if len(stop) > 4 or not all(isinstance(text, str) and text for text in stop):
-        raise BadRequest("stop is a text, or up to four.", "stop")
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict) or options.keys() - {"include_usage", "include_obfuscation"}:
-        raise BadRequest("stream_options has only include_usage here.", "stream_options")
-    return ChatRequest(
-        message,
-        earlier,
-        system,
-        memory=_one_of(body, "memory", MEMORY_MODES, None),
-        collection=collection(body),
-        stream=bool(_number(body, "stream", (bool,), False, 0, 1)),
-        usage=options.get("include_usage") is True,
-        stop=tuple(stop),
-        generation=generation,
-    )
+def _asked(fields: Fields, prompts: Sequence[ChatRequest]) -> Asked:
+    """Add how the answers are told, when all other fields are read."""
+    count = fields.whole("n", 1, 1)
+    if fields.whole("best_of", count, 1) > count:
+        raise fields.unsupported("best_of", ": answers are not ranked; ask for n of them")
+    if count * len(prompts) > MAX_CHOICES:
+        raise BadRequest(f"At most {MAX_CHOICES} answers to a request.", "n")
+    options = Fields(fields.table("stream_options"), "stream_options.")
+    usage = options.flag("include_usage")
+    stream = fields.flag("stream")
+    fields.text("model")  # there is only one, whatever it is called
+    return Asked(tuple(prompts), count, stream, usage, fields.ignored())
 
 
-def _think(body: Mapping) -> bool:
+def embeddings(body: Mapping[str, Any]) -> EmbeddingRequest:
+    """Parse a request to /v1/embeddings."""
+    fields = Fields(body)
+    fields.text("model")
+    given = fields.get("input")
+    inputs = [given] if isinstance(given, str) or _are_tokens(given) else given
+    if not isinstance(inputs, list) or not inputs:
+        raise fields.wrong("input", "a text, a list of tokens, or some of either")
+    if len(inputs) > MAX_TEXTS:
+        raise BadRequest(f"At most {MAX_TEXTS} inputs.", "input")
+    for each in inputs:
+        if not (isinstance(each, str) or _are_tokens(each)):
+            raise fields.wrong("input", "a text, a list of tokens, or some of either")
+    encoding = fields.one_of("encoding_format", ("float", "base64"), "float")
+    queries = fields.one_of("input_type", ("document", "query"), "document") == "query"
+    dimensions = fields.whole("dimensions", None, 1)
+    return EmbeddingRequest(inputs, queries, encoding == "base64", dimensions, fields.ignored())
+
+
+@dataclass(frozen=True)
+class EmbeddingRequest:
+    """Inputs to embed, each a text or token ids of the encoder.
+
+    Attributes:
+        dimensions: of the vectors, which are cut and made of length 1 again; None for all.
+        ignored: fields of the request that were left.
+    """
+
+    inputs: Sequence[str | list[int]]
+    queries: bool
+    in_base64: bool
+    dimensions: int | None
+    ignored: tuple[str, ...]
+
+
+def _shared(fields: Fields, **others: Any) -> dict[str, Any]:
+    """Return the fields that chats and completions share, as arguments of ``ChatRequest``."""
+    least = 0 if others.get("raw") else 1
+    return {
+        "memory": fields.one_of("memory", MEMORY_MODES, None),
+        "collection": collection({"collection": fields.get("collection")}),
+        "stop": _stop(fields),
+        "generation": Generation(
+            max_tokens=_length(fields, least),
+            **sampling(fields),
+            schema=_schema(fields),
+            think=_think(fields),
+            memories=_memories(fields),
+            **others,
+        ),
+    }
+
+
+def _memories(fields: Fields) -> int | None:
+    """Return how many memories are read at a time; None where a request does not say."""
+    count = fields.whole("memories", None, 1)
+    return None if count is None else min(count, MAX_MEMORIES)
+
+
+def sampling(fields: Fields) -> dict[str, Any]:
+    """Return how tokens are drawn, as arguments of ``Generation``."""
+    seed = fields.whole("seed", None)
+    penalties = {
+        name: value
+        for name, names in PENALTIES.items()
+        for given in names
+        if (value := fields.number(given, None, 0 if name.startswith("rep") else -100, 100))
+    }
+    contexts = {
+        name: max(value, 1)
+        for name, names in CONTEXTS.items()
+        for given in names
+        if (value := fields.whole(given, None, -1, 2**31)) is not None
+    }
+    logits: dict[str, Any] = {**penalties, **contexts}
+    if bias := _bias(fields):
+        logits["logit_bias"] = bias
+    return {
+        "temp": float(fields.number("temperature", 0, 0, 100)),
+        "top_p": max(float(fields.number("top_p", 1, 0, 1)), 1e-6),
+        "top_k": max(fields.whole("top_k", 0, -1, 2**31), 0),
+        "min_p": float(fields.number("min_p", 0, 0, 1)),
+        "xtc_probability": float(fields.number("xtc_probability", 0, 0, 1)),
+        "xtc_threshold": float(fields.number("xtc_threshold", 0.1, 0, 0.5)),
+        "seed": None if seed is None else seed % 2**64,
+        "logits": logits,
+    }
+
+
+def _bias(fields: Fields) -> dict[int, float]:
+    """Return what is added to the logits of tokens, given as an object or as pairs."""
+    given = fields.get("logit_bias")
+    try:
+        pairs = given.items() if isinstance(given, dict) else map(tuple, given or ())
+        bias = {int(token): float(value) for token, value in pairs if type(value) is not bool}
+    except (TypeError, ValueError, OverflowError):
+        raise fields.wrong("logit_bias", "an object of numbers by token id") from None
+    if not all(abs(value) < 1e9 for value in bias.values()):
+        raise fields.wrong("logit_bias", "an object of numbers by token id")
+    return bias
+
+
+def _length(fields: Fields, least: int) -> int:
+    """Return how many tokens the answer may have; -1 asks for as many as there may be."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        if (value := fields.whole(name, None, -1)) is not None:
+            if 0 <= value < least:
+                raise fields.wrong(name, f"a number from {least} on")
+            return MAX_TOKENS if value < 0 else min(value, MAX_TOKENS)
+    return DEFAULT_TOKENS
+
+
+def _stop(fields: Fields) -> tuple[str, ...]:
+    """Return the texts before which an answer ends."""
+    stop = fields.get("stop")
+    stop = [stop] if isinstance(stop, str) else stop
+    if stop is not None and not (
+        isinstance(stop, list)
+        and len(stop) <= MAX_STOPS
+        and all(isinstance(text, str) for text in stop)
+    ):
+        raise fields.wrong("stop", f"a text, or up to {MAX_STOPS}")
+    return tuple(text for text in stop or () if text)
+
+
+def _think(fields: Fields) -> bool:
     """Return whether a request asks the model to think, as mlx-lm's and vLLM's servers take it."""
-    given = body.get("chat_template_kwargs") or {}
-    if not isinstance(given, dict) or given.keys() - {"enable_thinking"}:
-        name = "chat_template_kwargs"
-        raise BadRequest(f"{name} has only enable_thinking here.", name)
-    return bool(_number(given, "enable_thinking", (bool,), False, 0, 1))
+    return Fields(fields.table("chat_template_kwargs"), "chat_template_kwargs.").flag(
+        "enable_thinking"
+    )
 
 
-def collection(body: Mapping) -> str | None:
+def _schema(fields: Fields) -> dict[str, Any] | None:
+    """Return the JSON schema that the answer is to keep to; None for any text."""
+    form = fields.table("response_format")
+    for name in ("json_schema", "guided_json"):  # llama.cpp's and vLLM's
+        if given := fields.table(name):
+            return given
+    return schema_of(fields, "response_format", form)
+
+
+def schema_of(fields: Fields, name: str, form: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the JSON schema of OpenAI's description of an answer's form; None for any text."""
+    kind = form.get("type", "text")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        given = form.get("schema", {"type": "object"})
+    elif kind == "json_schema":
+        given = form.get("json_schema", form)
+        given = given.get("schema") if isinstance(given, dict) else None
+    else:
+        raise fields.unsupported(name, f": {kind!r:.40}")
+    if not isinstance(given, dict):
+        raise BadRequest(f"{name} has no schema, which is an object.", name)
+    return given
+
+
+def collection(body: Mapping[str, Any]) -> str | None:
     """Return the collection that a request names."""
     name = body.get("collection")
     if name is None or (isinstance(name, str) and name):
@@ -195,74 +307,137 @@ def collection(body: Mapping) -> str | None:
     raise BadRequest("collection is a text that is not empty.", "collection")
 
 
-def _number(
-    body: Mapping, name: str, kinds: tuple[type, ...], default: Any, low: int, high: int
-) -> Any:
-    value = body.get(name)
-    if value is None:
-        return default
-    if type(value) not in kinds or not low <= value <= high:
-        what = "true or false" if bool in kinds else f"a number from {low} to {high}"
-        raise BadRequest(f"{name} is {what}, not {value!r:.40}.", name)
-    return value
-
-
-def _one_of(body: Mapping, name: str, values: Sequence[str], default: str | None) -> str | None:
-    value = body.get(name)
-    if value is None:
-        return default
-    if value not in values:
-        raise BadRequest(f"{name} is one of {', '.join(values)}, not {value!r:.40}.", name)
-    return value
-
-
 class Completion:
-    """The JSON of one answer to a request: as a whole, or as the events of a stream."""
+    """The JSON of the answers to a request: as a whole, or as the events of a stream.
 
-    def __init__(self, model: str, request: ChatRequest):
-        self.raw, self.usage = request.generation.raw, request.usage
+    Attributes:
+        ends: what a stream ends with.
+    """
+
+    ends = "data: [DONE]\n\n"
+
+    def __init__(self, model: str, asked: Asked):
+        self.raw = asked.requests[0].generation.raw
+        self._asked, self._usage = asked, asked.usage
+        self._begun: dict[int, int] = {}  # characters said of each choice
         self._kind = "text_completion" if self.raw else "chat.completion"
         self._head = {
             "id": f"{'cmpl' if self.raw else 'chatcmpl'}-{uuid.uuid4().hex}",
             "created": int(time.time()),
             "model": model,
+            "system_fingerprint": None,
         }
 
     def whole(self, parts: Sequence[AnswerPart]) -> dict[str, Any]:
-        """Return the JSON of a whole answer from all its parts."""
+        """Return the JSON of whole answers from all their parts."""
+        by_choice: dict[int, list[AnswerPart]] = {}
+        for part in parts:
+            by_choice.setdefault(part.index, []).append(part)
+        choices = [self._choice(index, each) for index, each in by_choice.items()]
+        ours = choices[0]["m3mlx"] if len(choices) > 1 else choices[0].pop("m3mlx")
+        usage = parts[-1].total
+        told = {"choices": choices, "usage": usage, "m3mlx": ours}
+        return {**self._head, "object": self._kind, **told}
+
+    def _choice(self, index: int, parts: Sequence[AnswerPart]) -> dict[str, Any]:
         text = "".join(part.text for part in parts)
-        end = parts[-1]
         said: dict[str, Any] = {"text": text}
         if not self.raw:
-            message = {"role": "assistant", "content": text, "refusal": None}
+            calls = [call for part in parts for call in part.calls]
+            content = None if calls and not text else text
+            message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+            if calls:
+                message["tool_calls"] = calls
             if reasoning := "".join(part.reasoning for part in parts):
                 message["reasoning_content"] = reasoning
             said = {"message": message}
-        ours = {**parts[0].m3mlx, **end.m3mlx}
-        return self._json(self._kind, said, end.reason, usage=end.usage, m3mlx=ours)
+        chances = [chance for part in parts for chance in part.chances]
+        return {
+            "index": index,
+            **said,
+            "logprobs": self._logprobs(index, chances),
+            "finish_reason": parts[-1].reason,
+            "m3mlx": {**parts[0].m3mlx, **parts[-1].m3mlx},
+        }
 
     def events(self, part: AnswerPart) -> list[dict[str, Any]]:
         """Return the events of a stream for one part of an answer."""
         said: dict[str, Any] = {"text": part.text}
         kind = self._kind
         if not self.raw:
-            kind, delta = "chat.completion.chunk", {"content": part.text}
+            kind = "chat.completion.chunk"
+            delta: dict[str, Any] = {"content": part.text}
             if part.reasoning:
                 delta = {"reasoning_content": part.reasoning}
+            if part.calls:
+                numbered = enumerate(part.calls, part.first_call)
+                delta = {"tool_calls": [{"index": n, **call} for n, call in numbered]}
             if "memory" in part.m3mlx:
                 delta["role"] = "assistant"
-            said = {"delta": {} if part.reason else delta}
-        extra: dict[str, Any] = {"m3mlx": part.m3mlx} if part.m3mlx else {}
-        if self.usage:
-            extra["usage"] = None
-        event = self._json(kind, said, part.reason, **extra)
-        if not (self.usage and part.reason):
+            said = {"delta": {} if part.reason and not part.text else delta}
+        logprobs = self._logprobs(part.index, part.chances)
+        choice = {"index": part.index, **said, "logprobs": logprobs, "finish_reason": part.reason}
+        event = {**self._head, "object": kind, "choices": [choice]}
+        if part.m3mlx:
+            event["m3mlx"] = part.m3mlx
+        if self._usage:
+            event["usage"] = None
+        if not (self._usage and part.total):
             return [event]
-        return [event, {**self._head, "object": kind, "choices": [], "usage": part.usage}]
+        return [event, {**self._head, "object": kind, "choices": [], "usage": part.total}]
 
-    def _json(self, kind: str, said: Mapping, reason: str | None, **extra: Any) -> dict[str, Any]:
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
-        return {**self._head, "object": kind, "choices": [choice], **extra}
+    def _logprobs(self, index: int, chances: Sequence[TokenChance]) -> dict[str, Any] | None:
+        """Return the log probabilities of tokens, as chats and completions have them."""
+        if self._asked.requests[0].chances is None:
+            return None
+        if not self.raw:
+            return {"content": [_chat_chance(each) for each in chances], "refusal": None}
+        offsets, at = [], self._begun.get(index, 0)
+        for each in chances:
+            offsets.append(at)
+            at += len(each.text)
+        self._begun[index] = at
+        return {
+            "tokens": [each.text for each in chances],
+            "token_logprobs": [each.logprob for each in chances],
+            "top_logprobs": [
+                {other.text: other.logprob for other in each.top} or None for each in chances
+            ],
+            "text_offset": offsets,
+        }
+
+
+def _chat_chance(chance: TokenChance) -> dict[str, Any]:
+    def one(each: TokenChance) -> dict[str, Any]:
+        return {
+            "token": each.text,
+            "logprob": each.logprob,
+            "bytes": list(each.text.encode()),
+            "id": each.token,
+        }
+
+    return {**one(chance), "top_logprobs": [one(each) for each in chance.top]}
+
+
+def check_tokens(inputs: Sequence[str | list[int]], known: int) -> None:
+    """Raise BadRequest for token ids that are not the encoder's, which knows so many."""
+    for tokens in inputs:
+        if not isinstance(tokens, str) and not all(0 <= token < known for token in tokens):
+            raise BadRequest(
+                f"input has tokens that are not the encoder's, which knows {known}. Send texts "
+                f"(in LangChain check_embedding_ctx_length=False).",
+                "input",
+            )
+
+
+def shortened(vectors: np.ndarray, asked: EmbeddingRequest) -> np.ndarray:
+    """Return vectors with as many dimensions as asked for, of length 1; (texts, dimensions)."""
+    if asked.dimensions is None:
+        return vectors
+    if asked.dimensions > vectors.shape[1]:
+        raise BadRequest(f"Vectors have {vectors.shape[1]} dimensions here.", "dimensions")
+    cut = vectors[:, : asked.dimensions]
+    return cut / np.maximum(np.linalg.norm(cut, axis=1, keepdims=True), 1e-12)
 
 
 def embeddings_json(

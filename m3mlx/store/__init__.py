@@ -25,7 +25,8 @@ from .cipher import LockedError, Passphrase
 from .copies import different_first
 from .filter import Filter
 from .lock import BusyStore, ReadOnlyStore
-from .memory_store import ColdReference, MemoryStore
+from .memory_store import MemoryStore
+from .records import ColdReference
 from .repair import RepairReport
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import Hit

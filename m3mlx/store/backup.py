@@ -23,12 +23,13 @@ from pathlib import Path
 from .. import files
 from ..config import Progress, no_progress
 from ..errors import StoreError
-from ..files import NEW, check_plain, os_errors_as_store_errors
+from ..files import NEW, os_errors_as_store_errors
 from . import index
-from .catalog import FILE as CATALOG
-from .catalog import Catalog, blocks
+from .catalog import Catalog
+from .catalog_references import blocks
 from .cipher import Passphrase
 from .database import errors_translated
+from .folder import CATALOG, check_plain, require_store
 from .lock import FILE as LOCK
 from .lock import WriterLock
 from .record_file import TIE, Identity, RecordFile
@@ -79,10 +80,8 @@ def backup(
         StoreError: there is no store, or the folder is something else.
     """
     path, folder = Path(path), Path(folder)
-    if not (path / CATALOG).is_file():
-        raise StoreError(f"{path}: there is no store. Name its folder.")
+    require_store(path)
     with os_errors_as_store_errors(folder):
-        check_plain(path)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.samefile(path) or folder.resolve().is_relative_to(path.resolve()):
             raise StoreError(
@@ -202,7 +201,7 @@ class _Backup:
         with closing(source), closing(target):
             for part in blocks(warm):
                 with catalog.snapshot():
-                    digests = catalog.digests(part)
+                    digests = catalog.references.digests(part)
                 missing = [slot for slot in part if not _has(target, slot, digests)]
                 self._unchanged += len(part) - len(missing)
                 for start in range(0, len(missing), _PART):

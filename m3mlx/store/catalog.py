@@ -9,28 +9,34 @@ on the disk would list the words of all documents, so such a store has none (see
 
 from __future__ import annotations
 
-import hashlib
 import json
-import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, AnyStr
 
 import numpy as np
 
 from .. import files
 from ..errors import StoreError
-from . import pieces
 from .catalog_memories import IN, INSERT_EDITION, Memories, as_json
-from .cipher import PLAIN, Cipher, Passphrase, Plain, Tampered, unlock
+from .catalog_references import (
+    BLOCK,
+    CHECKED,
+    VISIBLE,
+    References,
+    blocks,
+    moved_checksum,
+)
+from .cipher import Cipher, Passphrase, Plain, unlock
+from .columns import ABOUT, Columns
 from .database import Connection, new_database
 from .filter import Filter
+from .full_text import FullText
 from .root import SMALL, Root
-from .rows import Edition, NewReference, StoredDocument, StoredReference
+from .rows import Edition, NewReference, StoredDocument
+from .sealing import seal_all
 
-FILE = "catalog.sqlite"
 NEW_STORE = {  # the settings that change, as they begin
     "next_slot": 0,  # of the next reference; slots are not used again
     "commit": 0,  # counts what changes the results of searches
@@ -39,18 +45,7 @@ NEW_STORE = {  # the settings that change, as they begin
     "max_bytes": None,  # of all files together; beyond, memories are dropped
     "root": None,  # of an encrypted catalog
 }
-BLOCK = 1024  # references that are read at a time where all are needed
 _LONGEST_COLLECTION = 100  # characters
-_FULL_TEXT = ("words", "piece")  # its tables
-_CHECKED = (  # all that the checksum of a reference is about, and the checksum
-    'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, checksum '
-    "FROM reference JOIN document ON document = id WHERE "
-)
-_ABOUT = "document.id, path, hash, size, added, tokenizer, sealed"  # see ``_about``
-_VISIBLE = (
-    "FROM reference WHERE slot NOT IN (SELECT slot FROM reference WHERE quarantined) AND "
-    "document IN (SELECT id FROM document WHERE complete AND since > ?)"
-)
 
 
 class Catalog:
@@ -59,7 +54,8 @@ class Catalog:
     Attributes:
         db: the database.
         memories: its tables of editions and memories.
-        cipher: encrypts and decrypts columns; until it is unlocked, it does not.
+        references, full_text: its tables of references, and of their words.
+        columns: what is encrypted in an encrypted catalog.
         root: of an encrypted catalog that is unlocked.
         outdated: whether it is of an older version on the disk than in memory.
     """
@@ -85,16 +81,25 @@ class Catalog:
                 for table in ("words", "piece"):
                     db.execute(f"DROP TABLE {table}")
 
-    def __init__(self, path: Path, *, write: bool = False):
-        """Open a catalog. Raises StoreError if it is damaged, foreign or of another version."""
+    def __init__(self, path: Path, *, write: bool = False, attached: bool = False):
+        """Open a catalog, as ``Connection`` does.
+
+        Raises StoreError if it is damaged, foreign or of another version.
+        """
         self.path = path
-        self.db, self._writes = Connection(path, write=write), write
+        self.db, self._writes = Connection(path, write=write, attached=attached), write
         self.outdated = self.db.outdated
-        self.memories = Memories(self.db)
-        self.cipher: Cipher | Plain = PLAIN
+        self.memories, self.columns = Memories(self.db), Columns(self.db)
+        self.references = References(self.db, self.columns)
+        self.full_text = FullText(self.db, self.columns)
         self.snapshot: Callable[[], AbstractContextManager] = self.db.snapshot
         self.transaction: Callable[[], AbstractContextManager] = self.db.transaction
         self.damaged, self.close = self.db.damaged, self.db.close
+
+    @property
+    def cipher(self) -> Cipher | Plain:
+        """Encrypts and decrypts columns; until the catalog is unlocked, it does not."""
+        return self.columns.cipher
 
     # settings
 
@@ -156,109 +161,24 @@ class Catalog:
         if locked := settings.get("cipher"):
             store = str(settings.get("id"))
             cipher, sealed = unlock(self.path.parent, store, locked, passphrase)
-            self.cipher, self.root = cipher, Root(self.db, cipher)
+            self.columns.cipher, self.root = cipher, Root(self.db, cipher)
             if sealed and (self._writes or self.outdated):
-                self._seal_all(self.root, sealed)
+                with self.db.lock, ExitStack() as stack:
+                    if not self.db.conn.in_transaction:
+                        stack.enter_context(self.transaction())
+                    seal_all(self.db, self.columns)
+                    self.set(cipher=sealed)
+                    self.root.reset()
             if self._writes:
                 self.root.follow()
         elif encrypted:
             raise self.damaged("it is encrypted, and its key is gone")
-
-    def _seal_all(self, root: Root, key: dict) -> None:
-        """Bind everything to its row, which earlier releases did not."""
-        with self.db.lock, ExitStack() as stack:
-            if not self.db.conn.in_transaction:
-                stack.enter_context(self.transaction())
-            for id, path, hash, *rest, _ in self.db.execute(
-                f"SELECT {_ABOUT} FROM document"
-            ).fetchall():
-                with suppress(StoreError):  # what is damaged stays so
-                    self._describe(id, self.name(path), self.name(hash), *rest)
-            for id, name in self.db.execute("SELECT document, name FROM collection").fetchall():
-                with suppress(StoreError):
-                    sealed = self.cipher.encrypt(self.name(name), "collection", id)
-                    self.db.execute(
-                        "UPDATE collection SET name = ? WHERE document = ?", [sealed, id]
-                    )
-            for part in blocks(self.slots_after(-1, -1)):
-                for row in self.db.execute(f"{_CHECKED} slot {IN}", [as_json(part)]).fetchall():
-                    slot, path, *place, text, tokens, vector, checksum = row
-                    document = self.db.value(
-                        "SELECT document FROM reference WHERE slot = ?", [slot]
-                    )
-                    with suppress(Tampered, TypeError):
-                        clear = self.cipher.decrypt(text, "text", document, place[0])
-                        sealed = self.cipher.encrypt(clear, "text", document, *place)
-                        before = _checksum(slot, path, [*place, text, tokens, vector])
-                        after = _checksum(slot, path, [*place, sealed, tokens, vector])
-                        self.db.execute(
-                            "UPDATE reference SET text = ?, checksum = ? WHERE slot = ?",
-                            [sealed, checksum ^ before ^ after, slot],
-                        )
-            self.set(cipher=key)
-            root.reset()
 
     def prove_settings(self) -> None:
         """Raise StoreError if settings or editions of an encrypted store were changed."""
         with self.snapshot():
             if self.root and self.root.changed(SMALL):
                 raise self.damaged("its settings are not those that were written with its key")
-
-    def name(self, stored: str) -> str:
-        """Decrypt a path or hash, as it is looked up."""
-        try:
-            return self.cipher.decrypt_name(stored)
-        except Tampered as error:
-            raise self.damaged("a name is not what was encrypted") from error
-
-    def _about(self, id: int, *columns: Any) -> list[Any]:
-        """What is said of a document: path, hash, size, added and tokenizer."""
-        *about, sealed = columns
-        if not self.cipher.encrypts:
-            return about
-        try:
-            return list(json.loads(self.cipher.decrypt(sealed, "document", id)))
-        except (Tampered, ValueError) as error:
-            raise self.damaged(f"document {id} is not what was encrypted") from error
-
-    def about(self, document: int) -> list[Any]:
-        """Path, hash, size, time of adding and tokenizer of a document."""
-        statement = f"SELECT {_ABOUT} FROM document WHERE id = ?"
-        row = self.db.execute(statement, [document]).fetchone()
-        if row is None:
-            raise self.damaged(f"it has references of document {document}, which it does not have")
-        return self._about(*row)
-
-    def describe(self, document: int, path: str, hash: str) -> None:
-        """Give a document this path and hash."""
-        try:
-            rest = self.about(document)[2:]
-        except StoreError:
-            statement = "SELECT size, added, tokenizer FROM document WHERE id = ?"
-            rest = self.db.execute(statement, [document]).fetchone()
-        self._describe(document, path, hash, *rest)
-
-    def _describe(self, id: int, path: str, hash: str, *rest: Any) -> None:
-        encrypted = self.cipher.encrypts
-        about = json.dumps([path, hash, *rest])
-        names = [self.cipher.encrypt_name(name) for name in (path, hash)]
-        self.db.execute(
-            "UPDATE document SET path = ?, hash = ?, size = ?, added = ?, tokenizer = ?, "
-            "sealed = ? WHERE id = ?",
-            [*names, *rest, self.cipher.encrypt(about, "document", id) if encrypted else "", id],
-        )
-
-    def _collection(self, document: int, stored: str | None) -> str:
-        return self._decrypt(stored, "collection", document) if stored else ""
-
-    def _decrypt(self, stored: AnyStr, column: str, document: int, *place: int) -> AnyStr:
-        try:
-            return self.cipher.decrypt(stored, column, document, *place)
-        except Tampered as error:
-            raise StoreError(
-                f"{self.path}: {column} of document {document} is not what was encrypted. Forget "
-                f"that document and memorize it again."
-            ) from error
 
     # adding and changing
 
@@ -294,7 +214,7 @@ class Catalog:
                 "VALUES (?, ?, ?, ?, 0, ?, ?) RETURNING id",
                 [path, hash, size, count, added, tokenizer],
             )
-            self._describe(found, *named, size, added, tokenizer)
+            self.columns.put(found, *named, size, added, tokenizer)
         return found, self._committed(found)
 
     def _committed(self, document: int) -> int:
@@ -317,24 +237,12 @@ class Catalog:
             path, count, committed = state[new.document]
             if new.ordinal != committed or committed >= count:
                 raise StoreError(
-                    f"{self.name(path)}: reference {new.ordinal} was added where {committed} of "
-                    f"{count} is next. Add a document's references in order, once."
+                    f"{self.columns.name(path)}: reference {new.ordinal} was added where "
+                    f"{committed} of {count} is next. Add a document's references in order, once."
                 )
             state[new.document][2] += 1
-            owner = (new.document, new.ordinal)
-            place = (new.start, new.end, new.page, new.line)
-            text = self.cipher.encrypt(new.text, "text", *owner, *place)
-            tokens = np.asarray(new.tokens, dtype="<u4").tobytes()
-            tokens = self.cipher.encrypt(tokens, "tokens", *owner)
-            vector = np.asarray(new.vector, dtype="<f4").tobytes()
-            vector = self.cipher.encrypt(vector, "vector", *owner)
-            row = (new.ordinal, *place, text, tokens, vector)
-            self.db.execute(
-                "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
-                [slot, new.document, *row, _checksum(slot, path, row)],
-            )
-            if not self.cipher.encrypts and (found := pieces.pieces(new.text)):
-                self.db.execute("INSERT INTO piece (rowid, text) VALUES (?, ?)", [slot, found])
+            self.references.put(slot, path, new)
+            self.full_text.add(slot, new.text)
         for document, (path, count, committed) in state.items():
             if committed == count:
                 self._complete(document, path)
@@ -345,7 +253,8 @@ class Catalog:
             name = self.db.value("SELECT name FROM collection WHERE document = ?", [id])
             there = self.db.value("SELECT 1 FROM collection WHERE document = ?", [document])
             if name and not there:
-                name = self.cipher.encrypt(self._collection(id, name), "collection", document)
+                name = self.columns.collection(id, name)
+                name = self.cipher.encrypt(name, "collection", document)
                 self.db.execute("INSERT INTO collection VALUES (?, ?)", [document, name])
         self.remove(older)
         self.count_commit()
@@ -360,13 +269,13 @@ class Catalog:
         new = self.cipher.encrypt_name(path)
         if self.db.value("SELECT 1 FROM document WHERE path = ?", [new]):
             raise StoreError(f"{self.path}: {path} is the path of another document.")
-        rows = self.db.execute(_CHECKED + "document = ?", [document]).fetchall()
+        rows = self.db.execute(CHECKED + "document = ?", [document]).fetchall()
         if not rows:
             raise StoreError(f"{self.path}: there is no document {document} to be renamed.")
-        self.describe(document, path, self.about(document)[1])
+        self.columns.describe(document, path, self.columns.about_of(document)[1])
         self.db.conn.executemany(
             "UPDATE reference SET checksum = ? WHERE slot = ?",
-            [(_moved_checksum(row, row[0], new), row[0]) for row in rows],
+            [(moved_checksum(row, row[0], new), row[0]) for row in rows],
         )
         self.set(scrub=True)
         self.count_commit()
@@ -428,11 +337,11 @@ class Catalog:
         """
         self.db.execute("CREATE TEMP TABLE moved (old INTEGER PRIMARY KEY, new, checksum)")
         for part in blocks(list(moved)):
-            rows = self.db.execute(f"{_CHECKED} slot {IN}", [as_json(part)]).fetchall()
+            rows = self.db.execute(f"{CHECKED} slot {IN}", [as_json(part)]).fetchall()
             self.db.conn.executemany(
                 "INSERT INTO temp.moved VALUES (?, ?, ?)",
                 [
-                    (row[0], moved[row[0]], _moved_checksum(row, moved[row[0]], row[1]))
+                    (row[0], moved[row[0]], moved_checksum(row, moved[row[0]], row[1]))
                     for row in rows
                 ],
             )
@@ -444,7 +353,7 @@ class Catalog:
             "DROP TABLE temp.moved",
         ):
             self.db.execute(statement)
-        self.make_full_text()
+        self.full_text.make()
         self.db.execute("DELETE FROM edition")
         for edition in editions:
             self.memories.add_edition(edition)
@@ -459,10 +368,10 @@ class Catalog:
             "SELECT (SELECT count(*) FROM document), (SELECT count(*) FROM reference)"
         ).fetchone()
 
-    def documents(self, edition: int) -> list[StoredDocument]:
-        """All documents by id, with ``bytes`` counted in records."""
+    def documents(self, edition: int, record_bytes: int = 1) -> list[StoredDocument]:
+        """All documents by id; ``record_bytes`` is what a memory takes."""
         rows = self.db.execute(
-            f"SELECT count(r.slot), count(m.slot), complete, c.name, {_ABOUT} FROM document "
+            f"SELECT count(r.slot), count(m.slot), complete, c.name, {ABOUT} FROM document "
             "LEFT JOIN collection c ON c.document = document.id "
             "LEFT JOIN reference r ON r.document = document.id "
             "LEFT JOIN memory m ON m.edition = ? AND m.slot = r.slot "
@@ -471,28 +380,28 @@ class Catalog:
         )
         found = []
         for references, warm, complete, collection, id, *columns in rows:
-            path, hash, size, added, _ = self._about(id, *columns)
-            counts = (references, warm, bool(complete), added, warm)
-            name = self._collection(id, collection)
+            path, hash, size, added, _ = self.columns.about(id, *columns)
+            counts = (references, warm, bool(complete), added, warm * record_bytes)
+            name = self.columns.collection(id, collection)
             found.append(StoredDocument(id, path, hash, size, *counts, name))
         return found
 
     def hashes(self) -> dict[str, str | None]:
         """Hash of each path's document, None where one is half added."""
-        rows = self.db.execute(f"SELECT complete, {_ABOUT} FROM document ORDER BY complete DESC")
-        about = [(complete, self._about(*columns)) for complete, *columns in rows]
+        rows = self.db.execute(f"SELECT complete, {ABOUT} FROM document ORDER BY complete DESC")
+        about = [(complete, self.columns.about(*columns)) for complete, *columns in rows]
         return {path: hash if complete else None for complete, (path, hash, *_) in about}
 
     def matching(self, only: Filter) -> list[int]:
         """Ids of the complete documents that a filter matches."""
         rows = self.db.execute(
-            f"SELECT name, {_ABOUT} FROM document LEFT JOIN collection "
+            f"SELECT name, {ABOUT} FROM document LEFT JOIN collection "
             "ON collection.document = document.id WHERE complete"
         )
         found = []
         for name, id, *columns in rows:
-            path, _, _, added, _ = self._about(id, *columns)
-            if only.matches(path, self._collection(id, name), added):
+            path, _, _, added, _ = self.columns.about(id, *columns)
+            if only.matches(path, self.columns.collection(id, name), added):
                 found.append(id)
         return found
 
@@ -515,15 +424,15 @@ class Catalog:
     def path_of(self, slot: int) -> str | None:
         """Path of a reference's document."""
         document = self.db.value("SELECT document FROM reference WHERE slot = ?", [slot])
-        return None if document is None else str(self.about(document)[0])
+        return None if document is None else str(self.columns.about_of(document)[0])
 
     def quarantined(self) -> dict[str, int]:
         """Paths of documents with references in quarantine, and how many those are."""
         rows = self.db.execute(
-            f"SELECT count(*), {_ABOUT} FROM document JOIN reference ON document = document.id "
+            f"SELECT count(*), {ABOUT} FROM document JOIN reference ON document = document.id "
             "WHERE quarantined GROUP BY document.id"
         )
-        return {self._about(*columns)[0]: count for count, *columns in rows}
+        return {self.columns.about(*columns)[0]: count for count, *columns in rows}
 
     # slots
 
@@ -550,11 +459,11 @@ class Catalog:
 
     def visible(self, since: int = -1) -> int:
         """Number of references that searches may find, of documents complete after a commit."""
-        return self.db.value(f"SELECT count(*) {_VISIBLE}", [since])
+        return self.db.value(f"SELECT count(*) {VISIBLE}", [since])
 
     def visible_slots(self, since: int = -1) -> np.ndarray:
         """Slots of the references that ``visible`` counts, int64, in order."""
-        rows = self.db.execute(f"SELECT slot {_VISIBLE} ORDER BY slot", [since])
+        rows = self.db.execute(f"SELECT slot {VISIBLE} ORDER BY slot", [since])
         return np.fromiter((slot for (slot,) in rows), dtype=np.int64)
 
     def visible_among(self, slots: Iterable[int]) -> frozenset[int]:
@@ -567,106 +476,7 @@ class Catalog:
             )
         )
 
-    # references
-
-    def references(self, slots: Collection[int], edition: int) -> dict[int, StoredReference]:
-        """Read references. Raises StoreError that names the document of a damaged one."""
-        rows = self.db.execute(
-            f'SELECT slot, {_ABOUT}, ordinal, "start", "end", page, line, '
-            "text, tokens, vector, checksum, EXISTS (SELECT 1 FROM memory m WHERE m.edition = ? "
-            "AND m.slot = reference.slot) FROM reference JOIN document ON document = id "
-            f"WHERE slot {IN}",
-            [edition, as_json(slots)],
-        ).fetchall()
-        if len(rows) != len(set(slots)):
-            raise self.damaged("its full text knows references that it does not have")
-        found, documents = {}, {row[1]: row[1:8] for row in rows}
-        about = {document: self._about(*columns) for document, columns in documents.items()}
-        for slot, document, stored, *columns, checksum, warm in rows:
-            row = columns[5:]
-            try:
-                whole = checksum == _checksum(slot, stored, row)
-            except TypeError:  # a value that is not even of its column's type
-                whole = False
-            path, *_, tokenizer = about[document]
-            if not whole:
-                raise StoreError(
-                    f"{self.path}: a reference of {path} (document {document}) is damaged. "
-                    f"Forget that document and memorize it again."
-                )
-            *place, text, tokens, vector = row
-            owner = document, place[0]
-            text = self._decrypt(text, "text", document, *place)
-            tokens = np.frombuffer(self._decrypt(tokens, "tokens", *owner), dtype="<u4")
-            vector = np.frombuffer(self._decrypt(vector, "vector", *owner), dtype="<f4")
-            values: list[Any] = [slot, document, path, tokenizer, *place]
-            values += [text, tuple(tokens.tolist()), vector, bool(warm)]
-            found[slot] = StoredReference(*values)
-        return found
-
-    def digests(self, slots: Iterable[int], warm_in: int | None = None) -> dict[int, bytes]:
-        """What binds a memory to its reference: a digest of text and tokens, as they are stored.
-
-        Args:
-            warm_in: leave out references that have no memory in this edition.
-        """
-        memory = "" if warm_in is None else "JOIN memory USING (slot)"
-        rows = self.db.execute(
-            "SELECT slot, CAST(text AS BLOB), CAST(tokens AS BLOB) "
-            f"FROM reference {memory} WHERE slot {IN}" + (" AND edition = ?" if memory else ""),
-            [as_json(slots)] + ([warm_in] if memory else []),
-        )
-        return {slot: hashlib.sha256(tokens + text).digest() for slot, text, tokens in rows}
-
-    def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return those of some slots that exist, int64 ``(n,)``, and their vectors, float32."""
-        rows = self.db.execute(
-            f"SELECT slot, document, ordinal, vector FROM reference WHERE slot {IN} ORDER BY slot",
-            [as_json(slots)],
-        )
-        found, vectors = [], []
-        for slot, document, ordinal, stored in rows:
-            vector = self._decrypt(stored, "vector", document, ordinal)
-            if not isinstance(vector, bytes) or len(vector) != 4 * dimensions:
-                raise self.damaged(f"the vector of reference {slot} has another length")
-            found.append(slot)
-            vectors.append(vector)
-        joined = np.frombuffer(b"".join(vectors), dtype="<f4").reshape(len(found), dimensions)
-        return np.array(found, dtype=np.int64), joined
-
-    def texts(self) -> Iterator[tuple[int, str]]:
-        """Slots and texts of all references that searches may find."""
-        columns = 'slot, document, text, ordinal, "start", "end", page, line'
-        for slot, document, text, *place in self.db.execute(f"SELECT {columns} {_VISIBLE}", [-1]):
-            yield slot, self._decrypt(text, "text", document, *place)
-
     # full text and what was removed
-
-    def make_full_text(self) -> None:
-        """Make the full text again from the texts; an encrypted store has none."""
-        if not self.cipher.encrypts:
-            pieces.fill(self.db.conn)
-            for table in _FULL_TEXT:
-                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('rebuild')")
-
-    def _erase_from_full_text(self) -> None:
-        """Merge the parts of the full text, of which older ones have what younger ones delete."""
-        if not self.cipher.encrypts:
-            for table in _FULL_TEXT:
-                self.db.execute(f"INSERT INTO {table} ({table}) VALUES ('optimize')")
-            files.at_step("full text merged")
-
-    def check_full_text(self) -> None:
-        """Raise StoreError if the full text is not that of the texts; needs the right to write."""
-        if self.cipher.encrypts:
-            return
-        for table in _FULL_TEXT:
-            self.db.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('integrity-check', 1)")
-        for slot, text, found in self.db.execute(
-            "SELECT slot, r.text, p.text FROM reference r LEFT JOIN piece p ON p.rowid = slot"
-        ):
-            if isinstance(text, str) and pieces.pieces(text) != (found or ""):
-                raise self.damaged(f"its full text lacks pieces of reference {slot}")
 
     def holds(self, sample: str | bytes) -> bool:
         """Return whether the catalog holds a name, text or word, or token or vector bytes."""
@@ -722,7 +532,7 @@ class Catalog:
             if shrink:
                 self.db.execute("VACUUM")
                 files.at_step("vacuumed")
-            self._erase_from_full_text()
+            self.full_text.erase()
             busy = self.db.value("PRAGMA wal_checkpoint(TRUNCATE)")
             if busy:
                 raise StoreError(
@@ -732,22 +542,3 @@ class Catalog:
             self.db.clear_gaps()
         with self.transaction():
             self.set(scrub=False)
-
-
-def blocks(slots: Sequence[int] | np.ndarray) -> Iterator[list[int]]:
-    """Cut a list of slots, of any length, into parts that are read at a time."""
-    for start in range(0, len(slots), BLOCK):
-        yield list(slots[start : start + BLOCK])
-
-
-def _checksum(slot: int, path: str, row: Sequence) -> int:
-    """CRC-32 of all that a reference says about itself."""
-    *place, tokens, vector = row
-    head = json.dumps([slot, path, *place]).encode()
-    return zlib.crc32(vector, zlib.crc32(tokens, zlib.crc32(head)))
-
-
-def _moved_checksum(row: Sequence, slot: int, path: str) -> int:
-    """Checksum of a row of ``_CHECKED`` under another slot or path; if wrong, it stays wrong."""
-    before, old, *rest, checksum = row
-    return checksum ^ _checksum(before, old, rest) ^ _checksum(slot, path, rest)

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from ..config import Progress, no_progress
 from ..errors import StoreError
-from ..files import check_plain, os_errors_as_store_errors
+from ..files import os_errors_as_store_errors
 from . import index, sessions
-from .catalog import FILE as CATALOG
 from .catalog import Catalog
 from .cipher import LockedError, Passphrase
 from .database import integrity_errors
+from .folder import CATALOG, require_store
 from .lock import FILE as LOCK
 from .lock import WriterLock
 from .record_file import DamagedRecord, Identity, RecordFile
@@ -106,19 +106,19 @@ def quick(path: Path, passphrase: Passphrase | None = None) -> CheckReport:
 
     Raises:
         LockedError: the store is encrypted, and the passphrase is missing or wrong.
+        StoreError: there is no store.
     """
-    return examine(Path(path), no_progress, passphrase, quick=True)
+    path = Path(path)
+    require_store(path)
+    return examine(path, no_progress, passphrase, quick=True)
 
 
 @contextmanager
 def exclusive(path: Path, wait: float) -> Iterator[None]:
     """Keep every writer out of a store; raise StoreError where there is none, or one stays."""
-    if not (path / CATALOG).is_file():
-        raise StoreError(f"{path}: there is no store. Name its folder with --store.")
-    with os_errors_as_store_errors(path):
-        check_plain(path, write=True)
-        with closing(WriterLock(path / LOCK, wait)):
-            yield
+    require_store(path, write=True)
+    with os_errors_as_store_errors(path), closing(WriterLock(path / LOCK, wait)):
+        yield
 
 
 def examine(
@@ -186,7 +186,7 @@ class _Examination:
 
     def _full_text(self) -> None:
         with suppress(_Undo), self._catalog.transaction():
-            self._catalog.check_full_text()
+            self._catalog.full_text.check()
             raise _Undo
 
     def _settings(self) -> None:
@@ -204,9 +204,9 @@ class _Examination:
             rows = self._catalog.document_rows()
         for id, path, hash, count, complete, have, last, *_ in rows:
             try:
-                names = self._catalog.name(path), self._catalog.name(hash)
+                names = self._catalog.columns.name(path), self._catalog.columns.name(hash)
                 with self._catalog.snapshot():
-                    path, hash = self._catalog.about(id)[:2]
+                    path, hash = self._catalog.columns.about_of(id)[:2]
             except StoreError as error:
                 self._note("document", str(error), document=id)
                 continue
@@ -250,7 +250,7 @@ class _Examination:
 
     def _read(self, slots: list[int]) -> None:
         with self._catalog.snapshot():
-            found = self._catalog.references(slots, 0)
+            found = self._catalog.references.read(slots, 0)
         for slot, reference in found.items():
             if len(reference.vector) != self._dimensions:
                 raise StoreError(f"the vector of reference {slot} has another length")
@@ -291,7 +291,7 @@ class _Examination:
             for start in range(0, len(warm), _PART):
                 part = warm[start : start + _PART]
                 with self._catalog.snapshot():
-                    digests = self._catalog.digests(part)
+                    digests = self._catalog.references.digests(part)
                 for slot in part:
                     if slot in self._hidden or slot not in digests:
                         continue

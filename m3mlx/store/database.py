@@ -6,39 +6,32 @@ One connection serves all threads of a process, one at a time. SQLite's errors b
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from .. import files
 from ..errors import StoreError
-from . import pages
-from .migrations import migrations, objects, schema
+from . import migrations, pages
 
 BUSY_SECONDS = 10  # how long one process waits for another's commit
 _PAGE = 16384  # of the database: six references fit, where 4096 hold one and waste a third
-_FULL_TEXT = {  # which an encrypted catalog does not have
-    *("words", "words_config", "words_data", "words_docsize", "words_idx"),
-    *("piece", "piece_config", "piece_content", "piece_data", "piece_docsize", "piece_idx"),
-    *("reference_added", "reference_removed", "reference_pieces_removed"),
-}
 _MOST_ERRORS = 20  # of one file that SQLite lists
 
 
 @contextmanager
-def new_database(path: Path) -> Iterator[Database]:
+def new_database(path: Path) -> Iterator[sqlite3.Connection]:
     """Yield a database with an empty schema to fill; it then becomes ``path``, or not at all."""
     with errors_translated(path), files.replacing(path) as new:
-        db = Database(sqlite3.connect(new, isolation_level=None), execute_plugins=False)
-        db.execute(f"PRAGMA page_size={_PAGE}")
-        db.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
-        migrations.apply(db)
-        yield db
-        db.close()
+        conn = sqlite3.connect(new, isolation_level=None)
+        conn.execute(f"PRAGMA page_size={_PAGE}")
+        conn.execute("PRAGMA journal_mode=MEMORY")  # a crash leaves no half-made file to mend
+        migrations.apply(conn)
+        yield conn
+        conn.close()
 
 
 @contextmanager
@@ -74,39 +67,72 @@ class Connection:
         begins, ends: called at the begin of each transaction, and before its commit.
     """
 
-    def __init__(self, path: Path, *, write: bool = False):
+    def __init__(self, path: Path, *, write: bool = False, attached: bool = False):
         """Open a database. Raises StoreError if it is damaged, foreign or of another version.
 
         Without ``write`` nothing of it is changed: a database of an older version is copied into
         memory, and brought up to date there.
+
+        Args:
+            attached: leave no trace beside it either, as readers otherwise do for a while.
         """
         self.path = path
         self.lock = threading.RLock()
         self.outdated = False
         self.begins: Callable[[], object] = lambda: None
         self.ends: Callable[[], object] = lambda: None
+        self._write, self._attached = write, attached
         with self.errors_translated(), files.os_errors_as_store_errors(path):
             self._held: pages.Database | None = pages.hold(path)
             try:
-                self.conn = _connected(f"{path.absolute().as_uri()}?{self._mode()}", uri=True)
+                self._connect()
             except BaseException:
                 pages.release(self._held)
                 raise
+
+    def _connect(self) -> None:
+        """Connect in the way that leaves most alone, and get ready."""
+        self._read_as: object = None  # the state of the files that is read, if it is of one moment
+        state, name = self._state(), self.path.absolute().as_uri()
+        if not self._attached and all(map(files.is_writable, (self.path, self.path.parent))):
+            self.conn = _connected(f"{name}?mode=rw", uri=True)
+        elif self._beside("shm").exists():  # another process has it open
+            self.conn = _connected(f"{name}?mode=ro", uri=True)
+        else:
+            self._read_as = state
+            log = state[1]
+            immutable = f"{name}?mode=ro&immutable=1"
+            self.conn = self._copied() if log and log[1] else _connected(immutable, uri=True)
         try:
-            with self.errors_translated():
-                self._prepare(write)
+            self._prepare(self._write)
         except BaseException:
-            self.close()
+            self.conn.close()
             raise
 
-    def _mode(self) -> str:
-        """How SQLite must open the file; it never makes a new one."""
-        if files.is_writable(self.path) and files.is_writable(self.path.parent):
-            return "mode=rw"
-        log = self.path.with_name(f"{self.path.name}-wal")
-        if log.exists() and log.stat().st_size:
-            return "mode=ro"  # which needs what another process has open
-        return "mode=ro&immutable=1"  # else SQLite would write down that it reads
+    def _beside(self, ending: str) -> Path:
+        return self.path.with_name(f"{self.path.name}-{ending}")
+
+    def _state(self) -> list[tuple[int, int, int] | None]:
+        """What changes with the file, and with its log."""
+        states: list[tuple[int, int, int] | None] = []
+        for file in (self.path, self._beside("wal")):
+            try:
+                state = file.stat()
+                states.append((state.st_ino, state.st_size, state.st_mtime_ns))
+            except FileNotFoundError:
+                states.append(None)
+        return states
+
+    def _copied(self) -> sqlite3.Connection:
+        """A copy in memory of a database whose log a process that died has left."""
+        copy = _connected(":memory:")
+        with tempfile.TemporaryDirectory() as folder:
+            for file in (self.path, self._beside("wal")):
+                files.copy(file, Path(folder, file.name))
+            name = Path(folder, self.path.name).as_uri()
+            with closing(_connected(f"{name}?mode=rw", uri=True)) as whole:
+                whole.backup(copy)
+        return copy
 
     def _prepare(self, write: bool) -> None:
         self.execute("PRAGMA trusted_schema=OFF")
@@ -115,57 +141,28 @@ class Connection:
         )  # some systems wait for the disk at checkpoints only
         for pragma in ("foreign_keys", "secure_delete", "fullfsync", "cell_size_check"):
             self.execute(f"PRAGMA {pragma}=ON")
-        db = Database(self.conn, execute_plugins=False)
-        try:
-            applied = {migration.name for migration in migrations.applied(db)}
-        except KeyError as error:
-            raise self.damaged(f"its list of migrations has no {error}") from error
+        applied = set(migrations.applied(self.conn))
         if not applied:
             raise StoreError(f"{self.path}: this is not a catalog of m3mlx. Name another folder.")
-        known = {migration.name for migration in migrations.pending(Database(memory=True))}
-        if applied - known:
+        if not applied <= set(migrations.steps()):
             raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade this one.")
-        self._check_schema(len(applied))
-        if known - applied and not write:
+        if what := migrations.difference(self.conn, len(applied)):
+            raise self.damaged(what)
+        if len(applied) < len(migrations.steps()) and not write:
             self.outdated, copy = True, _connected(":memory:")
             self.conn.backup(copy)
             self.conn.close()
-            self.conn = copy
-            migrations.apply(Database(copy, execute_plugins=False))
+            self.conn, self._read_as = copy, None
+            migrations.apply(copy)
         elif write:
             self.execute("PRAGMA trusted_schema=ON")  # it is ours: triggers keep the full text
             # VACUUM writes all text to a temporary file, which must not lie anywhere else
             folder = str(self.path.absolute().parent).replace("'", "''")
             self.execute(f"PRAGMA temp_store_directory='{folder}'")
             self.execute("PRAGMA journal_mode=WAL")
-            migrations.apply(db)
+            migrations.apply(self.conn)
         else:
             self.execute("PRAGMA query_only=ON")
-
-    def _check_schema(self, applied: int) -> None:
-        """Raise StoreError if there is anything that no version of ours has made."""
-        found, expected = objects(self.conn), schema(applied)
-        if found == expected:
-            return
-        for (kind, name), sql in found.items():
-            known = expected.get((kind, name))
-            if known is None or (sql != known and not (kind == "table" and self._alike(name))):
-                raise StoreError(
-                    f"{self.path}: it has a {kind} {name:.40} that no m3mlx has made, so it is "
-                    f"damaged or forged. Restore it from a backup."
-                )
-        if lost := {name for _, name in expected.keys() - found.keys()} - _FULL_TEXT:
-            raise self.damaged(f"it has no {min(lost)}")
-
-    def _alike(self, table: str) -> bool:
-        """Return whether a table has our columns, however its SQL is written."""
-        fresh = Database(memory=True)
-        migrations.apply(fresh)
-        columns = f"PRAGMA table_xinfo({table})"
-        sql = self.value("SELECT sql FROM sqlite_master WHERE name = ?", [table])
-        return "virtual" not in sql.lower() and set(self.execute(columns)) <= set(
-            fresh.execute(columns)
-        )
 
     def close(self) -> None:
         self.conn.close()
@@ -208,6 +205,9 @@ class Connection:
             if self.conn.in_transaction:
                 yield
             else:
+                if self._read_as and self._read_as != self._state():
+                    self.conn.close()
+                    self._connect()
                 with committed(self.conn, "BEGIN"):
                     yield
 

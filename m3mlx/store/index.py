@@ -71,7 +71,8 @@ class StaleIndex(Exception):
 
 def are_unit(vectors: np.ndarray) -> bool:
     """Return whether every row is finite and of length one."""
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1)
+    with np.errstate(invalid="ignore"):  # of an imported file, some NaN cannot be cast
+        lengths = np.linalg.norm(vectors.astype(np.float64), axis=-1)
     return bool(np.all(np.abs(lengths - 1) <= UNIT_TOLERANCE))  # false for NaN
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -15,36 +15,21 @@ from types import TracebackType
 import numpy as np
 
 from ..errors import StoreError
-from ..files import NEW, check_plain, is_writable, os_errors_as_store_errors
+from ..files import NEW, is_writable, os_errors_as_store_errors
 from . import backup, check, index, repair, traces, watched
 from . import sessions as sessions_file
-from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
 from .cipher import PLAIN, Passphrase, new_key
 from .filter import Filter
+from .folder import CATALOG, is_store, require_store
 from .lock import FILE as LOCK
 from .lock import WriterLock
-from .record_file import TIE, DamagedRecord, Identity, RecordFile, stride
+from .record_file import TIE, Identity, RecordFile, stride
 from .records import FIRST, Records
 from .rows import Edition, NewReference, StoredDocument, StoredReference
 from .search import EXACT_REFERENCES, Hit, Search
 from .sessions import CONVERSATION, Sessions
 from .traces import ForgetReport, Trace, Verification
-
-
-class ColdReference(StoreError):
-    """A reference has no memory in an edition: not yet, or not any more.
-
-    Attributes:
-        slot: of the reference.
-    """
-
-    def __init__(self, store: Path, slot: int):
-        super().__init__(
-            f"{store}: reference {slot} is cold, its memory has not been written yet. "
-            f"Write it first."
-        )
-        self.slot = slot
 
 
 class MemoryStore:
@@ -125,6 +110,7 @@ class MemoryStore:
         exact: int = EXACT_REFERENCES,
         passphrase: Passphrase | None = None,
         own: bool = False,
+        attached: bool = False,
     ) -> MemoryStore:
         """Open a store.
 
@@ -135,6 +121,7 @@ class MemoryStore:
             write: whether to change it, which one process at a time may do.
             own: whether a reader may bring it up to date on the disk, and note when memories are
                 used, by which those go first that are used least.
+            attached: whether it is somebody else's, where a reader makes no file even for a moment.
             wait: seconds to wait until another process has finished writing.
             exact: up to so many references, searches compare with all of them.
             passphrase: asked for the passphrase if the store is encrypted.
@@ -145,11 +132,9 @@ class MemoryStore:
             StoreError: there is none, it is damaged, or of another version.
         """
         path = Path(path)
-        if not cls.exists(path):
-            raise StoreError(f"{path}: there is no store. `m3mlx memorize PATH` makes one.")
+        require_store(path, write=write)
         with os_errors_as_store_errors(path):
-            check_plain(path, write=write)
-            store = cls(path, write, wait, exact, passphrase)
+            store = cls(path, write, wait, exact, passphrase, attached)
             store._notes = own or write
             if own and store._catalog.outdated and is_writable(path):
                 store._close()
@@ -158,10 +143,7 @@ class MemoryStore:
                 store._notes = True
             return store
 
-    @staticmethod
-    def exists(path: str | os.PathLike) -> bool:
-        """Return whether there is a store in a folder."""
-        return (Path(path) / CATALOG).is_file()
+    exists = staticmethod(is_store)
 
     @staticmethod
     def fingerprints(path: str | os.PathLike) -> list[dict[str, str]]:
@@ -171,14 +153,19 @@ class MemoryStore:
             StoreError: there is no store, it is damaged, or of another version.
         """
         path = Path(path)
-        with os_errors_as_store_errors(path):
-            check_plain(path)
-            catalog = Catalog(path / CATALOG)
+        require_store(path)
+        catalog = Catalog(path / CATALOG)
         with closing(catalog), catalog.snapshot():
             return [edition.fingerprint for edition in catalog.memories.editions()]
 
     def __init__(
-        self, path: Path, write: bool, wait: float, exact: int, passphrase: Passphrase | None
+        self,
+        path: Path,
+        write: bool,
+        wait: float,
+        exact: int,
+        passphrase: Passphrase | None,
+        attached: bool = False,
     ):
         """Use ``open`` instead."""
         self.path = path
@@ -186,7 +173,7 @@ class MemoryStore:
         with ExitStack() as opened:
             if write:
                 opened.enter_context(closing(WriterLock(path / LOCK, wait)))
-            self._catalog = Catalog(path / CATALOG, write=write)
+            self._catalog = Catalog(path / CATALOG, write=write, attached=attached)
             opened.callback(self._catalog.close)
             with self._catalog.snapshot():
                 self.encoder, self.dimensions, self.id = self._catalog.identity()
@@ -198,7 +185,7 @@ class MemoryStore:
             self._records = Records(path, self._catalog, self.id, write=write)
             opened.callback(self._records.close)
             if len(self.editions()) <= 1:  # one of several may be lost, and not be needed
-                self._records.file(self.edition.id)
+                self._records.file(None)
             if write:
                 self._records.sweep()
                 self._records.erase()  # and cut off what a crash has left behind
@@ -297,43 +284,7 @@ class MemoryStore:
             ColdReference: a memory has not been written yet, or was dropped.
             StoreError: a memory is damaged, or its document has been forgotten.
         """
-        slots = [int(slot) for slot in slots]  # also of NumPy
-        known = self._edition(edition)
-        file = self._records.file(known.id)
-        digests = self._require_warm(slots, known.id)
-        try:
-            with os_errors_as_store_errors(file.path):
-                memories = file.read(slots, digests)
-        except DamagedRecord as error:
-            self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
-            (reference,) = self.references([error.slot])
-            raise StoreError(
-                f"{file.path}: a memory of {reference.path} (document {reference.document}) "
-                f"is damaged. Forget that document and memorize it again."
-            ) from error
-        if self._notes:
-            self._records.usage(known).note(slots)
-        return memories
-
-    def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
-        """Digests of references, all of which must have a memory."""
-        with self._catalog.snapshot():
-            digests = self._catalog.digests(slots, edition)
-        if len(digests) < len(set(slots)):
-            with self._catalog.snapshot():
-                warmth = self._catalog.memories.warmth(edition, slots)
-            for slot in slots:
-                if slot not in warmth:
-                    raise self._gone(slot)
-                if slot not in digests:
-                    raise ColdReference(self.path, slot)
-        return digests
-
-    def _gone(self, slot: int) -> StoreError:
-        return StoreError(
-            f"{self.path}: there is no reference {slot}, its document has been forgotten or "
-            f"replaced. Search again."
-        )
+        return self._records.read([int(slot) for slot in slots], edition, note=self._notes)
 
     # what there is
 
@@ -347,9 +298,14 @@ class MemoryStore:
         """All documents, also those that are not complete, by id."""
         with self._catalog.snapshot():
             known = self._catalog.memories.edition(edition)
-            documents = self._catalog.documents(known.id)
-        record = stride(known.stored_bytes)
-        return [replace(document, bytes=document.warm * record) for document in documents]
+            return self._catalog.documents(known.id, stride(known.stored_bytes))
+
+    def moment(self) -> tuple[object, ...]:
+        """Return a value that is another one once ``documents`` gives something else."""
+        with self._catalog.snapshot():
+            (memories,) = self._catalog.db.execute("SELECT count(*) FROM memory").fetchone()
+            commit = self._catalog.settings()["commit"]
+            return self.id, commit, *self._catalog.counts(), memories
 
     def find_documents(
         self, names: Iterable[str], edition: int | None = None
@@ -401,7 +357,7 @@ class MemoryStore:
         with self._catalog.snapshot():
             known = self._catalog.memories.edition(edition)
             there = self._catalog.memories.warmth(known.id, slots)
-            found = self._catalog.references(there, known.id)
+            found = self._catalog.references.read(there, known.id)
         return [found[slot] for slot in sorted(found)]
 
     def cold(self, after: int = -1, count: int = 256, edition: int | None = None) -> list[int]:
@@ -515,11 +471,11 @@ class MemoryStore:
             self._catalog.insert(first, references)
             if records:
                 # on the disk before the commit
-                file.write(records, self._catalog.digests(records))
+                file.write(records, self._catalog.references.digests(records))
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
             self._catalog.set(next_slot=first + len(references))
-        self._written(records, id)
+        self._records.settle(records, id)
 
     def write(self, records: Mapping[int, bytes], edition: int | None = None) -> None:
         """Give references their memories, by slot. A memory that is there is replaced."""
@@ -531,20 +487,13 @@ class MemoryStore:
         with self._catalog.db.lock:  # no document is forgotten between the two commits
             with self._catalog.transaction():
                 if gone := records.keys() - memories.warmth(id, records).keys():
-                    raise self._gone(min(gone))
+                    raise self._records.gone(min(gone))
                 memories.drop(id, records)  # while its bytes change, there is none
             with os_errors_as_store_errors(self.path), self._catalog.transaction():
-                file.write(records, self._catalog.digests(records))
+                file.write(records, self._catalog.references.digests(records))
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
-        self._written(records, id)
-
-    def _written(self, slots: Collection[int], edition: int) -> None:
-        """Finish the commit of new memories."""
-        with os_errors_as_store_errors(self.path):
-            self._records.erase()
-            self._records.usage(self._edition(edition)).note(slots)
-            self._records.keep_bound(edition, slots)
+        self._records.settle(records, id)
 
     def quarantine(self, slots: Iterable[int], quarantined: bool = True) -> None:
         """Hide references from searches, which are damaged and cannot be mended; or show them."""
@@ -639,7 +588,8 @@ class MemoryStore:
 
         A sample that remaining documents hold too is left out.
         """
-        return traces.find(samples, self.path, self._catalog, self._records)
+        with os_errors_as_store_errors(self.path):
+            return traces.find(samples, self.path, self._catalog, self._records)
 
     # order
 

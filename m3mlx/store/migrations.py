@@ -6,6 +6,7 @@ new step at the end. tests/data has a store of each format that was ever release
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from functools import cache
 
@@ -14,28 +15,85 @@ from sqlite_utils import Database, Migrations
 from . import pieces
 
 TOKENIZER = "porter unicode61"
-LEDGER = "_sqlite_migrations"
+LEDGER = Migrations.migrations_table
+_FULL_TEXT = {  # which an encrypted catalog does not have
+    *("words", "words_config", "words_data", "words_docsize", "words_idx"),
+    *("piece", "piece_config", "piece_content", "piece_data", "piece_docsize", "piece_idx"),
+    *("reference_added", "reference_removed", "reference_pieces_removed"),
+}
+_PRESENT = {  # SHA-256 of the schema after all steps, as it is listed: comparing takes longer
+    "c8ff2b66bc6cbd3f751935599dbbe183b7a95ff18e64aa54a0420b66e0a03f23",  # plain
+    "19ad515fadc2b3ad8557635ca82c8724ef3e6f2770cdbf069713b599f64263d7",  # encrypted
+}
 
 migrations = Migrations("m3mlx.store")
 
 
 @cache
-def schema(applied: int) -> dict[tuple[str, str], str]:
+def steps() -> tuple[str, ...]:
+    """Names of all steps, in order."""
+    return tuple(step.name for step in migrations.pending(_new()))
+
+
+def apply(conn: sqlite3.Connection) -> None:
+    """Bring a database up to date."""
+    migrations.apply(Database(conn, execute_plugins=False))
+
+
+def applied(conn: sqlite3.Connection) -> list[str]:
+    """Names of the steps that a database has been through; none if it is not a catalog."""
+    ledger = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+    if not conn.execute(ledger, [LEDGER]).fetchone():
+        return []
+    rows = conn.execute(f"SELECT name FROM {LEDGER} WHERE migration_set = ?", [migrations.name])
+    return [name for (name,) in rows]
+
+
+def difference(conn: sqlite3.Connection, count: int) -> str:
+    """What a database has or lacks that it does not after so many steps; "" for nothing."""
+    rows = conn.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
+    if count == len(steps()) and hashlib.sha256(repr(rows).encode()).hexdigest() in _PRESENT:
+        return ""
+    found, expected = objects(conn), schema(count)
+    for (kind, name), sql in found.items():
+        known = expected.get((kind, name))
+        if known is None or (sql != known and not (kind == "table" and _alike(conn, name, count))):
+            return f"it has a {kind} {name:.40} that no m3mlx has made"
+    if lost := {name for _, name in expected.keys() - found.keys()} - _FULL_TEXT:
+        return f"it has no {min(lost)}"
+    return ""
+
+
+def _alike(conn: sqlite3.Connection, table: str, count: int) -> bool:
+    """Return whether a table has our columns, however its SQL is written."""
+    columns = f"PRAGMA table_xinfo({table})"
+    sql = "SELECT sql FROM sqlite_master WHERE name = ?"
+    virtual = "virtual" in conn.execute(sql, [table]).fetchone()[0].lower()
+    made = _made(count).conn
+    return not virtual and set(conn.execute(columns)) <= set(made.execute(columns))
+
+
+@cache
+def schema(count: int) -> dict[tuple[str, str], str]:
     """SQL of each table, index and trigger after so many steps, by kind and name."""
-    db = Database(memory=True)
-    steps = [step.name for step in migrations.pending(db)]
-    migrations.apply(db, stop_before=steps[applied] if applied < len(steps) else None)
-    return objects(db.conn)
+    return objects(_made(count).conn)
+
+
+def _made(count: int) -> Database:
+    """An empty catalog after so many steps."""
+    db = _new()
+    migrations.apply(db, stop_before=steps()[count] if count < len(steps()) else None)
+    return db
+
+
+def _new() -> Database:
+    return Database(memory=True, execute_plugins=False)
 
 
 def objects(conn: sqlite3.Connection) -> dict[tuple[str, str], str]:
-    """SQL of all that a database has, by kind and name; without what SQLite makes by itself."""
-    rows = conn.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
-    return {
-        (kind, name): " ".join((sql or "").split())
-        for kind, name, table, sql in rows
-        if not name.startswith("sqlite_") and table != LEDGER
-    }
+    """SQL of all that a database has, by kind and name, without the indexes of constraints."""
+    rows = conn.execute("SELECT type, name, sql FROM sqlite_master WHERE sql NOT NULL").fetchall()
+    return {(kind, name): " ".join(sql.split()) for kind, name, sql in rows}
 
 
 @migrations()

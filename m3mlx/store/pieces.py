@@ -46,7 +46,7 @@ def pieces(text: str) -> str:
         for word in GLUED.findall(text):
             found += _cut(word, 3)
     words = LETTERS.findall(text)
-    if sum(word in ENGLISH for word in words) <= ENGLISH_SHARE * len(words):
+    if sum(map(ENGLISH.__contains__, words)) <= ENGLISH_SHARE * len(words):
         for word in words:
             if len(word) >= LONG:
                 found += _cut(word, 3)[:-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +14,32 @@ import numpy as np
 from .. import files
 from ..errors import StoreError
 from .catalog import Catalog
-from .record_file import PAGE, TIE, Identity, RecordFile, stride
+from .record_file import PAGE, TIE, DamagedRecord, Identity, RecordFile, stride
 from .rows import Edition
 from .usage import Usage
 
 FIRST = "memories.kv"  # of the first edition; the name of the first release
 _OURS = re.compile(  # files of editions, and what is left of something that was cut off
-    r"memories(-\d+){0,2}(\.kv|\.used|\.kv\.new)|.*\.(sqlite|usearch)\.new.*|salvaged\.sqlite.*|"
+    r"memories(-\d+){0,2}(\.kv|\.used)(\.new)?|.*\.(sqlite|usearch)\.new.*|salvaged\.sqlite.*|"
     r"etilqs_\w+"  # of SQLite, which names temporary files so
 )
 _SLACK = 0.05  # of the bound: so much is dropped at once beyond what must be
 _PART = 64  # records that are copied at a time
+
+
+class ColdReference(StoreError):
+    """A reference has no memory in an edition: not yet, or not any more.
+
+    Attributes:
+        slot: of the reference.
+    """
+
+    def __init__(self, store: Path, slot: int):
+        super().__init__(
+            f"{store}: reference {slot} is cold, its memory has not been written yet. "
+            f"Write it first."
+        )
+        self.slot = slot
 
 
 class Records:
@@ -36,8 +51,8 @@ class Records:
         self._open_files: dict[int, RecordFile] = {}
         self._tied: set[Path] = set()  # files that have a tie of this writer's own
 
-    def file(self, edition: int) -> RecordFile:
-        """The record file of an edition, wherever it is now.
+    def file(self, edition: int | None) -> RecordFile:
+        """The record file of an edition, wherever it is now; of the first for None.
 
         Raises:
             StoreError: it is missing, damaged, cut short or another, or there is no such edition.
@@ -45,10 +60,10 @@ class Records:
         for last in (False, True):
             with self._catalog.snapshot():
                 known = self._catalog.memories.edition(edition)
-                file = self._open_files.get(edition)
+                file = self._open_files.get(known.id)
                 if file and (known.file, known.origin) == (file.path.name, file.identity.origin):
                     return file
-                wanted = self._catalog.memories.end(edition) - known.origin
+                wanted = self._catalog.memories.end(known.id) - known.origin
             try:
                 opened = self._open(known)
                 self.check_length(opened, wanted)
@@ -56,7 +71,7 @@ class Records:
                 if last:
                     raise
                 continue  # a writer may have moved or shortened it between the two looks
-            self._open_files[edition] = opened  # who still reads from the one before may finish
+            self._open_files[known.id] = opened  # who still reads from the one before may finish
             return opened
         raise AssertionError  # the second turn returned or raised
 
@@ -94,6 +109,61 @@ class Records:
                 f"file from a backup, or remove the store's folder and memorize the documents "
                 f"again."
             )
+
+    # reading and writing
+
+    def read(self, slots: Sequence[int], edition: int | None, *, note: bool) -> np.ndarray:
+        """See ``MemoryStore.read``; ``note`` that they were used."""
+        with self._catalog.snapshot():
+            known = self._catalog.memories.edition(edition)
+        file = self.file(known.id)
+        digests = self._require_warm(slots, known.id)
+        try:
+            with files.os_errors_as_store_errors(file.path):
+                memories = file.read(slots, digests)
+        except DamagedRecord as error:
+            self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
+            with self._catalog.snapshot():
+                reference = self._catalog.references.read([error.slot], known.id)[error.slot]
+            raise StoreError(
+                f"{file.path}: a memory of {reference.path} (document {reference.document}) "
+                f"is damaged. Forget that document and memorize it again."
+            ) from error
+        if note:
+            self.usage(known).note(slots)
+        return memories
+
+    def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:
+        """Digests of references, all of which must have a memory."""
+        with self._catalog.snapshot():
+            digests = self._catalog.references.digests(slots, edition)
+        if len(digests) < len(set(slots)):
+            with self._catalog.snapshot():
+                warmth = self._catalog.memories.warmth(edition, slots)
+            for slot in slots:
+                if slot not in warmth:
+                    raise self.gone(slot)
+                if slot not in digests:
+                    raise ColdReference(self._folder, slot)
+        return digests
+
+    def gone(self, slot: int) -> StoreError:
+        """What to raise for a slot without a reference."""
+        return StoreError(
+            f"{self._folder}: there is no reference {slot}, its document has been forgotten or "
+            f"replaced. Search again."
+        )
+
+    def settle(self, slots: Collection[int], edition: int) -> None:
+        """Finish the commit of new memories of an edition."""
+        with files.os_errors_as_store_errors(self._folder):
+            self.erase()
+            with self._catalog.snapshot():
+                known = self._catalog.memories.edition(edition)
+            self.usage(known).note(slots)
+            self.keep_bound(edition, slots)
+
+    # editions
 
     def usage(self, edition: Edition) -> Usage:
         return Usage(self._folder / edition.file, edition.origin)
@@ -260,7 +330,7 @@ class Records:
             for start in range(0, len(warm), _PART):
                 part, records = warm[start : start + _PART], {}
                 with self._catalog.snapshot():
-                    digests = self._catalog.digests(part)
+                    digests = self._catalog.references.digests(part)
                 for slot in part:
                     try:
                         records[moved[slot]] = old.read([slot], digests)[0].tobytes()

@@ -23,10 +23,11 @@ from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import sync_folder
 from . import index
-from .catalog import FILE as CATALOG
 from .catalog import NEW_STORE, Catalog
 from .check import CheckReport, Damage, examine, exclusive
 from .cipher import Passphrase
+from .database import errors_translated
+from .folder import CATALOG
 from .record_file import DamagedRecord, Identity, RecordFile, restore
 from .rows import EDITION, Edition
 
@@ -127,7 +128,7 @@ def _mend(
             catalog.quarantine(bad, True)
             (path / index.FILE).unlink(missing_ok=True)
         if bad or "words" in parts:
-            catalog.make_full_text()
+            catalog.full_text.make()
         if catalog.root:
             catalog.root.reset()
     return cold
@@ -149,7 +150,7 @@ def _reopen(catalog: Catalog, document: int) -> None:
     ).fetchone()
     changed = ""  # no file has this hash
     try:
-        path, hash = catalog.about(document)[:2]
+        path, hash = catalog.columns.about_of(document)[:2]
     except StoreError:
         path, hash = _substitute_name(document), changed
     have, last = catalog.db.execute(
@@ -170,13 +171,13 @@ def _reopen(catalog: Catalog, document: int) -> None:
     catalog.db.execute(
         "UPDATE document SET count = ?, complete = ? WHERE id = ?", [count, complete, document]
     )
-    catalog.describe(document, path, hash)
+    catalog.columns.describe(document, path, hash)
 
 
 def _name(catalog: Catalog, document: int) -> str:
     """The path of a document, or words that stand for it where it is not what was encrypted."""
     try:
-        return str(catalog.about(document)[0])
+        return str(catalog.columns.about_of(document)[0])
     except StoreError:
         return _substitute_name(document)
 
@@ -196,7 +197,7 @@ def _quarantine(catalog: Catalog, slot: int) -> None:
         [(text or b"").decode("utf-8", "replace"), slot],
     )
     # its file counts as changed, so that memorizing it again replaces the document
-    catalog.describe(document, _name(catalog, document), "")
+    catalog.columns.describe(document, _name(catalog, document), "")
 
 
 # a catalog whose pages are damaged
@@ -211,7 +212,8 @@ def salvage(path: Path, passphrase: Passphrase | None) -> list[str]:
     Raises:
         StoreError: too little can be read.
     """
-    old = sqlite3.connect(path / CATALOG, isolation_level=None)
+    with errors_translated(path / CATALOG):
+        old = sqlite3.connect(path / CATALOG, isolation_level=None)
     with closing(old):
         old.text_factory = bytes
         settings = {str(_text(n)): str(_text(value)) for n, value in _rows(old, "setting")}
@@ -302,7 +304,7 @@ def _find_memories(catalog: Catalog, path: Path, identity: Identity) -> None:
     with suppress(StoreError), closing(RecordFile(path, identity)) as file:
         for slot in catalog.slots_after(-1, -1):
             with suppress(DamagedRecord):
-                file.read([slot], catalog.digests([slot]))
+                file.read([slot], catalog.references.digests([slot]))
                 catalog.memories.mark(identity.edition, [slot], warm=True)
 
 

@@ -20,7 +20,8 @@ from ..config import RETRIEVALS
 from ..errors import StoreError
 from ..files import NEW
 from . import index, pieces
-from .catalog import Catalog, blocks
+from .catalog import Catalog
+from .catalog_references import blocks
 from .filter import Filter
 from .rows import Edition, StoredReference
 from .words import RANKED, Words
@@ -109,7 +110,7 @@ class Search:
             scored = self._scored(queries, texts, k, mode, allowed)
             wanted = {slot for scores in scored for slot in scores}
             known = self._catalog.memories.edition(edition)
-            stored = self._catalog.references(wanted, known.id)
+            stored = self._catalog.references.read(wanted, known.id)
         found = []
         for query, scores in zip(queries, scored, strict=True):
             hits = [_hit(stored[slot], query, score, known) for slot, score in scores.items()]
@@ -143,7 +144,7 @@ class Search:
         found = [self._words.shares(text, max(RANKED, depth), allowed) or {} for text in texts]
         for query, some, share in zip(queries, similar, found, strict=True):
             best = dict.fromkeys(islice(share, depth))
-            slots, vectors = self._catalog.vectors(best.keys() - some, self._dimensions)
+            slots, vectors = self._catalog.references.vectors(best.keys() - some, self._dimensions)
             some.update(zip(slots.tolist(), (vectors @ query).tolist(), strict=True))
         return [
             _best(some, share, k, SIGNS if pieces.has_signs(text) else 1)
@@ -216,11 +217,10 @@ class Search:
 
     def _compared(self, slots: Sequence[int] | np.ndarray) -> index.Exact | index.Scan:
         """An exact search of some slots, which holds few of their vectors if there are many."""
+        vectors = self._catalog.references.vectors
         if len(slots) <= self._exact:
-            return index.Exact(*self._catalog.vectors(slots, self._dimensions))
-        return index.Scan(
-            lambda: (self._catalog.vectors(part, self._dimensions) for part in blocks(slots))
-        )
+            return index.Exact(*vectors(slots, self._dimensions))
+        return index.Scan(lambda: (vectors(part, self._dimensions) for part in blocks(slots)))
 
     def _state(self) -> tuple[int, index.IndexStamp | None]:
         settings = self._catalog.settings()
@@ -280,7 +280,7 @@ class Search:
 
     def _vectors(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with self._catalog.snapshot():
-            return self._catalog.vectors(slots, self._dimensions)
+            return self._catalog.references.vectors(slots, self._dimensions)
 
 
 def _hit(stored: StoredReference, query: np.ndarray, score: float, edition: Edition) -> Hit:

@@ -15,7 +15,8 @@ import numpy as np
 from ..errors import FingerprintError
 from .copies import different_first
 from .filter import Filter
-from .memory_store import ColdReference, MemoryStore
+from .memory_store import MemoryStore
+from .records import ColdReference
 from .search import Hit
 
 _MOST_COPIES = 64  # times as many hits as are wanted are searched for different ones

@@ -103,7 +103,7 @@ def sample(documents: Sequence[StoredDocument], catalog: Catalog, records: Recor
         longest: dict[str, str] = {}
         for start in range(0, len(slots), 256):
             part = slots[start : start + 256]
-            references = list(catalog.references(part, 0).values())
+            references = list(catalog.references.read(part, 0).values())
             for reference in references:
                 traces += _of(reference)
                 for stored in catalog.ciphertexts(reference.slot):

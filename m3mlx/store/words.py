@@ -118,7 +118,7 @@ class Words:
             f"CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='{TOKENIZER}')"
         )
         made.execute(pieces.TABLE)
-        for slot, text in self._catalog.texts():
+        for slot, text in self._catalog.references.texts():
             made.execute("INSERT INTO words (rowid, text) VALUES (?, ?)", [slot, text])
             if found := pieces.pieces(text):
                 made.execute("INSERT INTO piece (rowid, text) VALUES (?, ?)", [slot, found])

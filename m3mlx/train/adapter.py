@@ -85,6 +85,9 @@ def load_adapter(model: nn.Module, folder: Path) -> None:
             f"{folder}: its weights are not those that learn here; give the --rank and "
             f"--targets that it was trained with, and its model"
         )
+    now = named_arrays(model.trainable_parameters())
+    # Adam's epsilon and squares of gradients are 0 in float16, in which adapters may be stored
+    weights = {name: x.astype(now[name].dtype) for name, x in weights.items()}
     model.load_weights(list(weights.items()), strict=False)
 
 

@@ -66,22 +66,35 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.modules[name] = found
 
 
-class ReportFinder(importlib.abc.MetaPathFinder):
-    """Gives ``ForgetReport`` the attribute ``residue``, which is called ``remnants`` now."""
+def residue(module) -> None:
+    """``ForgetReport.residue``, which is called ``remnants`` now."""
+    module.ForgetReport.residue = property(lambda report: report.remnants)
+
+
+def groups(module) -> None:
+    """``Codec._groups``, which each of its two arrays has now."""
+    module.Codec._groups = lambda codec: codec.keys.groups
+
+
+ATTRIBUTES = {"m3mlx.store.traces": residue, "m3mlx.memory.codec": groups}
+
+
+class AttributeFinder(importlib.abc.MetaPathFinder):
+    """Gives classes the attributes that they had."""
 
     def find_spec(self, name, path=None, target=None):
-        if name != "m3mlx.store.traces":
+        if name not in ATTRIBUTES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
 
         def exec_module(module):
             execute(module)
-            module.ForgetReport.residue = property(lambda report: report.remnants)
+            ATTRIBUTES[name](module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
 sys.meta_path.append(Finder())
-sys.meta_path.insert(0, ReportFinder())
+sys.meta_path.insert(0, AttributeFinder())

@@ -11,6 +11,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from glob import glob
@@ -18,6 +19,7 @@ from glob import glob
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt(3)
 KEPT_BYTES = 256 << 20  # free memory that the heap keeps
 HEAP_BYTES = 32 << 20  # largest block from the heap; weights are larger, and are returned at once
+_COUNT = "openblas_get_num_threads"
 
 _library: ctypes.CDLL | None = None
 
@@ -40,7 +42,7 @@ def _candidates() -> list[list[str]]:
 
 def threads() -> int:
     """Return the number of threads of OpenBLAS; 1 where none was loaded."""
-    count = getattr(_library, "openblas_get_num_threads", None)
+    count = getattr(_library, _COUNT, None)
     return count() if count else 1
 
 
@@ -59,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 
 def load() -> bool:
-    """Load OpenBLAS for MLX; call before ``mlx.core`` is imported.
+    """Load OpenBLAS for MLX; call before ``mlx.core`` is imported, else it warns.
 
     Returns:
         True if one was loaded; False on a Mac, with CUDA, and where none is installed.
@@ -73,11 +75,19 @@ def load() -> bool:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # only in glibc
         mallopt(M_MMAP_THRESHOLD, HEAP_BYTES)
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+    late = "mlx.core" in sys.modules and not hasattr(ctypes.CDLL(None), _COUNT)
     for libraries in _candidates():
         try:
             for library in libraries:
                 _library = ctypes.CDLL(library, mode=ctypes.RTLD_GLOBAL)
         except OSError:
             continue
+        if late:
+            warnings.warn(
+                "mlx.core was imported before m3mlx, so its matrix products run on the reference "
+                "BLAS, many times slower; import m3mlx first",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         return True
     return False
