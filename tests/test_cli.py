@@ -436,7 +436,7 @@ def test_json_of_memorize(m3, world):
     assert set(data) == {
         *("added", "changed", "unchanged", "vanished", "failed", "pruned", "dry_run"),
         *("references", "memories", "bytes", "seconds", "stored_seconds", "estimated"),
-        *("left_out", "notes"),
+        *("left_out", "notes", "foreign"),
     }
     assert {Path(path).name for path in data["added"]} == {"notes.md", "plain.txt"}
     assert data["references"] == data["memories"] >= 2 and data["bytes"] > 0

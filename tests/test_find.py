@@ -72,6 +72,8 @@ def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_p
     write(tmp_path / "old.doc", b"\xd0\xcf\x11\xe0\0")
     write(tmp_path / ".gitignore", "*.log\n")
     write(tmp_path / "a.log")
+    write(tmp_path / "store/catalog.sqlite", b"SQLite format 3\0")
+    write(tmp_path / "store/lock", "123")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "link.md").symlink_to(tmp_path / "LICENSE")
     left: list[LeftOut] = []
@@ -84,6 +86,7 @@ def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_p
         "a/.b": "hidden",
         "a.log": "ignored by git",
         "data.txt": "binary files",
+        "store": "stores of m3mlx",
         "link": "linked folders",
         "link.md": "links",
         "backup.tar.gz": "archives",

@@ -56,7 +56,7 @@ def test_a_token_that_is_fed_before_it_is_read_can_be_taken_back(family, tmp_pat
                 logprobs[:, ends] = -mx.inf
                 return mx.argmax(logprobs, axis=-1)
 
-            monkeypatch.setattr("m3mlx.chat.chat.make_sampler", lambda *_: draw)
+            monkeypatch.setattr("m3mlx.chat.sampling.make_sampler", lambda *_, **__: draw)
             return list(chat.send("Which kite?", temp=1))
 
         heard = []

@@ -3,6 +3,7 @@
 import os
 import random
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -109,3 +110,28 @@ def test_an_index_is_erased_in_place_until_a_quarter_of_it_is_gone(tmp_path):
     assert before.st_ino in inodes and len(inodes) > 1
     assert MemoryStore.check(path).damages == []
     assert np.frombuffer(file.read_bytes()[:4], "<u4")[0] < 24
+
+
+@pytest.mark.parametrize("cut", [0, 1, 30, 9000, 40_000])
+def test_a_database_and_its_log_are_read_as_sqlite_reads_them(tmp_path, cut):
+    chance, path = random.Random(cut), tmp_path / "a.sqlite"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    db.execute("PRAGMA wal_autocheckpoint=0")
+    db.execute("CREATE TABLE t (x INTEGER PRIMARY KEY, y)")
+    db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    for number in range(30):
+        db.execute("BEGIN")
+        db.execute("INSERT INTO t VALUES (?, ?)", (number, chance.randbytes(2000)))
+        db.execute("DELETE FROM t WHERE x = ?", (chance.randrange(30),))
+        db.execute("COMMIT")
+    database, log = path.read_bytes(), (tmp_path / "a.sqlite-wal").read_bytes()
+    log = log[: len(log) - cut]
+    (tmp_path / "b.sqlite").write_bytes(database)
+    (tmp_path / "b.sqlite-wal").write_bytes(log)
+    memory = sqlite3.connect(":memory:")
+    memory.deserialize(bytes(pages.with_log(database, log)))
+    with closing(sqlite3.connect(tmp_path / "b.sqlite")) as whole:
+        wanted = whole.execute("SELECT * FROM t").fetchall()
+    assert memory.execute("SELECT * FROM t").fetchall() == wanted != []
+    assert memory.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

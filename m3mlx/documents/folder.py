@@ -15,6 +15,8 @@ from .formats import PACKED, PLAIN, format_of, unread
 from .ignore import Patterns, Rules, ignored, rules_above, rules_of
 from .text import HEAD, is_binary, is_text
 
+STORE = {"catalog.sqlite", "lock"}  # files of a store, which holds no documents of its own
+
 
 class LeftOut(NamedTuple):
     """A path in a folder that is not read.
@@ -127,6 +129,9 @@ class _Walk:
         rules += rules_of(folder)
         with os.scandir(folder) as entries:
             found = sorted((e.name, e.is_symlink()) for e in entries)
+        if {name for name, _ in found} >= STORE:
+            self.leave_out(LeftOut(str(folder), "stores of m3mlx"))
+            return
         for name, is_link in found:
             path = folder / name
             is_folder = path.is_dir()

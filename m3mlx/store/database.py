@@ -6,10 +6,9 @@ One connection serves all threads of a process, one at a time. SQLite's errors b
 from __future__ import annotations
 
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +125,8 @@ class Connection:
     def _copied(self) -> sqlite3.Connection:
         """A copy in memory of a database whose log a process that died has left."""
         copy = _connected(":memory:")
-        with tempfile.TemporaryDirectory() as folder:
-            for file in (self.path, self._beside("wal")):
-                files.copy(file, Path(folder, file.name))
-            name = Path(folder, self.path.name).as_uri()
-            with closing(_connected(f"{name}?mode=rw", uri=True)) as whole:
-                whole.backup(copy)
+        log = self._beside("wal").read_bytes()
+        copy.deserialize(bytes(pages.with_log(self.path.read_bytes(), log)))
         return copy
 
     def _prepare(self, write: bool) -> None:

@@ -28,6 +28,7 @@ _LEAVES, _INTERIORS = (10, 13), (2, 5)  # first byte of a page with rows
 _PAGE_SIZE = struct.Struct(">16xH")
 _HEADER = struct.Struct(">BHHH")  # kind, first free block, number of rows, start of the rows
 _BLOCK = struct.Struct(">HH")  # next free block, length
+_PAIR = struct.Struct(">II")
 _FILE_HEADER = 100  # bytes, on the first page
 _MOST_PAGES = 2**24  # beyond, the first byte of a page without rows may be one of the above
 _PART = 64  # pages that are read at a time
@@ -105,3 +106,38 @@ def _gaps(data: bytes, page: int, header: int, size: int) -> Iterator[tuple[int,
         last = block
         block, length = _BLOCK.unpack_from(data, page + last)
         yield page + last + _BLOCK.size, min(page + last + length, page + size)
+
+
+def with_log(database: bytes, log: bytes) -> bytearray:
+    """Return a database with the commits in its log, ready to be read from memory.
+
+    The log has SQLite's format; what follows its last whole commit does not count.
+    """
+    data = bytearray(database)
+    order = "<" if log[:4] == b"\x37\x7f\x06\x82" else ">"
+    (size,), salts = struct.unpack_from(">I", log, 8), log[16:24]
+    sums = _sums(log[:24], order, (0, 0))
+    frames: dict[int, bytes] = {}  # since the last commit
+    for at in range(32, len(log) - 24 - size + 1, 24 + size):
+        number, pages = _PAIR.unpack_from(log, at)
+        page = log[at + 24 : at + 24 + size]
+        sums = _sums(log[at : at + 8] + page, order, sums)
+        if log[at + 8 : at + 24] != salts + _PAIR.pack(*sums):
+            break
+        frames[number] = page
+        if pages:  # the number of them after this commit
+            data[pages * size :] = bytes(max(0, pages * size - len(data)))
+            for n, content in frames.items():
+                data[(n - 1) * size : n * size] = content
+            frames.clear()
+    data[18:20] = b"\1\1"  # no log belongs to it any more
+    return data
+
+
+def _sums(data: bytes, order: str, sums: tuple[int, int]) -> tuple[int, int]:
+    """Continue the checksum of a log."""
+    a, b = sums
+    for x, y in struct.iter_unpack(f"{order}II", data):
+        a = (a + x + b) & 0xFFFFFFFF
+        b = (b + y + a) & 0xFFFFFFFF
+    return a, b

@@ -224,8 +224,8 @@ MUTATIONS = {
         partial(
             rewrite,
             generate.Conversation,
-            "_decoded",
-            "fed and fed % CHUNK_TOKENS == 0",
+            "_drawn",
+            "fed > 0 and fed % CHUNK_TOKENS == 0",
             "fed > 1 and fed % CHUNK_TOKENS == 1",
         ),
         ("tokens", None),
