@@ -109,6 +109,7 @@ def test_plain_text_starts_no_process_and_others_share_one(tmp_path):
 @pytest.mark.parametrize("name", ["hang", "sleep"])
 def test_a_reader_that_hangs_is_ended_and_the_next_file_is_read(hostile, monkeypatch, name):
     monkeypatch.setattr(worker, "SECONDS", 1.0)
+    monkeypatch.setattr(worker, "PATIENCE", 1.5)
     with Worker() as mine:
         start = time.monotonic()
         with pytest.raises(DocumentError, match=rf"a\.{name}: takes longer than 1 seconds"):
