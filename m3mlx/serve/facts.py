@@ -46,7 +46,7 @@ def questions(assistant: Assistant, found: Sequence[StoredDocument]) -> list[str
     """Return questions that some documents may answer, the user's own before the samples."""
     made: dict[str, None] = {}
     own = [each for each in found if each.complete and not each.path.startswith(DEMO)]
-    for document in sorted(own, key=lambda each: each.added, reverse=True)[:LOOKED_AT]:
+    for document in sorted(own, key=lambda each: (each.added, each.id), reverse=True)[:LOOKED_AT]:
         if question := _question(assistant, document):
             made[question] = None
     if len(own) < len(found):
