@@ -74,6 +74,7 @@ def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_p
     write(tmp_path / "a.log")
     write(tmp_path / "store/catalog.sqlite", b"SQLite format 3\0")
     write(tmp_path / "store/lock", "123")
+    write(tmp_path / "a.md~", "an older a.md")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "link.md").symlink_to(tmp_path / "LICENSE")
     left: list[LeftOut] = []
@@ -87,6 +88,7 @@ def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_p
         "a.log": "ignored by git",
         "data.txt": "binary files",
         "store": "stores of m3mlx",
+        "a.md~": "leftovers of editors and downloads",
         "link": "linked folders",
         "link.md": "links",
         "backup.tar.gz": "archives",

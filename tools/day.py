@@ -261,8 +261,15 @@ class Day:
             "llm": self.by_llm(fact),
         }
 
+    def erase_conversations(self) -> None:
+        """Delete what the page keeps: it has the questions, and answers that quote."""
+        kept = json.loads(self.run(self.program("sessions", "list", "--json")).stdout)
+        for session in kept["sessions"]:
+            self.run(self.program("sessions", "delete", session["name"]))
+
     def forget(self, url: str, page: Page | None, fact: Fact) -> None:
         path = self.where.pop(fact)
+        self.erase_conversations()
         done = self.run(self.program("forget", str(path), "--verify", "--json"))
         path.unlink()  # only now: a file that is gone for ten seconds is forgotten by the watcher
         clean = done.returncode == 0 and json.loads(done.stdout or "{}").get("found") == []
@@ -273,6 +280,7 @@ class Day:
         if page:
             page.open(url)
             self.check("forget", "the page no longer lists it", path.name not in page.listed())
+        self.erase_conversations()
         held = [
             file.name
             for file in self.store.iterdir()

@@ -129,6 +129,9 @@ WITH_OCR = {  # instead of those above, where text in pictures is recognized
 }
 
 
+LEFTOVERS = ("~", ".bak", ".orig", ".part", ".rej", ".swp", ".tmp")  # of editors and downloads
+
+
 def format_of(path: Path, ocr: bool = False) -> Format | None:
     """Return the format of a file; None for what is no document.
 
@@ -143,7 +146,7 @@ def format_of(path: Path, ocr: bool = False) -> Format | None:
         return replace(form, read=read, pieces=False, simple=False)
     if form := (ocr and WITH_OCR.get(suffix)) or FORMATS.get(name) or FORMATS.get(suffix):
         return form
-    return None if suffix in ADVICE else GUESSED
+    return None if suffix in ADVICE or name.endswith(LEFTOVERS) else GUESSED
 
 
 def _unpack(form: Format, path: Path, data: bytes, note: Note) -> str | list[str]:
@@ -157,4 +160,6 @@ def is_picture(path: str | Path) -> bool:
 
 def unread(path: Path) -> tuple[str, str]:
     """Return the kind of a file of no format, in the plural, and what to do with it or ""."""
+    if path.name.lower().endswith(LEFTOVERS):
+        return "leftovers of editors and downloads", ""
     return ADVICE.get(path.suffix.lower()) or ("binary files", "")

@@ -38,7 +38,7 @@ class Watch:
     def tell(self, state: Mapping[str, object]) -> None:
         """Publish the state: JSON-able values without names."""
         line = json.dumps({"pid": os.getpid(), **state}).encode("ascii")
-        os.pwrite(self._descriptor, line.ljust(_LENGTH), 0)
+        os.pwrite(self._descriptor, line.ljust(_LENGTH, b"\0"), 0)  # no text: no document
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -53,7 +53,7 @@ def seen(store: Path) -> dict | None:
     try:
         if try_lock(descriptor, shared=True):
             return None
-        return dict(json.loads(os.pread(descriptor, _LENGTH, 0)))
+        return dict(json.loads(os.pread(descriptor, _LENGTH, 0).rstrip(b"\0")))
     except ValueError:  # it has only just begun
         return {}
     finally:
