@@ -8,7 +8,7 @@ short answer that stands in the text word for word: who or what did it, when, wh
 it is, what for. They follow a dependency parse by spaCy (https://spacy.io, version 3.8), which is
 not among the requirements; FOLDER is an unpacked model such as en_core_web_sm. In an encyclopedia
 "it", "he" and "she" are its title. ``answers`` has the short answer twice and the sentence once,
-so that two thirds of what is learned is short.
+so that at least two thirds of what is learned is short.
 
 ``--avoid`` names files of evaluations (JSON, JSON lines, perhaps with gzip; or titles, one a line):
 a passage is dropped if its title is one of theirs or occurs five times in one of their texts, or if
