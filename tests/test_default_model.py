@@ -15,7 +15,7 @@ import tiny
 from click.testing import CliRunner
 
 from m3mlx.assistant import Assistant
-from m3mlx.chat.conversation import Timings
+from m3mlx.chat.step import Timings
 from m3mlx.cli import hints, main, options
 from m3mlx.errors import ModelError
 from m3mlx.models import builtin, decoder, default, inventory, rates

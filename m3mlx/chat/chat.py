@@ -21,9 +21,10 @@ from ..models.decoder import Decoder
 from ..models.template import Turn
 from ..store import Filter, Hit
 from ..text import shared_length
-from .conversation import Conversation, Observe, Step, Timings
+from .conversation import Conversation, Observe
 from .retrieval import Retrieval
 from .sampling import choices
+from .step import Step, Timings
 
 
 class Assistant(Protocol):

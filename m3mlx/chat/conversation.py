@@ -25,26 +25,20 @@ import mlx.core as mx
 import numpy as np
 
 from ..config import CHUNK_TOKENS, MEMORIES
-from ..memory.cache import (
-    Layout,
-    MemoryCache,
-    PrefixStates,
-    WindowedCache,
-    make_cache,
-    take_back,
-)
+from ..memory.cache import Layout, MemoryCache, PrefixStates, make_cache
 from ..memory.codec import Memory
-from ..models.caches import keeps_state, leaves, replaced
+from ..memory.rewind import Marks, take_back
+from ..models.caches import leaves
 from ..models.decoder import Decoder
 from ..models.hooks import last_rows
 from ..models.template import Turn
 from ..text import shared_length
 from .attention import AttentionShares
+from .step import Step, Timings
 from .thoughts import AnswerText
 
 PREFILL_STEP = 512  # prompt tokens in one pass, to bound memory use
 WATCHED_EVERY, WATCHED_LAYERS = 8, 4  # tokens and layers in which attention is looked at
-MARKS = 3  # places to which a conversation can go back whose caches cannot be cut
 
 Search = Callable[[Sequence[str], int], list[list[Any]]]  # texts, k -> hits of each
 Read = Callable[[Sequence[Any]], Memory]  # hits -> their memories, in that order
@@ -52,79 +46,6 @@ Sampler = Callable[[mx.array], mx.array]
 Processor = Callable[[mx.array, mx.array], mx.array]  # tokens, logits (1, vocabulary) -> logits
 Change = Callable[[mx.array, bool], mx.array]  # logits (1, vocabulary), of a thought -> logits
 Observe = Callable[[list[int], mx.array], None]  # tokens of a prompt, logits after each of them
-
-
-@dataclass
-class Timings:
-    """Timings and counts of one answer."""
-
-    retrieve_seconds: float = 0.0
-    read_seconds: float = 0.0
-    prefill_seconds: float = 0.0
-    first_token_seconds: float = 0.0
-    decode_tokens_per_second: float = 0.0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    retrievals: int = 0
-
-
-@dataclass
-class Step:
-    """One generated token; the last step of an answer has a ``finish_reason`` and no token.
-
-    Fields and properties named as in mlx-lm's ``GenerationResponse`` mean the same.
-
-    Attributes:
-        text: text that the token adds to the answer, or to a thought.
-        token: its id, None in the last step.
-        logprobs: (vocabulary,) log probabilities it was drawn from.
-        span: number of the 64 answer tokens it belongs to, from 0.
-        sources: hits whose memories this span reads: as the search ordered them, and once their
-            shares are known the most used first.
-        shares: of the attention, for each of them, on average over the span so far; () where it
-            is not known yet, or cannot be.
-        timings: of the whole answer; complete in the last step.
-        finish_reason: "stop", "length", or None before the end.
-        thought: the token belongs to a thought of the model, not to its answer; in the last step,
-            the answer ended in a thought.
-    """
-
-    text: str
-    token: int | None
-    logprobs: mx.array | None
-    span: int
-    sources: list[Any]
-    shares: Sequence[float]
-    timings: Timings
-    finish_reason: str | None = None
-    thought: bool = False
-
-    @property
-    def used(self) -> list[bool]:
-        """Of each source, whether its memory received at least half of an equal share."""
-        enough = sum(self.shares) / (2 * max(len(self.shares), 1))
-        return [share >= enough for share in self.shares] or [True] * len(self.sources)
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.timings.prompt_tokens
-
-    @property
-    def prompt_tps(self) -> float:
-        return self.timings.prompt_tokens / max(self.timings.prefill_seconds, 1e-9)
-
-    @property
-    def generation_tokens(self) -> int:
-        return self.timings.generated_tokens
-
-    @property
-    def generation_tps(self) -> float:
-        return self.timings.decode_tokens_per_second
-
-    @property
-    def peak_memory(self) -> float:
-        """Peak memory use of MLX, in GB."""
-        return mx.get_peak_memory() / 1e9
 
 
 @dataclass
@@ -181,7 +102,7 @@ class Conversation:
         self.attached: list[Any] = []
         self.asked: tuple[int, list[Any]] | None = None
         self.while_reading: Callable[[], None] = lambda: None
-        self._marks: dict[int, list[Any]] = {}  # tokens -> copies of what cannot be cut
+        self._marks = Marks()
         self._search, self._read = search, read
         self._thinking = False  # the last turn has opened a thought
         self._pending: list[int] = []  # generated, not yet in the caches
@@ -203,8 +124,7 @@ class Conversation:
     @property
     def nbytes(self) -> int:
         """Bytes of the caches."""
-        marked = (cache for copies in self._marks.values() for cache in copies)
-        return sum(cache.nbytes for cache in (*leaves(self.caches), *marked))
+        return sum(cache.nbytes for cache in leaves(self.caches)) + self._marks.nbytes
 
     def continued(self, whole: Turn, hits: Sequence[Any] | None) -> Turn:
         """Go back to where the conversation leaves a whole one, and return the rest of that.
@@ -228,19 +148,8 @@ class Conversation:
         self._pending = []
         if count >= len(self.tokens):
             return len(self.tokens)
-        if all(cache.is_trimmable() for cache in leaves(self.caches)):
-            cuttable = list(leaves(self.caches))
-        else:
-            count = max((place for place in self._marks if place <= count), default=0)
-            copies = iter(deepcopy(self._marks.get(count, [])))
-            self.caches = replaced(
-                self.caches, lambda cache: next(copies, cache) if _is_marked(cache) else cache
-            )
-            cuttable = [cache for cache in leaves(self.caches) if not _is_marked(cache)]
-        for cache in cuttable:
-            cache.trim(len(self.tokens) - count)
+        self.caches, count = self._marks.go_back(self.caches, len(self.tokens), count)
         del self.tokens[count:]
-        self._marks = {place: copies for place, copies in self._marks.items() if place <= count}
         return count
 
     def prefill(
@@ -283,15 +192,13 @@ class Conversation:
         logits: list[mx.array] = []
         left, fed = len(tokens), 0
         places = {0, head, shift + turn.start}
-        for group, part in _passes(
-            groups, places if any(map(_is_marked, leaves(self.caches))) else ()
-        ):
+        for group, part in _passes(groups, places if Marks.needed(self.caches) else ()):
             if fed:
                 self.while_reading()
             if group and group.hits is not None:
                 self._attach(memory_of(group.hits), group.hits)
             if fed in places:
-                self._mark()
+                self._marks.set(self.caches, len(self.tokens))
             left, fed = left - len(part), fed + len(part)
             wanted = min(max(rows - left, 0), len(part))
             found = self._feed(part, len(part) if observe else wanted)
@@ -516,14 +423,6 @@ class Conversation:
 
         return change
 
-    def _mark(self) -> None:
-        """Note the present place as one to go back to, if the caches cannot be cut at any."""
-        copies = [deepcopy(cache) for cache in leaves(self.caches) if _is_marked(cache)]
-        if self.tokens and copies:
-            self._marks[len(self.tokens)] = copies
-            while len(self._marks) > MARKS:
-                del self._marks[list(self._marks)[1]]  # the first is behind the system prompt
-
     def _plan(
         self, tokens: list[int], words: range, query: str, hits: Sequence[Any] | None
     ) -> tuple[list[_Group], Callable[[list[Any]], Memory | None]]:
@@ -622,11 +521,6 @@ def _passes(
         for begin, end in pairwise([0, *sorted(cuts), length]):
             yield None if begin else group, group.tokens[begin:end]
         before += length
-
-
-def _is_marked(cache: Any) -> bool:
-    """Tell the caches that cannot be cut at any place: states, and what leaves a window."""
-    return keeps_state(cache) or isinstance(cache, WindowedCache)
 
 
 class _Drawn:

@@ -28,7 +28,7 @@ from .options import (
 from .render import Progress, echo_answer, echo_json, echo_sources, echo_table, human_seconds, note
 
 if TYPE_CHECKING:
-    from ..chat.conversation import Timings
+    from ..chat.step import Timings
     from ..store import Filter
 
 

@@ -11,7 +11,7 @@ from ..config import data_folder
 from .render import human_bytes, note
 
 if TYPE_CHECKING:
-    from ..chat.conversation import Timings
+    from ..chat.step import Timings
 
 _DAY = 24 * 3600
 _FEW = 12  # tokens of an answer from which its speed can be told

@@ -20,7 +20,7 @@ import click
 from ..text import cite, scrub, scrub_line
 
 if TYPE_CHECKING:
-    from ..chat.conversation import Step, Timings
+    from ..chat.step import Step, Timings
     from ..documents import LeftOut
     from ..memorize.run import MemorizeReport
     from ..store import Hit

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..chat.attention import AttentionShares
 from ..chat.chat import Chat
-from ..chat.conversation import Step
+from ..chat.step import Step
 from ..store import Hit
 from ..text import cite
 from .page import Part, Span, answer_page

@@ -401,23 +401,6 @@ def make_cache(model: nn.Module, prefix: PrefixStates, *, kv_bits: int | None = 
     return arranged
 
 
-def take_back(caches: Sequence[Any]) -> Callable[[], None]:
-    """Return a function that undoes the next pass, if that is over one token.
-
-    What a full window overwrites then is out of sight for the tokens that follow.
-    """
-    states = [(cache, list(cache.cache)) for cache in leaves(caches) if keeps_state(cache)]
-
-    def undo() -> None:
-        for cache in leaves(caches):
-            if not keeps_state(cache):
-                cache.base.trim(1)
-        for cache, state in states:
-            cache.cache = state
-
-    return undo
-
-
 def _group_size(keys: mx.array, values: mx.array) -> int:
     dims = keys.shape[-1], values.shape[-1]
     for size in (64, 32):

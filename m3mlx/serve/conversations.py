@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from ..assistant import Assistant
 from ..chat.chat import Chat, Source
-from ..chat.conversation import Step
+from ..chat.step import Step
 from ..config import NOTHING_FITS, Generation
 from ..memory.cache import known_tokens
 from ..text import shared_length

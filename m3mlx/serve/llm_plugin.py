@@ -20,7 +20,7 @@ from pydantic import Field
 from .. import config
 from ..assistant import Assistant
 from ..chat.chat import Source
-from ..chat.conversation import Step
+from ..chat.step import Step
 from ..errors import M3Error
 from .messages import Turns, turns_of
 

@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 from .. import __version__
 from ..assistant import Assistant
 from ..chat.chat import collect
-from ..chat.conversation import Step
+from ..chat.step import Step
 from ..config import Generation
 from ..errors import M3Error
 from ..text import cite
