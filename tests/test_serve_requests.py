@@ -317,3 +317,13 @@ def test_no_request_fails_in_another_way(fields, begun):
             parse({**start, **fields})
         except BadRequest as error:
             assert error.status == 400 and json.dumps(str(error))
+
+
+def test_a_response_takes_what_a_chat_takes():
+    asked, _ = responses.response({"input": "Hello", "memories": 3, "stop": ["."], "top_k": 7})
+    chat = openai.chat(
+        {"messages": [{"role": "user", "content": "Hello"}], "memories": 3, "stop": ".", "top_k": 7}
+    )
+    (response,), (request,) = asked.requests, chat.requests
+    assert (response.stop, response.generation) == (request.stop, request.generation)
+    assert response.generation.memories == 3 and response.stop

@@ -20,7 +20,7 @@ from .chances import TokenChance
 from .conversations import AnswerPart, ChatRequest
 from .errors import BadRequest
 from .fields import Fields
-from .messages import choose_tools, read_messages, read_tools, turns_of
+from .messages import Turns, choose_tools, read_messages, read_tools, turns_of
 
 MAX_TOKENS = 4096  # of an answer; bounds what a slow client can leave in memory
 DEFAULT_TOKENS = 512
@@ -72,15 +72,8 @@ def chat(body: Mapping[str, Any]) -> Asked:
     told = fields.flag("logprobs") or top > 0
     if "audio" in (fields.get("modalities") or ()):
         raise fields.unsupported("modalities", ": answers are text")
-    request = ChatRequest(
-        turns.message,
-        turns.earlier,
-        turns.system,
-        exchange=tuple(turns.exchange),
-        tools=tuple(choose_tools(fields, tools)),
-        chances=max(top, 0) if told else None,
-        **_shared(fields, prefill=turns.prefill),
-    )
+    chances = max(top, 0) if told else None
+    request = turns_request(fields, turns, tools, _length(fields, 1), _schema(fields), chances)
     return _asked(fields, [request])
 
 
@@ -95,7 +88,7 @@ def completion(body: Mapping[str, Any]) -> Asked:
         chances = fields.whole("logprobs", None, 0, MAX_TOP)
     if fields.get("suffix"):
         raise fields.unsupported("suffix")
-    shared = _shared(fields, raw=True)
+    shared = _shared(fields, _length(fields, 0), _schema(fields), raw=True)
     echo = fields.flag("echo")
     requests = [
         ChatRequest(
@@ -176,17 +169,38 @@ class EmbeddingRequest:
     ignored: tuple[str, ...]
 
 
-def _shared(fields: Fields, **others: Any) -> dict[str, Any]:
-    """Return the fields that chats and completions share, as arguments of ``ChatRequest``."""
-    least = 0 if others.get("raw") else 1
+def turns_request(
+    fields: Fields,
+    turns: Turns,
+    tools: list[dict[str, Any]],
+    length: int,
+    schema: Mapping[str, Any] | None,
+    chances: int | None = None,
+) -> ChatRequest:
+    """Return the request for the next answer of a chat."""
+    return ChatRequest(
+        turns.message,
+        turns.earlier,
+        turns.system,
+        exchange=tuple(turns.exchange),
+        tools=tuple(choose_tools(fields, tools)),
+        chances=chances,
+        **_shared(fields, length, schema, prefill=turns.prefill),
+    )
+
+
+def _shared(
+    fields: Fields, length: int, schema: Mapping[str, Any] | None, **others: Any
+) -> dict[str, Any]:
+    """Return the fields that all answers share, as arguments of ``ChatRequest``."""
     return {
         "memory": fields.one_of("memory", MEMORY_MODES, None),
         "collection": collection({"collection": fields.get("collection")}),
         "stop": _stop(fields),
         "generation": Generation(
-            max_tokens=_length(fields, least),
-            **sampling(fields),
-            schema=_schema(fields),
+            max_tokens=length,
+            **_sampling(fields),
+            schema=schema,
             think=_think(fields),
             memories=_memories(fields),
             **others,
@@ -200,7 +214,7 @@ def _memories(fields: Fields) -> int | None:
     return None if count is None else min(count, MAX_MEMORIES)
 
 
-def sampling(fields: Fields) -> dict[str, Any]:
+def _sampling(fields: Fields) -> dict[str, Any]:
     """Return how tokens are drawn, as arguments of ``Generation``."""
     seed = fields.whole("seed", None)
     penalties = {

@@ -10,12 +10,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..config import MEMORY_MODES, Generation
-from .conversations import AnswerPart, ChatRequest
+from .conversations import AnswerPart
 from .errors import BadRequest
 from .fields import Fields
-from .messages import choose_tools, read_messages, read_tools, tool_call, turns_of
-from .openai import DEFAULT_TOKENS, MAX_TOKENS, Asked, collection, sampling, schema_of
+from .messages import read_messages, read_tools, tool_call, turns_of
+from .openai import DEFAULT_TOKENS, MAX_TOKENS, Asked, schema_of, turns_request
 
 
 def response(body: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
@@ -31,22 +30,7 @@ def response(body: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
     if form is not None and not isinstance(form, dict):
         raise BadRequest("text.format is an object.", "text")
     length = fields.whole("max_output_tokens", DEFAULT_TOKENS, 1, MAX_TOKENS)
-    drawn = sampling(fields)
-    request = ChatRequest(
-        turns.message,
-        turns.earlier,
-        turns.system,
-        exchange=tuple(turns.exchange),
-        tools=tuple(choose_tools(fields, tools)),
-        memory=fields.one_of("memory", MEMORY_MODES, None),
-        collection=collection({"collection": fields.get("collection")}),
-        generation=Generation(
-            max_tokens=length,
-            **drawn,
-            schema=schema_of(fields, "text", form or {}),
-            prefill=turns.prefill,
-        ),
-    )
+    request = turns_request(fields, turns, tools, length, schema_of(fields, "text", form or {}))
     stream = fields.flag("stream")
     fields.text("model")
     about = {
@@ -57,11 +41,11 @@ def response(body: Mapping[str, Any]) -> tuple[Asked, dict[str, Any]]:
         "previous_response_id": None,
         "reasoning": {"effort": None, "summary": None},
         "store": False,
-        "temperature": drawn["temp"],
+        "temperature": request.generation.temp,
         "text": {"format": form or {"type": "text"}},
         "tool_choice": body.get("tool_choice") or "auto",
         "tools": body.get("tools") or [],
-        "top_p": drawn["top_p"],
+        "top_p": request.generation.top_p,
         "truncation": "disabled",
     }
     return Asked((request,), stream=stream, ignored=fields.ignored()), about
