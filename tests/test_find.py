@@ -14,6 +14,8 @@ from samples import write
 
 from m3mlx.documents import LeftOut, Worker, find, read
 from m3mlx.errors import DocumentError
+from m3mlx.store.folder import CATALOG
+from m3mlx.store.lock import FILE as LOCK
 
 
 def names(root: Path, *paths: str | Path, **patterns) -> list[str]:
@@ -72,8 +74,8 @@ def test_hidden_binary_and_unknown_files_in_folders_are_left_out_and_named(tmp_p
     write(tmp_path / "old.doc", b"\xd0\xcf\x11\xe0\0")
     write(tmp_path / ".gitignore", "*.log\n")
     write(tmp_path / "a.log")
-    write(tmp_path / "store/catalog.sqlite", b"SQLite format 3\0")
-    write(tmp_path / "store/lock", "123")
+    for name in (CATALOG, LOCK):
+        write(tmp_path / "store" / name, "123")
     write(tmp_path / "a.md~", "an older a.md")
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "link.md").symlink_to(tmp_path / "LICENSE")

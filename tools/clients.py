@@ -1,11 +1,11 @@
 """Run other servers' tests and OpenAI's clients against a running server, and print a table.
 
     m3mlx serve --port 8642 &
-    python -m venv /tmp/clients
-    /tmp/clients/bin/pip install openai langchain-openai llama-index-llms-openai-like litellm \\
+    python -m venv clients
+    clients/bin/pip install openai langchain-openai llama-index-llms-openai-like litellm \\
         'lm-eval[api]' transformers pytest pytest-asyncio requests filelock regex jsonschema
-    python tools/clients.py http://127.0.0.1:8642 --suites /tmp/suites \\
-        --python /tmp/clients/bin/python --tokenizer FOLDER-OF-THE-MODEL
+    python tools/clients.py http://127.0.0.1:8642 --suites suites \\
+        --python clients/bin/python --tokenizer FOLDER-OF-THE-MODEL
 
 The suites are mlx-lm's, llama.cpp's and vLLM's, as far as they ask a server over HTTP; they are
 fetched into the folder with git unless they are there, in mlx-lm, llama.cpp and vllm. What they
