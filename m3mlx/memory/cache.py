@@ -26,7 +26,7 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from ..config import MemoryConfig
+from ..config import CHUNK_TOKENS, MemoryConfig
 from ..errors import ModelError
 from ..models.caches import keeps_state, leaves, nearness, replaced
 from ..models.hooks import widen_masks
@@ -129,8 +129,8 @@ class MemoryCache(LayerCache):
 
     def _set(self, keys: Any, values: Any, length: int) -> None:
         base = self.base
-        base.keys = _replace_front(base.keys, self.length, keys)
-        base.values = _replace_front(base.values, self.length, values)
+        base.keys = _replace_front(base.keys, self.length, base.offset, keys)
+        base.values = _replace_front(base.values, self.length, base.offset, values)
         base.offset += length - self.length
         self.length, self._row = length, None
 
@@ -147,7 +147,13 @@ class MemoryCache(LayerCache):
         return self.base.offset - self.length
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple:
-        return self.base.update_and_fetch(keys, values)
+        base: Any = self.base
+        needed = base.offset + keys.shape[2]
+        plain = not (base.empty() or hasattr(base, "bits"))
+        if plain and needed > base.keys.shape[2]:  # mlx-lm would grow to an odd capacity
+            used = [x[..., : base.offset, :] for x in (base.keys, base.values)]
+            base.keys, base.values = (_with_room([x], keys.shape[2]) for x in used)
+        return base.update_and_fetch(keys, values)
 
     def keys_and_values(self) -> tuple:
         """Return what ``update_and_fetch`` returned last."""
@@ -314,12 +320,28 @@ def _join_masks(memory: mx.array, context: mx.array, queries: int) -> mx.array:
     return mx.concatenate(parts, axis=-1)[None]
 
 
-def _replace_front(buffer: Any, length: int, memory: Any) -> Any:
-    """Replace the first ``length`` keys of a buffer, which may be quantized, by a memory."""
+def _replace_front(buffer: Any, length: int, used: int, memory: Any) -> Any:
+    """Replace the first ``length`` keys of a buffer, which may be quantized, by a memory.
+
+    Args:
+        used: keys in the buffer; the others are room.
+    """
     if isinstance(buffer, (tuple, list)):
-        return tuple(_replace_front(x, length, memory and memory[i]) for i, x in enumerate(buffer))
-    rest = buffer[..., length:, :]
-    return rest if memory is None else _prepend(memory, rest)
+        parts = enumerate(buffer)
+        return tuple(_replace_front(x, length, used, memory and memory[i]) for i, x in parts)
+    rest = buffer[..., length:used, :]
+    return _with_room([rest] if memory is None else [memory.astype(rest.dtype), rest], CHUNK_TOKENS)
+
+
+def _with_room(parts: list[mx.array], tokens: int) -> mx.array:
+    """Join keys or values, and add room for some tokens.
+
+    The capacity is a multiple of 256, without which CUDA's attention of one token is slow.
+    """
+    used = sum(part.shape[-2] for part in parts)
+    shape = list(parts[0].shape)
+    shape[-2] = -(used + tokens) % KVCache.step + tokens
+    return mx.concatenate([*parts, mx.zeros(shape, parts[0].dtype)], axis=-2)
 
 
 def _prepend(memory: mx.array, context: mx.array) -> mx.array:
