@@ -85,9 +85,8 @@ class _Remote(_Anything):
 sys.modules.setdefault("wget", _Anything("wget"))  # llama.cpp's would fetch models with it
 
 
-def pytest_configure(config):
-    if os.environ.get("PEER") == "vllm":
-        sys.meta_path.insert(0, _Finder())
+if os.environ.get("PEER") == "vllm":
+    sys.meta_path.insert(0, _Finder())
 
 
 def pytest_pycollect_makeitem(collector, name, obj):
