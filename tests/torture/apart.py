@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import resource
 import select
 import signal
 import time
@@ -19,7 +21,8 @@ class Outcome:
 
     Attributes:
         kind: "returned", "raised", "killed" or "hung".
-        value: what was returned (as from JSON), the traceback, the signal, or the seconds.
+        value: what was returned (as from JSON), the traceback, the signal, or the seconds of
+            waiting, and of the processor.
     """
 
     kind: str
@@ -61,21 +64,25 @@ class Apart:
                 break
             data += part
         else:
+            if kill_after is None:
+                os.kill(self._process, signal.SIGUSR1)  # its stack goes to the standard error
+                time.sleep(0.2)
             os.kill(self._process, signal.SIGKILL)
             if kill_after is None:
-                self._wait()
-                return Outcome("hung", seconds)
-        status = self._wait()
+                _, usage = self._wait()
+                return Outcome("hung", [seconds, round(usage.ru_utime + usage.ru_stime, 1)])
+        status, _ = self._wait()
         if os.WIFSIGNALED(status):
             return Outcome("killed", os.WTERMSIG(status))
         return Outcome(*json.loads(data))
 
-    def _wait(self) -> int:
+    def _wait(self) -> tuple[int, resource.struct_rusage]:
         os.close(self._pipe)
-        return os.waitpid(self._process, 0)[1]
+        return os.wait4(self._process, 0)[1:]
 
 
 def _run(pipe: int, task: Callable[..., Any], arguments: tuple) -> None:
+    faulthandler.register(signal.SIGUSR1)
     try:
         try:
             answer = ("returned", task(*arguments))
