@@ -14,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+PATIENCE = 300  # seconds until a task counts as hung, on a machine that many use
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -49,7 +51,7 @@ class Apart:
             _run(write, task, arguments)
         os.close(write)
 
-    def outcome(self, seconds: float = 60, *, kill_after: float | None = None) -> Outcome:
+    def outcome(self, seconds: float = PATIENCE, *, kill_after: float | None = None) -> Outcome:
         """Wait for the end. A process that needs longer is killed.
 
         Args:
@@ -95,6 +97,6 @@ def _run(pipe: int, task: Callable[..., Any], arguments: tuple) -> None:
         os._exit(0)
 
 
-def apart(task: Callable[..., Any], *arguments: Any, seconds: float = 60) -> Outcome:
+def apart(task: Callable[..., Any], *arguments: Any, seconds: float = PATIENCE) -> Outcome:
     """Run a task in a process of its own and wait for its end."""
     return Apart(task, *arguments).outcome(seconds)
