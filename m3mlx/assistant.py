@@ -47,6 +47,7 @@ from .store import (
 if TYPE_CHECKING:
     from .chat.chat import Answer, Chat
     from .memorize.run import MemorizeReport
+    from .memory.bounds import Bounds
     from .memory.cache import PrefixStates
     from .memory.codec import Memory
     from .memory.format import MemoryFormat
@@ -126,6 +127,7 @@ class Assistant:
             self.decoder = decoder
         self._opened: list[MemoryStore] = []  # open for reading: the store, then attached ones
         self._editions: dict[Path, int] = {}  # edition to read in each store, found by ``check``
+        self._bounds: Bounds | None = None  # of memories of attached stores
 
     @classmethod
     def of(cls, options: Options, **others: Any) -> Assistant:
@@ -150,6 +152,7 @@ class Assistant:
             store.close()
         self._opened.clear()
         self._editions.clear()
+        self._bounds = None
 
     # --- models, each loaded at first use
 
@@ -563,12 +566,34 @@ class Assistant:
             return self._stores().search(vectors, texts, k, self.options.retrieval, only)
 
     def read(self, hits: Sequence[Hit]) -> Memory:
-        """Read the memories of hits, in their order; cold ones are written first."""
+        """Read the memories of hits, in their order; cold ones are written first.
+
+        So are those of attached stores that are not what the model makes: not finite, or far
+        beyond its own.
+        """
         if self.store_path not in self._editions:
             self.check()
         names = ", ".join(dict.fromkeys(Path(hit.path).name for hit in hits))
         with self._told(f"reading: {names}"):
-            return self.format.read(self._stores().read(hits, self._write_cold))
+            records = self._stores().read(hits, self._write_cold)
+            memory = self.format.read(records)
+            if foreign := [row for row, hit in enumerate(hits) if hit.store is not None]:
+                held = self._within().hold(memory)
+                strange = [row for row in foreign if not held[row]]
+                made = self._write_cold([hits[row] for row in strange])
+                for row in strange:
+                    records[row] = made[hits[row]]
+                memory = self.format.read(records) if strange else memory
+            return memory
+
+    def _within(self) -> Bounds:
+        """Return the range that memories of attached stores must be in."""
+        from .memory.bounds import Bounds
+
+        if self._bounds is None:
+            edition = self._editions[self.store_path]
+            self._bounds = Bounds(self.format.codec, self.store(), edition)
+        return self._bounds
 
     def _write_cold(self, cold: Sequence[Hit]) -> dict[Hit, np.ndarray]:
         """Write the memories of cold references (section 3.1 of the paper).

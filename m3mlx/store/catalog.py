@@ -103,13 +103,12 @@ class Catalog:
 
     # settings
 
-    def identity(self) -> tuple[str, int, bytes]:
+    def identity(self, settings: Mapping) -> tuple[str, int, bytes]:
         """Return the name of the encoder, the length of its vectors, and the store's id.
 
         Raises:
             StoreError: one of them is missing or damaged.
         """
-        settings = self.settings()
         try:
             found = settings["encoder"], int(settings["dimensions"]), bytes.fromhex(settings["id"])
         except (KeyError, TypeError, ValueError) as error:
@@ -214,14 +213,20 @@ class Catalog:
                 "VALUES (?, ?, ?, ?, 0, ?, ?) RETURNING id",
                 [path, hash, size, count, added, tokenizer],
             )
-            self.columns.put(found, *named, size, added, tokenizer)
+            if self.cipher.encrypts:
+                self.columns.put(found, *named, size, added, tokenizer)
         return found, self._committed(found)
 
     def _committed(self, document: int) -> int:
         return self.db.value("SELECT count(*) FROM reference WHERE document = ?", [document])
 
-    def insert(self, first: int, references: Sequence[NewReference]) -> None:
-        """Add references with the slots from ``first`` on, and complete their documents."""
+    def insert(self, first: int, references: Sequence[NewReference]) -> dict[int, bytes]:
+        """Add references with the slots from ``first`` on, and complete their documents.
+
+        Returns:
+            By slot what binds a memory to its reference, see ``References.digests``.
+        """
+        digests = {}
         state: dict[int, list] = {}  # document -> path, expected references, committed references
         for slot, new in enumerate(references, first):
             if new.document not in state:
@@ -241,11 +246,12 @@ class Catalog:
                     f"{committed} of {count} is next. Add a document's references in order, once."
                 )
             state[new.document][2] += 1
-            self.references.put(slot, path, new)
+            digests[slot] = self.references.put(slot, path, new)
             self.full_text.add(slot, new.text)
         for document, (path, count, committed) in state.items():
             if committed == count:
                 self._complete(document, path)
+        return digests
 
     def _complete(self, document: int, path: str) -> None:
         older = self.db.column("SELECT id FROM document WHERE path = ? AND complete", [path])

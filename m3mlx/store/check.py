@@ -192,7 +192,7 @@ class _Examination:
     def _settings(self) -> None:
         with self._catalog.snapshot():
             settings = self._catalog.settings()
-            _, self._dimensions, self._store = self._catalog.identity()
+            _, self._dimensions, self._store = self._catalog.identity(settings)
             last, since = self._catalog.latest()
         if last is not None and last >= settings["next_slot"]:
             self._note("catalog", f"the next slot, {settings['next_slot']}, is in use")

@@ -46,10 +46,10 @@ def pieces(text: str) -> str:
         for word in GLUED.findall(text):
             found += _cut(word, 3)
     words = LETTERS.findall(text)
-    if sum(map(ENGLISH.__contains__, words)) <= ENGLISH_SHARE * len(words):
-        for word in words:
-            if len(word) >= LONG:
-                found += _cut(word, 3)[:-1]
+    long = [word for word in words if len(word) >= LONG]
+    if long and sum(map(ENGLISH.__contains__, words)) <= ENGLISH_SHARE * len(words):
+        for word in long:
+            found += _cut(word, 3)[:-1]
     return " ".join(found)
 
 
