@@ -364,7 +364,7 @@ class Assistant:
                 memories are written.
             prune: forget documents below ``paths`` whose files are gone.
             dry_run: write nothing; report what would be written, and how long it would take at the
-                pace of earlier runs.
+                pace of earlier runs, or of a few references.
             progress: used instead of the assistant's.
             between_batches: called after each commit; an exception it raises ends the run.
 
@@ -383,7 +383,7 @@ class Assistant:
             self.check()
         if dry_run:
             run.compare(self.store() if known else None)
-            run.estimate(None if cold else self.format.record_bytes)
+            run.estimate(None if cold else self.format)
         elif known or run.files:
             with self.open_store(write=True) if known else self._new_store() as store:
                 run.compare(store)

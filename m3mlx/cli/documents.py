@@ -162,8 +162,10 @@ def _write_memories(
     paths = done.paths if done else None
     count = assistant.count_unwritten(paths)
     if count > SOON:
-        seconds = rates.seconds(assistant.decoder.name, "writing", count * TYPICAL_TOKENS)
-        about = f", about {human_seconds(seconds)}" if seconds else ""
+        each = done.tokens / done.references if done and done.references else TYPICAL_TOKENS
+        seconds = rates.seconds(assistant.decoder.name, "writing", count * each)
+        # who stored slowly, on a busy machine, will write slowly
+        about = f", about {human_seconds(seconds * (done.pace if done else 1))}" if seconds else ""
         note(
             f"Everything can be asked now. Writing {count} memories, so that answers come "
             f"sooner{about}; Ctrl-C stops it, and each is written when it is needed."
