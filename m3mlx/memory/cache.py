@@ -89,7 +89,8 @@ class MemoryCache(LayerCache):
         self.gap = 0
         self.before = 0  # tokens in front of the gap
         self.length = 0  # of the memories
-        self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None if all are 0
+        self.weights: Any = None  # (KV heads, M), of the type of the keys; -inf for padding
+        self.weighed = False  # some weights are not 0
         self.positions: Any = None  # int32 (KV heads, M)
         self._row: mx.array | None = None  # mask of one query, with spare keys
 
@@ -113,7 +114,7 @@ class MemoryCache(LayerCache):
             self._set(mx.quantize(keys, **size), mx.quantize(values, **size), weights.shape[1])
         else:
             self._set(keys, values, weights.shape[1])
-        self.weights = mx.array(weights) if weights.any() else None
+        self.weights, self.weighed = mx.array(weights).astype(keys.dtype), bool(weights.any())
         self.positions = mx.array(positions)
 
     def reserve(self, gap: int) -> None:
@@ -125,7 +126,6 @@ class MemoryCache(LayerCache):
         """Remove the memories; what follows sees prefix and context only."""
         if self.length:
             self._set(None, None, 0)
-        self.weights = None
 
     def _set(self, keys: Any, values: Any, length: int) -> None:
         base = self.base
@@ -199,12 +199,10 @@ class MemoryCache(LayerCache):
         """
         if not self.length:
             return mask
-        memory = self._memory_mask()
-        if memory is None and not isinstance(mask, mx.array):
+        if not (self.weighed or isinstance(mask, mx.array)):
             return mask
-        if memory is None:
-            memory = mx.zeros((1, 1, self.length))
-        elif not hasattr(self.base, "bits"):  # quantized attention takes KV heads
+        memory = self.weights[:, None]
+        if not hasattr(self.base, "bits"):  # quantized attention takes KV heads
             memory = mx.repeat(memory, query_heads // len(memory), axis=0)
         if mask is None:
             return self._single_query_mask(memory)
@@ -214,10 +212,6 @@ class MemoryCache(LayerCache):
             keys = self.context + queries
             context = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
         return _join_masks(memory, context, queries)
-
-    def _memory_mask(self) -> mx.array | None:
-        """Return what is added to logits, (KV heads, 1, M); None for nothing."""
-        return None if self.weights is None else self.weights[:, None]
 
     def _single_query_mask(self, memory: mx.array) -> mx.array:
         """Mask of one query, which sees the whole context; made once for many steps."""
@@ -246,8 +240,8 @@ class LocalCache(MemoryCache):
         context = (keys_at <= at) & self._near(at, keys_at)
         if not self.length:
             return context
-        weights = mx.zeros(1) if self.weights is None else self.weights[:, None]
-        memory = mx.where(self._near(at, self.positions[:, None]), weights, -mx.inf)
+        near = self._near(at, self.positions[:, None])
+        memory = mx.where(near, self.weights[:, None], -mx.inf)
         return _join_masks(mx.repeat(memory, query_heads // len(memory), axis=0), context, queries)
 
     def _tokens(self, queries: int) -> mx.array:
@@ -311,11 +305,11 @@ def _join_masks(memory: mx.array, context: mx.array, queries: int) -> mx.array:
         context: bool (…, queries, keys).
 
     Returns:
-        (1, heads, queries, M + keys), to be added to logits.
+        (1, heads, queries, M + keys), of the type of ``memory``, to be added to logits.
     """
     context = context[0] if context.ndim == 4 else context.reshape(1, *context.shape[-2:])
     shape = (len(memory), queries)
-    context = mx.where(context, 0.0, -mx.inf)
+    context = mx.where(context, 0.0, -mx.inf).astype(memory.dtype)
     parts = [mx.broadcast_to(part, (*shape, part.shape[-1])) for part in (memory, context)]
     return mx.concatenate(parts, axis=-1)[None]
 
