@@ -45,6 +45,7 @@ NEW_STORE = {  # the settings that change, as they begin
     "max_bytes": None,  # of all files together; beyond, memories are dropped
     "root": None,  # of an encrypted catalog
 }
+_MOST = 2**40  # slots or commits
 _LONGEST_COLLECTION = 100  # characters
 
 
@@ -121,8 +122,8 @@ class Catalog:
         if missing := NEW_STORE.keys() - settings:
             raise self.damaged(f"the setting {min(missing)} is missing")
         for name in ("next_slot", "commit"):
-            if type(settings[name]) is not int:
-                raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no number")
+            if type(settings[name]) is not int or not 0 <= settings[name] < _MOST:
+                raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no such number")
         return settings
 
     def _settings(self) -> dict:
@@ -430,7 +431,7 @@ class Catalog:
     def path_of(self, slot: int) -> str | None:
         """Path of a reference's document."""
         document = self.db.value("SELECT document FROM reference WHERE slot = ?", [slot])
-        return None if document is None else str(self.columns.about_of(document)[0])
+        return None if document is None else self.columns.path_of(document)
 
     def quarantined(self) -> dict[str, int]:
         """Paths of documents with references in quarantine, and how many those are."""

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +42,11 @@ class Usage:
         with suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
-                note = minutes.to_bytes(_WIDTH, "little")
-                ordered = enumerate(sorted(set(slots)))
-                for _, run in groupby(ordered, lambda pair: pair[1] - pair[0]):
-                    run_slots = [slot for _, slot in run]
-                    at = _WIDTH * (run_slots[0] - self._origin)
-                    os.pwrite(descriptor, note * len(run_slots), at)
+                note, first = minutes.to_bytes(_WIDTH, "little"), slots[0]
+                if slots == list(range(first, first + len(slots))):  # as they are added
+                    slots, note = [first], note * len(slots)
+                for slot in slots:
+                    os.pwrite(descriptor, note, _WIDTH * (slot - self._origin))
             finally:
                 os.close(descriptor)
 
