@@ -165,6 +165,12 @@ def echo_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2))
 
 
+def written_to(report: object, place: str) -> dict[str, Any]:
+    """A report as JSON, with the file or folder that was written as ``output``."""
+    rest = dict(vars(report))
+    return {"output": rest.pop(place), **rest}
+
+
 def echo_table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], optional: Sequence[str] = ()
 ) -> None:
