@@ -66,9 +66,9 @@ class Progress:
                 self._bars.remove_task(known)
             self._bars.add_task(task[:1].upper() + task[1:], total=total or None, detail="")
             self._what = task
-        self._bars.update(
-            self._bars.task_ids[0], completed=done, total=total or None, detail=detail
-        )
+        (shown,) = self._bars.tasks
+        shown.total = total or None  # given to ``update``, it would make the bar forget its speed
+        self._bars.update(shown.id, completed=done, detail=detail)
 
     @contextmanager
     def until_quiet(self, what: str) -> Iterator[Callable[[], None]]:
