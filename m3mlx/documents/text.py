@@ -158,8 +158,8 @@ def _damaged(data: bytes, note: Note) -> str | None:
             return data[: error.start].decode("utf-8")
     text = data.decode("utf-8", errors="replace")
     wrong = text.count("\ufffd")
-    right = sum(1 for _ in VALID.finditer(data)) - wrong
-    if wrong > right and wrong * 1000 > len(data):
+    right = sum(sign > "\x7f" for sign in text) - wrong
+    if 2 * wrong > right and wrong * 1000 > len(data):
         return None
     where = _lines_with("\ufffd", text)
     note(f"{where}: bytes that are not UTF-8 are replaced by \ufffd")
