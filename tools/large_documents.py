@@ -14,7 +14,6 @@ a table, and one JSON line last.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import random
 import resource
@@ -74,18 +73,11 @@ def make(kind: str, folder: Path, count: int) -> Path:
     return path
 
 
-class Terminal(io.StringIO):
-    """Where a bar is drawn."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 def measure(path: Path) -> dict:
     """Memorize it into a store that is thrown away."""
     from tokenizers import Tokenizer
 
-    from m3mlx.cli.render import Progress
+    from m3mlx.cli.pace import Pace
     from m3mlx.config import cache_folder
     from m3mlx.memorize import run as memorizing
     from m3mlx.store import MemoryStore
@@ -109,19 +101,14 @@ def measure(path: Path) -> dict:
         vectors = chance.standard_normal((len(texts), DIMENSIONS)).astype(np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
-    bar = Progress()
+    pace = Pace(clock)
 
     def progress(what: str, done: int, total: int) -> None:
-        bar(what, done, total)
-        if bar._bars is not None:
-            bar._bars.get_time = clock
-            task = bar._bars.tasks[0]
-            task._get_time = clock
-            if what.startswith("memorizing"):
-                seen.append((clock(), task.percentage, task.time_remaining))
+        if what.startswith("memorizing"):
+            pace.note(done, total)
+            seen.append((clock(), 100 * done / total, pace.left()))
 
     decoder = SimpleNamespace(name="none", tokenizer_hash="x", tokenize=tokenize)
-    terminal, sys.stderr = sys.stderr, Terminal()
     with tempfile.TemporaryDirectory() as folder:
         run = memorizing.MemorizeRun(encode, decoder, None, progress)
         run.find_files([path], [], [])
@@ -130,7 +117,6 @@ def measure(path: Path) -> dict:
         with MemoryStore.create(Path(folder) / "store", **about, **size) as store:
             run.compare(store)
             run.write(store)
-    sys.stderr = terminal
     end = clock()
     shown = {}
     for mark in MARKS:
