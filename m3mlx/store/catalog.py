@@ -45,6 +45,10 @@ NEW_STORE = {  # the settings that change, as they begin
     "max_bytes": None,  # of all files together; beyond, memories are dropped
     "root": None,  # of an encrypted catalog
 }
+MOST_VECTORS = (  # have so many bytes
+    "SELECT length(vector) FROM (SELECT vector FROM reference LIMIT 100) "
+    "GROUP BY 1 ORDER BY count(*) DESC LIMIT 1"
+)
 MOST_SLOTS = 2**40  # or commits
 _LONGEST_COLLECTION = 100  # characters
 
@@ -429,6 +433,10 @@ class Catalog:
             "SELECT (SELECT max(slot) FROM reference), "
             "(SELECT max(CAST(since AS INTEGER)) FROM document)"
         ).fetchone()
+
+    def vector_bytes(self) -> int | None:
+        """Length of most vectors as they are stored, judged by the first; None without any."""
+        return self.db.value(MOST_VECTORS)
 
     def path_of(self, slot: int) -> str | None:
         """Path of a reference's document."""

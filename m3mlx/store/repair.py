@@ -23,7 +23,7 @@ from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import sync_folder
 from . import index
-from .catalog import MOST_SLOTS, NEW_STORE, Catalog
+from .catalog import MOST_SLOTS, MOST_VECTORS, NEW_STORE, Catalog
 from .check import CheckReport, Damage, examine, exclusive
 from .cipher import Passphrase
 from .database import errors_translated
@@ -221,6 +221,9 @@ def salvage(path: Path, passphrase: Passphrase | None) -> list[str]:
         try:
             known = {name: json.loads(settings[name]) for name in _SETTINGS & settings.keys()}
             store, end = bytes.fromhex(known["id"]), int(known["next_slot"])
+            for (length,) in _rows_until_damage(old, MOST_VECTORS):
+                if length and not known.get("cipher"):
+                    known["dimensions"] = length // 4
         except (TypeError, ValueError) as error:
             raise _unrepairable(path, f"a setting cannot be read ({error})") from error
         try:
