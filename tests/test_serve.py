@@ -193,12 +193,11 @@ def test_what_texts_to_be_continued_share_is_read_once(server):
     assert (again, new) == (first, 1)
     longer, prompt, new = continued(server, f"{shots}Question: and the kite?{first} So")
     assert new < prompt / 5
-    tokens, _, new = continued(server, list(f"{shots}Question: who is Ada?".encode()))
     assert len(cache._kept) <= 3
     for memory in ("explicit", "text"):  # what is read beside the text, or before it
         alone, _, _ = continued(server, f"{shots}Question: who is Ada?", memory=memory)
         assert continued(server, f"{shots}Question: who is Ada?", memory=memory)[0] == alone
-    chat, prompt, new = read(server, ask(shots), memory="off")
+    _, prompt, new = read(server, ask(shots), memory="off")
     assert new == prompt  # never from the caches of a text
     cache.clear()
     assert continued(server, f"{shots}Question: who is Ada?")[0] == other
