@@ -805,7 +805,6 @@ def test_the_demo_shows_three_questions_in_three_modes(m3, world, tmp_path, monk
         assert list(exchange["replies"]) == ["explicit", "text", "off"]
         assert exchange["replies"]["explicit"]["sources"]
         assert exchange["replies"]["off"]["sources"] == []
-    monkeypatch.setattr(demo, "run", lambda *_, **__: kept[0])
     text = good(m3("demo", *made(world))).stdout
     for exchange in data["exchanges"]:
         assert exchange["question"] in text

@@ -99,11 +99,12 @@ command fails, it prints nothing there, and its exit code and standard error say
 
 `output` is the file or folder that was written, `sound` says that nothing is wrong, sizes are
 bytes, times seconds, moments in ISO 8601. A document is the same everywhere: `id`, `path`,
-`references`, `bytes`, `added`, `state` (warm, cold or partial), `warm` (memories written), `size`, `hash`,
-`collection`. So is a reference: `path`, `start`, `end`, `page`, `line`, `text`, `distance`,
-`document`, `store`, for `ask` also `share`, `used`, and `span`, the number of the 64 tokens of the
-answer that it was read for. `memorize` counts files by path in `added`, `changed`, `unchanged` and
-`vanished`; `pace` is how many times longer storing took than earlier runs let expect.
+`references`, `bytes`, `added`, `state` (warm, cold or partial), `warm` (memories written), `size`,
+`hash`, `collection`. So is a reference: `path`, `start`, `end`, `page`, `line`, `text`,
+`distance`, `document`, `store`, for `ask` also `share`, `used`, and `span`, the number of the 64
+tokens of the answer that it was read for. `memorize` names files by path in `added`,
+`changed`, `unchanged` and `vanished`; `pace` is how many times longer storing took than earlier
+runs let expect.
 """
 
 
