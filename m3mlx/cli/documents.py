@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from .options import (
     encrypt_options,
     filter_options,
     is_verbose,
+    launched,
     memory_options,
     open_assistant,
     size,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..memorize.editions import RebuildReport
     from ..memorize.run import MemorizeReport
+    from ..memory.ranks import Ranks
+    from ..models.decoder import Decoder
     from ..store import CheckReport, Filter, RepairReport, StoredDocument
 
 INTERRUPTED = "Interrupted; committed documents are kept. Run it again to continue."
@@ -85,6 +88,8 @@ def memorize(
     First everything is read and can be asked. Then the memories are written, those first that are
     likely to be asked about; Ctrl-C stops that, and an answer writes what it needs. Without PATH,
     the memories that documents still lack are written."""
+    if (ranks := launched()) and ranks.rank:
+        return _help_write(ranks)
     if dry_run and (not paths or rebuild or max_bytes is not None):
         raise click.UsageError("--dry-run goes with files only.")
     if watch and (dry_run or as_json or not paths):
@@ -95,7 +100,10 @@ def memorize(
     written_later = not (cold or wait or dry_run or watch) and (paths or not (rebuild or max_bytes))
     if paths or rebuild:
         options = choose_model(options, yes, rebuild)
-    with open_assistant(options, encrypt=encrypt) as assistant:
+    with (
+        ranks.leading() if ranks else nullcontext(),
+        open_assistant(options, encrypt=encrypt, ranks=ranks) as assistant,
+    ):
         if not (paths or rebuild or max_bytes is not None or assistant.has_store()):
             raise click.UsageError("Missing argument 'PATH…'.")
         found: dict[str, Any] = {}
@@ -124,6 +132,17 @@ def memorize(
         named = {str(Path(path).expanduser().absolute()) for path in paths}
         if not dry_run or any(error.path in named for error in done.failed):
             raise click.exceptions.Exit(1)
+
+
+def _help_write(ranks: Ranks) -> None:
+    """Write memories for rank 0, which has all the rest to do."""
+    from ..memory.ranks import help_write
+    from ..models.decoder import adapter_folder, load_decoder
+
+    def load(name: str | None, adapter: str | None) -> Decoder:
+        return load_decoder(name, adapter_path=adapter_folder(name, adapter))
+
+    help_write(ranks, load)
 
 
 @contextmanager
