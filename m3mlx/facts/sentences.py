@@ -21,9 +21,10 @@ _VERBS = (
     "takes take took wants want wanted keeps keep kept runs run ran teaches teach taught leads "
     "lead led sings sing sang supports support supported graduated attended joined left leaves "
     "leave bought sold made makes visited visits visit knows know knew reads read rises flows "
-    "departs arrives serves serve served represents produced produces wears trusts has have had"
+    "relocated relocates collects received receives won wins departs arrives serves serve served represents produced produces wears trusts has have had"
 )
 _VERB = "|".join(sorted(_VERBS.split(), key=len, reverse=True))
+_VERB = f"(?:takes?|took) place|{_VERB}"
 _OF = (  # relations that are named in two words
     "(?:place|date|year|cause|country|city|town|state|number|name|type|kind|language|end|basis) of "
     "(?:birth|death|origin|residence|work|foundation|publication|inception|completion|release)"
@@ -33,14 +34,14 @@ _TO = (
     "next to"
 )
 _DONE = r"[a-z]+ed|[a-z]+wn|[a-z]+tten|born|made|built|led|held|known|set|put|kept|sold|sung|found"
-_STATE = f"{_DONE}|allergic|fond|afraid"
+_STATE = f"{_DONE}|living|working|staying|studying|allergic|fond|afraid"
 _FORMS = tuple(
     re.compile(form, re.IGNORECASE)
     for form in (
         rf"(?P<s>.+?)(?:['’]s|(?<=s)['’]) (?P<r>{_OF}|[\w -]{{2,60}}?) (?:{_BE}) (?P<o>.+)",
         rf"(?:the )?(?P<r>{_OF}|[\w' -]{{2,60}}?) (?:of|for) (?P<s>.+?) (?:{_BE}) (?P<o>.+)",
         rf"(?P<s>my|our) (?P<r>[\w -]{{2,60}}?) (?:{_BE}) (?!(?:{_STATE}) )(?P<o>.+)",
-        rf"(?P<s>.+?) (?P<r>(?:{_BE}) (?:{_STATE})(?: (?:{_TO}))?) (?P<o>.+)",
+        rf"(?P<s>.+?) (?P<r>(?:{_BE}) (?:first |last |once |originally )?(?:{_STATE})(?: (?:{_TO}))?) (?P<o>.+)",
         rf"(?P<o>.+?) (?:{_BE}) the (?P<r>[\w -]{{2,40}}?) of (?P<s>.+)",
         rf"(?P<s>.+?) (?P<r>(?:(?:has|have|had) )?(?:{_VERB})(?: (?:{_TO}))?) (?P<o>.+)",
         rf"(?P<s>.+?) (?P<r>(?:{_BE})(?: (?:{_TO}))?) (?P<o>.+)",
@@ -57,7 +58,7 @@ _NOT = re.compile(
     re.IGNORECASE,
 )
 _BREAK = re.compile(
-    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)\s+(?=[A-ZÀ-Þ\d\"'“])|\n+"
+    r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b\d\.)(?<!\b\d\d\.)(?<!\b(?:Dr|Mr|Ms|St)\.)(?<!\bMrs\.)\s+(?=[A-ZÀ-Þ\d\"'“])|\n+"
 )
 _EDGES = " .,;:!?\"“”'"
 
