@@ -7,9 +7,8 @@ decides. What may be true several times, as what somebody likes, replaces nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from os.path import commonprefix
 
+from ..text import shared_length
 from .sentences import Triple, sentences, triple
 
 ALIKE = {"all-minilm-l6-v2": 0.6}  # cosine similarity of sentences about one thing, by encoder
@@ -18,19 +17,35 @@ _FIRST = 2  # words with which such sentences begin alike, at least
 
 _ARTICLES = {"the", "a", "an"}
 _EMPTY = set("is are was were am be been has have had will becomes became remains would".split())
-_WEAK = {"", "in", "on", "at", "to", "need", "tak", "mak", "mean", "stand", "com", "go", "run", "keep"}
+_WEAK = {
+    "",
+    "in",
+    "on",
+    "at",
+    "to",
+    "need",
+    "tak",
+    "mak",
+    "mean",
+    "stand",
+    "com",
+    "go",
+    "run",
+    "keep",
+}
 _SEVERAL = set(
     "lik lov hat dislik own visit speak play eat drink know read us want sold bought mad "
-    "support tak contain collect receiv won win driv teach wear trust sing written wrot allergic fond afraid invent "
-    "discover".split()
+    "support tak contain collect receiv won win driv teach wear trust sing written wrot "
+    "allergic fond afraid invent discover".split()
 )
 _PLACES = {"in", "on", "at", "near", "behind", "under", "next to", "between", "after"}
 _MANY = re.compile(r" (?:to|of|from)$")
 _ARTICLE = re.compile(r"^(?:the|an?) ", re.IGNORECASE)
 _TIME = re.compile(
-    r"\d:\d|\b\d{3,4}\b|\b\d+ ?[ap]m\b|\b(?:january|february|march|april|may|june|july|august|september|october|november"
-    r"|december|(?:mon|tues|wednes|thurs|fri|satur|sun)day|noon|midnight|half past|o['’]clock"
-    r"|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|morning|evening)\b",
+    r"\d:\d|\b\d{3,4}\b|\b\d+ ?[ap]m\b|\b(?:january|february|march|april|may|june|july"
+    r"|august|september|october|november|december|(?:mon|tues|wednes|thurs|fri|satur|sun)day"
+    r"|noon|midnight|half past|o['’]clock|two|three|four|five|six|seven|eight|nine|ten|eleven"
+    r"|twelve|morning|evening)\b",
     re.IGNORECASE,
 )
 _ONE_MEANING = tuple(
@@ -98,7 +113,7 @@ def _same(new: str, old: str, similar: bool, same_speaker: bool) -> bool:
     if one and other:
         return _about_one_thing(one, other, similar, same_speaker)
     said, held = words(new), words(old)
-    first = len(commonprefix([said, held]))
+    first = shared_length(said, held)
     rest = set(said[first:]), set(held[first:])
     alike = first >= max(_FIRST, *map(len, rest)) and not rest[0] & rest[1]
     return said == held or (alike and similar)

@@ -11,17 +11,19 @@ from dataclasses import dataclass
 
 _BE = "is|are|was|were|(?<=\\bI )am|has been|have been|will be|becomes|became|remains|would be"
 _VERBS = (
-    "lives live lived resides reside resided stays works work worked likes like liked loves love "
-    "loved prefers prefer preferred hates hate dislikes dislike owns own owned drives drive drove "
-    "speaks speak spoke plays play played studies study studied moved died married founded wrote "
-    "writes composed directed designed built invented discovered uses use used needs need needed "
-    "costs cost weighs weigh starts start started begins begin began ends end ended opens open "
-    "opened closes close closed belongs belong belonged comes come came goes go went stands stand "
-    "stood lies lie lay contains contain contained means mean eats eat ate drinks drink drank "
-    "takes take took wants want wanted keeps keep kept runs run ran teaches teach taught leads "
-    "lead led sings sing sang supports support supported graduated attended joined left leaves "
-    "leave bought sold made makes visited visits visit knows know knew reads read rises flows "
-    "relocated relocates collects received receives won wins departs arrives serves serve served represents produced produces wears trusts has have had"
+    "lives live lived resides reside resided stays works work worked likes like liked loves "
+    "love loved prefers prefer preferred hates hate dislikes dislike owns own owned drives "
+    "drive drove speaks speak spoke plays play played studies study studied moved died "
+    "married founded wrote writes composed directed designed built invented discovered uses "
+    "use used needs need needed costs cost weighs weigh starts start started begins begin "
+    "began ends end ended opens open opened closes close closed belongs belong belonged comes "
+    "come came goes go went stands stand stood lies lie lay contains contain contained means "
+    "mean eats eat ate drinks drink drank takes take took wants want wanted keeps keep kept "
+    "runs run ran teaches teach taught leads lead led sings sing sang supports support "
+    "supported graduated attended joined left leaves leave bought sold made makes visited "
+    "visits visit knows know knew reads read rises flows relocated relocates collects "
+    "received receives won wins departs arrives serves serve served represents produced "
+    "produces wears trusts has have had"
 )
 _VERB = "|".join(sorted(_VERBS.split(), key=len, reverse=True))
 _VERB = f"(?:takes?|took) place|{_VERB}"
@@ -34,14 +36,17 @@ _TO = (
     "next to"
 )
 _DONE = r"[a-z]+ed|[a-z]+wn|[a-z]+tten|born|made|built|led|held|known|set|put|kept|sold|sung|found"
-_STATE = f"{_DONE}|living|working|staying|studying|allergic|fond|afraid"
+_STATE = (
+    f"(?:first |last |once |originally )?(?:{_DONE}|living|working|staying|studying|allergic|fond"
+    "|afraid)"
+)
 _FORMS = tuple(
     re.compile(form, re.IGNORECASE)
     for form in (
         rf"(?P<s>.+?)(?:['’]s|(?<=s)['’]) (?P<r>{_OF}|[\w -]{{2,60}}?) (?:{_BE}) (?P<o>.+)",
         rf"(?:the )?(?P<r>{_OF}|[\w' -]{{2,60}}?) (?:of|for) (?P<s>.+?) (?:{_BE}) (?P<o>.+)",
         rf"(?P<s>my|our) (?P<r>[\w -]{{2,60}}?) (?:{_BE}) (?!(?:{_STATE}) )(?P<o>.+)",
-        rf"(?P<s>.+?) (?P<r>(?:{_BE}) (?:first |last |once |originally )?(?:{_STATE})(?: (?:{_TO}))?) (?P<o>.+)",
+        rf"(?P<s>.+?) (?P<r>(?:{_BE}) (?:{_STATE})(?: (?:{_TO}))?) (?P<o>.+)",
         rf"(?P<o>.+?) (?:{_BE}) the (?P<r>[\w -]{{2,40}}?) of (?P<s>.+)",
         rf"(?P<s>.+?) (?P<r>(?:(?:has|have|had) )?(?:{_VERB})(?: (?:{_TO}))?) (?P<o>.+)",
         rf"(?P<s>.+?) (?P<r>(?:{_BE})(?: (?:{_TO}))?) (?P<o>.+)",

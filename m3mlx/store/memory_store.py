@@ -20,8 +20,8 @@ from . import backup, check, index, repair, traces, watched
 from . import sessions as sessions_file
 from .catalog import NEW_STORE, Catalog
 from .cipher import PLAIN, Passphrase, new_key
-from .filter import Filter
 from .facts import StoredFact, Version
+from .filter import Filter
 from .folder import CATALOG, is_store, require_store
 from .lock import FILE as LOCK
 from .lock import WriterLock
