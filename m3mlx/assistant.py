@@ -30,6 +30,7 @@ from .config import (
 from .errors import FingerprintError, ModelError, StoreError
 from .memorize import editions
 from .store import (
+    FACT,
     BusyStore,
     CheckReport,
     Edition,
@@ -606,7 +607,18 @@ class Assistant:
         self.check_encoder()
         with self._told("searching"):
             vectors = self.encoder.encode(list(texts), query=True)
-            return self._stores().search(vectors, texts, k, self.options.retrieval, only)
+            found = self._stores().search(vectors, texts, k, self.options.retrieval, only)
+            return self._newer_first(found)
+
+    def _newer_first(self, found: list[list[Hit]]) -> list[list[Hit]]:
+        """Give what contradicts an older fact, or is a newer one, more weight than that."""
+        own = {hit.document: hit.path for hits in found for hit in hits if hit.store is None}
+        if not any(path.startswith(FACT) for path in own.values()):
+            return found
+        from .facts.newer import newer_first
+
+        added = self.store().added(own)
+        return [newer_first(hits, added) for hits in found]
 
     def read(self, hits: Sequence[Hit]) -> Memory:
         """Read the memories of hits, in their order; cold ones are written first."""
