@@ -40,6 +40,7 @@ class Edit:
 
     Attributes:
         rephrase: the question in other words.
+        new: the answer from now on; "" where a file has none, and nothing can be told.
         old: right answers before.
         unrelated: a question about something else.
     """
@@ -106,6 +107,10 @@ def edits(
     """
     if not answer_tokens:
         raise M3Error("the task edits needs answers; give --answer-tokens at least 1")
+    told = [case for case in cases if case.new.strip()]
+    if not told:
+        raise M3Error("no edit has a new answer")
+    left, cases = len(cases) - len(told), told
     run = _Run(store, Kept(keep / "results.jsonl" if keep else None), answer_tokens)
     run.tell(cases, others)
     ways: dict[str, Callable[[Edit], str]] = {
@@ -113,7 +118,8 @@ def edits(
         "rephrased": lambda case: case.rephrase,
         "unrelated": lambda case: case.unrelated,
     }
-    table = Table(COLUMNS, EXPLANATION)
+    without = f" {left} without a new answer were left out." if left else ""
+    table = Table(COLUMNS, EXPLANATION + without)
     for name, question in ways.items():
         questions = [question(case) for case in cases]
         found = [store.search(text) for text in store.each(questions, "searching")]

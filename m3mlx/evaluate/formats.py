@@ -85,8 +85,9 @@ def read_edits(path: str | Path) -> list[Edit]:
     """Read the lines of a file, each with subject, question, rephrase, old, new and unrelated."""
 
     def read(data: dict) -> Edit:
-        names = ("subject", "question", "rephrase", "new", "unrelated")
-        return Edit(**{name: _text(data[name]) for name in names}, old=_texts(data["old"]))
+        names = ("subject", "question", "rephrase", "unrelated")
+        texts = {name: _text(data[name]) for name in names}
+        return Edit(**texts, old=_texts(data["old"]), new=_text(data["new"], blank=True))
 
     return _lines(path, "an edit", read)
 

@@ -95,6 +95,6 @@ def triple(sentence: str) -> Triple | None:
     plain = " ".join(_HEDGE.sub("", positive).split())
     for form in _FORMS:
         if found := form.fullmatch(plain):
-            parts = (found[name].strip(_EDGES) for name in ("s", "r", "o"))
-            return Triple(*parts, denied=positive != said)
+            subject, relation, object = (found[name].strip(_EDGES) for name in ("s", "r", "o"))
+            return Triple(subject, relation, object, positive != said)
     return None
