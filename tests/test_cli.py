@@ -26,7 +26,7 @@ from m3mlx.text import scrub, scrub_line
 
 COMMANDS = [
     *("ask", "chat", "recall", "sessions", "demo"),
-    *("memorize", "watch", "list", "status", "forget", "inspect", "serve", "mcp"),
+    *("memorize", "remember", "facts", "watch", "list", "status", "forget", "inspect", "serve", "mcp"),
     *("models", "eval", "bench", "convert", "parity", "train", "fuse"),
     *("doctor", "check", "compact", "backup", "export", "import", "keygen", "completion"),
 ]

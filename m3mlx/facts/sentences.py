@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _BE = "is|are|was|were|(?<=\\bI )am|has been|have been|will be|becomes|became|remains|would be"
 _VERBS = (
@@ -88,6 +89,7 @@ def sentences(text: str) -> list[str]:
     return [part.strip() for part in _BREAK.split(text) if part.strip()]
 
 
+@lru_cache(4096)  # the same references are found again and again
 def triple(sentence: str) -> Triple | None:
     """Return what a sentence says; None where no rule fits it."""
     said = " ".join(sentence.split()).strip(_EDGES)
