@@ -120,12 +120,20 @@ def edits(
     }
     without = f" {left} without a new answer were left out." if left else ""
     table = Table(COLUMNS, EXPLANATION + without)
-    for name, question in ways.items():
-        questions = [question(case) for case in cases]
-        found = [store.search(text) for text in store.each(questions, "searching")]
-        before = run.answers(questions, [[] for _ in questions], f"{name}, before")
-        after = run.answers(questions, found, name)
-        table.rows += _rows(name, cases, found, before, after)
+    found: dict[str, list[list[Hit]]] = {name: [] for name in ways}
+    before: dict[str, list[str]] = {name: [] for name in ways}
+    after: dict[str, list[str]] = {name: [] for name in ways}
+    for start in range(0, len(cases), BATCH):  # so that what is kept tells of the first cases
+        store.progress("asking", start, len(cases))
+        for name, question in ways.items():
+            questions = [question(case) for case in cases[start : start + BATCH]]
+            hits = [store.search(text) for text in questions]
+            found[name] += hits
+            after[name] += run.answers(questions, hits, name)
+            before[name] += run.answers(questions, [[] for _ in questions], f"{name}, before")
+    store.progress("asking", len(cases), len(cases))
+    for name in ways:
+        table.rows += _rows(name, cases, found[name], before[name], after[name])
     return table
 
 
@@ -159,18 +167,15 @@ class _Run:
             for question, found in zip(questions, hits, strict=True)
         ]
         missing = [n for n, key in enumerate(keys) if (condition, key) not in self.kept.outcomes]
-        for start in range(0, len(missing), BATCH):
-            self.store.progress(f"asking, {what}", start, len(missing))
-            part = missing[start : start + BATCH]
-            begun = []
-            for n in part:
-                conversation, logits, turn = self.store.begin(questions[n], hits[n])
-                thinks = assistant.decoder.template.opens_thought(turn.tokens)
-                begun.append((conversation, logits, thinks))
-            said = answer(assistant.decoder, begun, self.answer_tokens)
-            for n, text in zip(part, said, strict=True):
-                outcome = Outcome(text, None, 0.0)
-                self.kept.add(condition, keys[n], outcome, {"asked": questions[n], "when": what})
+        begun = []
+        for n in missing:
+            conversation, logits, turn = self.store.begin(questions[n], hits[n])
+            thinks = assistant.decoder.template.opens_thought(turn.tokens)
+            begun.append((conversation, logits, thinks))
+        said = answer(assistant.decoder, begun, self.answer_tokens) if begun else []
+        for n, text in zip(missing, said, strict=True):
+            outcome = Outcome(text, None, 0.0)
+            self.kept.add(condition, keys[n], outcome, {"asked": questions[n], "when": what})
         return [self.kept.outcomes[condition, key].said for key in keys]
 
 
