@@ -40,15 +40,19 @@ lint: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Wheel and sdist, checked, and the wheel tried in an empty environment.
+# Wheel and sdist, their contents checked, and the wheel tried in an empty environment.
 dist: $(VENV)/ready
-	$(BIN)/python -m pip install --quiet build twine
 	rm -rf build dist
-	$(BIN)/python -m build
-	$(BIN)/twine check --strict dist/*
-	$(PYTHON) -m venv --clear build/tried
+	$(PYTHON) -m venv build/made
+	build/made/bin/python -m pip install --quiet build twine
+	build/made/bin/python -m build
+	build/made/bin/twine check --strict dist/*
+	M3MLX_DIST=dist $(BIN)/python -m pytest -q tests/test_wheel.py
+	$(PYTHON) -m venv build/tried
 	build/tried/bin/python -m pip install --quiet "$$(ls dist/*.whl)[$(subst test,serve,$(EXTRAS))]"
 	cd build && tried/bin/m3mlx --version && tried/bin/m3mlx doctor
+	cd build && tried/bin/m3mlx memorize ../README.md --cold --store store
+	cd build && tried/bin/m3mlx ask "Which licence has m3mlx?" --max-tokens 30 --store store
 
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "m3mlx needs Python 3.11 or newer; name one with: make PYTHON=python3.12")'

@@ -93,7 +93,7 @@ def converter(*options: Decorator) -> Callable[[Callable[..., Proof]], click.Com
             with _progress_bar() as progress:
                 proof = convert(source, out, progress=progress, **arguments)
             if as_json:
-                click.echo(json.dumps({"out": str(out), **proof._asdict()}, indent=2))
+                click.echo(json.dumps({"output": str(out), **proof._asdict()}, indent=2))
             else:
                 click.echo(proof, err=True)
                 click.echo(out)

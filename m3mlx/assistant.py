@@ -50,9 +50,11 @@ if TYPE_CHECKING:
     from .chat.chat import Answer, Chat
     from .facts.facts import Facts, Remembered
     from .memorize.run import MemorizeReport
+    from .memory.bounds import Bounds
     from .memory.cache import PrefixStates
     from .memory.codec import Memory
     from .memory.format import MemoryFormat
+    from .memory.ranks import Ranks
     from .models.decoder import Decoder
     from .models.encoder import Encoder
 
@@ -75,6 +77,8 @@ class Assistant:
         progress: called with the name of the task, the amount done and the total.
         decoder: a loaded model, used instead of loading ``model``.
         config: memory configuration of a new store, used instead of calibrating.
+        ranks: the processes that ``mlx.launch`` has started together, of which this is rank 0;
+            they share the writing of memories.
 
     Attributes:
         options: all settings.
@@ -101,6 +105,7 @@ class Assistant:
         progress: Progress | None = None,
         decoder: Decoder | None = None,
         config: MemoryConfig | None = None,
+        ranks: Ranks | None = None,
     ):
         """Create an assistant; the class says what the arguments are. Nothing is loaded yet."""
         self.store_path = Path(store) if store else default_store()
@@ -120,11 +125,12 @@ class Assistant:
             encrypt=encrypt,
         )
         self.passphrase, self._progress = passphrase, progress or no_progress
-        self._config = config
+        self._config, self._ranks = config, ranks
         if decoder is not None:
             self.decoder = decoder
         self._opened: list[MemoryStore] = []  # open for reading: the store, then attached ones
         self._editions: dict[Path, int] = {}  # edition to read in each store, found by ``check``
+        self._bounds: Bounds | None = None  # of memories of attached stores
 
     @classmethod
     def of(cls, options: Options, **others: Any) -> Assistant:
@@ -149,6 +155,7 @@ class Assistant:
             store.close()
         self._opened.clear()
         self._editions.clear()
+        self._bounds = None
 
     # --- models, each loaded at first use
 
@@ -227,12 +234,19 @@ class Assistant:
     @cached_property
     def format(self) -> MemoryFormat:
         """Format of the present model's memories in the store; calibrated if there is no store."""
+        if not self.has_store():
+            return self._format_of(self._calibrated())
+        self._verify()
+        return self._format_of(MemoryConfig.from_json(self.edition().memory))
+
+    def _format_of(self, config: MemoryConfig) -> MemoryFormat:
         from .memory.format import MemoryFormat
 
-        if not self.has_store():
-            return MemoryFormat(self.decoder, self._calibrated())
-        self._verify()
-        return MemoryFormat(self.decoder, MemoryConfig.from_json(self.edition().memory))
+        if self._ranks is None:
+            return MemoryFormat(self.decoder, config)
+        from .memory.ranks import SharedFormat
+
+        return SharedFormat(self.decoder, config, self._ranks, self.model)
 
     def _verify(self) -> None:
         from .models.verdicts import refusals_kept
@@ -353,7 +367,7 @@ class Assistant:
                 memories are written.
             prune: forget documents below ``paths`` whose files are gone.
             dry_run: write nothing; report what would be written, and how long it would take at the
-                pace of earlier runs.
+                pace of earlier runs, or of a few references.
             progress: used instead of the assistant's.
             between_batches: called after each commit; an exception it raises ends the run.
 
@@ -372,7 +386,7 @@ class Assistant:
             self.check()
         if dry_run:
             run.compare(self.store() if known else None)
-            run.estimate(None if cold else self.format.record_bytes)
+            run.estimate(None if cold else self.format)
         elif known or run.files:
             with self.open_store(write=True) if known else self._new_store() as store:
                 run.compare(store)
@@ -422,13 +436,14 @@ class Assistant:
 
         Args:
             paths: of the documents; None for all.
-            batch: references in a step.
+            batch: references in a step, for each rank.
             wait: seconds to wait until another process has finished writing.
 
         Raises:
             BusyStore: another process is writing to the store.
         """
         slots, edition = self._unwritten(paths), self.edition().id
+        batch *= self._ranks.size if self._ranks else 1
         progress = progress or self._progress
         open_store = partial(self.open_store, write=True, wait=wait)
         return editions.rebuild(open_store, edition, self.format, progress, slots, batch=batch)
@@ -463,7 +478,8 @@ class Assistant:
         except FingerprintError:
             known = None
             config = self._calibrated()
-            self.format = editions.new_format(config, self.store(), self.decoder, progress)
+            config = editions.widen(config, self.store(), self.decoder, progress)
+            self.format = self._format_of(config)
         if known is None:
             with self.open_store(write=True) as store:
                 known = store.add_edition(**editions.description(self.format)).id
@@ -621,12 +637,34 @@ class Assistant:
         return [newer_first(hits, added) for hits in found]
 
     def read(self, hits: Sequence[Hit]) -> Memory:
-        """Read the memories of hits, in their order; cold ones are written first."""
+        """Read the memories of hits, in their order; cold ones are written first.
+
+        So are those of attached stores that are not what the model makes: not finite, or far
+        beyond its own.
+        """
         if self.store_path not in self._editions:
             self.check()
         names = ", ".join(dict.fromkeys(Path(hit.path).name for hit in hits))
         with self._told(f"reading: {names}"):
-            return self.format.read(self._stores().read(hits, self._write_cold))
+            records = self._stores().read(hits, self._write_cold)
+            memory = self.format.read(records)
+            if foreign := [row for row, hit in enumerate(hits) if hit.store is not None]:
+                held = self._within().hold(memory)
+                strange = [row for row in foreign if not held[row]]
+                made = self._write_cold([hits[row] for row in strange])
+                for row in strange:
+                    records[row] = made[hits[row]]
+                memory = self.format.read(records) if strange else memory
+            return memory
+
+    def _within(self) -> Bounds:
+        """Return the range that memories of attached stores must be in."""
+        from .memory.bounds import Bounds
+
+        if self._bounds is None:
+            edition = self._editions[self.store_path]
+            self._bounds = Bounds(self.format.codec, self.store(), edition)
+        return self._bounds
 
     def _write_cold(self, cold: Sequence[Hit]) -> dict[Hit, np.ndarray]:
         """Write the memories of cold references (section 3.1 of the paper).

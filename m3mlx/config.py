@@ -121,6 +121,8 @@ class Generation:
         memories: read at a time; None for the assistant's number.
         raw: continue the message itself, without the chat template.
         prefill: how the answer begins; it is not said again.
+        opening: the same as the chat template would write it, before the prefill.
+        ends: token ids before which the answer ends, beside the model's own.
         think: ask a thinking model to think before it answers.
     """
 
@@ -138,6 +140,8 @@ class Generation:
     memories: int | None = None
     raw: bool = False
     prefill: str = ""
+    opening: str = ""
+    ends: tuple[int, ...] = ()
     think: bool = False
 
 

@@ -320,12 +320,58 @@ def test_the_help_fits_a_narrow_terminal(m3, monkeypatch):
 
 
 @pytest.mark.parametrize("shell_name", ["bash", "zsh", "fish"])
-def test_shells_complete_commands_and_options(m3, world, tmp_path, shell_name):
+def test_what_completes_in_a_shell_asks_the_program(m3, shell_name):
     assert "_M3MLX_COMPLETE" in good(m3("completion", shell_name)).stdout
     refused(m3("completion", "csh"), 2)
-    asked = {"_M3MLX_COMPLETE": "bash_complete", "COMP_WORDS": "m3mlx mem", "COMP_CWORD": "1"}
-    found = CliRunner().invoke(main, [], env=asked, prog_name="m3mlx")
-    assert found.stdout == "plain,memorize\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("mem", ["memorize"]),
+        ("ask --memory ex", ["explicit"]),
+        ("models us", ["use"]),
+        ("recall x --retr", ["--retrieval"]),
+        ("nothing ", []),
+    ],
+)
+def test_words_are_completed(words, found):
+    typed = f"m3mlx {words}".split(" ")
+    for shell_name, lead in (("bash", "plain,"), ("zsh", "plain\n"), ("fish", "plain,")):
+        asked = {"COMP_WORDS": " ".join(typed), "COMP_CWORD": str(len(typed) - 1)}
+        if shell_name == "fish":
+            asked["COMP_CWORD"] = typed[-1]
+        asked["_M3MLX_COMPLETE"] = f"{shell_name}_complete"
+        done = CliRunner().invoke(main, [], env=asked, prog_name="m3mlx")
+        assert all(lead + word in done.stdout for word in found), (shell_name, done.stdout)
+        assert done.stdout.count("plain") == len(found)
+
+
+def test_bash_completes_commands(tmp_path):
+    program = tmp_path / "m3mlx"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m m3mlx "$@"\n')
+    program.chmod(0o755)
+    typed = 'COMP_WORDS=(m3mlx comp) COMP_CWORD=1; _m3mlx_completion m3mlx; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", f'eval "$(m3mlx completion bash)"; complete -p m3mlx; {typed}'],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    registered, shown = done.stdout.splitlines()
+    assert "_m3mlx_completion m3mlx" in registered and shown.split() == ["compact", "completion"]
+
+
+def test_a_question_about_the_program_is_known():
+    from m3mlx.cli.hints import task_of
+
+    assert task_of("how does one forget a document?") == "forget"
+    assert task_of("How can I add files to m3mlx") == "memorize"
+    assert task_of("How do I save this conversation?") == "save"
+    for other in ("Who forgot the boiler?", "How do I build Node.js with ninja?", "how to forget"):
+        assert task_of(other) is None
 
 
 def test_help_and_wrong_flags_import_nothing_heavy():
@@ -436,7 +482,7 @@ def test_json_of_memorize(m3, world):
     assert set(data) == {
         *("added", "changed", "unchanged", "vanished", "failed", "pruned", "dry_run"),
         *("references", "memories", "bytes", "seconds", "stored_seconds", "estimated"),
-        *("left_out", "notes", "foreign"),
+        *("left_out", "notes", "foreign", "tokens", "pace"),
     }
     assert {Path(path).name for path in data["added"]} == {"notes.md", "plain.txt"}
     assert data["references"] == data["memories"] >= 2 and data["bytes"] > 0
@@ -453,7 +499,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_it_would_write(m3, world, tmp_p
     before = {path: path.read_bytes() for path in store.rglob("*")}
     result = good(m3("memorize", note, *made(world), "--dry-run"))
     assert "1 references would be stored" in result.stdout
-    assert "first run on this machine" in result.stdout or "about" in result.stdout
+    assert "all can be asked after about" in result.stdout
     data = json.loads(good(m3("memorize", note, *made(world), "--dry-run", "--json")).stdout)
     assert data["dry_run"] and data["references"] == 1 and data["bytes"] > 0
     assert {path: path.read_bytes() for path in store.rglob("*")} == before

@@ -1,10 +1,12 @@
 """The help of every command ends with an example, and every example runs."""
 
 import json
+import re
 import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -89,17 +91,73 @@ def run_server(words):
     assert process.returncode == 0, said
 
 
-@pytest.mark.slow
-def test_every_example_runs(folder):
+def in_order():
+    """Words and line of every example: first those that make things, last those that remove."""
     order = sorted(COMMANDS, key=lambda words: words[0] not in FIRST)
-    removing = [words for words in order if {"delete", "remove"} & set(words)]  # run last
+    removing = [words for words in order if {"delete", "remove"} & set(words)]
     for words in [*(words for words in order if words not in removing), *removing]:
         for line in examples(COMMANDS[words]):
-            if words[0] in SERVERS:
-                run_server(line)
-                continue
-            done = CliRunner().invoke(main, line, input=INPUT.get(words[0]))
-            assert done.exit_code == 0, (line, done.output)
-            assert "Traceback" not in done.output
+            yield words, line
+
+
+@pytest.mark.slow
+def test_every_example_runs(folder):
+    for words, line in in_order():
+        if words[0] in SERVERS:
+            run_server(line)
+            continue
+        done = CliRunner().invoke(main, line, input=INPUT.get(words[0]))
+        assert done.exit_code == 0, (line, done.output)
+        assert "Traceback" not in done.output
     made = {"answer.html", "house.html", "house.png", "notes.m3", "mine.key", "model", "merged"}
     assert made <= {path.name for path in folder.iterdir()}
+
+
+# --- what they print as JSON
+
+
+def documented_keys():
+    """Keys of each command's JSON by the page: those it always has, and those it may have."""
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([a-z ]+)` \| (.*) \|$", page.split("## JSON")[1], re.M)
+    found = {}
+    for name, text in rows:
+        always, _, sometimes = text.partition("sometimes")
+        found[name] = set(re.findall(r"`(\w+)`", always)), set(re.findall(r"`(\w+)`", sometimes))
+    return found
+
+
+def test_the_json_of_every_command_is_documented():
+    takes = {" ".join(w) for w, c in COMMANDS.items() if any("--json" in p.opts for p in c.params)}
+    assert documented_keys().keys() == takes - {"sessions"}  # which is a group
+
+
+def names_in(value):
+    """All keys in JSON that are names; those of what is keyed by paths or hashes are left out."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            if key not in KEYED:
+                yield from names_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from names_in(inner)
+
+
+KEYED = ("ratios", "skipped", "fingerprint", "recall", "kinds", "quarantined", "metrics", "machine")
+KEYED += ("versions", "parts")
+
+
+@pytest.mark.slow
+def test_every_example_prints_the_documented_json(folder):
+    keys = documented_keys()
+    for words, line in in_order():
+        if " ".join(words) not in keys or words[0] in SERVERS:
+            continue
+        done = CliRunner().invoke(main, [*line, *["--json"] * ("--json" not in line)])
+        assert done.exit_code == 0, (line, done.output)
+        shown = json.loads(done.stdout)
+        always, sometimes = keys[" ".join(words)]
+        assert always <= shown.keys() <= always | sometimes, (line, shown.keys() ^ always)
+        for name in names_in(shown):
+            assert re.fullmatch(r"[a-z][a-z0-9_]*", name), (line, name)

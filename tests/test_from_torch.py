@@ -417,7 +417,7 @@ def test_command_lines_convert(program, tmp_path):
     else:
         command = [sys.executable, "-m", program, *flags]
         told = subprocess.run(command, capture_output=True, cwd=ROOT, text=True).stdout
-    expected = {"out": str(out), "tensors": len(raw(source)), "difference": None}
+    expected = {"output": str(out), "tensors": len(raw(source)), "difference": None}
     assert json.loads(told) == expected
     assert raw(out) == raw(source)
 

@@ -1,5 +1,7 @@
 """What must hold for every family (DESIGN, section 4): the specification of the arithmetic."""
 
+from dataclasses import replace
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -148,6 +150,8 @@ def test_memories_come_and_go_in_front_of_a_buffer_that_grows(kv_bits):
             if start % 100 == 0:
                 setup.layout.attach(caches, schedule[start // 100])
             out.append(setup.read(caches, context[start : start + size]))
+            if not kv_bits:  # what CUDA's attention of one token asks of a buffer
+                assert {cache.base.keys.shape[2] % 256 for cache in caches} == {0}
         outputs.append(mx.concatenate(out))
         assert [cache.context for cache in caches] == [400 + len(PREFIX)] * 4
         assert {cache.offset for cache in caches} == {400 + len(PREFIX) + LENGTH}
@@ -161,9 +165,27 @@ def test_a_step_of_decoding_neither_copies_memories_nor_makes_their_mask_again()
         setup.read(caches, [token])
     ragged = caches[2]
     mask, room = ragged._row, ragged.base.keys.shape
-    for token in tokens(3, 20):
+    for token in tokens(3, 60):
         setup.read(caches, [token])
     assert ragged._row is mask and ragged.base.keys.shape == room
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *KINDS])
+def test_masks_are_of_the_type_of_the_memories(family):
+    """Else each layer would turn its mask into the model's type at every step."""
+    setup = Setup(family, RAGGED)
+    memory = setup.write(tokens(1, LENGTH), tokens(2, LENGTH))
+    memory = replace(memory, keys=memory.keys.astype(mx.bfloat16))
+    caches = setup.caches()
+    setup.layout.attach(caches, memory, np.array([0, -1], np.float32))
+    masks = [
+        cache.widen(mask, queries, 4)
+        for cache in leaves(caches)
+        if not keeps_state(cache)
+        for mask, queries in ((None, 1), ("causal", 3))
+    ]
+    arrays = [mask for mask in masks if isinstance(mask, mx.array) and mask.dtype != mx.bool_]
+    assert arrays and {mask.dtype for mask in arrays} == {mx.bfloat16}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

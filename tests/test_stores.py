@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -158,6 +159,27 @@ def test_an_answer_draws_on_attached_stores_as_if_all_were_in_one(world, tmp_pat
         with pytest.raises(StoreError, match="no document text:boats"):
             assistant.forget(["text:boats"])
     assert before == {name: bytes_of(world / name) for name in before}
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "60000", "300"])
+def test_memories_of_attached_stores_that_no_model_makes_are_written_anew(world, tmp_path, number):
+    shutil.copytree(world / "boats", tmp_path / "boats")
+    with MemoryStore.open(tmp_path / "boats", write=True) as store:
+        (slot,) = store.slots()
+        record = store.read([slot])[0]
+        record[-2:] = np.frombuffer(np.array([float(number)], "<f2").tobytes(), np.uint8)
+        store.write({slot: record.tobytes()})
+    before = bytes_of(tmp_path / "boats")
+    read = []
+    for attached in (world / "boats", tmp_path / "boats"):
+        with make(world, "own", also=[attached]) as assistant:
+            (hits,) = assistant.search(["boat"], 2)
+            assert {hit.path: hit.warm for hit in hits} == {"text:own": True, "text:boats": True}
+            memory = assistant.read(sorted(hits, key=lambda hit: hit.path))
+            read.append((np.array(memory.keys), np.array(memory.values)))
+    for right, found in zip(*read, strict=True):
+        np.testing.assert_array_equal(found, right)
+    assert bytes_of(tmp_path / "boats") == before
 
 
 def test_what_does_not_fit_together_is_refused_by_name(world, tmp_path):

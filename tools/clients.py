@@ -48,7 +48,11 @@ SUITES = {  # repository, folder to run in, files
                 "completion/test_completion",
                 "completion/test_prompt_validation",
                 "chat_completion/test_chat",
+                "chat_completion/test_chat_completion",
+                "chat_completion/test_chat_echo",
                 "chat_completion/test_chat_logit_bias_validation",
+                "chat_completion/test_completion_with_function_calling",
+                "responses/test_simple",
             )
         ],
     ),

@@ -53,30 +53,57 @@ This page is generated: run `make docs ARGS=--walk`.
 JSON = """\
 ## JSON
 
-With `--json` a command prints one object to standard output, `watch` one in each line. It has these
-keys; where a command fails, it prints nothing there, and its exit code and standard error say why.
+With `--json` a command prints one object to standard output, `watch` one in each line. Its keys are
+those of the table, with no envelope around them; names are in lower case with underscores. Where a
+command fails, it prints nothing there, and its exit code and standard error say why; `check`,
+`doctor`, `forget`, `memorize` and `parity` print what they found with exit code 1 too.
 
 | command | keys |
 | --- | --- |
-| `memorize` | `added`, `changed`, `unchanged`, `vanished` (paths), `failed`, `left_out`, `notes`, \
-`references`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, `pruned`, `dry_run`; \
-also `rebuilt`, `dropped`, `written` where asked for |
-| `list` | `documents` |
-| `forget` | `forgotten` (documents), `found`, `certificate` |
+| `ask` | `answer`, `memory`, `sources`, `note`, `timings`; sometimes `thoughts` |
 | `recall` | `references` |
-| `ask` | `answer`, `memory`, `sources`, `note`, `timings`; `thoughts` with `--think` |
+| `sessions list` | `sessions` |
+| `sessions show` | `messages` |
+| `sessions search` | `messages` |
+| `sessions delete` | `deleted`, `remembered` |
+| `demo` | `documents`, `references`, `memorize_seconds`, `exchanges` |
+| `memorize` | sometimes `added`, `changed`, `unchanged`, `vanished`, `failed`, `left_out`, `notes`, \
+`references`, `tokens`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, `pruned`, \
+`foreign`, `pace`, `dry_run`, `rebuilt`, `dropped`, `written` |
+| `watch` | `what`, `path`, `detail` |
+| `list` | `documents` |
 | `status` | `store`, `documents`, `references`, `cold`, `quarantined`, `bytes`, `session_bytes`, \
 `max_bytes`, `encrypted`, `editions`, `edition`, `fingerprint`, `memory`, `watching` |
-| `check` | `sound`, `damages`, `documents`, `quarantined`, `references`, `memories`; `repaired` |
-| `compact` | `before`, `after`, `damaged` |
-| `backup` | `folder`, `documents`, `references`, `copied`, `unchanged`, `cold`, `bytes` |
+| `forget` | `forgotten`, `found`, `certificate` |
+| `inspect` | `output` |
 | `models` | `cached`, `default`, `machine`, `recommended` |
+| `models use` | `default` |
+| `models remove` | `removed`, `bytes` |
+| `eval` | `rows`; sometimes `explanation`, `questions`, `documents`, `tokens`, `recall`, `fitting`, \
+`model`, `adapter`, `machine`, `versions` |
+| `bench` | `plan`, `machine`, `model`, `figures`, `ratios`, `load_before`, `part_seconds`, \\
+`end_to_end` |
+| `convert` | `output`, `tensors`, `difference` |
+| `parity` | `sound`, `summary`, `skipped`, `results` |
+| `train` | `output`, `steps`, `metrics` |
+| `fuse` | `output` |
 | `doctor` | `sound`, `findings` |
+| `check` | `sound`, `damages`, `documents`, `quarantined`, `references`, `memories`; sometimes \
+`repaired` |
+| `compact` | `before`, `after`, `damaged` |
+| `backup` | `output`, `documents`, `references`, `copied`, `unchanged`, `cold`, `bytes` |
+| `export` | `output`, `documents`, `references`, `memories`, `bytes`, `signer` |
+| `import` | `added`, `replaced`, `unchanged`, `kept`, `references`, `memories`, `refused`, \
+`embedded`, `signer` |
+| `keygen` | `output`, `public` |
 
-A document is the same everywhere: `id`, `path`, `references`, `bytes`, `added`, `state` (warm, cold
-or partial), `warm` (memories written), `size`, `hash`, `collection`. So is a reference: `path`,
-`start`, `end`, `page`, `line`, `text`, `distance`, `document`, `store`, for `ask` also `span`, the
-number of the 64 tokens of the answer that it was read for. Sizes are bytes, times seconds.
+`output` is the file or folder that was written, `sound` says that nothing is wrong, sizes are bytes,
+times seconds, moments in ISO 8601. A document is the same everywhere: `id`, `path`, `references`,
+`bytes`, `added`, `state` (warm, cold or partial), `warm` (memories written), `size`, `hash`,
+`collection`. So is a reference: `path`, `start`, `end`, `page`, `line`, `text`, `distance`,
+`document`, `store`, for `ask` also `share`, `used`, and `span`, the number of the 64 tokens of the
+answer that it was read for. `memorize` counts files by path in `added`, `changed`, `unchanged` and
+`vanished`; `pace` is how many times longer storing took than earlier runs let expect.
 """
 
 

@@ -2,18 +2,23 @@
 
 The suites start servers of their own: mlx-lm's in ``setUpClass``, vLLM's through
 ``RemoteOpenAIServer``; llama.cpp's take one by environment variables. Tests of a project's own
-functions are left out, as they ask no server. PEER_URL names the server.
+functions are left out, as they ask no server, and a test that takes longer than SECONDS fails.
+PEER_URL names the server.
 """
 
 import importlib.abc
 import importlib.machinery
 import os
+import signal
 import sys
 import types
 from unittest.mock import MagicMock
 from urllib.parse import urlsplit
 
+import pytest
+
 URL = os.environ["PEER_URL"]
+SECONDS = 60  # of one test
 
 
 class _Anything(types.ModuleType):
@@ -80,9 +85,8 @@ class _Remote(_Anything):
 sys.modules.setdefault("wget", _Anything("wget"))  # llama.cpp's would fetch models with it
 
 
-def pytest_configure(config):
-    if os.environ.get("PEER") == "vllm":
-        sys.meta_path.insert(0, _Finder())
+if os.environ.get("PEER") == "vllm":
+    sys.meta_path.insert(0, _Finder())
 
 
 def pytest_pycollect_makeitem(collector, name, obj):
@@ -93,8 +97,25 @@ def pytest_pycollect_makeitem(collector, name, obj):
 
 
 def pytest_collection_modifyitems(config, items):
-    if os.environ.get("PEER") != "mlx-lm":
+    peer = os.environ.get("PEER")
+    if peer == "mlx-lm":
+        asking = [i for i in items if hasattr(i.cls, "port") and "machine" not in i.name]
+    elif peer == "vllm":
+        asking = [i for i in items if {"client", "server"} & set(i.fixturenames)]
+    else:
         return
-    asking = [item for item in items if hasattr(item.cls, "port") and "machine" not in item.name]
     config.hook.pytest_deselected(items=[item for item in items if item not in asking])
     items[:] = asking
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    def late(number, frame):
+        raise TimeoutError(f"took longer than {SECONDS} s")
+
+    signal.signal(signal.SIGALRM, late)
+    signal.alarm(SECONDS)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)

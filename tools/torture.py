@@ -70,6 +70,7 @@ def main() -> None:
     folder = arguments.folder or Path(
         tempfile.mkdtemp(prefix="m3mlx-torture-", dir=memory if memory.is_dir() else None)
     )
+    folder.chmod(0o711)  # also those without rights find their way to the stores in it
     kills = (
         {"step": 0.6, "moment": 0.2, "system kill": 0.2} if system else {"step": 0.7, "moment": 0.3}
     )

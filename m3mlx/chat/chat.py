@@ -148,6 +148,16 @@ class Chat:
         self._subjects: dict[int, tuple[str, ...]] = {}  # before the messages of these numbers
 
     @property
+    def raw(self) -> bool:
+        """Whether the last turn was a text that is continued as it stands."""
+        return self._mode[1]
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Token ids in the caches, the prefix left out."""
+        return self._conversation.tokens if self._conversation else ()
+
+    @property
     def timings(self) -> Timings:
         """Of the last turn."""
         return self._conversation.timings if self._conversation else Timings()
@@ -234,10 +244,11 @@ class Chat:
             self._as_read.clear()
         conversation, turn = self._next_turn(whole, hits, how.raw)
         conversation.while_reading, conversation.memories = while_reading, count
+        conversation.ends = how.ends
         room = self._context - conversation.position - len(turn.tokens)
         asked: dict[str, Any] = {"role": "user", "content": message}
         asked |= {"exchange": list(exchange)} if exchange else {}
-        answer: dict[str, Any] = {"role": "assistant", "content": how.prefill}
+        answer: dict[str, Any] = {"role": "assistant", "content": how.opening + how.prefill}
         self.messages += [asked, answer]
         number = len(self.messages) - 1
         self._as_read[number - 1] = message, {"content": text}
@@ -255,7 +266,7 @@ class Chat:
             tell_thoughts=not how.raw,
             observe=observe,
         )
-        thought, drawn = False, decoder.template.encode(how.prefill)
+        thought, drawn = False, decoder.template.begun(how.opening, how.prefill)
         try:
             if announce and hits:
                 yield Step("", None, None, 0, hits, (), Timings(retrieve_seconds=seconds))
@@ -339,6 +350,7 @@ class Chat:
                 think=how.think,
                 exchange=exchange,
                 prefill=how.prefill,
+                opening=how.opening,
             )
         words = template.encode(text.removesuffix(message))
         words += template.continued(message, self.memory == "off") if tokens is None else tokens

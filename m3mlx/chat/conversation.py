@@ -78,6 +78,7 @@ class Conversation:
         attached: those that the next token attends to.
         asked: where the last turn with hits of its own begins, and these hits.
         while_reading: called between the passes of a prompt; an exception it raises ends the turn.
+        ends: token ids before which an answer ends, beside the model's own.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Conversation:
         self.attached: list[Any] = []
         self.asked: tuple[int, list[Any]] | None = None
         self.while_reading: Callable[[], None] = lambda: None
+        self.ends: Sequence[int] = ()
         self._marks = Marks()
         self._search, self._read = search, read
         self._thinking = False  # the last turn has opened a thought
@@ -289,6 +291,7 @@ class Conversation:
         def changed(logits: mx.array) -> mx.array:
             return logits if change is None else change(logits[-1:], answer.thinking)
 
+        ends = self._ends
         ahead = self.reads_ahead and change is None  # a change needs to know all tokens
         start = perf_counter()
         draw = partial(_Drawn, sampler=sampler, change=changed)
@@ -303,7 +306,7 @@ class Conversation:
                 decoding += perf_counter() - start
             else:
                 timings.first_token_seconds = waited + perf_counter() - start
-            if token in self.decoder.tokenizer.eos_token_ids:
+            if token in ends:
                 reason = "stop"
                 break
             generated.append(token)
@@ -338,7 +341,7 @@ class Conversation:
             refresh: changes the memories, called with the number of tokens fed.
             ahead: feed tokens before they are read.
         """
-        ends = self.decoder.tokenizer.eos_token_ids
+        ends = self._ends
         drawn = draw(logits)
         for fed in range(max_tokens):
             last = fed + 1 == max_tokens
@@ -364,6 +367,10 @@ class Conversation:
                 self._pending = []
                 following = self._step([token], fed, attention, draw)
             drawn = following
+
+    @property
+    def _ends(self) -> set[int]:
+        return {*self.decoder.tokenizer.eos_token_ids, *self.ends}
 
     def _step(
         self,

@@ -12,7 +12,7 @@ import click
 from ..config import NOTHING_FITS, Generation, Options
 from ..errors import M3Error
 from ..text import scrub_line
-from .hints import after_answer
+from .hints import after_answer, task_of
 from .inspect import write_page
 from .options import (
     READING,
@@ -104,6 +104,8 @@ def ask(
         note(NOTHING_FITS)
     if is_verbose() and shown.timings:
         note(_timings_text(shown.timings))
+    if (task := task_of(question)) in ("forget", "memorize"):
+        note(f"If that was about m3mlx: m3mlx {task} PATH; m3mlx --help lists all.")
     after_answer(model, shown.timings)
 
 

@@ -8,7 +8,7 @@ import click
 
 from ..text import scrub_line
 from .options import command, open_assistant
-from .render import Progress, echo_json, human_bytes, note
+from .render import Progress, echo_json, human_bytes, note, written_to
 
 _folder = click.Path(file_okay=False, path_type=Path)
 
@@ -31,7 +31,7 @@ def backup(source: Path, folder: Path, as_json: bool) -> None:
             passphrase=assistant.passphrase,
         )
     if as_json:
-        echo_json(vars(done))
+        echo_json(written_to(done, "folder"))
         return
     click.echo(
         f"{scrub_line(done.folder)} has {done.documents} documents and {done.references} "

@@ -23,7 +23,7 @@ from ..text import scrub_line
 from .documents import INTERRUPTED
 from .facts import echo_remembered
 from .facts import learn as learn_facts
-from .hints import after_answer
+from .hints import after_answer, task_of
 from .options import (
     READING,
     add_options,
@@ -200,6 +200,9 @@ class _Terminal:
                 dim(f"[{of}{named(used)}]")
         if self.chat.memory != "off" and not self.shown.sources:
             note(NOTHING_FITS)
+        if task := task_of(message):
+            usage = next(row for row in HELP if row[0].startswith(f"/{task}"))
+            note(f"If that was about m3mlx: {usage[0]}, to {usage[1]}; /help lists all.")
         after_answer(self.assistant.decoder.name, self.shown.timings)
 
     def _command(self, line: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from .options import (
     encrypt_options,
     filter_options,
     is_verbose,
+    launched,
     memory_options,
     open_assistant,
     size,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from ..assistant import Assistant
     from ..memorize.editions import RebuildReport
     from ..memorize.run import MemorizeReport
+    from ..memory.ranks import Ranks
+    from ..models.decoder import Decoder
     from ..store import CheckReport, Filter, RepairReport, StoredDocument
 
 INTERRUPTED = "Interrupted; committed documents are kept. Run it again to continue."
@@ -84,6 +87,8 @@ def memorize(
     First everything is read and can be asked. Then the memories are written, those first that are
     likely to be asked about; Ctrl-C stops that, and an answer writes what it needs. Without PATH,
     the memories that documents still lack are written."""
+    if (ranks := launched()) and ranks.rank:
+        return _help_write(ranks)
     if dry_run and (not paths or rebuild or max_bytes is not None):
         raise click.UsageError("--dry-run goes with files only.")
     if watch and (dry_run or as_json or not paths):
@@ -94,7 +99,10 @@ def memorize(
     written_later = not (cold or wait or dry_run or watch) and (paths or not (rebuild or max_bytes))
     if paths or rebuild:
         options = choose_model(options, yes, rebuild)
-    with open_assistant(options, encrypt=encrypt) as assistant:
+    with (
+        ranks.leading() if ranks else nullcontext(),
+        open_assistant(options, encrypt=encrypt, ranks=ranks) as assistant,
+    ):
         if not (paths or rebuild or max_bytes is not None or assistant.has_store()):
             raise click.UsageError("Missing argument 'PATH…'.")
         found: dict[str, Any] = {}
@@ -125,6 +133,17 @@ def memorize(
             raise click.exceptions.Exit(1)
 
 
+def _help_write(ranks: Ranks) -> None:
+    """Write memories for rank 0, which has all the rest to do."""
+    from ..memory.ranks import help_write
+    from ..models.decoder import adapter_folder, load_decoder
+
+    def load(name: str | None, adapter: str | None) -> Decoder:
+        return load_decoder(name, adapter_path=adapter_folder(name, adapter))
+
+    help_write(ranks, load)
+
+
 @contextmanager
 def _interruptible(words: str) -> Iterator[None]:
     """End the command with a line of words at Ctrl-C."""
@@ -143,8 +162,10 @@ def _write_memories(
     paths = done.paths if done else None
     count = assistant.count_unwritten(paths)
     if count > SOON:
-        seconds = rates.seconds(assistant.decoder.name, "writing", count * TYPICAL_TOKENS)
-        about = f", about {human_seconds(seconds)}" if seconds else ""
+        each = done.tokens / done.references if done and done.references else TYPICAL_TOKENS
+        seconds = rates.seconds(assistant.decoder.name, "writing", count * each)
+        # who stored slowly, on a busy machine, will write slowly
+        about = f", about {human_seconds(seconds * (done.pace if done else 1))}" if seconds else ""
         note(
             f"Everything can be asked now. Writing {count} memories, so that answers come "
             f"sooner{about}; Ctrl-C stops it, and each is written when it is needed."

@@ -1,7 +1,8 @@
-"""What follows an answer: the model's speed is kept, and once a day a better model is named."""
+"""What stands beside an answer: hints, and the speed that the model had."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from contextlib import suppress
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from ..chat.step import Timings
 
 _DAY = 24 * 3600
+_HOW = re.compile(r"\bhow (do|does|can|could|should|would|to)\b", re.IGNORECASE)
+_THING = re.compile(r"\b(documents?|files?|folders?|conversations?|chat|m3mlx)\b", re.IGNORECASE)
+_TASKS = {
+    "forget": re.compile(r"\b(forget|delete|remove|erase)\b", re.IGNORECASE),
+    "memorize": re.compile(r"\b(memori[sz]e|add|load|import)\b", re.IGNORECASE),
+    "save": re.compile(r"\b(save|write|export)\b", re.IGNORECASE),
+    "quit": re.compile(r"\b(quit|exit|leave|end)\b", re.IGNORECASE),
+}
 _FEW = 12  # tokens of an answer from which its speed can be told
 
 
@@ -35,6 +44,18 @@ def after_answer(model: str, timings: Timings | None) -> None:
         f"({human_bytes(better.download_bytes)} to download): m3mlx models use {better.name}, then "
         f"m3mlx memorize --rebuild. m3mlx models shows others."
     )
+
+
+def task_of(question: str) -> str | None:
+    """Return the command that a question may be about, such as "how does one forget a file?".
+
+    No document answers that.
+    """
+    if _HOW.search(question) and _THING.search(question):
+        for task, words in _TASKS.items():
+            if words.search(question):
+                return task
+    return None
 
 
 def _on_terminal() -> bool:

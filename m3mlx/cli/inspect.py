@@ -42,7 +42,7 @@ def inspect(name: str, output: Path, options: Options, as_json: bool) -> None:
         kept = inspect_document(assistant, name)
     write_page(output, kinds[output.suffix.lower()](kept))
     if as_json:
-        echo_json({"page": str(output)})
+        echo_json({"output": str(output)})
     else:
         click.echo(scrub_line(str(output)))
 

@@ -38,6 +38,7 @@ from .render import Progress, human_bytes, note
 
 if TYPE_CHECKING:
     from ..assistant import Assistant
+    from ..memory.ranks import Ranks
     from ..store import Filter
 
 Decorator = Callable[[Callable[..., Any]], Any]
@@ -351,7 +352,7 @@ def encrypt_options(command: Callable[..., Any]) -> Any:
 
 @contextmanager
 def open_assistant(
-    options: Options | None = None, *, encrypt: str | None = None
+    options: Options | None = None, *, encrypt: str | None = None, ranks: Ranks | None = None
 ) -> Iterator[Assistant]:
     """Open the assistant that the command's options describe."""
     from ..assistant import Assistant
@@ -359,8 +360,18 @@ def open_assistant(
     options = replace(options or _options(), encrypt=encrypt is not None)
     progress = Progress.of_context()
     ask = None if encrypt == "keyring" else _passphrase(options.encrypt, progress)
-    with Assistant.of(options, passphrase=ask, progress=progress) as assistant:
+    with Assistant.of(options, passphrase=ask, progress=progress, ranks=ranks) as assistant:
         yield assistant
+
+
+def launched() -> Ranks | None:
+    """Return the processes that ``mlx.launch`` started with this one; None without others."""
+    if not os.environ.keys() & {"MLX_RANK", "OMPI_COMM_WORLD_RANK"}:
+        return None
+    from ..memory.ranks import Ranks
+
+    ranks = Ranks()
+    return ranks if ranks.size > 1 else None
 
 
 def read_first_line(file: str, what: str) -> str:

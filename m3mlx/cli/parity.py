@@ -35,7 +35,7 @@ def parity(quick: bool, as_json: bool) -> None:
     ok = all(result.ok for result in results)
     if as_json:
         rows = [_without_nan({**asdict(result), "ok": result.ok}) for result in results]
-        echo_json({"ok": ok, "summary": line, "skipped": skipped, "results": rows})
+        echo_json({"sound": ok, "summary": line, "skipped": skipped, "results": rows})
     else:
         echo_table(*table(results))
         for what, reason in skipped.items():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..text import cite, scrub, scrub_line
+from .pace import Pace
 
 if TYPE_CHECKING:
     from ..chat.step import Step, Timings
@@ -47,6 +48,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._bars: Any = None
+        self._pace = Pace()
         self._what = self._between = ""
         self._muted = False
 
@@ -65,7 +67,8 @@ class Progress:
             for known in self._bars.task_ids:
                 self._bars.remove_task(known)
             self._bars.add_task(task[:1].upper() + task[1:], total=total or None, detail="")
-            self._what = task
+            self._what, self._pace = task, Pace()
+        self._pace.note(done, total)
         self._bars.update(
             self._bars.task_ids[0], completed=done, total=total or None, detail=detail
         )
@@ -98,7 +101,6 @@ class Progress:
             Task,
             TextColumn,
             TimeElapsedColumn,
-            TimeRemainingColumn,
         )
         from rich.table import Column
         from rich.text import Text
@@ -113,11 +115,18 @@ class Progress:
             def render(self, task: Task) -> Text:
                 return super().render(task) if task.total else Text("")
 
-        class Remaining(TimeRemainingColumn):
-            """The time left, or the time taken where nobody knows how long it takes."""
+        class Remaining(TimeElapsedColumn):
+            """The time left, or the time taken where nobody knows how long it takes.
 
-            def render(self, task: Task) -> Text:
-                return super().render(task) if task.total else TimeElapsedColumn().render(task)
+            Rich's own forgets the speed of a task whenever its total changes.
+            """
+
+            def render(column, task: Task) -> Text:
+                if not task.total:
+                    return super().render(task)
+                left = self._pace.left()
+                shown = "--:--" if left is None else _clock(left)
+                return Text(shown, style="progress.remaining")
 
         detail = Column(ratio=1, no_wrap=True, overflow="ellipsis")
         bars = Progress(
@@ -125,13 +134,12 @@ class Progress:
             TextColumn("{task.description}", markup=False),
             Bar(bar_width=20),
             Share("{task.percentage:>3.0f} %"),
-            Remaining(compact=True, elapsed_when_finished=True),
+            Remaining(),
             TextColumn("{task.fields[detail]}", markup=False, style="dim", table_column=detail),
             # room for the ^C that a terminal shows, which would break the line
             console=Console(file=sys.stderr, width=shutil.get_terminal_size().columns - 3),
             transient=True,
             expand=True,
-            speed_estimate_period=120,
         )
         bars.start()
         return bars
@@ -142,9 +150,25 @@ class Progress:
             self._bars, self._what = None, ""
 
 
+def _clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(math.ceil(seconds), 60)
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+        if minutes >= 60
+        else f"{minutes:02}:{rest:02}"
+    )
+
+
 def echo_json(value: object) -> None:
     """Print JSON in ASCII, which every terminal's encoding can show."""
     click.echo(json.dumps(value, indent=2))
+
+
+def written_to(report: object, place: str) -> dict[str, Any]:
+    """A report as JSON, with the file or folder that was written as ``output``."""
+    rest = dict(vars(report))
+    return {"output": rest.pop(place), **rest}
 
 
 def echo_table(
@@ -258,13 +282,11 @@ def _stored_text(done: MemorizeReport, dry_run: bool) -> str:
     """What was stored and written, or would be."""
     if not dry_run:
         memories = f", {human_bytes(done.bytes)} of memories" if done.memories else ""
-        return f"{done.references} references stored{memories}, {human_seconds(done.seconds or 0)}"
+        return f"{done.references} references stored{memories}, {human_seconds(done.seconds)}"
     about = "about " if done.estimated else ""
     text = f"{about}{done.references} references would be stored"
     if done.memories:
         text += f", {about}{human_bytes(done.bytes)} of memories written"
-    if done.stored_seconds is None or done.seconds is None:
-        return f"{text}; how long it takes is known after the first run on this machine"
     text += f"; all can be asked after about {human_seconds(done.stored_seconds)}"
     return text + (f", written after {human_seconds(done.seconds)}" if done.memories else "")
 

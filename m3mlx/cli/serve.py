@@ -63,18 +63,27 @@ def _settings(
 @server_options(port=8642)
 @add_options(
     max_upload=("Maximum size of an upload; none for no limit.", size, "50MB"),
+    cache_size=("Maximum size of the caches of conversations; none keeps the last one only.", size),
     queue=("Maximum number of waiting requests; more are refused.", click.IntRange(min=1), 16),
     collection=("Search, list and forget in this collection only, and add to it.", "NAME"),
 )
 @memory_options("also", *READING)
 @yes_option
-def serve(max_upload: int, queue: int, options: Options, yes: bool, **settings: Any) -> None:
+def serve(
+    max_upload: int,
+    cache_size: int | None,
+    queue: int,
+    options: Options,
+    yes: bool,
+    **settings: Any,
+) -> None:
     """Serve a chat page, and OpenAI's interface."""
     try:
         from ..serve import serve as run
     except ModuleNotFoundError as error:
         raise _missing("serve", error) from error
-    made = _settings(upload_bytes=max_upload or 2**40, waiting=queue, **settings)
+    sizes = {"upload_bytes": max_upload or 2**40, "cache_bytes": cache_size, "waiting": queue}
+    made = _settings(**sizes, **settings)
     run(_assistant_maker(choose_model(options, yes)), made, _announce)
     _exit()
 

@@ -10,7 +10,7 @@ import click
 from ..errors import M3Error
 from ..text import scrub_line
 from ..train import Settings
-from .options import add_options, chosen_model, command
+from .options import add_options, chosen_model, command, launched
 from .render import Progress, echo_json, human_bytes, human_seconds, note
 
 # help and kind of each option; defaults are those of ``train.Settings``
@@ -122,6 +122,9 @@ def train(
             f"{human_seconds(found.seconds)}{teacher}"
         )
 
+    if (ranks := launched()) and ranks.rank:  # rank 0 says and writes everything
+        train(settings, dry_run=dry_run)
+        return
     done = train(settings, progress=progress, report=report, on_estimate=announce, dry_run=dry_run)
     if as_json:
         echo_json({"output": str(done.output), "steps": done.steps, "metrics": done.metrics})

@@ -9,7 +9,7 @@ import click
 from ..config import Options
 from ..text import scrub_line
 from .options import add_options, command, encrypt_options, memory_options, open_assistant
-from .render import Progress, echo_json, human_bytes, note
+from .render import Progress, echo_json, human_bytes, note, written_to
 
 _file = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 
@@ -25,7 +25,7 @@ def export(file: Path, names: tuple[str, ...], sign: str | None, as_json: bool) 
     with open_assistant() as assistant:
         done = transfer.export_documents(assistant, file, names, key=sign)
     if as_json:
-        echo_json(vars(done))
+        echo_json(written_to(done, "file"))
         return
     click.echo(
         f"Exported {done.documents} documents, {done.references} references and "
@@ -90,7 +90,7 @@ def keygen(file: Path, as_json: bool) -> None:
 
     public = signature.new_key(file)
     if as_json:
-        echo_json({"file": str(file), "public": public})
+        echo_json({"output": str(file), "public": public})
         return
     click.echo(public)
     note(f"Keep {file} to yourself; give {file}.pub to those who import what you sign.")

@@ -79,7 +79,7 @@ class _Rows:
         rows = []
         for cache in caches:
             empty = mx.full((heads, self.length - cache.base.offset), -mx.inf)
-            memory = mx.zeros((heads, cache.length)) if cache.weights is None else cache.weights
+            memory = cache.weights if cache.length else mx.zeros((heads, 0))
             rest = mx.zeros((heads, cache.context + spare))
             rows.append(mx.concatenate([empty, memory, rest], axis=-1))
         self.mask = mx.stack(rows)[:, :, None]  # (batch, KV heads, 1, keys), added to logits

@@ -24,6 +24,7 @@ from .. import __version__
 from ..assistant import Assistant
 from ..config import MemoryConfig, Progress, fingerprint, no_progress
 from ..errors import StoreError
+from ..memory.bounds import Bounds
 from ..memory.codec import Codec
 from ..store import Edition, MemoryStore, NewReference, StoredDocument, StoredFact, Version
 from ..store.rows import CONTENT
@@ -32,9 +33,6 @@ from . import portable, signature
 T = TypeVar("T")
 _GIVEN = ("weights", "tokenizer", "rope", "adapter")  # of a fingerprint, not by configuration
 _NAME = "model"  # of a fingerprint: what the model was called, which decides nothing
-_LARGEST = 4096.0  # of keys and values, where the store has no memories to compare with
-_MARGIN = 4  # times the largest that the store's own memories have
-_SAMPLE = 16  # of the store's own memories that are looked at
 _BATCH = 16  # references that are read or committed together
 
 
@@ -330,10 +328,7 @@ class _Import:
             and _interchangeable(known.fingerprint, offered.fingerprint)
             and known.record_bytes == offered.record_bytes
         }
-        self.bounds = {
-            number: _Bounds(store, next(e for e in store.editions() if e.id == id))
-            for number, id in self.editions.items()
-        }
+        self.bounds = {number: _bounds(store, id) for number, id in self.editions.items()}
 
     def add(self, document: portable.Document, references: Iterator[portable.Reference]) -> None:
         id, have = self.store.begin(
@@ -390,7 +385,7 @@ class _Import:
         """References with those of their memories that can be right."""
         for reference in references:
             records = reference.records.items()
-            good = {number: data for number, data in records if self.bounds[number].hold(data)}
+            good = {number: data for number, data in records if _good(data, self.bounds[number])}
             self.report.refused += len(records) - len(good)
             yield dataclasses.replace(reference, records=good)
 
@@ -409,31 +404,18 @@ class _Import:
                 self.report.memories += len(missing)
 
 
-class _Bounds:
-    """What a memory of an edition may be: one that is larger than all others decides answers."""
+def _bounds(store: MemoryStore, id: int) -> Bounds | None:
+    """What memories of an edition may be; None where no model reads such memories."""
+    edition = next(edition for edition in store.editions() if edition.id == id)
+    try:
+        codec = Codec(MemoryConfig.from_json(edition.memory))
+    except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
+        return None
+    return Bounds(codec, store, id) if codec.record_bytes == edition.record_bytes else None
 
-    def __init__(self, store: MemoryStore, edition: Edition):
-        try:
-            self._codec: Codec | None = Codec(MemoryConfig.from_json(edition.memory))
-        except (AttributeError, KeyError, TypeError, ValueError, ArithmeticError):
-            self._codec = None  # no model reads such memories
-        if self._codec and self._codec.record_bytes != edition.record_bytes:
-            self._codec = None
-        self._largest = np.full(2, _LARGEST)  # of keys and of values
-        if self._codec:
-            some = store.references(store.slots(count=_SAMPLE), edition.id)
-            sizes = [self._sizes(store.read([r.slot], edition.id)[0]) for r in some if r.warm]
-            if sizes:
-                self._largest = _MARGIN * np.max(sizes, axis=0)
 
-    def hold(self, record: bytes) -> bool:
-        """Return whether all numbers of a memory are finite and within what others have."""
-        if self._codec is None:
-            return True
-        return bool(np.all(self._sizes(np.frombuffer(record, np.uint8)) <= self._largest))  # no NaN
-
-    def _sizes(self, record: np.ndarray) -> np.ndarray:
-        """The largest key and value of a memory."""
-        assert self._codec is not None
-        memory = self._codec.unpack(record[None])
-        return np.array([np.abs(np.array(part)).max() for part in (memory.keys, memory.values)])
+def _good(record: bytes, bounds: Bounds | None) -> bool:
+    if bounds is None:
+        return True
+    memory = bounds.codec.unpack(np.frombuffer(record, np.uint8)[None])
+    return bool(bounds.hold(memory)[0])

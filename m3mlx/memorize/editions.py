@@ -100,12 +100,10 @@ def description(format: MemoryFormat) -> dict[str, Any]:
     }
 
 
-def new_format(
+def widen(
     config: MemoryConfig, store: MemoryStore, decoder: Decoder, progress: Progress
-) -> MemoryFormat:
-    """Return a format with enough positions for references that other models have cut."""
-    from ..memory.format import MemoryFormat
-
+) -> MemoryConfig:
+    """Return a configuration with enough positions for references that other models have cut."""
     longest, done, total = config.reference_tokens, 0, store.status()["references"]
     for slots in _pages(store.slots):
         longest = max(
@@ -113,7 +111,7 @@ def new_format(
         )
         done += len(slots)
         progress("counting tokens", done, total)
-    return MemoryFormat(decoder, replace(config, reference_tokens=min(longest, LONGEST)))
+    return replace(config, reference_tokens=min(longest, LONGEST))
 
 
 def order(store: MemoryStore, edition: int, paths: Collection[str] | None = None) -> list[int]:

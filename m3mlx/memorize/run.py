@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .editions import RebuildReport
 
 _LOOKING = 3.0  # seconds in which a dry run reads files; it estimates the others from their size
+_TIMED = 16, 2  # references that a dry run embeds and writes where no speed is known
 _READINGS = 5  # of a file that changes while it is read
 
 
@@ -44,10 +46,12 @@ class MemorizeReport:
     pruned: bool = False  # the vanished ones were forgotten
     foreign: int = 0  # references of which most letters are not Latin
     references: int = 0  # stored: they are found, and their documents can be asked about
+    tokens: int = 0  # of these references
+    pace: float = 1.0  # seconds that storing took, divided by those expected of earlier runs
     memories: int = 0  # written
     bytes: int = 0  # size of their records
-    seconds: float | None = 0.0  # None for a dry run on a machine that has measured nothing yet
-    stored_seconds: float | None = 0.0  # of them until all references were stored
+    seconds: float = 0.0
+    stored_seconds: float = 0.0  # of them until all references were stored
     estimated: bool = False  # a dry run has not read all files
 
     @property
@@ -59,7 +63,7 @@ class MemorizeReport:
         """Count memories that were written after their references."""
         self.memories += written.references
         self.bytes += written.bytes
-        self.seconds = (self.seconds or 0.0) + written.seconds
+        self.seconds += written.seconds
 
 
 def _read_whole(
@@ -104,7 +108,7 @@ class MemorizeRun:
 
     def __post_init__(self) -> None:
         self.report = MemorizeReport()
-        self._work = 0, 0.0  # tokens stored, and the seconds that took
+        self._took: Counter[str] = Counter()  # seconds, by task
         self.files: list[File] = []
         self.missing: list[File] = []  # new or changed
         self._contents: Mapping[str, bytes] = {}
@@ -196,7 +200,11 @@ class MemorizeRun:
             self._commit(store, edition, batch)
         self.progress("memorizing", 1, 1)
         self.report.seconds = self.report.stored_seconds = perf_counter() - self._start
-        rates.note(self.decoder.name, "memorizing" if self.format else "storing", *self._work)
+        tokens = self.report.tokens
+        if expected := rates.seconds(self.decoder.name, "storing", tokens):
+            self.report.pace = self._took["storing"] / expected
+        for task, took in self._took.items():
+            rates.note(self.decoder.name, task, tokens, took)
 
     def collect(self, store: MemoryStore, collection: str) -> None:
         """Put all files into a collection, unchanged ones too."""
@@ -210,20 +218,23 @@ class MemorizeRun:
             ids = {document.path: document.id for document in store.documents()}
             store.forget(ids[path] for path in self.report.vanished)
 
-    def estimate(self, record_bytes: int | None) -> None:
-        """Count references and bytes; the time is that of earlier runs. Writes nothing.
+    def estimate(self, format: MemoryFormat | None) -> None:
+        """Count references and bytes, and say how long a run takes; nothing is written.
 
-        Where there are many files only some are read, and the others judged by their size.
+        Where there are many files only some are read, and the others judged by their size. How
+        long reading takes shows with them; the models' times are those of earlier runs, or of a
+        few references where there was none.
 
         Args:
-            record_bytes: of one memory; None where none are to be written.
+            format: of the memories; None where none are to be written.
         """
-        amount = Amount(self.missing)
-        start, tokens = perf_counter(), 0
+        amount, report = Amount(self.missing), self.report
+        first: list[documents.Reference] = []  # to be timed
+        marks = [(perf_counter(), 0)]  # seconds and references, before and behind the first file
 
         def sample() -> Iterator[File]:
             for file in sorted(self.missing, key=lambda file: file.hash):  # a fair order
-                if tokens and perf_counter() - start > _LOOKING:
+                if first and perf_counter() - marks[0][0] > _LOOKING:
                     return
                 yield file
 
@@ -231,19 +242,46 @@ class MemorizeRun:
             self.progress("reading", 0, 0)
 
         for _, references in self._references(sample(), wait, amount):
-            self.report.references += len(references)
-            tokens += sum(len(reference.tokens) for reference in references)
-        read = max(self.report.references, 1)
-        self.report.estimated = amount.waiting() > 0
-        self.report.references += amount.waiting()
-        total = tokens * self.report.references / read
-        stored = rates.seconds(self.decoder.name, "storing", total)
-        self.report.seconds = self.report.stored_seconds = stored
-        if record_bytes is not None:
-            self.report.memories = self.report.references
-            self.report.bytes = self.report.references * record_bytes
-            written = rates.seconds(self.decoder.name, "writing", total)
-            self.report.seconds = None if stored is None or written is None else stored + written
+            report.references += len(references)
+            report.tokens += sum(len(reference.tokens) for reference in references)
+            first += references[: max(_TIMED) - len(first)]
+            marks.append((perf_counter(), report.references))
+        if not first:
+            return
+        (start, before), (end, read) = marks[len(marks) > 2], marks[-1]  # the first starts a worker
+        waiting = amount.waiting()
+        reading = end - marks[0][0] + waiting * (end - start) / max(read - before, 1)
+        report.estimated = waiting > 0
+        report.tokens = round(report.tokens * (1 + waiting / read))
+        report.references += waiting
+        parts = [first[:count] for count in _TIMED]
+        storing = self._expected(
+            "storing", parts[0], lambda part: self.encode([each.text for each in part])
+        )
+        report.seconds = report.stored_seconds = reading + storing
+        if format is not None:
+            report.memories = report.references
+            report.bytes = report.references * format.record_bytes
+            report.seconds += self._expected(
+                "writing", parts[1], lambda part: format.write([each.tokens for each in part])
+            )
+
+    def _expected(
+        self,
+        task: str,
+        part: Sequence[documents.Reference],
+        work: Callable[[Sequence[documents.Reference]], object],
+    ) -> float:
+        """Return the seconds that a task will take; a part is timed where no speed is known."""
+        if (known := rates.seconds(self.decoder.name, task, self.report.tokens)) is not None:
+            return known
+        self.progress("timing", 0, 0)
+        work(part[:1])  # what is slow only once
+        start = perf_counter()
+        work(part)
+        took = perf_counter() - start
+        self.progress("timing", 1, 1)
+        return took * self.report.tokens / sum(len(reference.tokens) for reference in part)
 
     def _references(
         self, files: Iterable[File], wait: Callable[[], None], amount: Amount
@@ -287,7 +325,9 @@ class MemorizeRun:
         vectors = self.encode([reference.text for reference in references])
         if self.format is None:
             return vectors, [None] * len(references)
+        start = perf_counter()
         packed = self.format.write([reference.tokens for reference in references])
+        self._took["writing"] += perf_counter() - start
         return vectors, [record.tobytes() for record in packed]
 
     def _commit(
@@ -296,8 +336,7 @@ class MemorizeRun:
         edition: int | None,
         batch: list[tuple[int, int, documents.Reference]],
     ) -> None:
-        start = perf_counter()
-        tokens = sum(len(reference.tokens) for _, _, reference in batch)
+        start, written = perf_counter(), self._took["writing"]
         vectors, records = self._records([reference for _, _, reference in batch])
         new = [
             NewReference.of(reference, document, ordinal, vector, record)
@@ -307,9 +346,10 @@ class MemorizeRun:
         ]
         store.add(new, edition=edition)
         self.report.references += len(batch)
+        self.report.tokens += sum(len(reference.tokens) for _, _, reference in batch)
         self.report.foreign += sum(mostly_foreign(reference.text) for _, _, reference in batch)
         if self.format:
             self.report.memories += len(batch)
             self.report.bytes += len(batch) * self.format.record_bytes
-        self._work = self._work[0] + tokens, self._work[1] + perf_counter() - start
+        self._took["storing"] += perf_counter() - start - (self._took["writing"] - written)
         batch.clear()

@@ -26,7 +26,7 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from ..config import MemoryConfig
+from ..config import CHUNK_TOKENS, MemoryConfig
 from ..errors import ModelError
 from ..models.caches import keeps_state, leaves, nearness, replaced
 from ..models.hooks import widen_masks
@@ -89,7 +89,8 @@ class MemoryCache(LayerCache):
         self.gap = 0
         self.before = 0  # tokens in front of the gap
         self.length = 0  # of the memories
-        self.weights: mx.array | None = None  # (KV heads, M), -inf for padding; None if all are 0
+        self.weights: Any = None  # (KV heads, M), of the type of the keys; -inf for padding
+        self.weighed = False  # some weights are not 0
         self.positions: Any = None  # int32 (KV heads, M)
         self._row: mx.array | None = None  # mask of one query, with spare keys
 
@@ -113,7 +114,7 @@ class MemoryCache(LayerCache):
             self._set(mx.quantize(keys, **size), mx.quantize(values, **size), weights.shape[1])
         else:
             self._set(keys, values, weights.shape[1])
-        self.weights = mx.array(weights) if weights.any() else None
+        self.weights, self.weighed = mx.array(weights).astype(keys.dtype), bool(weights.any())
         self.positions = mx.array(positions)
 
     def reserve(self, gap: int) -> None:
@@ -125,12 +126,11 @@ class MemoryCache(LayerCache):
         """Remove the memories; what follows sees prefix and context only."""
         if self.length:
             self._set(None, None, 0)
-        self.weights = None
 
     def _set(self, keys: Any, values: Any, length: int) -> None:
         base = self.base
-        base.keys = _replace_front(base.keys, self.length, keys)
-        base.values = _replace_front(base.values, self.length, values)
+        base.keys = _replace_front(base.keys, self.length, base.offset, keys)
+        base.values = _replace_front(base.values, self.length, base.offset, values)
         base.offset += length - self.length
         self.length, self._row = length, None
 
@@ -147,7 +147,13 @@ class MemoryCache(LayerCache):
         return self.base.offset - self.length
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple:
-        return self.base.update_and_fetch(keys, values)
+        base: Any = self.base
+        needed = base.offset + keys.shape[2]
+        plain = not (base.empty() or hasattr(base, "bits"))
+        if plain and needed > base.keys.shape[2]:  # mlx-lm would grow to an odd capacity
+            used = [x[..., : base.offset, :] for x in (base.keys, base.values)]
+            base.keys, base.values = (_with_room([x], keys.shape[2]) for x in used)
+        return base.update_and_fetch(keys, values)
 
     def keys_and_values(self) -> tuple:
         """Return what ``update_and_fetch`` returned last."""
@@ -193,12 +199,10 @@ class MemoryCache(LayerCache):
         """
         if not self.length:
             return mask
-        memory = self._memory_mask()
-        if memory is None and not isinstance(mask, mx.array):
+        if not (self.weighed or isinstance(mask, mx.array)):
             return mask
-        if memory is None:
-            memory = mx.zeros((1, 1, self.length))
-        elif not hasattr(self.base, "bits"):  # quantized attention takes KV heads
+        memory = self.weights[:, None]
+        if not hasattr(self.base, "bits"):  # quantized attention takes KV heads
             memory = mx.repeat(memory, query_heads // len(memory), axis=0)
         if mask is None:
             return self._single_query_mask(memory)
@@ -208,10 +212,6 @@ class MemoryCache(LayerCache):
             keys = self.context + queries
             context = mx.arange(keys - queries, keys)[:, None] >= mx.arange(keys)
         return _join_masks(memory, context, queries)
-
-    def _memory_mask(self) -> mx.array | None:
-        """Return what is added to logits, (KV heads, 1, M); None for nothing."""
-        return None if self.weights is None else self.weights[:, None]
 
     def _single_query_mask(self, memory: mx.array) -> mx.array:
         """Mask of one query, which sees the whole context; made once for many steps."""
@@ -240,8 +240,8 @@ class LocalCache(MemoryCache):
         context = (keys_at <= at) & self._near(at, keys_at)
         if not self.length:
             return context
-        weights = mx.zeros(1) if self.weights is None else self.weights[:, None]
-        memory = mx.where(self._near(at, self.positions[:, None]), weights, -mx.inf)
+        near = self._near(at, self.positions[:, None])
+        memory = mx.where(near, self.weights[:, None], -mx.inf)
         return _join_masks(mx.repeat(memory, query_heads // len(memory), axis=0), context, queries)
 
     def _tokens(self, queries: int) -> mx.array:
@@ -305,21 +305,37 @@ def _join_masks(memory: mx.array, context: mx.array, queries: int) -> mx.array:
         context: bool (…, queries, keys).
 
     Returns:
-        (1, heads, queries, M + keys), to be added to logits.
+        (1, heads, queries, M + keys), of the type of ``memory``, to be added to logits.
     """
     context = context[0] if context.ndim == 4 else context.reshape(1, *context.shape[-2:])
     shape = (len(memory), queries)
-    context = mx.where(context, 0.0, -mx.inf)
+    context = mx.where(context, 0.0, -mx.inf).astype(memory.dtype)
     parts = [mx.broadcast_to(part, (*shape, part.shape[-1])) for part in (memory, context)]
     return mx.concatenate(parts, axis=-1)[None]
 
 
-def _replace_front(buffer: Any, length: int, memory: Any) -> Any:
-    """Replace the first ``length`` keys of a buffer, which may be quantized, by a memory."""
+def _replace_front(buffer: Any, length: int, used: int, memory: Any) -> Any:
+    """Replace the first ``length`` keys of a buffer, which may be quantized, by a memory.
+
+    Args:
+        used: keys in the buffer; the others are room.
+    """
     if isinstance(buffer, (tuple, list)):
-        return tuple(_replace_front(x, length, memory and memory[i]) for i, x in enumerate(buffer))
-    rest = buffer[..., length:, :]
-    return rest if memory is None else _prepend(memory, rest)
+        parts = enumerate(buffer)
+        return tuple(_replace_front(x, length, used, memory and memory[i]) for i, x in parts)
+    rest = buffer[..., length:used, :]
+    return _with_room([rest] if memory is None else [memory.astype(rest.dtype), rest], CHUNK_TOKENS)
+
+
+def _with_room(parts: list[mx.array], tokens: int) -> mx.array:
+    """Join keys or values, and add room for some tokens.
+
+    The capacity is a multiple of 256, without which CUDA's attention of one token is slow.
+    """
+    used = sum(part.shape[-2] for part in parts)
+    shape = list(parts[0].shape)
+    shape[-2] = -(used + tokens) % KVCache.step + tokens
+    return mx.concatenate([*parts, mx.zeros(shape, parts[0].dtype)], axis=-2)
 
 
 def _prepend(memory: mx.array, context: mx.array) -> mx.array:

@@ -206,6 +206,7 @@ class Template:
         think: bool = False,
         exchange: Sequence[Mapping[str, Any]] = (),
         prefill: str = "",
+        opening: str = "",
     ) -> Turn:
         """Render earlier messages and a new one as one turn, whose words are the new message's.
 
@@ -218,6 +219,7 @@ class Template:
             think: see ``turn``.
             exchange: calls of tools and their results since the new message, as OpenAI has them.
             prefill: how the answer begins.
+            opening: the same as the template would write it, before the prefill.
         """
         tokens: list[int] = []
         head = 0
@@ -234,8 +236,12 @@ class Template:
         about = ("", "") if tokens else (system or "", tools)
         last = self._turn(message, self._behind(exchange, think), *about, not tokens)
         first, end = (len(tokens) + place for place in last.words)
-        whole = (*tokens, *last.tokens, *self.encode(prefill))
+        whole = (*tokens, *last.tokens, *self.begun(opening, prefill))
         return Turn(whole, (first, end), head or last.head, len(tokens))
+
+    def begun(self, opening: str, prefill: str) -> list[int]:
+        """Return the tokens that an answer begins with: the template's, then a person's."""
+        return self.encode_rendered(opening) + self.encode(prefill)
 
     def describe(self, tools: Sequence[Mapping[str, Any]]) -> str:
         """Return what the chat template writes about tools; "" if it knows none."""

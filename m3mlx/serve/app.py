@@ -200,10 +200,14 @@ class Endpoints:
         collection = self._allowed(asked.requests[0].collection)
         requests = [replace(each, collection=collection) for each in asked.requests]
         ignored = asked.ignored
-        if requests[0].generation.schema is not None and not can_keep_to_schemas():
-            field = "response_format"
-            message = f"{field} needs a library: pip install 'm3mlx[schema]', and start again."
+        forced = requests[0].forced
+        if forced and not self.knows_tools:
+            field = "tool_choice"
+            message = f"{field} cannot force a call: this model's chat template shows no tools."
             raise BadRequest(message, field, "unsupported_parameter")
+        if not can_keep_to_schemas():
+            _needs_grammar(requests[0].generation.schema is not None, "response_format")
+            _needs_grammar(len(forced) > 1, "tool_choice")
         if requests[0].tools and not self.knows_tools:
             requests = [replace(each, tools=()) for each in requests]
             ignored = (*ignored, "tools")
@@ -414,6 +418,13 @@ def _line(event: Any) -> str:
     """Return an event of a stream; those of /v1/responses also have its name."""
     name = f"event: {kind}\n" if isinstance(event, dict) and (kind := event.get("type")) else ""
     return f"{name}data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def _needs_grammar(asked: bool, field: str) -> None:
+    """Refuse a field that is asked for and needs the library that keeps answers to a schema."""
+    if asked:
+        message = f"{field} needs a library: pip install 'm3mlx[schema]', and start again."
+        raise BadRequest(message, field, "unsupported_parameter")
 
 
 def _told(response: Response, ignored: Sequence[str]) -> Response:

@@ -25,12 +25,13 @@ from .chances import Chances, TokenChance
 from .documents import collection_filter
 from .errors import BadRequest
 from .model_thread import Job
-from .tool_calls import ToolCalls
+from .tool_calls import ForcedCall, ToolCalls, calls_in_answer
 
 CONTEXT_TOKENS = 16_384  # maximum length of one conversation
 SHARE = 8  # of the machine's memory that caches may take: one part of so many
 MOST_BYTES = 4_000_000_000  # of all cached conversations together
 MOST_KEPT = 64  # conversations
+WORTH = 16  # tokens that a text to be continued shares with another, to go on from its caches
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class ChatRequest:
             an ``exchange`` where tools were called.
         exchange: calls of tools and their results since the message.
         tools: that may be called.
+        forced: tools of which one has to be called.
         tokens: the text as token ids, used instead of ``message``.
         memory: "explicit", "text", "off"; None for explicit where there is a store.
         collection: the only one that is searched; None for all documents.
@@ -57,6 +59,7 @@ class ChatRequest:
     system: str | None = None
     exchange: tuple[dict[str, Any], ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
+    forced: tuple[dict[str, Any], ...] = ()
     tokens: tuple[int, ...] | None = None
     memory: str | None = None
     collection: str | None = None
@@ -151,8 +154,10 @@ class ConversationCache:
             M3Error: see ``Chat.send``.
         """
         template = assistant.decoder.template
-        how, raw = request.generation, request.generation.raw
         request = _readable(assistant, request)
+        calls = calls_in_answer(assistant.decoder.tokenizer, request.tools, request.forced)
+        how = replace(request.generation, **calls.changes)
+        request, raw = replace(request, generation=how), how.raw
         room = _room(assistant, request)
         chat = self._take(assistant, request)
         chances = Chances(assistant.decoder.tokenizer, request.chances)
@@ -169,7 +174,6 @@ class ConversationCache:
             max_tokens=max(min(how.max_tokens, room), 1),
             think=how.think and template.can_think,
         )
-        calls = ToolCalls(assistant.decoder.tokenizer, request.tools)
         answer = _Answer(request, chat, calls)
         yield AnswerPart(m3mlx={"memory": chat.memory})
         try:
@@ -183,30 +187,32 @@ class ConversationCache:
                         break
         finally:
             # an error has reset the chat, so it has no messages
-            if not raw and chat.messages:
+            if chat.messages and not scored:
                 self._keep(chat)
         yield answer.end()
 
     def _take(self, assistant: Assistant, request: ChatRequest) -> Chat:
-        """Return a chat with the earlier messages, and with the caches that share most of them."""
+        """Return a chat with the earlier messages, and with the caches that share most of them.
+
+        Texts that are continued as they stand have chats too, which share tokens.
+        """
         memory = request.memory or ("explicit" if assistant.has_store() else "off")
         only = collection_filter(request.collection)
         tools = assistant.decoder.template.describe(request.tools)
-        if request.generation.raw:
-            return assistant.chat(memory=memory, only=only)
-        wanted = memory, only, request.system, tools
+        raw, tokens = request.generation.raw, request.tokens or ()
+        wanted = raw, memory, only, request.system, tools
         asked = [*request.earlier, _asked(request)]
-        chat, shared = None, -1
+        chat, shared = None, WORTH - 1 if raw else -1
         for kept in reversed(self._kept):
-            if (kept.memory, kept.only, kept.system, kept.tools) == wanted:
-                count = shared_length(kept.messages, asked)
-                if count > shared:
+            if (kept.raw, kept.memory, kept.only, kept.system, kept.tools) == wanted:
+                both = (kept.tokens, tokens) if raw else (kept.messages, asked)
+                if (count := shared_length(*both)) > shared:
                     chat, shared = kept, count
         if chat is None:
             chat = assistant.chat(memory=memory, only=only, system=request.system)
             chat.tools = tools
-        elif shared >= len(chat.messages) - 1 or 0 < shared == len(chat.messages) - 2:
-            self._kept.remove(chat)  # it goes on, or its last turn is to be another
+        elif _goes_on(chat, shared, len(tokens)):
+            self._kept.remove(chat)
         else:
             chat = chat.fork()
         chat.go_back(request.earlier)
@@ -218,6 +224,18 @@ class ConversationCache:
             self._kept.pop(0)
 
 
+def _goes_on(chat: Chat, shared: int, tokens: int) -> bool:
+    """Return whether a chat goes on, or only its last turn is to be another.
+
+    Args:
+        shared: number of messages, or of tokens of a text that is continued.
+        tokens: of that text.
+    """
+    if chat.raw:
+        return shared >= len(chat.tokens) - 1 or shared == tokens
+    return shared >= len(chat.messages) - 1 or 0 < shared == len(chat.messages) - 2
+
+
 class _Answer:
     """One answer as it grows: what of each step is told, and the usage at its end.
 
@@ -226,7 +244,7 @@ class _Answer:
         reason: why it ended.
     """
 
-    def __init__(self, request: ChatRequest, chat: Chat, tools: ToolCalls):
+    def __init__(self, request: ChatRequest, chat: Chat, tools: ToolCalls | ForcedCall):
         self._request, self._chat, self._tools = request, chat, tools
         self._stop = _StopFilter(request.stop)
         self._spans: dict[int, Step] = {}  # the last step of each
@@ -235,8 +253,8 @@ class _Answer:
 
     @property
     def stopped(self) -> bool:
-        """A stop word was found."""
-        return self._stop.found
+        """A stop word was found, or the call that was asked for is whole."""
+        return self._stop.found or self._tools.whole
 
     def parts(self, step: Step, chances: Chances) -> Iterator[AnswerPart]:
         """Yield what a step adds."""
@@ -254,7 +272,7 @@ class _Answer:
         self._spans[step.span] = step
         if part.m3mlx or text or reasoning or calls or part.chances:
             yield part
-        self.reason = "stop" if self._stop.found else step.finish_reason or self.reason
+        self.reason = "stop" if self.stopped else step.finish_reason or self.reason
 
     def end(self) -> AnswerPart:
         """Return the last part."""

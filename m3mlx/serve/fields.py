@@ -10,7 +10,7 @@ from .errors import BadRequest
 
 # What would change the answer and is not done here; other unknown fields are only told.
 REFUSED = frozenset(
-    "stop_token_ids bad_words guided_regex guided_choice guided_grammar structured_outputs grammar "
+    "bad_words guided_regex guided_choice guided_grammar structured_outputs grammar "
     "grammars adapters lora mirostat logits_processors prompt_embeds ignore_eos min_tokens "
     "web_search_options previous_response_id conversation prompt_cache_options".split()
 )

@@ -173,13 +173,40 @@ def read_tools(fields: Fields, given: Any, name: str = "tools") -> list[dict[str
     return tools
 
 
-def choose_tools(fields: Fields, tools: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
-    """Return the tools that the model may call, by ``tool_choice``."""
-    choice = fields.get("tool_choice")
-    if choice in (None, "auto"):
-        return tools
-    if choice == "none":
-        return ()
-    if choice == "required" or isinstance(choice, dict):
-        raise fields.unsupported("tool_choice", ": a call cannot be forced")
-    raise fields.wrong("tool_choice", "none or auto")
+def choose_tools(
+    fields: Fields, tools: Sequence[dict[str, Any]]
+) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+    """Return the tools that the model may call, and those of which it has to call one."""
+    name = "tool_choice"
+    if (choice := fields.get(name)) is None:  # OpenAI's older name
+        name = "function_call"
+        choice = fields.get(name)
+    wrong = fields.wrong(name, "auto, none, required, or names one of the tools")
+    known = {tool["function"]["name"]: tool for tool in tools}
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools", choice)
+        if not isinstance(allowed, dict) or not isinstance(allowed.get("tools"), list):
+            raise wrong
+        named = [_named(each) for each in allowed["tools"]]
+        choice = allowed.get("mode")
+    else:
+        named = [_named(choice)] if isinstance(choice, dict) else list(known)
+        choice = "required" if isinstance(choice, dict) else choice
+    if not known.keys() >= set(named):
+        raise wrong
+    chosen = tuple(known[each] for each in named)
+    match choice:
+        case None | "auto":
+            return chosen, ()
+        case "none":
+            return (), ()
+        case "required" | "any" if chosen:
+            return tuple(tools), chosen
+    raise wrong
+
+
+def _named(choice: Any) -> Any:
+    """Return the name of a tool in a choice, as chats or responses have it."""
+    function = choice.get("function", choice) if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    return name if isinstance(name, str) else None

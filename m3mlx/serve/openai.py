@@ -178,12 +178,14 @@ def turns_request(
     chances: int | None = None,
 ) -> ChatRequest:
     """Return the request for the next answer of a chat."""
+    shown, forced = choose_tools(fields, tools)
     return ChatRequest(
         turns.message,
         turns.earlier,
         turns.system,
         exchange=tuple(turns.exchange),
-        tools=tuple(choose_tools(fields, tools)),
+        tools=shown,
+        forced=forced,
         chances=chances,
         **_shared(fields, length, schema, prefill=turns.prefill),
     )
@@ -202,6 +204,7 @@ def _shared(
             **_sampling(fields),
             schema=schema,
             think=_think(fields),
+            ends=_ends(fields),
             memories=_memories(fields),
             **others,
         ),
@@ -278,6 +281,14 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     ):
         raise fields.wrong("stop", f"a text, or up to {MAX_STOPS}")
     return tuple(text for text in stop or () if text)
+
+
+def _ends(fields: Fields) -> tuple[int, ...]:
+    """Return the token ids before which an answer ends, as vLLM's server takes them."""
+    given = fields.get("stop_token_ids")
+    if given is not None and not (given == [] or _are_tokens(given)):
+        raise fields.wrong("stop_token_ids", "a list of token ids")
+    return tuple(given or ())
 
 
 def _think(fields: Fields) -> bool:

@@ -133,7 +133,7 @@ class _Backup:
             catalog.unlock(self._passphrase)
             with catalog.snapshot():
                 settings, editions = catalog.settings(), catalog.memories.editions()
-                *_, store = catalog.identity()
+                *_, store = catalog.identity(settings)
             lost: dict[int, list[int]] = {}
             for edition in editions:
                 own = replace(edition, tie=self._tie(store, edition), next_tie="")
@@ -242,7 +242,7 @@ class _Backup:
         with closing(Catalog(self._folder / CATALOG, write=True)) as catalog:
             catalog.unlock(self._passphrase)
             with catalog.snapshot():
-                *_, store = catalog.identity()
+                *_, store = catalog.identity(catalog.settings())
             for edition in self._editions(catalog):
                 file = self._folder / edition.file
                 records = RecordFile(file, Identity.of(store, edition), write=True)

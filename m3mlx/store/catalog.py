@@ -46,6 +46,7 @@ NEW_STORE = {  # the settings that change, as they begin
     "max_bytes": None,  # of all files together; beyond, memories are dropped
     "root": None,  # of an encrypted catalog
 }
+_MOST = 2**40  # slots or commits
 _LONGEST_COLLECTION = 100  # characters
 
 
@@ -106,13 +107,12 @@ class Catalog:
 
     # settings
 
-    def identity(self) -> tuple[str, int, bytes]:
+    def identity(self, settings: Mapping) -> tuple[str, int, bytes]:
         """Return the name of the encoder, the length of its vectors, and the store's id.
 
         Raises:
             StoreError: one of them is missing or damaged.
         """
-        settings = self.settings()
         try:
             found = settings["encoder"], int(settings["dimensions"]), bytes.fromhex(settings["id"])
         except (KeyError, TypeError, ValueError) as error:
@@ -125,8 +125,8 @@ class Catalog:
         if missing := NEW_STORE.keys() - settings:
             raise self.damaged(f"the setting {min(missing)} is missing")
         for name in ("next_slot", "commit"):
-            if type(settings[name]) is not int:
-                raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no number")
+            if type(settings[name]) is not int or not 0 <= settings[name] < _MOST:
+                raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no such number")
         return settings
 
     def _settings(self) -> dict:
@@ -217,14 +217,20 @@ class Catalog:
                 "VALUES (?, ?, ?, ?, 0, ?, ?) RETURNING id",
                 [path, hash, size, count, added, tokenizer],
             )
-            self.columns.put(found, *named, size, added, tokenizer)
+            if self.cipher.encrypts:
+                self.columns.put(found, *named, size, added, tokenizer)
         return found, self._committed(found)
 
     def _committed(self, document: int) -> int:
         return self.db.value("SELECT count(*) FROM reference WHERE document = ?", [document])
 
-    def insert(self, first: int, references: Sequence[NewReference]) -> None:
-        """Add references with the slots from ``first`` on, and complete their documents."""
+    def insert(self, first: int, references: Sequence[NewReference]) -> dict[int, bytes]:
+        """Add references with the slots from ``first`` on, and complete their documents.
+
+        Returns:
+            By slot what binds a memory to its reference, see ``References.digests``.
+        """
+        digests = {}
         state: dict[int, list] = {}  # document -> path, expected references, committed references
         for slot, new in enumerate(references, first):
             if new.document not in state:
@@ -244,11 +250,12 @@ class Catalog:
                     f"{committed} of {count} is next. Add a document's references in order, once."
                 )
             state[new.document][2] += 1
-            self.references.put(slot, path, new)
+            digests[slot] = self.references.put(slot, path, new)
             self.full_text.add(slot, new.text)
         for document, (path, count, committed) in state.items():
             if committed == count:
                 self._complete(document, path)
+        return digests
 
     def _complete(self, document: int, path: str) -> None:
         older = self.db.column("SELECT id FROM document WHERE path = ? AND complete", [path])
@@ -432,7 +439,7 @@ class Catalog:
     def path_of(self, slot: int) -> str | None:
         """Path of a reference's document."""
         document = self.db.value("SELECT document FROM reference WHERE slot = ?", [slot])
-        return None if document is None else str(self.columns.about_of(document)[0])
+        return None if document is None else self.columns.path_of(document)
 
     def quarantined(self) -> dict[str, int]:
         """Paths of documents with references in quarantine, and how many those are."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +25,11 @@ def as_json(numbers: Iterable[int]) -> str:
     return json.dumps([int(number) for number in numbers])
 
 
+@lru_cache(maxsize=64, typed=True)  # they are asked for at every step, and stay the same
+def _edition(id: int, fingerprint: str, memory: str, *rest: Any) -> Edition:
+    return Edition(id, dict(json.loads(fingerprint)), dict(json.loads(memory)), *rest)
+
+
 class Memories:
     """Which editions there are, which references have memories, which records are to be erased."""
 
@@ -33,10 +40,7 @@ class Memories:
         """All editions by id."""
         rows = self._db.execute(f"SELECT {', '.join(EDITION)} FROM edition ORDER BY id").fetchall()
         try:
-            return [
-                Edition(id, dict(json.loads(fingerprint)), dict(json.loads(memory)), *rest)
-                for id, fingerprint, memory, *rest in rows
-            ]
+            return [_edition(*row) for row in rows]
         except (TypeError, ValueError) as error:
             raise self._db.damaged(f"an edition cannot be read ({error})") from error
 

@@ -36,8 +36,8 @@ class References:
     def __init__(self, db: Connection, columns: Columns):
         self._db, self._columns = db, columns
 
-    def put(self, slot: int, path: str, new: NewReference) -> None:
-        """Add a reference to a document, whose path is given as it is stored."""
+    def put(self, slot: int, path: str, new: NewReference) -> bytes:
+        """Add a reference to a document, whose path is given as it is stored; return its digest."""
         owner = (new.document, new.ordinal)
         place = (new.start, new.end, new.page, new.line)
         text = self._columns.cipher.encrypt(new.text, "text", *owner, *place)
@@ -50,6 +50,7 @@ class References:
             "INSERT INTO reference VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
             [slot, new.document, *row, checksum_of(slot, path, row)],
         )
+        return _digest(text.encode(), tokens)
 
     def read(self, slots: Collection[int], edition: int) -> dict[int, StoredReference]:
         """Read references. Raises StoreError that names the document of a damaged one."""
@@ -98,10 +99,8 @@ class References:
             f"FROM reference {memory} WHERE slot {IN}" + (" AND edition = ?" if memory else ""),
             [as_json(slots)] + ([warm_in] if memory else []),
         )
-        return {  # of a damaged row a value may be gone
-            slot: hashlib.sha256((tokens or b"") + (text or b"")).digest()
-            for slot, text, tokens in rows
-        }
+        # of a damaged row a value may be gone
+        return {slot: _digest(text or b"", tokens or b"") for slot, text, tokens in rows}
 
     def vectors(self, slots: Iterable[int], dimensions: int) -> tuple[np.ndarray, np.ndarray]:
         """Return those of some slots that exist, int64 ``(n,)``, and their vectors, float32."""
@@ -124,6 +123,10 @@ class References:
         columns = 'slot, document, text, ordinal, "start", "end", page, line'
         for slot, document, text, *place in self._db.execute(f"SELECT {columns} {VISIBLE}", [-1]):
             yield slot, self._columns.decrypt(text, "text", document, *place)
+
+
+def _digest(text: bytes, tokens: bytes) -> bytes:
+    return hashlib.sha256(tokens + text).digest()
 
 
 def blocks(slots: Sequence[int] | np.ndarray) -> Iterator[list[int]]:

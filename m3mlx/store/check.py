@@ -193,7 +193,7 @@ class _Examination:
     def _settings(self) -> None:
         with self._catalog.snapshot():
             settings = self._catalog.settings()
-            _, self._dimensions, self._store = self._catalog.identity()
+            _, self._dimensions, self._store = self._catalog.identity(settings)
             last, since = self._catalog.latest()
         if last is not None and last >= settings["next_slot"]:
             self._note("catalog", f"the next slot, {settings['next_slot']}, is in use")
@@ -209,7 +209,9 @@ class _Examination:
                 with self._catalog.snapshot():
                     path, hash = self._catalog.columns.about_of(id)[:2]
             except StoreError as error:
-                self._note("document", str(error), document=id)
+                with self._catalog.snapshot():
+                    found = self._catalog.columns.path_of(id)
+                self._note("document", str(error), document=id, path=found)
                 continue
             try:
                 with self._catalog.snapshot():
@@ -219,7 +221,8 @@ class _Examination:
             if names != (path, hash):
                 what = "it is not under its own name"
                 self._note("document", what, path=str(path), document=id)
-            gaps = (last or 0) >= max(have, 1) and hash  # without a hash it is known to have some
+            # without a hash it is known to have some
+            gaps = hash and not (last is None or (type(last) is int and last < max(have, 1)))
             if complete not in (0, 1) or complete != (count == have) or gaps:
                 what = f"it has {have} of {count} references"
                 self._note("document", what, path=str(path), document=id)

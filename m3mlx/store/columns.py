@@ -9,6 +9,7 @@ from ..errors import StoreError
 from .cipher import PLAIN, Cipher, Plain, Tampered
 from .database import Connection
 
+_TYPES = [str, str, int, str, str]  # of what is said of a document
 ABOUT = "document.id, path, hash, size, added, tokenizer, sealed"  # see ``Columns.about``
 
 
@@ -33,12 +34,14 @@ class Columns:
     def about(self, id: int, *columns: Any) -> list[Any]:
         """What is said of a document: path, hash, size, added and tokenizer."""
         *about, sealed = columns
-        if not self.cipher.encrypts:
-            return about
-        try:
-            return list(json.loads(self.cipher.decrypt(sealed, "document", id)))
-        except (Tampered, ValueError) as error:
-            raise self._db.damaged(f"document {id} is not what was encrypted") from error
+        if self.cipher.encrypts:
+            try:
+                about = list(json.loads(self.cipher.decrypt(sealed, "document", id)))
+            except (Tampered, TypeError, ValueError) as error:
+                raise self._db.damaged(f"document {id} is not what was encrypted") from error
+        if list(map(type, about)) != _TYPES:
+            raise self._db.damaged(f"what it says of document {id} is nothing that is ever written")
+        return about
 
     def about_of(self, document: int) -> list[Any]:
         """Path, hash, size, time of adding and tokenizer of a document."""
@@ -49,13 +52,22 @@ class Columns:
             raise self._db.damaged(what)
         return self.about(*row)
 
+    def path_of(self, document: int) -> str | None:
+        """Path of a document, also where it alone can be read; None where it cannot."""
+        try:
+            return str(self.about_of(document)[0])
+        except StoreError:
+            path = self._db.value("SELECT path FROM document WHERE id = ?", [document])
+            return path if isinstance(path, str) and not self.cipher.encrypts else None
+
     def describe(self, document: int, path: str, hash: str) -> None:
-        """Give a document this path and hash."""
+        """Give a document this path and hash, and values of the right types."""
         try:
             rest = self.about_of(document)[2:]
         except StoreError:
             statement = "SELECT size, added, tokenizer FROM document WHERE id = ?"
-            rest = self._db.execute(statement, [document]).fetchone()
+            found = self._db.execute(statement, [document]).fetchone()
+            rest = [v if type(v) is t else t() for v, t in zip(found, _TYPES[2:], strict=True)]
         self.put(document, path, hash, *rest)
 
     def put(self, id: int, path: str, hash: str, *rest: Any) -> None:

@@ -92,13 +92,13 @@ class Connection:
     def _connect(self) -> None:
         """Connect in the way that leaves most alone, and get ready."""
         self._read_as: object = None  # the state of the files that is read, if it is of one moment
-        state, name = self._state(), self.path.absolute().as_uri()
+        name = self.path.absolute().as_uri()
         if not self._attached and all(map(files.is_writable, (self.path, self.path.parent))):
             self.conn = _connected(f"{name}?mode=rw", uri=True)
         elif self._beside("shm").exists():  # another process has it open
             self.conn = _connected(f"{name}?mode=ro", uri=True)
         else:
-            self._read_as = state
+            self._read_as = state = self._state()
             log = state[1]
             immutable = f"{name}?mode=ro&immutable=1"
             self.conn = self._copied() if log and log[1] else _connected(immutable, uri=True)
@@ -134,14 +134,14 @@ class Connection:
         self.execute(
             "PRAGMA synchronous=FULL"
         )  # some systems wait for the disk at checkpoints only
-        for pragma in ("foreign_keys", "secure_delete", "fullfsync", "cell_size_check"):
-            self.execute(f"PRAGMA {pragma}=ON")
-        applied = set(migrations.applied(self.conn))
+        self.execute("PRAGMA fullfsync=ON")  # who closes last moves the log, reader or not
+        self.execute("PRAGMA cell_size_check=ON")
+        applied, what = migrations.state(self.conn)
         if not applied:
             raise StoreError(f"{self.path}: this is not a catalog of m3mlx. Name another folder.")
         if not applied <= set(migrations.steps()):
             raise StoreError(f"{self.path}: it was made by a newer m3mlx. Upgrade this one.")
-        if what := migrations.difference(self.conn, len(applied)):
+        if what:
             raise self.damaged(what)
         if len(applied) < len(migrations.steps()) and not write:
             self.outdated, copy = True, _connected(":memory:")
@@ -150,6 +150,8 @@ class Connection:
             self.conn, self._read_as = copy, None
             migrations.apply(copy)
         elif write:
+            for pragma in ("foreign_keys", "secure_delete"):
+                self.execute(f"PRAGMA {pragma}=ON")
             self.execute("PRAGMA trusted_schema=ON")  # it is ours: triggers keep the full text
             # VACUUM writes all text to a temporary file, which must not lie anywhere else
             folder = str(self.path.absolute().parent).replace("'", "''")

@@ -177,15 +177,17 @@ class MemoryStore:
             self._catalog = Catalog(path / CATALOG, write=write, attached=attached)
             opened.callback(self._catalog.close)
             with self._catalog.snapshot():
-                self.encoder, self.dimensions, self.id = self._catalog.identity()
-            self._catalog.unlock(passphrase)
-            self._catalog.prove_settings()
+                settings, editions = self._catalog.settings(), self._catalog.memories.editions()
+                self.encoder, self.dimensions, self.id = self._catalog.identity(settings)
+            if settings.get("cipher") or any(edition.overhead for edition in editions):
+                self._catalog.unlock(passphrase)
+                self._catalog.prove_settings()
             if self.encrypted:
                 exact = sys.maxsize  # an index file would hold the vectors as they are
             self._search = Search(self._catalog, path / index.FILE, self.dimensions, exact)
             self._records = Records(path, self._catalog, self.id, write=write)
             opened.callback(self._records.close)
-            if len(self.editions()) <= 1:  # one of several may be lost, and not be needed
+            if len(editions) <= 1:  # one of several may be lost, and not be needed
                 self._records.file(None)
             if write:
                 self._records.sweep()
@@ -484,10 +486,10 @@ class MemoryStore:
                 for slot, reference in enumerate(references, first)
                 if reference.record is not None
             }
-            self._catalog.insert(first, references)
+            digests = self._catalog.insert(first, references)
             if records:
                 # on the disk before the commit
-                file.write(records, self._catalog.references.digests(records))
+                file.write(records, digests)
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
             self._catalog.set(next_slot=first + len(references))

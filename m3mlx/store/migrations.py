@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
-from functools import cache
+from functools import cache, lru_cache
 
 from sqlite_utils import Database, Migrations
 
@@ -40,20 +40,26 @@ def apply(conn: sqlite3.Connection) -> None:
     migrations.apply(Database(conn, execute_plugins=False))
 
 
-def applied(conn: sqlite3.Connection) -> list[str]:
-    """Names of the steps that a database has been through; none if it is not a catalog."""
-    ledger = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
-    if not conn.execute(ledger, [LEDGER]).fetchone():
-        return []
-    rows = conn.execute(f"SELECT name FROM {LEDGER} WHERE migration_set = ?", [migrations.name])
-    return [name for (name,) in rows]
-
-
-def difference(conn: sqlite3.Connection, count: int) -> str:
-    """What a database has or lacks that it does not after so many steps; "" for nothing."""
+def state(conn: sqlite3.Connection) -> tuple[set[str], str]:
+    """Names of the steps that a database has been through, none if it is not a catalog; and what
+    it has or lacks that it does not after these steps, "" for nothing."""
     rows = conn.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
-    if count == len(steps()) and hashlib.sha256(repr(rows).encode()).hexdigest() in _PRESENT:
-        return ""
+    if all((kind, name) != ("table", LEDGER) for kind, name, _ in rows):
+        return set(), ""
+    ledger = f"SELECT name FROM {LEDGER} WHERE migration_set = ?"
+    applied = {name for (name,) in conn.execute(ledger, [migrations.name])}
+    if applied == set(steps()) and _is_present(tuple(rows)):
+        return applied, ""
+    return applied, _difference(conn, len(applied)) if applied <= set(steps()) else ""
+
+
+@lru_cache(maxsize=8)
+def _is_present(rows: tuple) -> bool:
+    return hashlib.sha256(repr(list(rows)).encode()).hexdigest() in _PRESENT
+
+
+def _difference(conn: sqlite3.Connection, count: int) -> str:
+    """What a database has or lacks that it does not after so many steps; "" for nothing."""
     found, expected = objects(conn), schema(count)
     for (kind, name), sql in found.items():
         known = expected.get((kind, name))

@@ -30,7 +30,8 @@ _MARKED = "\u0590-\u10ff\u1200-\u1cff\ua800-\uabff"  # Hebrew, Arabic, Indic, Th
 DENSE = re.compile(f"[{_DENSE}]+")
 MARKED = re.compile(f"[{_MARKED}]+")
 WORD = re.compile(rf"[\w{_MARKED}]+")
-LETTERS = re.compile(r"[a-z\u00df-\u024f\u0370-\u058f\u1e00-\u1fff]+")
+_LETTERS = r"[a-z\u00df-\u024f\u0370-\u058f\u1e00-\u1fff]"
+LETTERS, LONG_WORD = re.compile(f"{_LETTERS}+"), re.compile(f"{_LETTERS}{{{LONG},}}")
 GLUED = re.compile(f"(?<=[{_DENSE}])[a-z0-9]+|[a-z0-9]+(?=[{_DENSE}])")
 
 
@@ -45,10 +46,10 @@ def pieces(text: str) -> str:
             found += _cut(word, 3)
         for word in GLUED.findall(text):
             found += _cut(word, 3)
-    words = LETTERS.findall(text)
-    if sum(map(ENGLISH.__contains__, words)) <= ENGLISH_SHARE * len(words):
-        for word in words:
-            if len(word) >= LONG:
+    if long := LONG_WORD.findall(text):
+        words = LETTERS.findall(text)
+        if sum(map(ENGLISH.__contains__, words)) <= ENGLISH_SHARE * len(words):
+            for word in long:
                 found += _cut(word, 3)[:-1]
     return " ".join(found)
 

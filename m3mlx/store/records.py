@@ -177,14 +177,13 @@ class Records:
         memories = self._catalog.memories
         with self._catalog.db.lock:  # nothing is added meanwhile
             with self._catalog.snapshot():
-                editions = memories.editions()
-            for edition in editions:
-                path = self._folder / edition.file
+                found = [
+                    (e, memories.leftovers(e.id), memories.end(e.id)) for e in memories.editions()
+                ]
+            for edition, leftovers, end in found:
+                path, end = self._folder / edition.file, max(end, edition.origin)
                 if not path.exists():
                     continue  # of another model, and lost: there is nothing to erase
-                with self._catalog.snapshot():
-                    leftovers = memories.leftovers(edition.id)
-                    end = max(memories.end(edition.id), edition.origin)
                 length = PAGE + (end - edition.origin) * stride(edition.stored_bytes)
                 if leftovers or path.stat().st_size > length:
                     file = self.writable(edition.id)

@@ -155,7 +155,7 @@ def _reopen(catalog: Catalog, document: int) -> None:
     try:
         path, hash = catalog.columns.about_of(document)[:2]
     except StoreError:
-        path, hash = _substitute_name(document), changed
+        path, hash = _name(catalog, document), changed
     have, last = catalog.db.execute(
         "SELECT count(*), max(ordinal) FROM reference WHERE document = ?", [document]
     ).fetchone()
@@ -178,11 +178,8 @@ def _reopen(catalog: Catalog, document: int) -> None:
 
 
 def _name(catalog: Catalog, document: int) -> str:
-    """The path of a document, or words that stand for it where it is not what was encrypted."""
-    try:
-        return str(catalog.columns.about_of(document)[0])
-    except StoreError:
-        return _substitute_name(document)
+    """The path of a document, or words that stand for it where it cannot be read."""
+    return catalog.columns.path_of(document) or _substitute_name(document)
 
 
 def _substitute_name(document: object) -> str:

@@ -42,8 +42,10 @@ class Usage:
         with suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
             try:
+                note, first = minutes.to_bytes(_WIDTH, "little"), slots[0]
+                if slots == list(range(first, first + len(slots))):  # as they are added
+                    slots, note = [first], note * len(slots)
                 for slot in slots:
-                    note = minutes.to_bytes(_WIDTH, "little")
                     os.pwrite(descriptor, note, _WIDTH * (slot - self._origin))
             finally:
                 os.close(descriptor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -159,7 +160,7 @@ def overlap(text: Sequence[int], reference: Sequence[int]) -> float:
 def save_array(path: Path, array: np.ndarray) -> None:
     """Write a NumPy file whole or not at all; unsynced, since it can be made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}")
+    unfinished = path.with_name(f".{os.getpid()}-{path.name}")
     with unfinished.open("wb") as file:
         np.save(file, array)
     unfinished.replace(path)

@@ -150,7 +150,7 @@ class DataLoader:
     def batch(self, number: int) -> Batch:
         """Return a batch of the run, counted from 0."""
         rng = np.random.default_rng([self.settings.seed, 2, number])
-        objective = self._objectives[number]
+        objective = self.objective(number)
         batch = Batch(objective, self.budgets[int(rng.integers(len(self.budgets)))])
         samples = self._next_samples(objective, self._objectives[:number].count(objective))
         getattr(self, f"_{objective}")(batch, samples, rng)
@@ -159,6 +159,10 @@ class DataLoader:
         if batch.references:
             batch.scores = self.teacher.scores(batch.references)
         return batch
+
+    def objective(self, number: int) -> str:
+        """Return what a batch of the run trains for, counted from 0."""
+        return self._objectives[number]
 
     # --- objectives
 

@@ -26,6 +26,7 @@ from ..calibrate import budgets, calibrate
 from ..config import CODECS, MemoryConfig, Progress, cache_folder, digest, no_progress
 from ..errors import M3Error
 from ..memory.cache import read_prefix
+from ..memory.ranks import Ranks
 from ..models.decoder import Decoder, load_decoder, load_encoder
 from ..models.hooks import gradient_checkpoints
 from .adapter import initial_weights, load_adapter, prepare, save_adapter, write_json
@@ -64,6 +65,9 @@ def train(
 ) -> TrainReport:
     """Train a model to read its memories.
 
+    Where ``mlx.launch`` has started several processes, each computes its share of the gradients of
+    every step; rank 0 reports and writes.
+
     Args:
         progress: called while loading and preparing.
         report: called with the metrics of each step and each validation.
@@ -76,13 +80,20 @@ def train(
     """
     progress = progress or no_progress
     output = Path(settings.output)
-    _check_output(output, settings)
+    ranks = Ranks()
+    if settings.accumulate % ranks.size:
+        raise M3Error(
+            f"accumulate is {settings.accumulate}, which {ranks.size} processes cannot share "
+            f"evenly; make it a multiple of their number"
+        )
+    if not ranks.rank:
+        _check_output(output, settings)
     with TemporaryDirectory(prefix="m3mlx-") as begun:
         if settings.init:
             decoder = begin(settings, Path(begun), progress)
         else:
             decoder = load_decoder(settings.model, progress=progress)
-        trainer = Trainer(settings, decoder, progress)
+        trainer = Trainer(settings, decoder, progress, ranks)
         expected = trainer.estimate()
         check(expected)
         if on_estimate:
@@ -113,8 +124,9 @@ def _check_output(output: Path, settings: Settings) -> None:
 class Trainer:
     """One run: model, data, optimizer and output."""
 
-    def __init__(self, settings: Settings, decoder: Decoder, progress: Progress):
+    def __init__(self, settings: Settings, decoder: Decoder, progress: Progress, ranks: Ranks):
         self.settings, self.model, self.decoder = settings, decoder.model, decoder
+        self.ranks = ranks
         self.output = Path(settings.output)
         self.template = decoder.template
         data = read_data(settings.data)
@@ -126,7 +138,9 @@ class Trainer:
         def corpus(data: Data) -> Corpus:
             return Corpus(data.documents(), decoder.tokenize, embeddings)
 
-        self.budgets = _budgets(decoder, settings, progress)
+        found = [] if ranks.rank else _budgets(decoder, settings, progress)
+        told = ranks.tell([config.to_json() for config in found])
+        self.budgets = [MemoryConfig.from_json(config) for config in told]
         self.validation = None
         if held_out:
             self.validation = Validation(held_out, corpus(held_out), self.template)
@@ -171,18 +185,11 @@ class Trainer:
     def run(self, report: OnMetrics) -> TrainReport:
         """Train from the last checkpoint to the last step."""
         settings, output = self.settings, self.output
-        output.mkdir(parents=True, exist_ok=True)
-        about = {
-            "settings": settings.to_json(),
-            "skipped_questions": self.loader.skipped,
-            "memory": [config.to_json() for config in self.budgets],
-        }
-        write_json(output / "training.json", about)
-        if settings.init:
-            save_begun(self.decoder, output)
-        checkpoints = output / "checkpoints"
-        done = load_checkpoint(checkpoints, self.model, self.optimizer)
-        cut_metrics(output, done)
+        done = self._resume()
+        if self.ranks.rank:
+            for step in range(done, settings.steps):
+                self._step(step)
+            return TrainReport(output, settings.steps, [])
 
         def log(row: dict[str, Any]) -> None:
             add_metrics(output, row)
@@ -198,10 +205,32 @@ class Trainer:
             if self.validation and due(step, settings.eval_every):
                 log({"step": step, "valid": self._validate(self.validation)})
             if due(step, settings.save_every):
-                save_checkpoint(checkpoints, step, self.model, self.optimizer)
+                save_checkpoint(output / "checkpoints", step, self.model, self.optimizer)
                 self._save()
                 plot_metrics(read_metrics(output), output / "metrics.svg")
         return TrainReport(output, settings.steps, read_metrics(output))
+
+    def _resume(self) -> int:
+        """Begin or continue in the output folder; return the number of finished steps."""
+        settings, output = self.settings, self.output
+        done = 0
+        if not self.ranks.rank:
+            output.mkdir(parents=True, exist_ok=True)
+            about = {
+                "settings": settings.to_json(),
+                "skipped_questions": self.loader.skipped,
+                "memory": [config.to_json() for config in self.budgets],
+            }
+            write_json(output / "training.json", about)
+            if settings.init:
+                save_begun(self.decoder, output)
+            done = load_checkpoint(output / "checkpoints", self.model, self.optimizer)
+            cut_metrics(output, done)
+        done = self.ranks.tell(done)
+        if done and self.ranks.size > 1:
+            self.model.update(self.ranks.copy(self.model.trainable_parameters()))
+            self.optimizer.state = self.ranks.copy(self.optimizer.state)
+        return done
 
     def _save(self) -> None:
         if self.settings.init:
@@ -213,20 +242,24 @@ class Trainer:
         """Update the weights once, and return the step's metrics."""
         settings = self.settings
         start, tokens = perf_counter(), 0
-        losses: dict[str, list[float]] = {}
         mx.reset_peak_memory()
         mx.random.seed(settings.seed * 1_000_003 + step)
+        values = np.zeros(settings.accumulate, np.float32)  # losses of the batches
         total: Any = None
-        for number in range(step * settings.accumulate, (step + 1) * settings.accumulate):
-            objective, read, loss, gradients = self._gradients(number)
+        for place in self.ranks.share(range(settings.accumulate)):
+            read, values[place], gradients = self._gradients(step * settings.accumulate + place)
+            total = gradients if total is None else tree_map(mx.add, total, gradients)
+            tokens += read
+        total, summed, read = self.ranks.add((total, mx.array(values), mx.array(tokens)))
+        values, tokens = np.array(summed), int(read.item())
+        losses: dict[str, list[float]] = {}
+        for number, loss in enumerate(values.tolist(), step * settings.accumulate):
             if not np.isfinite(loss):
                 raise M3Error(
                     f"the loss became {loss} at step {step + 1}; go on from the last "
                     f"checkpoint in another folder with a smaller --learning-rate"
                 )
-            total = gradients if total is None else tree_map(mx.add, total, gradients)
-            tokens += read
-            losses.setdefault(objective, []).append(loss)
+            losses.setdefault(self.loader.objective(number), []).append(loss)
         total = tree_map(lambda x: x / settings.accumulate, total)
         total, norm = optim.clip_grad_norm(total, settings.clip or float("inf"))
         self.optimizer.learning_rate = settings.rate(step)
@@ -243,8 +276,8 @@ class Trainer:
             "peak_bytes": mx.get_peak_memory(),
         }
 
-    def _gradients(self, number: int) -> tuple[str, int, float, dict[str, Any]]:
-        """Return objective, tokens, loss and gradients of one batch."""
+    def _gradients(self, number: int) -> tuple[int, float, dict[str, Any]]:
+        """Return tokens, loss and gradients of one batch."""
         batch = self.loader.batch(number)
         prefix = read_prefix(self.model, batch.config.prefix)
         if batch.objective == "dpo":
@@ -260,7 +293,7 @@ class Trainer:
         with self._checkpoints():
             value, gradients = nn.value_and_grad(self.model, loss)()
             mx.eval(value, gradients)
-        return batch.objective, batch.tokens, float(value), gradients
+        return batch.tokens, float(value), gradients
 
     def _validate(self, validation: Validation) -> dict[str, float]:
         self.model.eval()

@@ -49,7 +49,7 @@ def test_json(m3, monkeypatch):
     without = lambda name, *rest: None if name == "torch" else find(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", without)
     data = json.loads(m3("--json").stdout)
-    assert data["ok"] is True and "PyTorch is not installed" in data["skipped"]["a whole model"]
+    assert data["sound"] is True and "PyTorch is not installed" in data["skipped"]["a whole model"]
     (result, *_) = data["results"]
     assert [d["stage"] for d in result["differences"]] == list(STAGES)
 

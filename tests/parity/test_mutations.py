@@ -182,7 +182,7 @@ MUTATIONS = {
     ),
     "padding of memories seen": (
         "llama",
-        partial(rewrite, cache.MemoryCache, "_memory_mask", "self.weights is None", "True"),
+        partial(rewrite, cache.MemoryCache, "attach", "bool(weights.any())", "False"),
         ("read", 0),
     ),
     "padding of references seen when scoring": (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import resource
 import select
 import signal
 import time
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+PATIENCE = 300  # seconds until a task counts as hung, on a machine that many use
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -19,7 +23,8 @@ class Outcome:
 
     Attributes:
         kind: "returned", "raised", "killed" or "hung".
-        value: what was returned (as from JSON), the traceback, the signal, or the seconds.
+        value: what was returned (as from JSON), the traceback, the signal, or the seconds of
+            waiting, and of the processor.
     """
 
     kind: str
@@ -46,7 +51,7 @@ class Apart:
             _run(write, task, arguments)
         os.close(write)
 
-    def outcome(self, seconds: float = 60, *, kill_after: float | None = None) -> Outcome:
+    def outcome(self, seconds: float = PATIENCE, *, kill_after: float | None = None) -> Outcome:
         """Wait for the end. A process that needs longer is killed.
 
         Args:
@@ -61,21 +66,25 @@ class Apart:
                 break
             data += part
         else:
+            if kill_after is None:
+                os.kill(self._process, signal.SIGUSR1)  # its stack goes to the standard error
+                time.sleep(0.2)
             os.kill(self._process, signal.SIGKILL)
             if kill_after is None:
-                self._wait()
-                return Outcome("hung", seconds)
-        status = self._wait()
+                _, usage = self._wait()
+                return Outcome("hung", [seconds, round(usage.ru_utime + usage.ru_stime, 1)])
+        status, _ = self._wait()
         if os.WIFSIGNALED(status):
             return Outcome("killed", os.WTERMSIG(status))
         return Outcome(*json.loads(data))
 
-    def _wait(self) -> int:
+    def _wait(self) -> tuple[int, resource.struct_rusage]:
         os.close(self._pipe)
-        return os.waitpid(self._process, 0)[1]
+        return os.wait4(self._process, 0)[1:]
 
 
 def _run(pipe: int, task: Callable[..., Any], arguments: tuple) -> None:
+    faulthandler.register(signal.SIGUSR1)
     try:
         try:
             answer = ("returned", task(*arguments))
@@ -88,6 +97,6 @@ def _run(pipe: int, task: Callable[..., Any], arguments: tuple) -> None:
         os._exit(0)
 
 
-def apart(task: Callable[..., Any], *arguments: Any, seconds: float = 60) -> Outcome:
+def apart(task: Callable[..., Any], *arguments: Any, seconds: float = PATIENCE) -> Outcome:
     """Run a task in a process of its own and wait for its end."""
     return Apart(task, *arguments).outcome(seconds)

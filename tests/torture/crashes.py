@@ -28,7 +28,7 @@ from m3mlx import files
 from m3mlx.errors import StoreError
 from m3mlx.store import MemoryStore
 
-from .apart import Apart, apart
+from .apart import PATIENCE, Apart, apart
 
 State = dict[str, tuple[tuple[str, ...], bool]]  # path -> its texts, whether they are warm
 Change = tuple[str, str, tuple[str, ...]]  # what is done, to which path, with which texts
@@ -309,7 +309,7 @@ def torture(
             writer = Apart(write, str(path), changes, blow, journal)
             os.close(journal)
             moment = blow.at / 1000 if kind == "moment" else None
-            outcome = writer.outcome(120, kill_after=moment)
+            outcome = writer.outcome(PATIENCE, kill_after=moment)
             with os.fdopen(journal_read, "rb") as file:
                 lines = file.read().decode().split("\n")
             if outcome.kind == "returned":
@@ -336,7 +336,7 @@ def torture(
             # until it is known which, both are alive
             spared = {t for state in possible for texts, _ in state.values() for t in texts}
             gone = [t for t in books.gone() if t not in spared]
-            result = apart(look, str(path), possible, gone, seconds=120)
+            result = apart(look, str(path), possible, gone, seconds=PATIENCE)
             assert result.kind == "returned", f"{blow} in {changes}\n{lines}\n{result.value}"
             books.settle(changes, done, begun, possible[result.value])
             progress(kind, hit if struck else 0)

@@ -21,7 +21,7 @@ from small_store import ABOUT, LARGE, memorize, new_store, unit
 from m3mlx.errors import StoreError
 from m3mlx.store import MemoryStore
 
-from .apart import apart
+from .apart import PATIENCE, apart
 from .crashes import every, text
 
 Files = dict[str, bytes]
@@ -242,7 +242,7 @@ def torture(
         broken = damage(files, kind, name, stores["foreign"], stores["older"], chance.random())
         log, mend = name.endswith("-wal"), chance.random() < REPAIRED
         arguments = (str(folder / "broken"), broken, truths[which], log, mend)
-        outcome = apart(ordeal, *arguments, seconds=60)
+        outcome = apart(ordeal, *arguments, seconds=PATIENCE)
         label = f"{kind} in {name}"
         if outcome.kind != "returned":
             failures.append(f"{label} ({which}, number {number}): {outcome.kind} {outcome.value}")

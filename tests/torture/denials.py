@@ -25,7 +25,7 @@ from m3mlx.export.portable import Export
 from m3mlx.export.transfer import read_export, write_export
 from m3mlx.store import MemoryStore
 
-from .apart import apart
+from .apart import PATIENCE, apart
 
 ERRORS = (errno.EACCES, errno.EMFILE, errno.EROFS, errno.ENOSPC, errno.EIO)
 CALLS = ("open", "scandir", "listdir", "unlink", "replace", "mkdir")  # of Python's os
@@ -162,7 +162,7 @@ def torture(
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
         apart(_prepare, str(place)).returned()
-        outcome = apart(deny, str(place), name, error, seconds=120)
+        outcome = apart(deny, str(place), name, error, seconds=PATIENCE)
         if outcome.kind == "returned":
             for how, count in outcome.value.items():
                 outcomes[f"denied call: {how}"] += count

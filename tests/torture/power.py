@@ -29,7 +29,7 @@ from small_store import LARGE, new_store
 
 from m3mlx.store import MemoryStore
 
-from .apart import apart
+from .apart import PATIENCE, apart
 from .crashes import Books, Change, State, after, look, make
 
 SECTOR = 512  # which a disk writes wholly or not at all
@@ -223,9 +223,9 @@ def torture(
                     text for state in possible for texts, _ in state.values() for text in texts
                 }
                 gone = [t for _, _, texts in changes[: marks - 1] for t in texts if t not in alive]
-                outcome = apart(look, str(path), possible, gone, seconds=120)
+                outcome = apart(look, str(path), possible, gone, seconds=PATIENCE)
             else:
-                outcome = apart(begin_again, str(path), seconds=120)
+                outcome = apart(begin_again, str(path), seconds=PATIENCE)
             done += 1
             if outcome.kind == "returned":
                 after_all = ("before", "the last", "the next")[(outcome.value or 0) + bool(marks)]

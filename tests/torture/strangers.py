@@ -25,7 +25,7 @@ from small_store import LARGE, memorize, new_store
 from m3mlx.errors import StoreError
 from m3mlx.store import MemoryStore
 
-from .apart import apart
+from .apart import PATIENCE, apart
 from .crashes import text, wanted
 from .damages import Files, probe, shown
 
@@ -255,7 +255,7 @@ def torture(
         chance = random.Random(seed * 1_000_003 + number)
         kind = chance.choice(KINDS)
         arguments = (str(folder), kind, stores, truths, chance.random())
-        outcome = apart(ordeal, *arguments, seconds=60)
+        outcome = apart(ordeal, *arguments, seconds=PATIENCE)
         if outcome.kind == "returned":
             outcomes[f"{kind}: {outcome.value}"] += 1
         else:
