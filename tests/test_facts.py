@@ -56,9 +56,9 @@ def test_texts_are_cut_at_the_ends_of_sentences_only():
 
 
 def test_what_is_about_the_same_thing_is_told_from_the_rest():
-    """The rates are those of the table in docs/evaluation.md, without the encoder's help."""
-    for name, least in (("facts.jsonl", 0.85), ("facts-held-out.jsonl", 0.85)):
-        rows = [json.loads(line) for line in (DATA / name).read_text("utf-8").splitlines()]
+    """On the first two the rules were made; all without the encoder's help."""
+    for name, precise in (("facts", 0.99), ("facts-held-out", 0.99), ("facts-unseen", 0.9)):
+        rows = [json.loads(line) for line in (DATA / f"{name}.jsonl").open()]
         said = [
             (row["who"], row["about"], "several" in row, t) for row in rows for t in row["texts"]
         ]
@@ -70,7 +70,7 @@ def test_what_is_about_the_same_thing_is_told_from_the_rest():
                 same = old[:2] == new[:2] and not old[2]
                 got = replaces(new[3], old[3], True)
                 wanted, found, right = wanted + same, found + got, right + (same and got)
-        assert right / found > 0.97 and right / wanted > least
+        assert right / found > precise and right / wanted > 0.85
 
 
 @pytest.mark.parametrize(
