@@ -67,7 +67,7 @@ def fact_json(fact: StoredFact) -> dict[str, Any]:
     return {**vars(fact), "history": history, "triples": said}
 
 
-@command('m3mlx facts --about "Ada Quill"', 'm3mlx facts --edit 12 "Ada Quill lives in Porto."')
+@command('m3mlx facts --about "Ada Quill" --history')
 @click.argument("text", metavar="[TEXT]", required=False)
 @add_options(
     about=("Only facts with this subject or object, or with all of these words.", "NAME", ""),

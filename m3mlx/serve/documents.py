@@ -88,7 +88,7 @@ def list_documents(assistant: Assistant, collection: str | None = None) -> list[
 
 def plain_name(path: str) -> str:
     """Return the last part of a document's path, without what tells where it came from."""
-    return re.sub(r"^(upload|text|demo|chat):", "", path).replace("\\", "/").rpartition("/")[2]
+    return re.sub(r"^(upload|text|demo|chat|fact):", "", path).replace("\\", "/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
