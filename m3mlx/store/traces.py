@@ -138,9 +138,9 @@ def _of(reference: StoredReference) -> Iterator[Trace]:
 def _of_fact(document: StoredDocument, catalog: Catalog) -> Iterator[Trace]:
     """Samples of what is kept of a document that is a fact, beside its reference."""
     name, stored = document.path, catalog.facts.stored(document.id)
-    for window in _distinct((stored or "").encode()):
-        kind = "ciphertext" if catalog.cipher.encrypts else "history"
-        yield Trace(name, kind, window, window)
+    kind = "ciphertext" if catalog.cipher.encrypts else "history"
+    for sample in _distinct((stored or "").encode()):
+        yield Trace(name, kind, sample, sample)
     with suppress(StoreError):  # a damaged row says nothing
         by, history = catalog.facts.about(document.id) or ("", ())
         for text in (by, *(word for version in history for word in (version.text, version.by))):
