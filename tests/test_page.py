@@ -102,7 +102,7 @@ def all_of(page, selector):
 def ask(page, question):
     """Ask by keyboard alone, and wait for the whole answer."""
     page.switch_to.active_element.send_keys(question, Keys.ENTER)
-    until(lambda: not all_of(page, ".waiting") and one(page, "#send").is_displayed())
+    until(lambda: not all_of(page, ".waiting") and one(page, "#send").is_displayed(), 180)
 
 
 def shot(page, name):
