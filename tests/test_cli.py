@@ -27,7 +27,8 @@ from m3mlx.text import scrub, scrub_line
 
 COMMANDS = [
     *("ask", "chat", "recall", "sessions", "demo"),
-    *("memorize", "watch", "list", "status", "forget", "inspect", "serve", "mcp"),
+    *("memorize", "remember", "facts", "watch", "list", "status", "forget", "inspect"),
+    *("serve", "mcp"),
     *("models", "eval", "bench", "convert", "parity", "train", "fuse"),
     *("doctor", "check", "compact", "backup", "export", "import", "keygen", "completion"),
 ]
@@ -120,6 +121,7 @@ BAD_FLAGS = f"""
     memorize x --tokens-per-head many | list x | list --frob | status x | status --frob
     memorize --max-bytes many | memorize --max-bytes 0 | memorize --max-bytes -1
     memorize --rebuild --dry-run | memorize x --max-bytes 1GB --dry-run | compact x | backup x
+    remember | remember x --frob | facts --edit 1 | facts x | facts --edit x y | facts --by x
     forget x --certificate /nowhere/at/all | forget | forget x --frob
     recall | recall x y | recall x -k 0 | recall x -k many
     recall x --retrieval web | recall x --kv-bits 8

@@ -70,6 +70,9 @@ command fails, it prints nothing there, and its exit code and standard error say
 | `memorize` | sometimes `added`, `changed`, `unchanged`, `vanished`, `failed`, `left_out`, \
 `notes`, `references`, `tokens`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, \
 `pruned`, `foreign`, `pace`, `dry_run`, `rebuilt`, `dropped`, `written` |
+| `remember` | `id`, `path`, `text`, `said`, `by`, `history`, `triples`, `replaces`, `known` |
+| `facts` | sometimes `facts`, `id`, `path`, `text`, `said`, `by`, `history`, `triples`, \
+`replaces`, `known` |
 | `watch` | `what`, `path`, `detail` |
 | `list` | `documents` |
 | `status` | `store`, `documents`, `references`, `cold`, `quarantined`, `bytes`, `session_bytes`, \

@@ -35,8 +35,9 @@ class Damage:
 
     Attributes:
         part: "catalog", "rows" (not all those, or not only those, that were written with the key
-            of an encrypted store), "words" (the full text), "document", "reference", "memory",
-            "records" (a record file as a whole), "index" or "sessions".
+            of an encrypted store), "words" (the full text), "document", "fact" (who said it, and
+            its history), "reference", "memory", "records" (a record file as a whole), "index" or
+            "sessions".
         detail: what is wrong, in a clause.
         path: the document concerned, where it is known.
         slot, edition, document: what is concerned, where it is known.
@@ -194,6 +195,10 @@ class _Examination:
             settings = self._catalog.settings()
             _, self._dimensions, self._store = self._catalog.identity(settings)
             last, since = self._catalog.latest()
+            found = None if self._catalog.cipher.encrypts else self._catalog.vector_bytes()
+        if found not in (None, 4 * self._dimensions):
+            what = f"vectors have {found} bytes, which are not {self._dimensions} dimensions"
+            self._note("catalog", what)
         if last is not None and last >= settings["next_slot"]:
             self._note("catalog", f"the next slot, {settings['next_slot']}, is in use")
         if since is not None and since > settings["commit"]:
@@ -212,6 +217,11 @@ class _Examination:
                     found = self._catalog.columns.path_of(id)
                 self._note("document", str(error), document=id, path=found)
                 continue
+            try:
+                with self._catalog.snapshot():
+                    self._catalog.facts.about(id)
+            except StoreError as error:
+                self._note("fact", str(error), path=str(path), document=id)
             if names != (path, hash):
                 what = "it is not under its own name"
                 self._note("document", what, path=str(path), document=id)
