@@ -152,10 +152,13 @@ KEYED += ("versions", "parts")
 def test_every_example_prints_the_documented_json(folder):
     keys = documented_keys()
     for words, line in in_order():
-        if " ".join(words) not in keys or words[0] in SERVERS:
+        if words[0] in SERVERS:
             continue
-        done = CliRunner().invoke(main, [*line, *["--json"] * ("--json" not in line)])
+        as_json = ["--json"] * (" ".join(words) in keys and "--json" not in line)
+        done = CliRunner().invoke(main, [*line, *as_json], input=INPUT.get(words[0]))
         assert done.exit_code == 0, (line, done.output)
+        if " ".join(words) not in keys:
+            continue  # it makes what others need
         shown = json.loads(done.stdout)
         always, sometimes = keys[" ".join(words)]
         assert always <= shown.keys() <= always | sometimes, (line, shown.keys() ^ always)
