@@ -30,6 +30,7 @@ from .config import (
 from .errors import FingerprintError, ModelError, StoreError
 from .memorize import editions
 from .store import (
+    FACT,
     BusyStore,
     CheckReport,
     Edition,
@@ -41,11 +42,13 @@ from .store import (
     ReadOnlyStore,
     RepairReport,
     StoredDocument,
+    StoredFact,
     Stores,
 )
 
 if TYPE_CHECKING:
     from .chat.chat import Answer, Chat
+    from .facts.facts import Facts, Remembered
     from .memorize.run import MemorizeReport
     from .memory.bounds import Bounds
     from .memory.cache import PrefixStates
@@ -537,6 +540,63 @@ class Assistant:
                 return store.forget_proved(ids)
             return ForgetReport(store.forget(ids), None, None)
 
+    # --- facts
+
+    def remember(self, fact: str, *, by: str = "", keep_both: bool = False) -> Remembered:
+        """Memorize a fact of a sentence or a few, at once.
+
+        It takes the place of an earlier fact about the same thing, whose text stays in the
+        history of the new one and is not read any more.
+
+        Args:
+            by: who said it, "" for the user.
+            keep_both: take the place of none.
+
+        Raises:
+            M3Error: the text is empty, or longer than one reference.
+            FingerprintError: the store belongs to another model or other settings.
+        """
+        with self._facts() as facts:
+            return facts.remember(fact, by=by, keep_both=keep_both)
+
+    def change_fact(self, id: int, text: str, *, by: str = "") -> Remembered:
+        """Give a fact another text; the old one stays in its history, and is not read any more.
+
+        Args:
+            id: of its document.
+            by: who said it; "" for who said it before.
+
+        Raises:
+            M3Error: there is no such fact, or as ``remember``.
+        """
+        with self._facts() as facts:
+            return facts.change(id, text, by=by)
+
+    def facts(self, about: str = "") -> list[StoredFact]:
+        """Return the facts of the store, by id; needs no model.
+
+        Args:
+            about: only those that have this name as subject or object, or else all of its words.
+        """
+        from .facts.facts import about as those_about
+
+        found = self.store().facts()
+        return those_about(found, about) if about else found
+
+    @contextmanager
+    def _facts(self) -> Iterator[Facts]:
+        """Open the store for facts, or make it."""
+        from .facts.facts import Facts
+
+        if self.has_store():
+            self.check()
+            opened = self.open_store(write=True)
+        else:
+            opened = self._new_store()
+        with opened as store:
+            edition = self._editions.get(self.store_path)
+            yield Facts(store, self.decoder, self.encoder, self.format, edition)
+
     def status(self) -> dict[str, Any]:
         """Return what the store holds, by part and edition; loads no model."""
         state = self.store().status(edition=self._editions.get(self.store_path))
@@ -563,7 +623,18 @@ class Assistant:
         self.check_encoder()
         with self._told("searching"):
             vectors = self.encoder.encode(list(texts), query=True)
-            return self._stores().search(vectors, texts, k, self.options.retrieval, only)
+            found = self._stores().search(vectors, texts, k, self.options.retrieval, only)
+            return self._newer_first(found)
+
+    def _newer_first(self, found: list[list[Hit]]) -> list[list[Hit]]:
+        """Give what contradicts an older fact, or is a newer one, more weight than that."""
+        own = {hit.document: hit.path for hits in found for hit in hits if hit.store is None}
+        if not any(path.startswith(FACT) for path in own.values()):
+            return found
+        from .facts.newer import newer_first
+
+        added = self.store().added(own)
+        return [newer_first(hits, added) for hits in found]
 
     def read(self, hits: Sequence[Hit]) -> Memory:
         """Read the memories of hits, in their order; cold ones are written first.

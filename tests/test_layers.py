@@ -11,7 +11,7 @@ FLOORS = [  # rooms of m3mlx, and the package convert; a room may use its own fl
     {"documents"},
     {"memory.codec", "store", "convert"},
     {"models", "memory"},
-    {"chat", "memorize", "calibrate", "verify"},
+    {"chat", "memorize", "facts", "calibrate", "verify"},
     {"assistant"},
     {"serve", "evaluate", "bench", "inspect", "train", "parity", "export"}
     | {"watch", "sessions", "doctor", "demo"},

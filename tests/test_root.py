@@ -36,6 +36,8 @@ def pristine(tmp_path_factory):
             memorize(store, "/c", [*A, *B])
             store.collect([1], "one")
             store.collect([2], "two")
+            store.describe_fact(1, "one")
+            store.describe_fact(2, "two")
             store.forget([3])
             store.add_edition(fingerprint={"weights": "v"}, memory={}, record_bytes=1000)
         assert MemoryStore.check(path, passphrase=words).damages == []

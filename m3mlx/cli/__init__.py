@@ -28,6 +28,7 @@ from . import (
     conversion,
     documents,
     evaluate,
+    facts,
     inspect,
     machine,
     parity,
@@ -133,7 +134,14 @@ ENVIRONMENT = (
 GROUPS = {  # as people need them
     "Ask": (answers.ask, chat.chat, documents.recall, sessions.sessions, answers.demo),
     "Manage documents": (
-        *(documents.memorize, watch.watch, documents.list_documents, documents.status),
+        *(
+            documents.memorize,
+            facts.remember,
+            facts.facts,
+            watch.watch,
+            documents.list_documents,
+            documents.status,
+        ),
         *(documents.forget, inspect.inspect),
     ),
     "Serve": (serve.serve, serve.mcp),

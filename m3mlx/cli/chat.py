@@ -21,6 +21,8 @@ from ..config import MEMORY_MODES, NOTHING_FITS, Generation, Options, cache_fold
 from ..errors import M3Error
 from ..text import scrub_line
 from .documents import INTERRUPTED
+from .facts import echo_remembered
+from .facts import learn as learn_facts
 from .hints import after_answer, task_of
 from .options import (
     READING,
@@ -57,6 +59,7 @@ HELP = (
     ("/help", "show this list"),
     ("/sources", "show what the last answer drew on"),
     ("/memorize PATH", "read a file or folder into memory"),
+    ("/remember FACT", "memorize a sentence; it replaces an earlier one about the same thing"),
     ("/forget PATH", "erase a document or folder from memory"),
     ("/memory explicit|text|off", "read memories, paste the same text, or neither"),
     ("/model", "show the model and how it is used"),
@@ -71,6 +74,7 @@ HELP = (
 @add_options(
     session=("Keep the conversation under this name, or continue it.", "NAME"),
     remember="At the end, memorize the conversation as a document.",
+    learn="Propose facts from what you say; each is shown, and kept if you want it.",
 )
 @conversation_options(query="message")
 @memory_options("also", *READING)
@@ -78,6 +82,7 @@ HELP = (
 def chat(
     session: str | None,
     remember: bool,
+    learn: bool,
     memory: str,
     generation: Generation,
     system_prompt: str | None,
@@ -98,7 +103,7 @@ def chat(
     with open_assistant(choose_model(options, yes)) as assistant:
         Progress.of_context()("loading", 0, 0)
         opened = assistant.chat(memory=memory, system=system_prompt, only=only)
-        terminal = _Terminal(assistant, opened, generation, session)
+        terminal = _Terminal(assistant, opened, generation, session, learn)
         terminal.begin()
         with _line_editing(assistant):
             for line in _lines():
@@ -122,8 +127,9 @@ class _Terminal:
         chat: Chat,
         generation: Generation,
         session: str | None,
+        learn: bool = False,
     ):
-        self.assistant, self.chat = assistant, chat
+        self.assistant, self.chat, self.learn = assistant, chat, learn
         self.generation, self.session = generation, session
         self.said: list[dict[str, str]] = []
         self.shown: Shown | None = None
@@ -154,6 +160,8 @@ class _Terminal:
                 self._command(line)
             elif line:
                 self._send(line)
+                if self.learn:
+                    learn_facts(line, self.assistant.remember)
         except M3Error as error:
             click.echo(f"Error: {scrub_line(str(error))}", err=True)
         except KeyboardInterrupt:  # a second Ctrl-C, or one after the answer
@@ -218,6 +226,8 @@ class _Terminal:
                     echo_memorized(self.assistant.memorize(words, cold=True))
                 except KeyboardInterrupt:
                     note(INTERRUPTED)
+            case "/remember", [_, *_]:
+                echo_remembered(self.assistant.remember(rest))
             case "/forget", [_, *_]:
                 for document in self.assistant.forget(words).documents:
                     click.echo(f"Forgot {scrub_line(document.path)}")

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ..config import CODECS, MEMORIES, SELECTIONS, Options
+from ..config import CODECS, MEMORIES, SELECTIONS, Options, digest
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import add_options, command, memory_options
+from .options import PATH, add_options, command, memory_options
 from .render import Progress, dim, echo_json, echo_table, human_seconds, note
 
-TASKS = ("questions", "recite", "update", "choice")
+TASKS = ("questions", "recite", "update", "edits", "choice")
 
 
 @command("m3mlx eval questions.jsonl --memories 5 --memories 20 --keep results", name="eval")
-@click.argument("file", metavar="FILE")
+@click.argument("file", type=PATH, metavar="FILE")
 @add_options(
     task=(
-        "Answer questions, recite documents, notice a changed document, or choose an answer.",
+        "Answer questions, recite documents, notice a changed document, tell changed facts, or "
+        "choose an answer.",
         TASKS,
         "questions",
     ),
@@ -82,12 +84,13 @@ def eval_file(
     \b
     --task recite  reads document alone;
     --task update  also reads changed, another answer that replaces the first;
+    --task edits   reads subject, question, rephrase, old, new and unrelated;
     --task choice  reads question, choices, answer and perhaps document.
     """
     if plot and (task != "questions" or not plot.endswith(".svg")):
         raise click.UsageError("--plot draws the task questions, into a file named .svg.")
     if others and task == "questions":
-        raise click.UsageError("--others is for the tasks recite, update and choice.")
+        raise click.UsageError("--others is for the tasks recite, update, edits and choice.")
     for text in combined["budget"]:
         try:
             parse_budget(text)
@@ -97,7 +100,12 @@ def eval_file(
         asking = {"modes": mode, "answer_tokens": answer_tokens, "instruction": instruction}
         json, shown = _questions(file, limit, plot, keep, options, asking, combined)
     else:
-        if mode or keep or instruction or any(len(values) > 1 for values in combined.values()):
+        if (
+            mode
+            or (keep and task != "edits")
+            or instruction
+            or any(len(values) > 1 for values in combined.values())
+        ):
             raise click.UsageError(
                 f"--task {task} takes no --mode, --keep and --instruction, and one value of each "
                 f"option."
@@ -105,7 +113,7 @@ def eval_file(
         given = {name: values[0] for name, values in combined.items() if values}
         budget = given.pop("budget")
         options = replace(options, **given)
-        json, shown = _task(task, file, limit, others, options, budget, answer_tokens)
+        json, shown = _task(task, file, limit, others, options, budget, answer_tokens, keep)
     if as_json:
         echo_json(json)
         return
@@ -204,6 +212,7 @@ def _task(
     options: Options,
     budget: str,
     answer_tokens: int,
+    keep: Path | None,
 ) -> tuple[dict, tuple[Any, ...]]:
     """Measure one of the other tasks; return what ``_questions`` returns."""
     from .. import evaluate
@@ -211,11 +220,13 @@ def _task(
     read: dict[str, Callable[..., Any]] = {
         "recite": evaluate.read_documents,
         "choice": evaluate.read_choices,
+        "edits": evaluate.read_edits,
     }
     measure: dict[str, Callable[..., Any]] = {
         "recite": evaluate.recite,
         "update": evaluate.update,
         "choice": evaluate.choose,
+        "edits": partial(evaluate.edits, keep=keep),
     }
     asked: Any
     if task == "update":
@@ -223,6 +234,9 @@ def _task(
     else:
         asked = evaluate.spread(read[task](file), limit)
     unrelated = evaluate.read_documents(others) if others else []
-    with evaluate.EvaluationStore(options, budget, Progress.of_context()) as store:
+    name = digest([vars(each) for each in asked]) if keep else ""
+    with evaluate.EvaluationStore(
+        options, budget, Progress.of_context(), keep=keep, name=name
+    ) as store:
         table = measure[task](store, asked, others=unrelated, answer_tokens=answer_tokens)
     return table.to_json(), (table.columns, table.cells(), table.explanation)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..errors import M3Error
+from .edits import Edit
 from .questions import Choice, Collection, Passage, Question, title_path
 
 T = TypeVar("T")
@@ -78,6 +79,17 @@ def read_choices(path: str | Path) -> list[Choice]:
         return Choice(_text(data["question"]), choices, choices.index(answer), document)
 
     return _lines(path, "question, choices and answer", read)
+
+
+def read_edits(path: str | Path) -> list[Edit]:
+    """Read the lines of a file, each with subject, question, rephrase, old, new and unrelated."""
+
+    def read(data: dict) -> Edit:
+        names = ("subject", "question", "rephrase", "unrelated")
+        texts = {name: _text(data[name]) for name in names}
+        return Edit(**texts, old=_texts(data["old"]), new=_text(data["new"], blank=True))
+
+    return _lines(path, "an edit", read)
 
 
 def _lines(path: str | Path, wanted: str, read: Callable[[dict], T]) -> list[T]:

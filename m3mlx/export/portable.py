@@ -1,6 +1,7 @@
 """The content of an exported file: documents, references, vectors and memories.
 
-    documents     a line of JSON each: path, hash, size, added, tokenizer, number of references
+    documents     a line of JSON each: path, hash, size, added, tokenizer, number of references; of
+                  facts also fact: who said it (by), and what it replaced (history)
     references    a line of JSON each, document by document: start, end, page, line, text, tokens
     vectors       float32, one for each reference in the same order
     memories/N    for each reference that has a memory of edition N, in the same order: its number
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -51,6 +53,8 @@ class Document:
     Attributes:
         tokenizer: what made the token ids of its references.
         references: how many there are.
+        fact: of a fact who said it, and what it replaced: by, and history, a list of text, time
+            and who said that; None for other documents.
     """
 
     path: str
@@ -59,6 +63,7 @@ class Document:
     added: str
     tokenizer: str
     references: int
+    fact: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,10 @@ def export(
         for document, _ in documents(None):
             counts["documents"] += 1
             counts["references"] += document.references
-            yield _line(document.path, asdict(document), _is_document(document))
+            fields = asdict(document)
+            if document.fact is None:  # earlier releases read all other documents
+                del fields["fact"]
+            yield _line(document.path, fields, _is_document(document))
 
     def references() -> Iterator[bytes]:
         for document, stored in documents(None):
@@ -303,7 +311,27 @@ def _is_document(document: Document) -> bool:
         and (document.tokenizer == "" or _is_name(document.tokenizer))
         and _is_count(document.size)
         and _is_count(document.references, 1)
+        and (document.fact is None or (document.references == 1 and _is_fact(document.fact)))
     )
+
+
+def _is_fact(fact: object) -> bool:
+    """Return whether this says of a fact who said it, and what it replaced."""
+    if not isinstance(fact, Mapping) or fact.keys() != {"by", "history"}:
+        return False
+    by, history = fact["by"], fact["history"]
+    if not isinstance(by, str) or len(by) > 200 or not isinstance(history, list | tuple):
+        return False
+    for version in history:
+        if not isinstance(version, list | tuple) or len(version) != 3:
+            return False
+        if not all(isinstance(value, str) for value in version):
+            return False
+        try:
+            datetime.fromisoformat(version[1])
+        except ValueError:
+            return False
+    return True
 
 
 def _is_reference(reference: Reference, dimensions: int) -> bool:

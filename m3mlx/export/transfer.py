@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -26,7 +26,7 @@ from ..config import MemoryConfig, Progress, fingerprint, no_progress
 from ..errors import StoreError
 from ..memory.bounds import Bounds
 from ..memory.codec import Codec
-from ..store import Edition, MemoryStore, NewReference, StoredDocument
+from ..store import Edition, MemoryStore, NewReference, StoredDocument, StoredFact, Version
 from ..store.rows import CONTENT
 from . import portable, signature
 
@@ -219,6 +219,7 @@ def write_export(
                 f"first."
             )
     editions = store.editions()
+    facts = {fact.id: _about(fact) for fact in store.facts(d.id for d in documents)}
 
     def read(which: int | None) -> Iterator[tuple[portable.Document, Iterator]]:
         for document in documents:
@@ -226,7 +227,7 @@ def write_export(
             tokenizer = store.references(slots[:1])[0].tokenizer
             about = (document.path, document.hash, document.size, document.added, tokenizer)
             stored = _stored(store, slots, which, editions)
-            yield portable.Document(*about, len(slots)), stored
+            yield portable.Document(*about, len(slots), facts.get(document.id)), stored
 
     return portable.export(
         file,
@@ -237,6 +238,11 @@ def write_export(
         program=program,
         key=key,
     )
+
+
+def _about(fact: StoredFact) -> dict[str, Any]:
+    history = [[version.text, version.said, version.by] for version in fact.history]
+    return {"by": fact.by, "history": history}
 
 
 def _stored(
@@ -333,6 +339,9 @@ class _Import:
             tokenizer=document.tokenizer,
             added=document.added,
         )
+        if document.fact is not None:
+            history = (Version(*version) for version in document.fact["history"])
+            self.store.describe_fact(id, document.fact["by"], history)
         first = next(iter(self.editions), -1)  # its memories come with the references
         for batch in _batches(self._checked(islice(references, have, None))):
             vectors: Iterable[np.ndarray] = [reference.vector for reference in batch]

@@ -279,12 +279,30 @@ class Endpoints:
         text, paths, title = body.get("text"), body.get("paths"), body.get("name")
         if title is not None and not isinstance(title, str):
             raise BadRequest("name is a text.", "name")
+        if "fact" in body:
+            return self._remember_body(body)
         task = partial(documents.memorize, collection=self._allowed(openai.collection(body)))
         if isinstance(text, str) and text.strip() and paths is None:
             return partial(task, contents=documents.text_contents(text, title))
         if isinstance(paths, list) and paths and all(isinstance(p, str) for p in paths):
             return partial(task, paths=list(map(self.roots.resolve, paths)))
         raise BadRequest("Give text, or paths as a list, or upload a file.", "text")
+
+    def _remember_body(self, body: dict[str, Any]) -> Task:
+        """Return the task that memorizes a fact, at once."""
+        fact, by, both = body["fact"], body.get("by", ""), body.get("keep_both", False)
+        if not isinstance(fact, str) or not fact.strip() or len(fact) > documents.FACT:
+            message = f"fact is a sentence or a few, of at most {documents.FACT} characters."
+            raise BadRequest(message, "fact")
+        if not isinstance(by, str) or type(both) is not bool:
+            raise BadRequest("by is a name, and keep_both is true or false.", "by")
+        if self.collection is not None:
+            raise BadRequest("Facts are in no collection, and this server has one.", "fact")
+
+        def remember(assistant: Assistant, job: Job) -> Iterator[dict[str, Any]]:
+            yield documents.remember(assistant, fact, by, both)
+
+        return remember
 
     async def _memorize_upload(self, request: Request) -> Task:
         """Return the task that memorizes an uploaded file, which goes to the store only."""

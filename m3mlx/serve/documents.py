@@ -22,6 +22,7 @@ from .model_thread import Job
 TITLE = 80  # maximum characters of a title taken from the text
 NAME = 200  # maximum characters of a name
 FOLDERS = 8  # maximum number of folders in the name of an upload
+FACT = 2000  # maximum characters of a fact
 PAGE = 50  # documents of a page, unless a request says how many
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069/\\]+")
 
@@ -87,7 +88,7 @@ def list_documents(assistant: Assistant, collection: str | None = None) -> list[
 
 def plain_name(path: str) -> str:
     """Return the last part of a document's path, without what tells where it came from."""
-    return re.sub(r"^(upload|text|demo|chat):", "", path).replace("\\", "/").rpartition("/")[2]
+    return re.sub(r"^(upload|text|demo|chat|fact):", "", path).replace("\\", "/").rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,13 @@ def memorize(
     failed = [{"path": error.path, "reason": error.reason} for error in report.failed]
     names = "added changed unchanged references bytes seconds"
     yield {**_fields(report, names), "failed": failed}
+
+
+def remember(assistant: Assistant, fact: str, by: str, keep_both: bool) -> dict[str, Any]:
+    """Memorize a fact at once; tell what it replaces."""
+    done = assistant.remember(fact, by=by, keep_both=keep_both)
+    replaces = [_fields(each, "text said by") for each in done.replaced]
+    return {**_fields(done.fact, "id path text said by"), "replaces": replaces, "known": done.known}
 
 
 def _require(id: int, there: Collection[int]) -> None:

@@ -87,6 +87,7 @@ class Tools:
         tools: dict[Callable[..., Awaitable[Any]], ToolAnnotations] = {
             self.memorize_file: WRITES,
             self.memorize_text: WRITES,
+            self.remember: WRITES,
             self.recall: READS,
             self.ask: READS,
             self.list_documents: READS,
@@ -125,6 +126,20 @@ class Tools:
     ) -> dict[str, Any]:
         """Keep a text in memory under a title; another text with the same title replaces it."""
         return await self._memorize(context, contents=documents.text_contents(text, title))
+
+    async def remember(
+        self,
+        fact: Annotated[str, Field(min_length=1, max_length=documents.FACT)],
+        by: Annotated[str, Field(max_length=100)] = "",
+        keep_both: bool = False,
+    ) -> dict[str, Any]:
+        """Keep a fact, said in a sentence or a few that can stand alone.
+
+        It takes the place of an earlier fact about the same thing, unless keep_both. The result
+        tells what it replaces.
+        """
+        task = partial(documents.remember, fact=fact, by=by, keep_both=keep_both)
+        return await self._thread.call(task, writes=True)
 
     async def recall(self, query: Query, k: Annotated[int, Field(ge=1, le=100)] = 5) -> str:
         """Find the passages of the user's documents that fit a query best."""

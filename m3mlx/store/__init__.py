@@ -23,6 +23,7 @@ from .backup import BackupReport
 from .check import CheckReport, Damage
 from .cipher import LockedError, Passphrase
 from .copies import different_first
+from .facts import FACT, StoredFact, Version
 from .filter import Filter
 from .lock import BusyStore, ReadOnlyStore
 from .memory_store import MemoryStore
@@ -35,6 +36,7 @@ from .stores import Stores
 from .traces import ForgetReport, Remnant, Trace, Verification
 
 __all__ = [
+    "FACT",
     "BackupReport",
     "BusyStore",
     "CheckReport",
@@ -53,9 +55,11 @@ __all__ = [
     "RepairReport",
     "Sessions",
     "StoredDocument",
+    "StoredFact",
     "StoredReference",
     "Stores",
     "Trace",
     "Verification",
+    "Version",
     "different_first",
 ]

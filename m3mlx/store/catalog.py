@@ -31,6 +31,7 @@ from .catalog_references import (
 from .cipher import Cipher, Passphrase, Plain, unlock
 from .columns import ABOUT, Columns
 from .database import Connection, new_database
+from .facts import Facts
 from .filter import Filter
 from .full_text import FullText
 from .root import SMALL, Root
@@ -60,6 +61,7 @@ class Catalog:
         db: the database.
         memories: its tables of editions and memories.
         references, full_text: its tables of references, and of their words.
+        facts: its table of those documents that are facts.
         columns: what is encrypted in an encrypted catalog.
         root: of an encrypted catalog that is unlocked.
         outdated: whether it is of an older version on the disk than in memory.
@@ -96,6 +98,7 @@ class Catalog:
         self.outdated = self.db.outdated
         self.memories, self.columns = Memories(self.db), Columns(self.db)
         self.references = References(self.db, self.columns)
+        self.facts = Facts(self.db, self.columns, self.references)
         self.full_text = FullText(self.db, self.columns)
         self.snapshot: Callable[[], AbstractContextManager] = self.db.snapshot
         self.transaction: Callable[[], AbstractContextManager] = self.db.transaction
@@ -438,6 +441,11 @@ class Catalog:
         """Length of most vectors as they are stored, judged by the first; None without any."""
         return self.db.value(MOST_VECTORS)
 
+    def added(self, documents: Iterable[int]) -> dict[int, str]:
+        """When documents were added, by id."""
+        rows = self.db.execute(f"SELECT {ABOUT} FROM document WHERE id {IN}", [as_json(documents)])
+        return {id: self.columns.about(id, *columns)[3] for id, *columns in rows}
+
     def path_of(self, slot: int) -> str | None:
         """Path of a reference's document."""
         document = self.db.value("SELECT document FROM reference WHERE slot = ?", [slot])
@@ -501,7 +509,8 @@ class Catalog:
             statement = (
                 "SELECT 1 FROM reference WHERE instr(tokens, ?1) OR instr(vector, ?1) "
                 "OR instr(CAST(text AS BLOB), ?1) UNION ALL "
-                "SELECT 1 FROM document WHERE instr(CAST(path || hash || sealed AS BLOB), ?1)"
+                "SELECT 1 FROM document WHERE instr(CAST(path || hash || sealed AS BLOB), ?1) "
+                "UNION ALL SELECT 1 FROM fact WHERE instr(CAST(details AS BLOB), ?1)"
             )
         elif self.cipher.encrypts:
             return False  # nothing as it is
@@ -513,6 +522,8 @@ class Catalog:
                 "SELECT 1 FROM document WHERE instr(path, ?1) UNION ALL "
                 "SELECT 1 FROM reference WHERE instr(text, ?1) OR instr(lower(text), ?1) UNION ALL "
                 "SELECT 1 FROM temp.term WHERE instr(term, ?1) UNION ALL "
+                "SELECT 1 FROM fact WHERE instr(lower(details), ?1) OR instr(details, ?1) "
+                "UNION ALL "
                 "SELECT 1 FROM setting WHERE instr(lower(value), ?1) UNION ALL "
                 "SELECT 1 FROM edition WHERE instr(lower(fingerprint || memory), ?1) UNION ALL "
                 "SELECT 1 FROM sqlite_master WHERE instr(lower(sql), ?1)"

@@ -35,8 +35,9 @@ class Damage:
 
     Attributes:
         part: "catalog", "rows" (not all those, or not only those, that were written with the key
-            of an encrypted store), "words" (the full text), "document", "reference", "memory",
-            "records" (a record file as a whole), "index" or "sessions".
+            of an encrypted store), "words" (the full text), "document", "fact" (who said it, and
+            its history), "reference", "memory", "records" (a record file as a whole), "index" or
+            "sessions".
         detail: what is wrong, in a clause.
         path: the document concerned, where it is known.
         slot, edition, document: what is concerned, where it is known.
@@ -216,6 +217,11 @@ class _Examination:
                     found = self._catalog.columns.path_of(id)
                 self._note("document", str(error), document=id, path=found)
                 continue
+            try:
+                with self._catalog.snapshot():
+                    self._catalog.facts.about(id)
+            except StoreError as error:
+                self._note("fact", str(error), path=str(path), document=id)
             if names != (path, hash):
                 what = "it is not under its own name"
                 self._note("document", what, path=str(path), document=id)

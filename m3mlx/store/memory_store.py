@@ -20,6 +20,7 @@ from . import backup, check, index, repair, traces, watched
 from . import sessions as sessions_file
 from .catalog import NEW_STORE, Catalog
 from .cipher import PLAIN, Passphrase, new_key
+from .facts import StoredFact, Version
 from .filter import Filter
 from .folder import CATALOG, is_store, require_store
 from .lock import FILE as LOCK
@@ -373,6 +374,21 @@ class MemoryStore:
         with self._catalog.snapshot():
             return len(self._catalog.slots_after(-1, count)) < count
 
+    def facts(self, documents: Iterable[int] | None = None) -> list[StoredFact]:
+        """The documents that are facts, by id; of some documents, or of all."""
+        with self._catalog.snapshot():
+            return self._catalog.facts.read(documents)
+
+    def facts_near(self, vector: np.ndarray, count: int) -> dict[int, float]:
+        """The facts most like a vector, by their documents' ids, with their cosine similarity."""
+        with self._catalog.snapshot():
+            return self._catalog.facts.near(self._checked([vector])[0], count)
+
+    def added(self, documents: Iterable[int]) -> dict[int, str]:
+        """When documents were memorized, ISO 8601 in UTC, by id."""
+        with self._catalog.snapshot():
+            return self._catalog.added(documents)
+
     def status(self, edition: int | None = None) -> dict:
         """Return counts, bytes by part, the bound and the editions."""
         with self._catalog.snapshot():
@@ -496,6 +512,16 @@ class MemoryStore:
                 memories.mark(id, records, warm=True)
                 memories.settle_tie(id)
         self._records.settle(records, id)
+
+    def describe_fact(self, document: int, by: str, history: Iterable[Version] = ()) -> None:
+        """Say that a document which was begun is a fact, of one reference that follows.
+
+        Args:
+            by: who said it, "" for the user.
+            history: what it replaces, the oldest first. It goes with the document.
+        """
+        with self._transaction():
+            self._catalog.facts.put(document, by, history)
 
     def quarantine(self, slots: Iterable[int], quarantined: bool = True) -> None:
         """Hide references from searches, which are damaged and cannot be mended; or show them."""

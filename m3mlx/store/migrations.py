@@ -22,8 +22,8 @@ _FULL_TEXT = {  # which an encrypted catalog does not have
     *("reference_added", "reference_removed", "reference_pieces_removed"),
 }
 _PRESENT = {  # SHA-256 of the schema after all steps, as it is listed: comparing takes longer
-    "c8ff2b66bc6cbd3f751935599dbbe183b7a95ff18e64aa54a0420b66e0a03f23",  # plain
-    "19ad515fadc2b3ad8557635ca82c8724ef3e6f2770cdbf069713b599f64263d7",  # encrypted
+    "919d18b222c7f71126ee913d88e44d8e42aae21dcfd5f03335f33c208c8c3ba5",  # plain
+    "b35e50564b679c3aaa6de11a5d3fc836a2355f2fd8350988e4abed3c29c76fab",  # encrypted
 }
 
 migrations = Migrations("m3mlx.store")
@@ -220,3 +220,13 @@ def m006_pieces(db: Database) -> None:
                 DELETE FROM piece WHERE rowid = old.slot; END"""
         )
         pieces.fill(db.conn)
+
+
+@migrations()
+def m007_facts(db: Database) -> None:
+    """Who said a fact, and what it replaced."""
+    db.execute(
+        """CREATE TABLE fact (
+            document INTEGER PRIMARY KEY REFERENCES document (id) ON DELETE CASCADE,
+            details TEXT NOT NULL)"""
+    )

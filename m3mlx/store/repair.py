@@ -44,6 +44,7 @@ _TABLES = {  # that are copied
     ),
     "leftover": ("edition", "slot"),
     "collection": ("document", "name"),
+    "fact": ("document", "details"),
 }
 _SETTINGS = {*NEW_STORE, "id", "encoder", "dimensions", "cipher"}  # that are copied
 _KEYED = ("document", "reference")  # by a number: rows can be asked for one by one
@@ -116,6 +117,8 @@ def _mend(
                 cold.append((damage.edition, damage.slot))
             elif damage.edition is not None:
                 _restore_file(catalog, path, store, editions[damage.edition])
+            elif damage.part == "fact" and damage.document is not None:
+                catalog.facts.put(damage.document, "", ())
             elif damage.document is not None:
                 _reopen(catalog, damage.document)
             elif damage.slot is not None:
@@ -287,6 +290,9 @@ def _fill(
         for document, name in _rows(old, "collection"):
             if document in paths:
                 _insert(catalog, "collection", (document, str(_text(name))))
+        for document, details in _rows(old, "fact"):
+            if document in paths:
+                _insert(catalog, "fact", (document, str(_text(details))))
         for edition in editions:
             _find_memories(catalog, folder / edition.file, Identity.of(store, edition))
         if catalog.root:

@@ -16,7 +16,10 @@ from .cipher import Cipher, Tampered
 from .database import Connection
 
 SETTING = "root"
-TABLES = ("setting", "edition", "document", "reference", "memory", "leftover", "collection")
+TABLES = (
+    *("setting", "edition", "document", "reference", "memory", "leftover", "collection"),
+    "fact",  # of later releases, so a root may lack it
+)
 SMALL = ("setting", "edition")  # which can be proved whenever the store is opened
 _MODULUS = 2**256
 
@@ -92,4 +95,4 @@ class Root:
     def changed(self, tables: Iterable[str] = TABLES) -> list[str]:
         """The tables whose rows are not all those, or not only those, that were written."""
         sums = self._stored()
-        return [table for table in tables if sums.get(table) != self._sum(table)]
+        return [table for table in tables if sums.get(table, 0) != self._sum(table)]

@@ -11,6 +11,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import AnyStr, NamedTuple
 
 import numpy as np
 
+from ..errors import StoreError
 from . import pages
 from .catalog import Catalog
 from .index import quantize
@@ -39,8 +41,8 @@ class Trace:
 
     Attributes:
         path: the document it was taken from.
-        kind: "name", "text", "word" (of the full text), "tokens", "vector", "memory", or
-            "ciphertext" of any of them.
+        kind: "name", "text", "word" (of the full text), "tokens", "vector", "memory", "history"
+            (of a fact), or "ciphertext" of any of them.
         needle: the bytes to look for.
         original: the same as the catalog would hold it in another document.
     """
@@ -95,6 +97,8 @@ def sample(documents: Sequence[StoredDocument], catalog: Catalog, records: Recor
         name = document.path
         traces += [Trace(name, "name", needle, name) for needle in _encodings(name)]
     with catalog.snapshot():
+        for document in documents:
+            traces += _of_fact(document, catalog)
         hidden = set(catalog.quarantined_slots())
         slots = catalog.slots(document.id for document in documents)
         slots = [slot for slot in slots if slot not in hidden]
@@ -129,6 +133,20 @@ def _of(reference: StoredReference) -> Iterator[Trace]:
     vector = reference.vector[:12]
     for kept in (vector, quantize(reference.vector)[:48]):  # in the catalog, in the index
         yield Trace(path, "vector", kept.tobytes(), vector.tobytes())
+
+
+def _of_fact(document: StoredDocument, catalog: Catalog) -> Iterator[Trace]:
+    """Samples of what is kept of a document that is a fact, beside its reference."""
+    name, stored = document.path, catalog.facts.stored(document.id)
+    kind = "ciphertext" if catalog.cipher.encrypts else "history"
+    for sample in _distinct((stored or "").encode()):
+        yield Trace(name, kind, sample, sample)
+    with suppress(StoreError):  # a damaged row says nothing
+        by, history = catalog.facts.about(document.id) or ("", ())
+        for text in (by, *(word for version in history for word in (version.text, version.by))):
+            for window in _distinct(text):
+                for needle in _encodings(window):
+                    yield Trace(name, "history", needle, window)
 
 
 def find(
