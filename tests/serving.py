@@ -1,9 +1,14 @@
 """A server in the test's own process, with tiny models, on a real port."""
 
+import atexit
 import contextlib
+import functools
 import json
+import shutil
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import tiny
@@ -42,10 +47,20 @@ def tiny_assistant(world, store, **options):
 
 def tiny_world(folder):
     """Tiny models in a folder; the decoder is one of those that need no calibration."""
-    tiny.save_model(folder / "decoder")
-    (folder / "decoder" / "memory.json").write_text(json.dumps({"memory_layers": [0, 1]}))
-    tiny.save_encoder(folder / "encoder")
+    for name, path in _models().items():
+        shutil.copytree(path, folder / name)
     return folder
+
+
+@functools.cache
+def _models():
+    """The folders of the models, made once in a process."""
+    made = Path(tempfile.mkdtemp(prefix="m3mlx-tiny-"))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    tiny.save_model(made / "decoder")
+    (made / "decoder" / "memory.json").write_text(json.dumps({"memory_layers": [0, 1]}))
+    tiny.save_encoder(made / "encoder")
+    return {path.name: path for path in made.iterdir()}
 
 
 @contextlib.contextmanager

@@ -164,10 +164,10 @@ def test_models_of_the_hub_are_listed(world, tmp_path):
 
 def test_only_what_was_measured_is_said_to_be():
     measured = {model.name: model.answers for model in cached.RECOMMENDED if model.answers}
-    assert measured == {"smollm2-135m-instruct": "36 of 100"}
+    assert measured == {"smollm2-135m-instruct": "37 of 100"}
     page = (ROOT / "docs" / "evaluation.md").read_text("utf-8")
     assert "**XQuAD**, 100 questions" in page
-    assert re.search(r"8 tokens per head, the default \| 1 \| 17.0 \(\S+\) \| 36 ", page)
+    assert re.search(r"8 tokens per head, the default \| 11 \| 25.6 \(\S+\) \| 37 ", page)
     sizes = [model.parameters for model in cached.RECOMMENDED]
     assert sizes == sorted(sizes)
     large = cached.RECOMMENDED[-1]
@@ -180,7 +180,7 @@ def test_the_commands(world):
 
     assert run("doctor").exit_code == 0
     shown = run("models")
-    assert "smollm2-135m-instruct" in shown.stdout and "36 %" in shown.stdout
+    assert "smollm2-135m-instruct" in shown.stdout and "37 %" in shown.stdout
     data = json.loads(run("models", "--json").stdout)
     assert {model["name"] for model in data["cached"]} == {
         "all-minilm-l6-v2",

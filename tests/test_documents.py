@@ -910,3 +910,49 @@ def test_a_long_text_with_one_accent_is_read(tmp_path):
 )
 def test_bytes_that_are_not_text_are_refused(tmp_path, content, word):
     assert word in reason(write(tmp_path / "a.txt", content))
+
+
+def test_sentences_that_begin_as_mails_do_stay_in_their_mail():
+    head = "From a@b Thu Jan  1 00:00:00 2026\nFrom: a@b\nSubject: {}\n\n"
+    sentences = "Dear all,\n\nFrom the hill one sees 9191.\n\nFrom now on: 8181.\nNote: 7171.\n\n"
+    text = parse(
+        "a.mbox", (head.format("one") + sentences + head.format("two") + "77").encode()
+    ).text
+    assert text.count("# ") == 2
+    assert "From the hill one sees 9191.\n\nFrom now on: 8181.\nNote: 7171." in text
+    bare = "From nobody\nSubject: three\n\n99\n\nFrom nobody\nReceived: from x\n\n98\n"
+    assert parse("a.mbox", bare.encode()).text.count("# ") == 2
+
+
+@pytest.mark.parametrize(
+    ("plain", "page", "both"),
+    [
+        (
+            "Please view this mail as a page.",
+            "The price is 512 crowns until May, free of costs.",
+            True,
+        ),
+        ("The price is 512 crowns.", "The price is <b>512</b> crowns.", False),
+    ],
+)
+def test_a_short_text_does_not_hide_the_page_that_says_something_else(plain, page, both):
+    mail = EmailMessage()
+    mail.set_content(plain)
+    mail.add_alternative(f"<p>{page}</p>", subtype="html")
+    text = parse("a.eml", bytes(mail)).text
+    assert plain in text and ("until May" in text) == both and text.count("512") == 1
+
+
+def test_text_behind_embedded_data_stays():
+    data = "QUJD" * 500
+    for begin, end in (
+        ("[i]: data:image/png;base64,", "\n\nend of it"),
+        ("![](data:;base64,", ")\nend"),
+    ):
+        assert end.strip(")") in parse("a.md", f"start {begin}{data}{end}".encode()).text
+
+
+def test_one_wrong_byte_in_a_short_note_is_replaced_and_told():
+    note = parse("a.md", "café\nbad ".encode() + b"\xff" + " here\ncafé".encode())
+    assert note.text == "café\nbad \ufffd here\ncafé"
+    assert note.notes == ("line 2: bytes that are not UTF-8 are replaced by \ufffd",)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,12 @@ def logged(ask):
     return json.loads(ask("logs", "--json", "-n", "0").stdout)
 
 
+def modes(ask):
+    """How documents took part, in each response."""
+    told = [each["response_json"] for each in sorted(logged(ask), key=lambda each: each["id"])]
+    return [(json.loads(each) if isinstance(each, str) else each)["memory"] for each in told]
+
+
 def test_an_answer_and_its_sources_are_logged(ask, world):
     done = ask("-m", "m3mlx", "Where is the boat?", "-s", "Be brief.", *options(world))
     assert done.exit_code == 0, done.output
@@ -90,8 +97,13 @@ def test_a_conversation_goes_on_with_the_store_it_began_with(ask, world, monkeyp
     assert done.exit_code == 0, done.output
     last = max(logged(ask), key=lambda entry: entry["id"])["response_json"]
     last = json.loads(last) if isinstance(last, str) else last
-    assert last["sources"][0]["path"] == str(world / "boat.txt")
-    other = ask("-c", "And there?", *options(world, store=tmp_path / "none"))
+    assert last["sources"][0]["path"] == str(world / "boat.txt") and last["memory"] == "text"
+    third = ask("-c", "And where?", "-o", "memory", "off", "-o", "max_tokens", "2")
+    assert third.exit_code == 0, third.output
+    assert modes(ask) == ["text", "text", "off"]
+    assert ask("-c", "And why?", "-o", "max_tokens", "2").exit_code == 0
+    assert modes(ask)[-1] == "off"
+    other = ask("-c", "Why?", *options(world, store=tmp_path / "none", memory="explicit"))
     assert other.exit_code == 1 and "m3mlx memorize" in other.output
 
 
@@ -105,9 +117,19 @@ def test_each_prompt_chooses_memory_and_store(ask, world, tmp_path):
         assert ask("-m", "m3mlx", "Hello?", *options(world, **bad)).exit_code != 0
 
 
-def test_llm_finds_the_plugin_by_its_entry_point(world, tmp_path):
+def entry_points():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    points = "\n".join(f"{k} = {v}" for k, v in project["entry-points"]["llm"].items())
+    return project["entry-points"]["llm"]
+
+
+def test_the_entry_point_names_the_plugin():
+    (point,) = entry_points().items()
+    assert EntryPoint(*point, "llm").load() is llm_plugin
+
+
+@pytest.mark.slow
+def test_llm_finds_the_plugin_by_its_entry_point(world, tmp_path):
+    points = "\n".join(f"{k} = {v}" for k, v in entry_points().items())
     info = tmp_path / "site" / "as_installed-1.dist-info"  # what pip makes of pyproject.toml
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: as-installed\nVersion: 1\n")

@@ -11,6 +11,7 @@ import numpy as np
 import openai
 import pytest
 from serving import serving, tiny_assistant, tiny_world, wait_until
+from tokenizers import pre_tokenizers
 
 BOAT = "The blue boat lies at pier nine.\n"
 
@@ -169,6 +170,69 @@ def test_only_what_no_conversation_shares_is_read(server, memory):
     assert prompt - new >= len(system["content"])
     server.endpoints.conversations.clear()
     assert read(server, [system, *ask("Hello?")], memory=memory)[0] == other
+
+
+def continued(running, prompt, **fields):
+    """Text, number of tokens of the prompt, and how many of them were read for it."""
+    body = {"prompt": prompt, "max_tokens": 4, "memory": "off", **fields}
+    answer = running.post("/v1/completions", **body).json()
+    used = answer["usage"]
+    cached = used["prompt_tokens_details"]["cached_tokens"]
+    return answer["choices"][0]["text"], used["prompt_tokens"], used["prompt_tokens"] - cached
+
+
+def test_what_texts_to_be_continued_share_is_read_once(server):
+    cache = server.endpoints.conversations
+    cache.clear()
+    shots = "Question: where is the boat? Answer: at pier nine.\n" * 5
+    first, prompt, new = continued(server, f"{shots}Question: and the kite?")
+    assert new == prompt
+    other, prompt, new = continued(server, f"{shots}Question: who is Ada?")
+    assert new < prompt / 5
+    again, _, new = continued(server, f"{shots}Question: and the kite?")
+    assert (again, new) == (first, 1)
+    longer, prompt, new = continued(server, f"{shots}Question: and the kite?{first} So")
+    assert new < prompt / 5
+    assert len(cache._kept) <= 3
+    for memory in ("explicit", "text"):  # what is read beside the text, or before it
+        alone, _, _ = continued(server, f"{shots}Question: who is Ada?", memory=memory)
+        assert continued(server, f"{shots}Question: who is Ada?", memory=memory)[0] == alone
+    _, prompt, new = read(server, ask(shots), memory="off")
+    assert new == prompt  # never from the caches of a text
+    cache.clear()
+    assert continued(server, f"{shots}Question: who is Ada?")[0] == other
+    assert continued(server, f"{shots}Question: and the kite?{first} So")[0] == longer
+    scored = {"echo": True, "logprobs": 1, "max_tokens": 0}
+    kept = len(cache._kept)
+    _, prompt, new = continued(server, f"{shots}Question: who is Ada?", **scored)
+    assert new == prompt and len(cache._kept) == kept  # whose tokens are all looked at
+
+
+def test_an_answer_ends_before_a_token(server):
+    whole = server.post(
+        "/v1/completions", prompt="Hello", max_tokens=12, logprobs=0, memory="off"
+    ).json()["choices"][0]
+    tokens = whole["logprobs"]["tokens"]
+    ends = next(token for token in tokens if len(token.encode()) == 1 and token.isascii())
+    place = tokens.index(ends)
+    for stream in (False, True):
+        body = {"prompt": "Hello", "max_tokens": 12, "memory": "off", "stream": stream}
+        given = {**body, "stop_token_ids": [byte_token(ends)]}
+        response = server.post("/v1/completions", **given)
+        if stream:
+            lines = [line[6:] for line in response.text.splitlines() if "{" in line]
+            parts = [json.loads(line)["choices"][0] for line in lines]
+        else:
+            parts = response.json()["choices"]
+        assert "".join(part["text"] for part in parts) == "".join(tokens[:place])
+        assert parts[-1]["finish_reason"] == "stop"
+
+
+def byte_token(character):
+    """Return the id of a character in the tokenizer of the tiny models."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    (encoded,) = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(character)
+    return alphabet.index(encoded[0])
 
 
 def test_a_large_conversation_is_kept_and_the_oldest_are_dropped(server):

@@ -65,7 +65,9 @@ def test_what_cannot_be_served_is_refused_in_one_line(world, tmp_path, arguments
     assert line.startswith("Error: ") and re.search(words, line) and "bug" not in line
 
 
-@pytest.mark.parametrize("arguments", ["--port 99999", "--port x", "--queue 0", "--max-upload x"])
+@pytest.mark.parametrize(
+    "arguments", ["--port 99999", "--port x", "--queue 0", "--max-upload x", "--cache-size -1"]
+)
 def test_wrong_flags_end_with_2(world, tmp_path, arguments):
     result = CliRunner().invoke(main, ["serve", *arguments.split()])
     assert result.exit_code == 2 and len(result.stderr.splitlines()) == 1

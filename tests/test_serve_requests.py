@@ -67,6 +67,7 @@ def test_every_field_of_the_sampler_arrives():
     assert how(repeat_penalty=1.2).logits == {"repetition_penalty": 1.2}
     assert how(logit_bias=[[3, 2]]).logits == {"logit_bias": {3: 2.0}}
     assert how().logits == {}
+    assert how(stop_token_ids=[3, 4]).ends == (3, 4) and how(stop_token_ids=[]).ends == ()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,7 @@ WRONG = {
     "model": (1, [], {}, True),
     "memory": (1, "some", [], True),
     "collection": (1, "", [], True),
+    "stop_token_ids": (5, "x", {}, ["x"], [1.5], [True], [[1]]),
     "messages": (None, 1, "x", {}, []),
 }
 
@@ -120,13 +122,12 @@ def test_a_wrong_type_is_refused_and_named(name):
 @pytest.mark.parametrize(
     "fields, param",
     [
-        ({"tool_choice": "required", "tools": [TOOL]}, "tool_choice"),
+        ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
         ({"response_format": {"type": "yaml"}}, "response_format"),
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "json_schema": 5}}, "response_format"),
         ({"modalities": ["text", "audio"]}, "modalities"),
-        ({"stop_token_ids": [5]}, "stop_token_ids"),
         ({"guided_regex": "x"}, "guided_regex"),
         ({"adapters": "x"}, "adapters"),
         ({"best_of": 3, "n": 2}, "best_of"),

@@ -1,11 +1,15 @@
 """The built wheel: it holds every file that the programs need, nothing of the tests, and types."""
 
+import inspect
+import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+from dataclasses import is_dataclass
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -17,36 +21,65 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
+def built(tmp_path_factory):
+    """The folder of wheel and sdist: M3MLX_DIST, as in make dist, or built here."""
+    if given := os.environ.get("M3MLX_DIST"):
+        return ROOT / given
+    pytest.importorskip("setuptools", minversion="77")
+    folder = tmp_path_factory.mktemp("built")
     source = folder / "source"
-    for package in ("m3mlx", "convert"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("*.pyc"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for package in ("m3mlx", "convert", "tests"):
+        shutil.copytree(ROOT / package, source / package)
+    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir"]
+    code = "from setuptools.build_meta import *; build_sdist('..'); build_wheel('..')"
     done = subprocess.run(
-        [*command, folder / "wheels", source], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code], cwd=source, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    (wheel,) = (folder / "wheels").iterdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (wheel,) = built.glob("*.whl")
     return wheel
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_all_files_of_both_packages_and_nothing_else(wheel):
-    with ZipFile(wheel) as archive:
-        held = {name for name in archive.namelist() if ".dist-info/" not in name}
-        (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        assert "m3mlx = m3mlx.cli:main" in archive.read(entry_points).decode()
-    wanted = {
+def wanted_files():
+    return {
         str(path.relative_to(ROOT))
         for package in ("m3mlx", "convert")
         for path in (ROOT / package).rglob("*")
         if path.is_file() and path.suffix != ".pyc"
     }
-    assert {"m3mlx/py.typed", "m3mlx/serve/page/main.js", "m3mlx/data/demo.json"} <= wanted
-    assert held == wanted
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_files_of_both_packages_and_nothing_else(wheel):
+    with ZipFile(wheel) as archive:
+        names = {name.partition(".dist-info/")[2]: name for name in archive.namelist()}
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert "m3mlx = m3mlx.cli:main" in archive.read(names["entry_points.txt"]).decode()
+        assert archive.read(names["licenses/LICENSE"]) == (ROOT / "LICENSE").read_bytes()
+        assert f"Version: {m3mlx.__version__}\n" in archive.read(names["METADATA"]).decode()
+    assert {"m3mlx/py.typed", "m3mlx/serve/page/main.js", "m3mlx/data/demo.json"} <= held
+    assert held == wanted_files()
+
+
+@pytest.mark.slow
+def test_the_sdist_holds_what_the_wheel_is_built_of_and_nothing_else(built):
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        held = {
+            name.partition("/")[2]
+            for name in archive.getnames()
+            if archive.getmember(name).isfile()
+        }
+    about = {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml", "MANIFEST.in", "PKG-INFO"}
+    assert {name for name in held if ".egg-info/" not in name} == wanted_files() | about | {
+        "setup.cfg"
+    }
 
 
 def test_the_stub_has_the_public_names():
@@ -54,6 +87,33 @@ def test_the_stub_has_the_public_names():
     found = re.findall(r"^from \.([\w.]+) import (\w+) as \2$", stub, re.M)
     assert {name: place for place, name in found} == m3mlx._PLACES
     assert set(m3mlx.__all__) == m3mlx._PLACES.keys()
+
+
+def functions_of(name):
+    """A public function, or the methods that a public class has of its own; by their names."""
+    public = getattr(m3mlx, name)
+    if inspect.isfunction(public):
+        return {name: public}
+    found = {own: getattr(value, "__func__", value) for own, value in vars(public).items()}
+    return {
+        f"{name}.{own}": value
+        for own, value in found.items()
+        if inspect.isfunction(value)
+        and (not own.startswith("_") or (own == "__init__" and not is_dataclass(public)))
+    }
+
+
+def test_nothing_that_a_user_meets_is_untyped_or_undocumented():
+    bare = [name for name in m3mlx.__all__ if not getattr(m3mlx, name).__doc__]
+    for name in m3mlx.__all__:
+        for where, function in functions_of(name).items():
+            signature = inspect.signature(function)
+            given = [p for p in signature.parameters.values() if p.name not in ("self", "cls")]
+            types = [p.annotation for p in given if p.kind != p.VAR_KEYWORD]
+            types += [] if where.endswith("__init__") else [signature.return_annotation]
+            if not function.__doc__ or {"Any", inspect.Signature.empty}.intersection(types):
+                bare.append(where)
+    assert bare == []
 
 
 @pytest.mark.slow

@@ -146,6 +146,19 @@ def test_whatever_is_in_a_column_is_told_in_a_sentence(whole, tmp_path):
     assert found == [] and spoiled > 600
 
 
+def test_other_dimensions_are_found_and_mended_without_loss(tmp_path):
+    with new_store(tmp_path) as store:
+        memorize(store, "/a", A)
+    assert spoil(tmp_path, "setting", "value", "name = 'dimensions'", "14")
+    with MemoryStore.open(tmp_path) as store, pytest.raises(M3Error, match="14 finite numbers"):
+        store.search(unit(0, 1), ["apples"], 5)
+    assert "64 bytes" in MemoryStore.check(tmp_path).damages[0].detail
+    assert MemoryStore.repair(tmp_path).left.sound
+    with MemoryStore.open(tmp_path) as store:
+        (hits,) = store.search(unit(0, 1), ["apples"], 5)
+        assert {hit.text for hit in hits} == set(A) and all(hit.warm for hit in hits)
+
+
 def test_a_reference_without_text_or_tokens_is_named_and_not_read(tmp_path):
     with new_store(tmp_path / "store") as store:
         memorize(store, "/a", A)

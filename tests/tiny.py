@@ -26,6 +26,10 @@ TEMPLATE = (
     "{% endif %}<|{{ m.role[0] }}|>{{ m.content }}<|e|>{% endfor %}"
     "{% if add_generation_prompt %}<|a|>{% endif %}"
 )
+TOOLS = (  # mlx-lm chooses its parser by the name and the mark
+    "{% if tools %}<|s|>Tools: {{ tools | tojson }}, called by <tool_call>, as {{ '' }}"
+    "tool_call.name is.<|e|>{% endif %}"
+)
 SPECIAL = ["<|s|>", "<|u|>", "<|a|>", "<|e|>"]
 VOCABULARY = 256 + len(SPECIAL)
 THINKING = (  # as Qwen3's: without thoughts, the template writes an empty one
@@ -222,6 +226,14 @@ def add_thinking(folder: Path, prompt: str = THINKING, *marks: str) -> Path:
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = TEMPLATE[: TEMPLATE.rindex("{% if add")] + prompt
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def add_tools(folder: Path) -> Path:
+    """Give the model of a folder a chat template that shows tools and their calls, as Qwen's."""
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["chat_template"] = TOOLS + TEMPLATE
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
 

@@ -4,7 +4,8 @@
     python -m venv clients
     clients/bin/pip install openai langchain-openai llama-index-llms-openai-like litellm \\
         'lm-eval[api]' transformers pytest pytest-asyncio requests filelock regex jsonschema
-    python tools/clients.py http://127.0.0.1:8642 --suites suites \\
+    npm install --prefix sdk ai@6 @ai-sdk/openai@3 @ai-sdk/openai-compatible@2
+    python tools/clients.py http://127.0.0.1:8642 --suites suites --node sdk \\
         --python clients/bin/python --tokenizer FOLDER-OF-THE-MODEL
 
 The suites are mlx-lm's, llama.cpp's and vLLM's, as far as they ask a server over HTTP; they are
@@ -299,21 +300,40 @@ def client(name, options):
         return 0, 1, [f"{type(error).__name__}: {_last(getattr(done, 'stderr', ''))}"]
 
 
+def vercel(options):
+    """Run what the Vercel AI SDK does, from the folder that has its packages."""
+    if options.node is None:
+        return 0, 0, ["needs --node"]
+    program = options.node / "clients_vercel.mjs"  # node looks for packages beside it
+    program.write_text((HERE / "clients_vercel.mjs").read_text("utf-8"))
+    try:
+        command = ["node", program.name, options.url]
+        done = subprocess.run(
+            command, cwd=options.node, capture_output=True, text=True, timeout=SECONDS
+        )
+        return json.loads(_last(done.stdout))
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        return 0, 1, [f"{type(error).__name__}: {error}"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("url")
     parser.add_argument("--suites", type=Path, help="folder of the other servers' repositories")
     parser.add_argument("--python", default=sys.executable, help="of the clients' environment")
     parser.add_argument("--tokenizer", help="folder with the tokenizer of the model, for lm-eval")
-    parser.add_argument("--only", nargs="*", choices=[*SUITES, *CLIENTS])
+    parser.add_argument("--node", type=Path, help="folder with the packages of the Vercel AI SDK")
+    parser.add_argument("--only", nargs="*", choices=[*SUITES, *CLIENTS, "vercel"])
     parser.add_argument("--logs", type=Path, help="folder for what the suites print")
     parser.add_argument("--client", choices=list(CLIENTS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.client:
         return use(options.client, options.url, options.tokenizer)
     found = {}
-    for name in options.only or [*(SUITES if options.suites else ()), *CLIENTS]:
-        found[name] = suite(name, options) if name in SUITES else client(name, options)
+    ways = {**dict.fromkeys(SUITES, suite), **dict.fromkeys(CLIENTS, client)}
+    there = [*(SUITES if options.suites else ()), *CLIENTS, *(["vercel"] if options.node else ())]
+    for name in options.only or there:
+        found[name] = vercel(options) if name == "vercel" else ways[name](name, options)
         for line in found[name][2]:
             print(f"{name}: {line}"[:250], file=sys.stderr)
     print("| suite or client | passed | of |\n| --- | --- | --- |")

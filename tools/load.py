@@ -37,7 +37,7 @@ WEIGHTS = {
     **{"chat": 3, "streamed chat": 4, "completion": 2, "recall": 4, "list": 4, "status": 2},
     **{"upload": 2, "left stream": 2, "half a head": 1, "half a body": 1},
 }
-HANGS = 180.0  # seconds after which a request counts as hung
+HANGS = 600.0  # seconds after which a request counts as hung
 HALF = 30.0  # seconds for which half a request is held, at most; the server waits for fewer
 PLACES = "the boat house", "pier nine", "the cellar", "the north tower", "the old mill"
 

@@ -70,9 +70,9 @@ command fails, it prints nothing there, and its exit code and standard error say
 | `remember` | `id`, `path`, `text`, `said`, `by`, `history`, `triples`, `replaces`, `known` |
 | `facts` | sometimes `facts`, `id`, `path`, `text`, `said`, `by`, `history`, `triples`, `replaces`, \
 `known` |
-| `memorize` | sometimes `added`, `changed`, `unchanged`, `vanished`, `failed`, `left_out`, `notes`, \
-`references`, `tokens`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, `pruned`, \
-`foreign`, `pace`, `dry_run`, `rebuilt`, `dropped`, `written` |
+| `memorize` | sometimes `added`, `changed`, `unchanged`, `vanished`, `failed`, `left_out`, \
+`notes`, `references`, `tokens`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, \
+`pruned`, `foreign`, `pace`, `dry_run`, `rebuilt`, `dropped`, `written` |
 | `watch` | `what`, `path`, `detail` |
 | `list` | `documents` |
 | `status` | `store`, `documents`, `references`, `cold`, `quarantined`, `bytes`, `session_bytes`, \
@@ -82,9 +82,9 @@ command fails, it prints nothing there, and its exit code and standard error say
 | `models` | `cached`, `default`, `machine`, `recommended` |
 | `models use` | `default` |
 | `models remove` | `removed`, `bytes` |
-| `eval` | `rows`; sometimes `explanation`, `questions`, `documents`, `tokens`, `recall`, `fitting`, \
-`model`, `adapter`, `machine`, `versions` |
-| `bench` | `plan`, `machine`, `model`, `figures`, `ratios`, `load_before`, `part_seconds`, \\
+| `eval` | `rows`; sometimes `explanation`, `questions`, `documents`, `tokens`, `recall`, \
+`fitting`, `model`, `adapter`, `machine`, `versions` |
+| `bench` | `plan`, `machine`, `model`, `figures`, `ratios`, `load_before`, `part_seconds`, \
 `end_to_end` |
 | `convert` | `output`, `tensors`, `difference` |
 | `parity` | `sound`, `summary`, `skipped`, `results` |
@@ -100,13 +100,14 @@ command fails, it prints nothing there, and its exit code and standard error say
 `embedded`, `signer` |
 | `keygen` | `output`, `public` |
 
-`output` is the file or folder that was written, `sound` says that nothing is wrong, sizes are bytes,
-times seconds, moments in ISO 8601. A document is the same everywhere: `id`, `path`, `references`,
-`bytes`, `added`, `state` (warm, cold or partial), `warm` (memories written), `size`, `hash`,
-`collection`. So is a reference: `path`, `start`, `end`, `page`, `line`, `text`, `distance`,
-`document`, `store`, for `ask` also `share`, `used`, and `span`, the number of the 64 tokens of the
-answer that it was read for. `memorize` counts files by path in `added`, `changed`, `unchanged` and
-`vanished`; `pace` is how many times longer storing took than earlier runs let expect.
+`output` is the file or folder that was written, `sound` says that nothing is wrong, sizes are
+bytes, times seconds, moments in ISO 8601. A document is the same everywhere: `id`, `path`,
+`references`, `bytes`, `added`, `state` (warm, cold or partial), `warm` (memories written), `size`,
+`hash`, `collection`. So is a reference: `path`, `start`, `end`, `page`, `line`, `text`,
+`distance`, `document`, `store`, for `ask` also `share`, `used`, and `span`, the number of the 64
+tokens of the answer that it was read for. `memorize` names files by path in `added`,
+`changed`, `unchanged` and `vanished`; `pace` is how many times longer storing took than earlier
+runs let expect.
 """
 
 

@@ -78,6 +78,7 @@ class Source:
 
     @classmethod
     def of(cls, hit: Hit, span: int) -> Source:
+        """Return what a span read, with neither a share nor a mark of use yet."""
         where = hit.path, hit.start, hit.end, hit.page, hit.line
         return cls(*where, hit.text, hit.distance, span, hit.document, hit.store)
 

@@ -17,6 +17,9 @@ from ..memory.cache import known_tokens
 from ..models.decoder import Decoder
 from .conversation import Processor
 
+# How JSON is spaced; with as much space as one likes, small models write nothing else.
+AS_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
 
 def choices(decoder: Decoder, how: Generation) -> dict[str, Any]:
     """Return the arguments of ``Conversation.stream`` that draw tokens as asked for.
@@ -62,7 +65,8 @@ def _grammar(decoder: Decoder, schema: Mapping[str, Any]) -> Processor:
         raise M3Error("a schema needs llguidance: pip install 'm3mlx[schema]'") from error
     known = _vocabulary(decoder.tokenizer)
     try:
-        matcher = LLMatcher(known, LLMatcher.grammar_from_json_schema(json.dumps(schema)))
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=AS_JSON)
+        matcher = LLMatcher(known, grammar)
     except ValueError as error:
         raise M3Error(f"the schema is refused: {error}") from error
     if matcher.is_error():

@@ -13,6 +13,7 @@ import click
 from ..config import Options
 from ..text import scrub_line
 from .options import (
+    PATH,
     WRITING,
     Interrupted,
     add_options,
@@ -55,7 +56,7 @@ TYPICAL_TOKENS = 100  # of a reference
 
 
 @command('m3mlx memorize notes --exclude "*.log" --collection home')
-@click.argument("paths", nargs=-1, metavar="PATH…")
+@click.argument("paths", nargs=-1, type=PATH, metavar="PATH…")
 @document_options
 @add_options(
     prune="Forget documents whose files have vanished.",
@@ -330,7 +331,7 @@ def _edition_text(edition: Mapping[str, Any]) -> str:
 
 
 @command("m3mlx forget notes/old.md --verify")
-@click.argument("names", nargs=-1, required=True, metavar="PATH|ID…")
+@click.argument("names", nargs=-1, required=True, type=PATH, metavar="PATH|ID…")
 @add_options(
     verify="Search the store's files for what was erased.",
     certificate=(

@@ -13,14 +13,14 @@ import click
 from ..config import CODECS, MEMORIES, SELECTIONS, Options, digest
 from ..errors import M3Error
 from ..train.settings import parse_budget
-from .options import add_options, command, memory_options
+from .options import PATH, add_options, command, memory_options
 from .render import Progress, dim, echo_json, echo_table, human_seconds, note
 
 TASKS = ("questions", "recite", "update", "edits", "choice")
 
 
 @command("m3mlx eval questions.jsonl --memories 5 --memories 20 --keep results", name="eval")
-@click.argument("file", metavar="FILE")
+@click.argument("file", type=PATH, metavar="FILE")
 @add_options(
     task=(
         "Answer questions, recite documents, notice a changed document, tell changed facts, or "

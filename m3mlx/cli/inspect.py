@@ -9,14 +9,14 @@ import click
 from ..config import Options
 from ..files import os_errors_as_store_errors, replacing
 from ..text import scrub_line
-from .options import WRITING, command, memory_options, open_assistant
+from .options import PATH, WRITING, command, memory_options, open_assistant
 from .render import echo_json, note
 
 
 @command(
     "m3mlx inspect notes/house.md -o house.html", "m3mlx inspect notes/house.md#1 -o house.png"
 )
-@click.argument("name", metavar="DOCUMENT[#N]")
+@click.argument("name", type=PATH, metavar="DOCUMENT[#N]")
 @click.option(
     *("-o", "--output"),
     type=click.Path(dir_okay=False, path_type=Path),

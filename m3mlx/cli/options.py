@@ -96,6 +96,7 @@ def _kept(name: str) -> Any:
     return ctx.meta.get(_META + name) if ctx else None
 
 
+PATH = click.Path(readable=False)  # shells complete it; the library says what is wrong with it
 _JSON = click.Option(["--json", "as_json"], is_flag=True, help="Print JSON.")
 _MODEL = "Language model: directory, hub id or built-in name (or M3MLX_MODEL)."
 _STORE = "Folder of the store (or M3MLX_STORE)."
@@ -104,8 +105,8 @@ COMMON = [  # options of every command, accepted before its name too
     click.Option(names, expose_value=False, callback=_keep, help=help, **given)
     for names, help, given in (
         (["--model"], _MODEL, {"metavar": "NAME", "envvar": "M3MLX_MODEL"}),
-        (["--passphrase-file"], _PASSPHRASE, {"metavar": "FILE"}),
-        (["--store"], _STORE, {"metavar": "DIR", "envvar": "M3MLX_STORE"}),
+        (["--passphrase-file"], _PASSPHRASE, {"metavar": "FILE", "type": PATH}),
+        (["--store"], _STORE, {"metavar": "DIR", "type": PATH, "envvar": "M3MLX_STORE"}),
         (["-v", "--verbose"], "Print details, and tracebacks of errors.", {"is_flag": True}),
     )
 ]

@@ -82,8 +82,8 @@ def serve(
         from ..serve import serve as run
     except ModuleNotFoundError as error:
         raise _missing("serve", error) from error
-    sizes = {"upload_bytes": max_upload or 2**40, "cache_bytes": cache_size, "waiting": queue}
-    made = _settings(**sizes, **settings)
+    settings |= {"upload_bytes": max_upload or 2**40, "cache_bytes": cache_size, "waiting": queue}
+    made = _settings(**settings)
     run(_assistant_maker(choose_model(options, yes)), made, _announce)
     _exit()
 

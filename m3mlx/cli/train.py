@@ -10,7 +10,7 @@ import click
 from ..errors import M3Error
 from ..text import scrub_line
 from ..train import Settings
-from .options import add_options, chosen_model, command, launched
+from .options import PATH, add_options, chosen_model, command, launched
 from .render import Progress, echo_json, human_bytes, human_seconds, note
 
 # help and kind of each option; defaults are those of ``train.Settings``
@@ -53,7 +53,7 @@ _DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 
 @command("m3mlx train train.jsonl --output my-adapter --dry-run")
-@click.argument("data", nargs=-1, required=True, metavar="DATA…")
+@click.argument("data", nargs=-1, required=True, type=PATH, metavar="DATA…")
 @click.option(
     "--output",
     type=click.Path(),
@@ -147,8 +147,8 @@ def _shares(given: tuple[str, ...]) -> dict[str, float]:
 
 
 @command("m3mlx fuse adapter merged")
-@click.argument("adapter", metavar="ADAPTER")
-@click.argument("output", metavar="DIRECTORY")
+@click.argument("adapter", type=PATH, metavar="ADAPTER")
+@click.argument("output", type=PATH, metavar="DIRECTORY")
 @add_options(dequantize="Write full precision, not quantized again: exact, and a larger file.")
 def fuse(adapter: str, output: str, dequantize: bool, as_json: bool) -> None:
     """Merge an adapter into its model."""

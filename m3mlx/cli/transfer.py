@@ -8,7 +8,7 @@ import click
 
 from ..config import Options
 from ..text import scrub_line
-from .options import add_options, command, encrypt_options, memory_options, open_assistant
+from .options import PATH, add_options, command, encrypt_options, memory_options, open_assistant
 from .render import Progress, echo_json, human_bytes, note, written_to
 
 _file = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
@@ -16,7 +16,7 @@ _file = click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
 
 @command("m3mlx export notes.m3 notes --sign mine.key")
 @_file
-@click.argument("names", nargs=-1, metavar="[PATH|ID]…")
+@click.argument("names", nargs=-1, type=PATH, metavar="[PATH|ID]…")
 @add_options(sign=("Sign with the private key in this file.", "KEY"))
 def export(file: Path, names: tuple[str, ...], sign: str | None, as_json: bool) -> None:
     """Write documents with their memories to one file."""

@@ -14,6 +14,7 @@ import click
 from ..config import DEBOUNCE, GRACE, RESCAN, Options
 from ..text import scrub_line
 from .options import (
+    PATH,
     WRITING,
     add_options,
     choose_model,
@@ -48,7 +49,7 @@ _NOTES = ("failed", "waiting", "away", "back", "polling")  # printed to stderr
 
 
 @command("m3mlx watch notes --grace 300")
-@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="PATH…")
 @document_options
 @add_options(
     debounce=("Seconds a file must be unchanged to be read.", click.FloatRange(0, 3600), DEBOUNCE),

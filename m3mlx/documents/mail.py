@@ -18,9 +18,13 @@ from . import html
 from .text import Note, clean, decode
 
 HEADERS = ("From", "To", "Cc", "Date")
-# begins a message of a mailbox: behind an empty line, or with a time, and before a header
+# begins a message of a mailbox: first of all, with a time, or behind an empty line and before a
+# header of mails; a sentence may begin with the same word
 FROM_LINE = re.compile(
-    rb"(?:(?:\A(?:\xef\xbb\xbf)?\s*|(?<=\n\n)|(?<=\n\r\n))From [^\n]*"
+    rb"(?:\A(?:\xef\xbb\xbf)?\s*From [^\n]*"
+    rb"|(?:(?<=\n\n)|(?<=\n\r\n))From [^\n]*(?:\d:\d\d[^\n]*"
+    rb"|(?=\n>?(?i:from|to|cc|date|subject|sender|received|return-path|reply-to|message-id"
+    rb"|mime-version|delivered-to|status|content-\w+|x-[\w-]+):))"
     rb"|(?<=\n)From [^\n]{1,200}\d:\d\d[^\n]{0,40} \d{4}[^\n]{0,40})\n(?=>?[!-9;-~]+:|\r?\n)"
 )
 HEAD = re.compile(rb"(?:\xef\xbb\xbf)?\s*")  # may stand before the first header
@@ -149,6 +153,8 @@ class _Reading:
             page = "\n".join(quiet._parts(pages[-1], MOST_NESTED, []))
             if not plain or len(page) > 4 * len(plain):
                 texts = pages[-1:]
+            elif len(page) > len(plain) and not _says(page, plain):
+                return [texts[0], pages[-1], *calendars]
         return [*(texts[:1] or pages[-1:]), *calendars]
 
     def content(self, part: Message) -> str:
@@ -189,6 +195,12 @@ def _decoded(message: Message, inner: Message) -> Message:
         with suppress(ValueError):
             return _parse(b64decode(str(inner.get_payload()).encode("ascii", "replace")))
     return inner
+
+
+def _says(page: str, plain: str) -> bool:
+    """Return whether a page has most of the words of a text."""
+    words = set(plain.split())
+    return 2 * len(words & set(page.split())) > len(words)
 
 
 def _is_attached(part: Message) -> bool:

@@ -38,7 +38,8 @@ TERMINAL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 LETTER = r"[A-Za-z0-9+/]"
 EMBEDDED = re.compile(  # a picture or other data in base64: with its address, or alone
-    rf"data:[\w.+/-]{{0,80}}+(?:;[\w.=-]{{1,80}}+){{0,4}},(?:{LETTER}|[\n=%_.-]){{100,}}+"
+    rf"data:[\w.+/-]{{0,80}}+(?:;[\w.=-]{{1,80}}+){{0,4}},"
+    rf"(?:{LETTER}|[=%_.-]|\n(?={LETTER}{{40}}|{LETTER}{{0,40}}={{0,2}}[)\"'>])){{100,}}+"
     rf"|(?<!{LETTER}){LETTER}{{1000,}}+={{0,2}}"
     rf"|(?:^[ \t]{{0,20}}+{LETTER}{{60,80}}+\n){{8,}}+"
     rf"(?:[ \t]*+(?:{LETTER}{{20,59}}+={{0,2}}|{LETTER}{{2,19}}+={{1,2}})$)?",
@@ -157,8 +158,8 @@ def _damaged(data: bytes, note: Note) -> str | None:
             return data[: error.start].decode("utf-8")
     text = data.decode("utf-8", errors="replace")
     wrong = text.count("\ufffd")
-    right = sum(1 for _ in VALID.finditer(data)) - wrong
-    if wrong * 10 > right and wrong * 1000 > len(data):
+    right = sum(sign > "\x7f" for sign in text) - wrong
+    if 2 * wrong > right and wrong * 1000 > len(data):
         return None
     where = _lines_with("\ufffd", text)
     note(f"{where}: bytes that are not UTF-8 are replaced by \ufffd")

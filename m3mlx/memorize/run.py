@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +108,7 @@ class MemorizeRun:
 
     def __post_init__(self) -> None:
         self.report = MemorizeReport()
-        self._took: Counter[str] = Counter()  # seconds, by task
+        self._took: defaultdict[str, float] = defaultdict(float)  # seconds, by task
         self.files: list[File] = []
         self.missing: list[File] = []  # new or changed
         self._contents: Mapping[str, bytes] = {}

@@ -68,6 +68,11 @@ class ChatRequest:
     echo: bool = False
     generation: Generation = field(default_factory=Generation)
 
+    @property
+    def scored(self) -> bool:
+        """All tokens of the text are looked at, so that it is read anew."""
+        return self.generation.raw and self.echo and self.chances is not None
+
 
 @dataclass
 class AnswerPart:
@@ -157,11 +162,10 @@ class ConversationCache:
         request = _readable(assistant, request)
         calls = calls_in_answer(assistant.decoder.tokenizer, request.tools, request.forced)
         how = replace(request.generation, **calls.changes)
-        request, raw = replace(request, generation=how), how.raw
+        request = replace(request, generation=how)
         room = _room(assistant, request)
         chat = self._take(assistant, request)
         chances = Chances(assistant.decoder.tokenizer, request.chances)
-        scored = raw and request.echo and request.chances is not None
         steps = chat.send(
             request.message,
             how,
@@ -169,7 +173,7 @@ class ConversationCache:
             exchange=request.exchange,
             tokens=request.tokens,
             blank=True,
-            observe=chances.observe if scored else None,
+            observe=chances.observe if request.scored else None,
             while_reading=job.check,
             max_tokens=max(min(how.max_tokens, room), 1),
             think=how.think and template.can_think,
@@ -187,7 +191,7 @@ class ConversationCache:
                         break
         finally:
             # an error has reset the chat, so it has no messages
-            if chat.messages and not scored:
+            if chat.messages and not request.scored:
                 self._keep(chat)
         yield answer.end()
 
@@ -203,7 +207,7 @@ class ConversationCache:
         wanted = raw, memory, only, request.system, tools
         asked = [*request.earlier, _asked(request)]
         chat, shared = None, WORTH - 1 if raw else -1
-        for kept in reversed(self._kept):
+        for kept in reversed(self._kept if not request.scored else ()):
             if (kept.raw, kept.memory, kept.only, kept.system, kept.tools) == wanted:
                 both = (kept.tokens, tokens) if raw else (kept.messages, asked)
                 if (count := shared_length(*both)) > shared:

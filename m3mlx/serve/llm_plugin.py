@@ -5,15 +5,16 @@ Sources are kept in llm's log, with each response.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Literal
 
 import llm
+import llm.cli
 import llm.parts
 from pydantic import Field
 
@@ -43,9 +44,9 @@ class M3(llm.Model):
         model: str | None = Field(None, description="Language model (or M3MLX_MODEL).")
         encoder: str | None = Field(None, description="Sentence encoder.")
         adapter_path: str | None = Field(None, description="LoRA adapter of mlx-lm.")
-        memory: Literal["explicit", "text", "off"] = Field(
-            "explicit", description="Read memories, paste the same text, or neither."
-        )
+        memory: Literal["explicit", "text", "off"] | None = Field(
+            None, description="Read memories (explicit), paste the same text, or neither (off)."
+        )  # a default of llm's options could not be told from what somebody chose
         max_tokens: int = Field(256, ge=1, description="Maximum length of an answer.")
         temperature: float = Field(0.0, ge=0, le=2, description="0 takes the likeliest token.")
         top_p: float = Field(1.0, ge=0, le=1, description="Share of likelihood drawn from.")
@@ -63,9 +64,10 @@ class M3(llm.Model):
     ) -> Iterator[str]:
         options = _continued(prompt.options, conversation)
         said = _turns(prompt)
+        memory = options.memory or "explicit"
         spans: dict[int, Step] = {}  # the last step of each
         try:
-            chat = self._open(options).chat(memory=options.memory, system=said.system)
+            chat = self._open(options).chat(memory=memory, system=said.system)
             chat.messages += said.earlier
             for step in chat.send(
                 said.message,
@@ -82,7 +84,7 @@ class M3(llm.Model):
         timings = step.timings
         response.set_usage(input=timings.prompt_tokens, output=timings.generated_tokens)
         response.response_json = {
-            "memory": options.memory,
+            "memory": memory,
             "sources": [vars(each) for last in spans.values() for each in Source.of_step(last)],
             "timings": vars(timings),
         }
@@ -118,9 +120,9 @@ def _logged(conversation: llm.Conversation | None) -> list[dict[str, object]]:
         chosen = [each.prompt.options for each in conversation.responses]
         return [each.model_dump(exclude_unset=True) for each in chosen]
     words = ["logs", "--cid", conversation.id, "-n", "0", "--json"]
-    command = [sys.executable, "-m", "llm", *words]  # as its log's form is its own
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    rows = json.loads(done.stdout) if done.returncode == 0 else []
+    with redirect_stdout(io.StringIO()) as told:  # its command, as its log's form is its own
+        llm.cli.cli.main(words, standalone_mode=False)
+    rows = json.loads(told.getvalue())
     logged = [row["options_json"] for row in rows]
     return [json.loads(each) if isinstance(each, str) else each or {} for each in logged]
 

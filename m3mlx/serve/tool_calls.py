@@ -18,7 +18,8 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..chat.sampling import can_keep_to_schemas
 
-ANY = {"type": "object"}  # schema of arguments that a tool says nothing of
+# Where none of these is, a tool has no other arguments than those it names.
+_OPEN = {"$ref", "allOf", "anyOf", "oneOf", "patternProperties", "additionalProperties"}
 _CALL = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*')
 log = logging.getLogger("m3mlx.serve")
 
@@ -109,7 +110,7 @@ class ForcedCall:
     def __init__(self, tokenizer: TokenizerWrapper, tools: Sequence[dict[str, Any]]):
         functions = [tool["function"] for tool in tools]
         self._names = [each["name"] for each in functions]
-        schemas = [each.get("parameters") or ANY for each in functions]
+        schemas = [_arguments(each.get("parameters") or {}) for each in functions]
         if len(functions) == 1:
             self._text = f'{{"name": {json.dumps(*self._names)}, "arguments": '
             schema = schemas[0]
@@ -128,6 +129,8 @@ class ForcedCall:
 
     def feed(self, text: str, last: bool) -> tuple[str, list[dict[str, Any]]]:
         """Add text; return the call when it is whole, and as text what has become none."""
+        if self.whole:
+            return "", []
         self._text += text
         if (head := _CALL.match(self._text)) and ("}" in text or last):
             name = json.loads(head[1])
@@ -137,6 +140,12 @@ class ForcedCall:
                     self.whole = True
                     return "", [_call(name, arguments)]
         return (self._text if last else ""), []
+
+
+def _arguments(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the arguments of a tool, which may say nothing of them."""
+    closed = {} if schema.keys() & _OPEN else {"additionalProperties": False}
+    return {"type": "object", **schema, **closed}
 
 
 def _one(number: int, name: str, schema: dict[str, Any]) -> dict[str, Any]:

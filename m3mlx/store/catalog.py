@@ -46,7 +46,11 @@ NEW_STORE = {  # the settings that change, as they begin
     "max_bytes": None,  # of all files together; beyond, memories are dropped
     "root": None,  # of an encrypted catalog
 }
-_MOST = 2**40  # slots or commits
+MOST_VECTORS = (  # have so many bytes
+    "SELECT length(vector) FROM (SELECT vector FROM reference LIMIT 100) "
+    "GROUP BY 1 ORDER BY count(*) DESC LIMIT 1"
+)
+MOST_SLOTS = 2**40  # or commits
 _LONGEST_COLLECTION = 100  # characters
 
 
@@ -125,8 +129,10 @@ class Catalog:
         if missing := NEW_STORE.keys() - settings:
             raise self.damaged(f"the setting {min(missing)} is missing")
         for name in ("next_slot", "commit"):
-            if type(settings[name]) is not int or not 0 <= settings[name] < _MOST:
+            if type(settings[name]) is not int or not 0 <= settings[name] < MOST_SLOTS:
                 raise self.damaged(f"the setting {name} is {settings[name]!r:.40}, no such number")
+        if settings["max_bytes"] is not None and type(settings["max_bytes"]) is not int:
+            raise self.damaged(f"the setting max_bytes is {settings['max_bytes']!r:.40}, no number")
         return settings
 
     def _settings(self) -> dict:
@@ -435,6 +441,10 @@ class Catalog:
         """When documents were added, by id."""
         rows = self.db.execute(f"SELECT {ABOUT} FROM document WHERE id {IN}", [as_json(documents)])
         return {id: self.columns.about(id, *columns)[3] for id, *columns in rows}
+
+    def vector_bytes(self) -> int | None:
+        """Length of most vectors as they are stored, judged by the first; None without any."""
+        return self.db.value(MOST_VECTORS)
 
     def path_of(self, slot: int) -> str | None:
         """Path of a reference's document."""

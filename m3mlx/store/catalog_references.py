@@ -19,6 +19,7 @@ from .columns import ABOUT, Columns
 from .database import Connection
 from .rows import NewReference, StoredReference
 
+_WRONG = -1  # which no checksum is
 BLOCK = 1024  # references that are read at a time where all are needed
 CHECKED = (  # all that the checksum of a reference is about, and the checksum
     'SELECT slot, path, ordinal, "start", "end", page, line, text, tokens, vector, checksum '
@@ -145,4 +146,7 @@ def checksum_of(slot: int, path: str, row: Sequence) -> int:
 def moved_checksum(row: Sequence, slot: int, path: str) -> int:
     """Checksum of a row of ``CHECKED`` under another slot or path; if wrong, it stays wrong."""
     before, old, *rest, checksum = row
-    return checksum ^ checksum_of(before, old, rest) ^ checksum_of(slot, path, rest)
+    try:
+        return checksum ^ checksum_of(before, old, rest) ^ checksum_of(slot, path, rest)
+    except TypeError:  # a value that is not even of its column's type
+        return _WRONG

@@ -195,6 +195,10 @@ class _Examination:
             settings = self._catalog.settings()
             _, self._dimensions, self._store = self._catalog.identity(settings)
             last, since = self._catalog.latest()
+            found = None if self._catalog.cipher.encrypts else self._catalog.vector_bytes()
+        if found not in (None, 4 * self._dimensions):
+            what = f"vectors have {found} bytes, which are not {self._dimensions} dimensions"
+            self._note("catalog", what)
         if last is not None and last >= settings["next_slot"]:
             self._note("catalog", f"the next slot, {settings['next_slot']}, is in use")
         if since is not None and since > settings["commit"]:

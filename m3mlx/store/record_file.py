@@ -74,6 +74,7 @@ from .rows import Edition
 MAGIC = b"m3mlx.kv"
 VERSION = 3
 BYTE_ORDER = 0x01020304
+_FARTHEST = 2**62  # bytes
 PAGE = 16384  # of Apple silicon; Metal adopts host memory that is aligned to it
 CHECKSUM = 4
 TIE = 16  # bytes
@@ -235,7 +236,12 @@ class RecordFile:
         return (os.fstat(self._file.fileno()).st_size - PAGE) // self._stride
 
     def _offset(self, slot: int) -> int:
-        return PAGE + (slot - self._origin) * self._stride
+        offset = PAGE + (slot - self._origin) * self._stride
+        if offset >= _FARTHEST:  # of a catalog that says so
+            raise StoreError(
+                f"{self.path}: no file has room for reference {slot}. Run `m3mlx check --repair`."
+            )
+        return offset
 
     def slot_at(self, offset: int) -> int:
         """Slot to which a byte of the file belongs; one before the origin for the header."""

@@ -114,23 +114,22 @@ class Records:
 
     def read(self, slots: Sequence[int], edition: int | None, *, note: bool) -> np.ndarray:
         """See ``MemoryStore.read``; ``note`` that they were used."""
-        with self._catalog.snapshot():
-            known = self._catalog.memories.edition(edition)
-        file = self.file(known.id)
-        digests = self._require_warm(slots, known.id)
+        file = self.file(edition)
+        id = file.identity.edition
+        digests = self._require_warm(slots, id)
         try:
             with files.os_errors_as_store_errors(file.path):
                 memories = file.read(slots, digests)
         except DamagedRecord as error:
-            self._require_warm(slots, known.id)  # it may have been forgotten or dropped just now
+            self._require_warm(slots, id)  # it may have been forgotten or dropped just now
             with self._catalog.snapshot():
-                reference = self._catalog.references.read([error.slot], known.id)[error.slot]
+                reference = self._catalog.references.read([error.slot], id)[error.slot]
             raise StoreError(
                 f"{file.path}: a memory of {reference.path} (document {reference.document}) "
                 f"is damaged. Forget that document and memorize it again."
             ) from error
         if note:
-            self.usage(known).note(slots)
+            Usage(file.path, file.identity.origin).note(slots)
         return memories
 
     def _require_warm(self, slots: Sequence[int], edition: int) -> dict[int, bytes]:

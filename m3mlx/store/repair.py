@@ -23,7 +23,7 @@ from ..config import Progress, no_progress
 from ..errors import StoreError
 from ..files import sync_folder
 from . import index
-from .catalog import NEW_STORE, Catalog
+from .catalog import MOST_SLOTS, MOST_VECTORS, NEW_STORE, Catalog
 from .check import CheckReport, Damage, examine, exclusive
 from .cipher import Passphrase
 from .database import errors_translated
@@ -224,6 +224,9 @@ def salvage(path: Path, passphrase: Passphrase | None) -> list[str]:
         try:
             known = {name: json.loads(settings[name]) for name in _SETTINGS & settings.keys()}
             store, end = bytes.fromhex(known["id"]), int(known["next_slot"])
+            for (length,) in _rows_until_damage(old, MOST_VECTORS):
+                if length and not known.get("cipher"):
+                    known["dimensions"] = length // 4
         except (TypeError, ValueError) as error:
             raise _unrepairable(path, f"a setting cannot be read ({error})") from error
         try:
@@ -274,15 +277,16 @@ def _fill(
                 paths[id] = _name(catalog, id)
                 lost[paths[id]] += numbers[1] if numbers[2] else 0
         for slot, document, *values in _rows(old, "reference"):
-            if document not in paths or not isinstance(slot, int):
+            if document not in paths or not _is_slot(slot):
                 lost[_substitute_name(document)] += 1
                 continue
             values[:6] = map(_text, values[:6])
             if _insert(catalog, "reference", (slot, document, *values)):
                 lost[paths[document]] -= 1
                 end = max(end, slot + 1)
-        for row in _rows(old, "leftover"):
-            _insert(catalog, "leftover", row)
+        for edition, slot in _rows(old, "leftover"):
+            if _is_slot(slot):
+                _insert(catalog, "leftover", (edition, slot))
         for document, name in _rows(old, "collection"):
             if document in paths:
                 _insert(catalog, "collection", (document, str(_text(name))))
@@ -309,6 +313,10 @@ def _find_memories(catalog: Catalog, path: Path, identity: Identity) -> None:
             with suppress(DamagedRecord):
                 file.read([slot], catalog.references.digests([slot]))
                 catalog.memories.mark(identity.edition, [slot], warm=True)
+
+
+def _is_slot(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < MOST_SLOTS
 
 
 def _insert(catalog: Catalog, table: str, row: Iterable) -> bool:

@@ -6,6 +6,7 @@ import { collections } from "./settings.js";
 import { inside } from "./sources.js";
 
 const PAGE = 50;
+const LOOK_AGAIN = 2000; // milliseconds, while memories are being written
 const FILTERS = { q: "find", collection: "filter-collection", type: "filter-type", since: "filter-since", sort: "sort" };
 const DAYS = { day: 1, week: 7, month: 31, year: 366 };
 
@@ -53,11 +54,22 @@ export async function refresh() {
   at("later").disabled = offset + PAGE >= total;
   at("show-documents").textContent = found.all ? `Documents ${number(found.all)}` : "Documents";
   choose();
+  await progress();
+  changed(found);
+}
+
+// Tells the size of the store, and how far the memories are that the server writes meanwhile.
+let looking;
+async function progress() {
+  clearTimeout(looking);
   const state = await get("v1/memories/status");
   const size = Object.values(state.bytes).reduce((sum, part) => sum + part, 0);
   const waiting = state.cold ? `, ${number(state.cold)} not written yet` : "";
-  at("store").textContent = found.all ? `${count(state.references, "reference")}${waiting}, ${bytes(size)} on disk` : "";
-  changed(found);
+  at("store").textContent = state.references ? `${count(state.references, "reference")}${waiting}, ${bytes(size)} on disk` : "";
+  at("writing").hidden = !state.cold;
+  at("writing").max = Math.max(state.references, 1);
+  at("writing").value = state.references - state.cold;
+  if (state.cold) looking = setTimeout(() => progress().catch(() => {}), LOOK_AGAIN);
 }
 
 function options(id, all, counts) {

@@ -39,9 +39,11 @@ function tell() {
 // Fills in what the server says about its model.
 export async function facts() {
   const about = await get("v1/page/about");
-  at("about").textContent = [about.model, ...(about.collection ? [about.collection] : [])].join(" · ");
+  const [scale, unit] = about.parameters >= 1e9 ? [1e9, "billion"] : about.parameters >= 1e6 ? [1e6, "million"] : [1e3, "thousand"];
+  const large = `${(about.parameters / scale).toFixed(scale === 1e9 ? 1 : 0)} ${unit}`;
+  at("about").textContent = [about.model, ...(about.parameters ? [large] : []), ...(about.collection ? [about.collection] : [])].join(" · ");
   const size = [
-    about.parameters ? `${about.parameters >= 1e9 ? (about.parameters / 1e9).toFixed(1) + " billion" : Math.round(about.parameters / 1e6) + " million"} parameters` : null,
+    about.parameters ? `${large} parameters` : null,
     about.weight_bytes ? bytes(about.weight_bytes) : null,
     about.context_tokens ? `context ${number(about.context_tokens)} tokens` : null,
   ].filter(Boolean);
@@ -63,7 +65,7 @@ export function collections(names) {
 export function prepare() {
   collections([]);
   show();
-  at("show-settings").addEventListener("click", () => at("settings").showModal());
+  for (const id of ["show-settings", "about"]) at(id).addEventListener("click", () => at("settings").showModal());
   at("settings").addEventListener("input", read);
   at("settings").addEventListener("click", (event) => { if (event.target === at("settings")) at("settings").close(); });
   at("defaults").addEventListener("click", () => {
