@@ -55,8 +55,6 @@ def test_edits_are_read_and_broken_ones_named(file, tmp_path):
     read = read_edits(file)
     known = {name: text for name, text in case(1).items() if name in vars(read[0])}
     assert read[0] == Edit(**{**known, "old": ("blue",)})
-        **{k: v for k, v in case(1).items() if k in vars(read[0])} | {"old": ("blue",)}
-    )
     for broken in ({"subject": ""}, {"old": []}, {"old": "blue"}, {"new": None}):
         bad = tmp_path / "bad.jsonl"
         bad.write_text(json.dumps({**case(1), **broken}))

@@ -68,8 +68,8 @@ command fails, it prints nothing there, and its exit code and standard error say
 | `sessions delete` | `deleted`, `remembered` |
 | `demo` | `documents`, `references`, `memorize_seconds`, `exchanges` |
 | `remember` | `id`, `path`, `text`, `said`, `by`, `history`, `triples`, `replaces`, `known` |
-| `facts` | sometimes `facts`, `id`, `path`, `text`, `said`, `by`, `history`, `triples`, `replaces`, \
-`known` |
+| `facts` | sometimes `facts`, `id`, `path`, `text`, `said`, `by`, `history`, `triples`, \
+`replaces`, `known` |
 | `memorize` | sometimes `added`, `changed`, `unchanged`, `vanished`, `failed`, `left_out`, \
 `notes`, `references`, `tokens`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, \
 `pruned`, `foreign`, `pace`, `dry_run`, `rebuilt`, `dropped`, `written` |
