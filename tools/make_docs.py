@@ -67,12 +67,12 @@ command fails, it prints nothing there, and its exit code and standard error say
 | `sessions search` | `messages` |
 | `sessions delete` | `deleted`, `remembered` |
 | `demo` | `documents`, `references`, `memorize_seconds`, `exchanges` |
-| `memorize` | sometimes `added`, `changed`, `unchanged`, `vanished`, `failed`, `left_out`, \
-`notes`, `references`, `tokens`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, \
-`pruned`, `foreign`, `pace`, `dry_run`, `rebuilt`, `dropped`, `written` |
 | `remember` | `id`, `path`, `text`, `said`, `by`, `history`, `triples`, `replaces`, `known` |
 | `facts` | sometimes `facts`, `id`, `path`, `text`, `said`, `by`, `history`, `triples`, \
 `replaces`, `known` |
+| `memorize` | sometimes `added`, `changed`, `unchanged`, `vanished`, `failed`, `left_out`, \
+`notes`, `references`, `tokens`, `memories`, `bytes`, `seconds`, `stored_seconds`, `estimated`, \
+`pruned`, `foreign`, `pace`, `dry_run`, `rebuilt`, `dropped`, `written` |
 | `watch` | `what`, `path`, `detail` |
 | `list` | `documents` |
 | `status` | `store`, `documents`, `references`, `cold`, `quarantined`, `bytes`, `session_bytes`, \
