@@ -4,7 +4,7 @@ The need is very uneven: of all (layer, KV head) pairs a few hold nearly everyth
 of the paper proposes to look for such heads). The tokens of sample texts that come with the
 package are scored and ranked over all heads together. A head's budget is how many of the best
 tokens it holds on average. An average of ``auto`` is the smallest whose memories, each read alone,
-keep 95 % of what whole ones give for answering questions about the samples. Read among others
+keep 94 % of what whole ones give for answering questions about the samples. Read among others
 small memories do as well as whole ones, which distract more, and yet lose answers
 (docs/evaluation.md). The factor on the keys is found among others, as memories are read in use.
 """
