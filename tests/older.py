@@ -47,6 +47,7 @@ def third_format(path, passphrase=None):
         db.execute("DELETE FROM setting WHERE name = 'root'")
         db.execute("DROP TRIGGER IF EXISTS reference_pieces_removed")
         db.execute("DROP TABLE IF EXISTS piece")
+        db.execute("DROP TABLE IF EXISTS fact")
         db.execute("DELETE FROM _sqlite_migrations WHERE name >= 'm004'")
 
 

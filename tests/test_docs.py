@@ -253,9 +253,9 @@ def test_the_interfaces_of_the_server_are_all_named():
         assert path == "/v1/models" or any(
             route.startswith(re.split("/ID|/NAME", path)[0]) for route in routes
         ), path
-    tools = re.findall(r"`(\w+)`", page.split("seven tools")[1].split("In its settings")[0])
+    tools = re.findall(r"`(\w+)`", page.split("eight tools")[1].split("In its settings")[0])
     mcp = (ROOT / "m3mlx/serve/mcp.py").read_text("utf-8")
-    assert len(tools) == 7 and all(re.search(rf"def {name}\b", mcp) for name in tools)
+    assert len(tools) == 8 and all(re.search(rf"def {name}\b", mcp) for name in tools)
 
 
 # --- figures

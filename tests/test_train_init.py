@@ -161,7 +161,7 @@ def test_gradients_reach_the_embeddings_through_memories(place, tmp_path, detach
     batch = run.loader.batch(0)
     said = {token for sequence in batch.sequences for token in sequence}
     only = sorted({token for tokens in batch.references for token in tokens} - said)
-    gradients = run._gradients(0)[3]["model"]
+    gradients = run._gradients(0)[2]["model"]
     learned = np.abs(np.array(gradients["embed_tokens"]["weight"])).sum(axis=1)
     assert only and (learned[only] == 0).all() == detached
     assert (learned[sorted(said)] > 0).all()

@@ -93,7 +93,7 @@ def train(
             decoder = begin(settings, Path(begun), progress)
         else:
             decoder = load_decoder(settings.model, progress=progress)
-        trainer = Trainer(settings, decoder, progress, ranks)
+        trainer = Trainer(settings, decoder, progress)
         expected = trainer.estimate()
         check(expected)
         if on_estimate:
@@ -124,9 +124,9 @@ def _check_output(output: Path, settings: Settings) -> None:
 class Trainer:
     """One run: model, data, optimizer and output."""
 
-    def __init__(self, settings: Settings, decoder: Decoder, progress: Progress, ranks: Ranks):
+    def __init__(self, settings: Settings, decoder: Decoder, progress: Progress):
         self.settings, self.model, self.decoder = settings, decoder.model, decoder
-        self.ranks = ranks
+        self.ranks = ranks = Ranks()
         self.output = Path(settings.output)
         self.template = decoder.template
         data = read_data(settings.data)
