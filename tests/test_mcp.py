@@ -90,6 +90,11 @@ async def use(client, world):
     _, _, gone = await call("forget", document=numbers["text:boat"])
     assert gone["forgotten"][0]["path"] == "text:boat"
     await refused("no document", "forget", document=numbers["text:boat"])
+    _, _, fact = await call("remember", fact="Ada Quill lives in Porto.")
+    assert fact["text"] == "Ada Quill lives in Porto." and fact["replaces"] == []
+    _, _, moved = await call("remember", fact="Ada Quill lives in Lagos.")
+    assert moved["path"] == fact["path"] and len(moved["replaces"]) == 1
+    await call("forget", document=moved["id"])
     _, _, state = await call("status")
     assert state["documents"] == 1 and state["roots"] == [str(world / "notes")]
     assert ORDER not in (await call("recall", query="boat", k=9))[1]
@@ -103,6 +108,7 @@ async def use(client, world):
         ("list_documents", {"limit": 0}),
         ("list_documents", {"offset": -1}),
         ("memorize_text", {"text": ""}),
+        ("remember", {"fact": ""}),
     ):
         await refused("validation error", tool, **arguments)
 

@@ -547,6 +547,30 @@ def test_documents_are_listed_found_and_forgotten(server):
     assert state["documents"] == len(server.names()) and state["model"] == "decoder"
 
 
+def test_a_fact_is_kept_at_once_and_replaced_by_a_later_one(server):
+    first = server.post("/v1/memories", fact="Ada Quill lives in Porto.", by="Ada").json()
+    assert first["text"] == "Ada Quill lives in Porto." and first["by"] == "Ada"
+    assert first["path"].startswith("fact:") and first["replaces"] == []
+    assert server.post("/v1/memories", fact="Ada Quill lives in Porto.", by="Ada").json()["known"]
+    moved = server.post("/v1/memories", fact="Ada Quill lives in Lagos.", by="Ada").json()
+    assert moved["path"] == first["path"] and len(moved["replaces"]) == 1
+    hits = server.post("/v1/memories/recall", query="Where does Ada Quill live?", k=9).json()[
+        "data"
+    ]
+    texts = [hit["text"] for hit in hits]
+    assert moved["text"] in texts and first["text"] not in texts
+    for body in (
+        {"fact": ""},
+        {"fact": 7},
+        {"fact": "x" * 2001},
+        {"fact": "It rains.", "by": 7},
+        {"fact": "It rains.", "keep_both": "yes"},
+    ):
+        refused = server.post("/v1/memories", **body)
+        assert refused.status_code == 400 and refused.json()["error"]["param"] in ("fact", "by")
+    server.client.delete(f"/v1/memories/{moved['id']}")
+
+
 def test_a_forgotten_document_is_gone_from_conversations_that_go_on(client, server):
     server.post("/v1/memories", text="The heron stands on one leg.", name="heron")
     messages = ask("Where does the heron stand?")

@@ -5,7 +5,7 @@ connections     the HTTP server and its connections
 guard           which requests are accepted
 documents       list, recall, memorize, view, forget
 sessions        conversations that the page keeps
-facts           what the page tells about the model, and what one could ask
+about           what the page tells about the model, and what one could ask
 conversations   answers, and the caches of the last conversations
 chances         how likely tokens were
 tool_calls      calls of tools in answers
@@ -36,7 +36,7 @@ from ..assistant import Assistant
 from ..errors import M3Error
 from .app import Endpoints
 from .connections import http_server
-from .facts import about
+from .about import about
 from .guard import Guard, Guarded, Roots, is_loopback
 from .model_thread import ModelThread
 
