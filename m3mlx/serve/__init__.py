@@ -34,9 +34,9 @@ from starlette.types import ASGIApp
 
 from ..assistant import Assistant
 from ..errors import M3Error
+from .about import about
 from .app import Endpoints
 from .connections import http_server
-from .about import about
 from .guard import Guard, Guarded, Roots, is_loopback
 from .model_thread import ModelThread
 
