@@ -965,14 +965,18 @@ class Terminal:
         except OSError:  # the program has ended
             raise AssertionError(f"it ended: {self.seen[-500:]}") from None
 
-    def end(self) -> int:
+    def end(self, seconds: float = 120) -> int:
+        """Read until the program has ended; return its exit code."""
+        end = time.monotonic() + seconds
         try:
-            while True:
+            while ready := select.select([self.master], [], [], max(end - time.monotonic(), 0))[0]:
                 self.seen += os.read(self.master, 4096)
+            assert ready, f"it does not end: {self.seen[-500:]}"
         except OSError:
-            return self.process.wait(120)
+            pass
         finally:
             os.close(self.master)
+        return self.process.wait(seconds)
 
 
 def test_in_a_terminal_ctrl_c_stops_the_answer_and_ctrl_d_ends(world, tmp_path):
@@ -1009,6 +1013,7 @@ def test_lines_pasted_together_are_one_message_and_alt_enter_breaks_a_line(world
         terminal.wait_for("\r\n.*> $")
     terminal.type(f"/save {said}\r")
     terminal.wait_for("Saved")
+    terminal.wait_for("> $")
     terminal.type("\x04")
     assert terminal.end() == 0
     messages = [json.loads(line)["content"] for line in said.read_text().splitlines()]
