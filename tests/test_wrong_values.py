@@ -111,12 +111,16 @@ def tasks(path, how):
     yield lambda: MemoryStore.check(path, **how)
 
 
-def walk(whole, folder, values, count=None):
-    """Spoil each column with each value, and do so many of the tasks; return what is wrong."""
+def walk(whole, folder, values, count=None, every=1):
+    """Spoil each column with values, and do so many of the tasks; return what is wrong.
+
+    Args:
+        every: a column gets one of so many values, the next column those that follow them.
+    """
     path, how = whole
     found, spoiled = [], 0
-    for table, column, key in columns(path):
-        for value in values:
+    for place, (table, column, key) in enumerate(columns(path)):
+        for value in values[place % every :: every]:
             store = folder / "store"
             shutil.rmtree(store, ignore_errors=True)
             shutil.copytree(path, store)
@@ -142,8 +146,8 @@ def test_a_value_that_nobody_writes_is_told_in_a_sentence(whole, tmp_path):
 
 @pytest.mark.slow
 def test_whatever_is_in_a_column_is_told_in_a_sentence(whole, tmp_path):
-    spoiled, found = walk(whole, tmp_path, MANY)
-    assert found == [] and spoiled > 600
+    spoiled, found = walk(whole, tmp_path, MANY, every=3)
+    assert found == [] and spoiled > 200
 
 
 def test_other_dimensions_are_found_and_mended_without_loss(tmp_path):
