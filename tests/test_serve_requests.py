@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3mlx.serve import openai, responses
+from m3mlx.serve.app import _line
 from m3mlx.serve.errors import BadRequest
 from m3mlx.serve.messages import read_messages, turns_of
 from m3mlx.serve.openai import MAX_CHOICES, MAX_TEXTS, MAX_TOKENS
@@ -16,6 +17,13 @@ CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{
 CALLED = {"role": "assistant", "content": None, "tool_calls": [CALL]}
 RESULT = {"role": "tool", "tool_call_id": "1", "content": "5"}
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def test_clients_see_one_event_whatever_they_take_for_the_end_of_a_line():
+    event = {"type": "response.output_text.delta", "delta": "a\u2028b\u2029c\x85d\x1ce\r\nf 箱"}
+    name, data, end = _line(event).splitlines()
+    assert name == "event: response.output_text.delta" and not end
+    assert json.loads(data.removeprefix("data: ")) == event
 
 
 def chat(**fields):

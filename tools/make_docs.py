@@ -85,7 +85,7 @@ command fails, it prints nothing there, and its exit code and standard error say
 | `eval` | `rows`; sometimes `explanation`, `questions`, `documents`, `tokens`, `recall`, \
 `fitting`, `model`, `adapter`, `machine`, `versions` |
 | `bench` | `plan`, `machine`, `model`, `figures`, `ratios`, `load_before`, `part_seconds`, \
-`end_to_end` |
+`end_to_end`; sometimes `cost`, `record_bytes`, `memorize_peak_bytes` |
 | `convert` | `output`, `tensors`, `difference` |
 | `parity` | `sound`, `summary`, `skipped`, `results` |
 | `train` | `output`, `steps`, `metrics` |

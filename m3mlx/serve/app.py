@@ -415,9 +415,12 @@ class _EventStream(StreamingResponse):
 
 
 def _line(event: Any) -> str:
-    """Return an event of a stream; those of /v1/responses also have its name."""
+    """Return an event of a stream; those of /v1/responses also have its name.
+
+    All of it is ASCII: httpx and others end lines at other characters too, such as U+2028.
+    """
     name = f"event: {kind}\n" if isinstance(event, dict) and (kind := event.get("type")) else ""
-    return f"{name}data: {json.dumps(event, ensure_ascii=False)}\n\n"
+    return f"{name}data: {json.dumps(event)}\n\n"
 
 
 def _needs_grammar(asked: bool, field: str) -> None:
