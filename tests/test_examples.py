@@ -145,7 +145,7 @@ def names_in(value):
 
 
 KEYED = ("ratios", "skipped", "fingerprint", "recall", "kinds", "quarantined", "metrics", "machine")
-KEYED += ("versions", "parts")
+KEYED += ("versions", "parts", "record_bytes", "cost")
 
 
 @pytest.mark.slow
