@@ -5,7 +5,7 @@ connections     the HTTP server and its connections
 guard           which requests are accepted
 documents       list, recall, memorize, view, forget
 sessions        conversations that the page keeps
-about           what the page tells about the model, and what one could ask
+introduction    what the page tells about the model, and what one could ask
 conversations   answers, and the caches of the last conversations
 chances         how likely tokens were
 tool_calls      calls of tools in answers
@@ -34,7 +34,7 @@ from starlette.types import ASGIApp
 
 from ..assistant import Assistant
 from ..errors import M3Error
-from .about import about
+from .introduction import about
 from .app import Endpoints
 from .connections import http_server
 from .guard import Guard, Guarded, Roots, is_loopback

@@ -32,7 +32,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..assistant import Assistant
 from ..chat.sampling import can_keep_to_schemas
 from ..errors import M3Error
-from . import about, documents, errors, openai, responses
+from . import documents, errors, introduction, openai, responses
 from .conversations import ConversationCache
 from .errors import BadRequest
 from .guard import Guard, Guarded, Roots, media_type
@@ -63,7 +63,7 @@ class Endpoints:
         model, encoder: names that answers and embeddings carry.
         roots, collection, cache_bytes: see ``Settings``.
         knows_tools: the model's chat template shows tools.
-        known: what ``about`` tells of the model; None to find them at the first request.
+        known: what ``introduction.about`` tells of the model; None to find them at the first request.
     """
 
     thread: ModelThread
@@ -165,19 +165,19 @@ class Endpoints:
     async def about(self, request: Request) -> Response:
         """Describe the model; it stays the same, so that nobody waits for it twice."""
         if self.known is None:
-            self.known = await self._call(request, about.about)
+            self.known = await self._call(request, introduction.about)
         names = {"model": self.model, "encoder": self.encoder, "collection": self.collection}
         return JSONResponse({**self.known, **names, "upload_bytes": self.guard.upload_bytes})
 
     async def suggest(self, request: Request) -> Response:
         def made(assistant: Assistant) -> list[str]:
-            return about.questions(assistant, self._listed.documents(assistant))
+            return introduction.questions(assistant, self._listed.documents(assistant))
 
         return JSONResponse({"object": "list", "data": await self._look(request, made)})
 
     async def memorize_demo(self, request: Request) -> Response:
         await request.body()
-        task = partial(about.memorize_demo, collection=self.collection)
+        task = partial(introduction.memorize_demo, collection=self.collection)
         return await self._memorize(request, task)
 
     # --- answers
