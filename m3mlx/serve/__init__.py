@@ -34,10 +34,10 @@ from starlette.types import ASGIApp
 
 from ..assistant import Assistant
 from ..errors import M3Error
-from .introduction import about
 from .app import Endpoints
 from .connections import http_server
 from .guard import Guard, Guarded, Roots, is_loopback
+from .introduction import about
 from .model_thread import ModelThread
 
 TOOL = {"type": "function", "function": {"name": "m3mlxtool", "parameters": {"type": "object"}}}
