@@ -63,7 +63,7 @@ class Endpoints:
         model, encoder: names that answers and embeddings carry.
         roots, collection, cache_bytes: see ``Settings``.
         knows_tools: the model's chat template shows tools.
-        known: what ``introduction.about`` tells of the model; None to find them at the first request.
+        known: what ``introduction.about`` tells of the model; None to ask at the first request.
     """
 
     thread: ModelThread
