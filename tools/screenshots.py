@@ -186,6 +186,7 @@ class Stage:
             self.client.post("/v1/sessions", json={"title": title, "messages": said})
         self.open()
         self.show("conversations")
+        until(lambda: self.all("#kept button[aria-label^=Rename]"), 30, 0.1)
         self.all("#kept button[aria-label^=Rename]")[0].click()
 
     def uploads(self) -> None:
