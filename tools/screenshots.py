@@ -156,6 +156,7 @@ class Stage:
         self.run("document.activeElement.blur(); document.querySelector('.passage').focus()")
 
     def markdown(self) -> None:
+        self.open()
         details = {"mode": "off", "spans": [[0, 0]], "sources": [], "others": []}
         said = [
             {"role": "user", "content": "How long do I expose?"},
@@ -181,6 +182,7 @@ class Stage:
         self.ask("What is the observatory cat called?")
 
     def conversations(self) -> None:
+        self.open()  # conversations are kept in a store, which begins with the samples
         for title in ("When does the dome open", "Recipe for pear chutney", "دليل الحديقة"):
             said = [{"role": "user", "content": title}, {"role": "assistant", "content": "Yes."}]
             self.client.post("/v1/sessions", json={"title": title, "messages": said})
