@@ -53,6 +53,17 @@ def shared_calibrations(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with a tiny decoder and a tiny encoder."""
+    import tiny  # which takes seconds
+
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save_model(folder / "decoder")
+    tiny.save_encoder(folder / "encoder")
+    return folder
+
+
 @pytest.fixture
 def two_blas_threads():
     """Let OpenBLAS have two threads, where m3mlx loaded one, so that batches are shared."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from click.testing import CliRunner
 from small_store import in_bytes, memorize, new_store, references
 
@@ -209,14 +208,6 @@ def test_the_nearest_facts_are_found_among_documents(store):
 
 
 # --- with an assistant
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    tiny.save_model(folder / "decoder")
-    tiny.save_encoder(folder / "encoder")
-    return folder
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import stat
 from pathlib import Path
 
 import pytest
-import tiny
 from click.testing import CliRunner
 from small_store import in_bytes, memorize, new_store
 
@@ -98,14 +97,6 @@ def test_names_in_any_script():
 
 
 # --- with an assistant
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("models")
-    tiny.save_model(folder / "decoder")
-    tiny.save_encoder(folder / "encoder")
-    return folder
 
 
 @pytest.fixture
